@@ -1,0 +1,12 @@
+//! What the node agent and the CNI plugin share.
+//!
+//! Both programs act on the same devices without talking to each other: the agent writes the device table, the
+//! plugin reads it; whoever makes a link leaves an attachment record. This crate holds these two files' formats, the
+//! rules for names and numbers in them, and the only implementation of making and removing a macvtap.
+
+pub mod device_id;
+pub mod mac;
+pub mod mode;
+pub mod paths;
+pub mod record;
+pub mod table;

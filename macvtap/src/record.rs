@@ -1,0 +1,79 @@
+//! Attachment records: who has which device, from the moment its link begins to exist.
+//!
+//! One small JSON file per device in [`Paths::attachments`](crate::paths::Paths::attachments), written to a temporary
+//! name and renamed. They lie on a tmpfs: links do not survive a reboot, so records must not either.
+
+use crate::device_id::DeviceId;
+use crate::mac::MacAddr;
+use serde::{Deserialize, Serialize};
+
+/// The version this program writes, and the only one it reads.
+pub const VERSION: u32 = 1;
+
+/// The content of one record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The device; also the file's name.
+    pub device: DeviceId,
+    /// Where the link is and whose it is.
+    pub holder: Holder,
+    /// How far the attachment has come.
+    pub state: State,
+    /// Index of the link, in the namespace of its holder.
+    pub ifindex: u32,
+    /// Index of the lower link, in the namespace of the node.
+    pub lower_ifindex: u32,
+    /// The address the link was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// Device number of the link's tap; absent until the link exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<DeviceNumber>,
+}
+
+/// Who holds a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum Holder {
+    /// A pod network: the link is in the pod's network namespace.
+    #[serde(rename_all = "camelCase")]
+    Pod {
+        /// `CNI_CONTAINERID` of the sandbox.
+        container_id: String,
+        /// `CNI_IFNAME`.
+        ifname: String,
+        /// `K8S_POD_UID`; empty when the runtime does not tell it.
+        pod_uid: String,
+        /// `K8S_POD_NAMESPACE`.
+        pod_namespace: String,
+        /// `K8S_POD_NAME`.
+        pod_name: String,
+        /// `CNI_NETNS`.
+        netns: String,
+        /// Inode of that namespace: a path may be used again for another one.
+        netns_inode: u64,
+    },
+    /// A pod that has only the tap: the link is in the namespace of the node.
+    Host,
+}
+
+/// How far an attachment has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// Being made; if nobody holds the device's lock, its maker died.
+    Creating,
+    /// Link, addresses and node are in place.
+    Attached,
+}
+
+/// A character device's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DeviceNumber {
+    /// The driver's number; macvtap's is given by the kernel at load time.
+    pub major: u32,
+    /// The tap's number, given by the kernel: the lowest free one.
+    pub minor: u32,
+}

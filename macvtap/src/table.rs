@@ -1,0 +1,366 @@
+//! The device table: which devices this node offers, and from what each is made.
+//!
+//! The agent writes it before it advertises a device; the plugin reads it, so an ADD needs no daemon. The file is
+//! replaced as a whole: temporary file, fsync, rename, fsync of the directory.
+
+use crate::device_id::{DeviceId, ResourceName, SLOT_MAX};
+use crate::mac::MacAddr;
+use crate::mode::Mode;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The version this program writes, and the only one it reads.
+pub const VERSION: u32 = 1;
+
+/// Indexes of the links we make. Kernels number links from 1 upwards, so no other link comes near for a long time.
+pub const IFINDEX_FIRST: u32 = 0x0100_0000;
+
+/// The last index given to a device.
+pub const IFINDEX_LAST: u32 = 0x7fef_ffff;
+
+/// A placeholder (a link that only keeps a tap minor busy) has this index plus the minor.
+pub const PLACEHOLDER_IFINDEX_FIRST: u32 = 0x7ff0_0000;
+
+/// All devices of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceTable {
+    /// [`VERSION`].
+    pub version: u32,
+    /// `/proc/sys/kernel/random/boot_id` when the table was written: links and indexes of another boot mean nothing.
+    pub boot_id: String,
+    /// The next index never given out in this boot.
+    pub next_ifindex: u32,
+    /// Whether the agent runs without the API (`DP_MACVTAP_CONF` or a file).
+    #[serde(default)]
+    pub standalone: bool,
+    /// Resources by bare name.
+    pub resources: BTreeMap<ResourceName, Resource>,
+}
+
+/// One resource of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resource {
+    /// What stands before the `/` in the resource's full name.
+    pub prefix: String,
+    /// What a device of it is.
+    #[serde(rename = "type")]
+    pub device_type: DeviceType,
+    /// MTU of the links; absent: the lower link's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Links take every frame.
+    #[serde(default)]
+    pub promiscuous: bool,
+    /// Links take every multicast frame; without it a guest's neighbour discovery hears nothing.
+    pub all_multicast: bool,
+    /// Owner of the device nodes.
+    pub owner: Owner,
+    /// Whether a pod may take the tap alone, without a network.
+    pub tap_only: TapOnly,
+    /// Lower links, in the order of discovery.
+    pub links: Vec<LowerLink>,
+}
+
+/// What a device of a resource is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceType {
+    /// A macvtap made on a lower link.
+    #[default]
+    Macvtap,
+    /// A whole NIC.
+    HostDevice,
+}
+
+/// Owner of a device node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// User ID.
+    pub uid: u32,
+    /// Group ID.
+    pub gid: u32,
+}
+
+impl Default for Owner {
+    /// KubeVirt's `qemu` user.
+    fn default() -> Self {
+        Self { uid: 107, gid: 107 }
+    }
+}
+
+/// Whether a pod may take the tap alone, without a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TapOnly {
+    /// It may: the agent makes the link when the container starts.
+    Allowed,
+    /// It may not.
+    #[default]
+    Forbidden,
+}
+
+/// A link under devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LowerLink {
+    /// Its index in the node's namespace: what it is known by within a boot.
+    pub ifindex: u32,
+    /// Its name when the table was written.
+    pub name: String,
+    /// What it is known by across boots.
+    pub identity: LinkIdentity,
+    /// The mode its devices have now. A change of the configured mode waits until the link's last device is free.
+    pub mode: Mode,
+    /// Its devices. Growing adds a range; an index is never moved, nor used again within a boot.
+    pub ranges: Vec<SlotRange>,
+}
+
+/// What a link is known by across boots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "by")]
+pub enum LinkIdentity {
+    /// A NIC: its permanent address and the device it is part of.
+    #[serde(rename_all = "camelCase")]
+    Hardware {
+        /// Permanent MAC address.
+        mac: MacAddr,
+        /// Kernel name of the parent device, for example `0000:3b:00.0` or `virtio1`.
+        parent: String,
+    },
+    /// A link made by software.
+    Name {
+        /// rtnetlink kind (`bond`, `vlan`, ...), empty for none.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Consecutive slots with consecutive indexes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotRange {
+    /// The first slot.
+    pub first_slot: u32,
+    /// How many slots.
+    pub count: u32,
+    /// Index of the first slot's link.
+    pub first_ifindex: u32,
+}
+
+/// One device, as the table describes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Device<'t> {
+    /// Its resource.
+    pub resource: &'t Resource,
+    /// Its lower link.
+    pub link: &'t LowerLink,
+    /// The index its link has whenever it exists.
+    pub ifindex: u32,
+}
+
+/// Why a table cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// Not the JSON we write.
+    #[error("device table is damaged")]
+    Json(#[from] serde_json::Error),
+    /// Written by a program that knows more, or less, than this one.
+    #[error(
+        "device table has version {0}, this program reads version {VERSION}; run agent and plugin of one release"
+    )]
+    Version(u32),
+    /// Slots or indexes that contradict each other.
+    #[error("device table is damaged: resource {resource}: {what}")]
+    Inconsistent {
+        /// The resource.
+        resource: ResourceName,
+        /// The contradiction.
+        what: &'static str,
+    },
+}
+
+impl DeviceTable {
+    /// Reads a table and checks that no slot and no index occurs twice.
+    pub fn parse(json: &[u8]) -> Result<Self, TableError> {
+        let table: Self = serde_json::from_slice(json)?;
+        if table.version != VERSION {
+            return Err(TableError::Version(table.version));
+        }
+        table.check()?;
+        Ok(table)
+    }
+
+    /// The device with this ID, if the node has it.
+    pub fn device(&self, id: &DeviceId) -> Option<Device<'_>> {
+        let resource = self.resources.get(id.resource())?;
+        resource.links.iter().find_map(|link| {
+            let ifindex = link.ranges.iter().find_map(|range| range.ifindex_of(id.slot()))?;
+            Some(Device {
+                resource,
+                link,
+                ifindex,
+            })
+        })
+    }
+
+    fn check(&self) -> Result<(), TableError> {
+        let mut indexes: Vec<(u32, u32)> = Vec::new();
+        for (name, resource) in &self.resources {
+            let bad = |what| TableError::Inconsistent {
+                resource: name.clone(),
+                what,
+            };
+            let mut slots: Vec<(u32, u32)> = Vec::new();
+            for range in resource.links.iter().flat_map(|link| &link.ranges) {
+                let (slot, index) = range
+                    .bounds()
+                    .ok_or_else(|| bad("a range leaves the numbers we use"))?;
+                slots.push(slot);
+                indexes.push(index);
+            }
+            if overlap(&mut slots) {
+                return Err(bad("a slot occurs twice"));
+            }
+            if overlap(&mut indexes) {
+                return Err(bad("an interface index occurs twice"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SlotRange {
+    /// The index of a slot's link, if the slot is in this range.
+    pub fn ifindex_of(&self, slot: u32) -> Option<u32> {
+        let offset = slot
+            .checked_sub(self.first_slot)
+            .filter(|offset| *offset < self.count)?;
+        self.first_ifindex.checked_add(offset)
+    }
+
+    /// The slots of this range in ascending order.
+    pub fn slots(&self) -> std::ops::Range<u32> {
+        self.first_slot..self.first_slot.saturating_add(self.count)
+    }
+
+    /// First and last slot, first and last index; none when empty or outside the numbers we use.
+    fn bounds(&self) -> Option<((u32, u32), (u32, u32))> {
+        let more = self.count.checked_sub(1)?;
+        let last_slot = self
+            .first_slot
+            .checked_add(more)
+            .filter(|last| *last <= SLOT_MAX)?;
+        let last_index = self
+            .first_ifindex
+            .checked_add(more)
+            .filter(|last| *last <= IFINDEX_LAST)?;
+        (self.first_ifindex >= IFINDEX_FIRST)
+            .then_some(((self.first_slot, last_slot), (self.first_ifindex, last_index)))
+    }
+}
+
+/// Whether two of these closed intervals share a number. Sorts them.
+fn overlap(intervals: &mut [(u32, u32)]) -> bool {
+    intervals.sort_unstable();
+    intervals
+        .windows(2)
+        .any(|pair| matches!(pair, [(_, last), (first, _)] if first <= last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(ranges: &[(u32, u32, u32)]) -> Vec<u8> {
+        let ranges = ranges
+            .iter()
+            .map(|&(first_slot, count, first_ifindex)| SlotRange {
+                first_slot,
+                count,
+                first_ifindex,
+            })
+            .collect();
+        let link = LowerLink {
+            ifindex: 3,
+            name: "dp0".into(),
+            identity: LinkIdentity::Name {
+                kind: "veth".into(),
+                name: "dp0".into(),
+            },
+            mode: Mode::Bridge,
+            ranges,
+        };
+        let resource = Resource {
+            prefix: "macvtap.network.kubevirt.io".into(),
+            device_type: DeviceType::Macvtap,
+            mtu: None,
+            promiscuous: false,
+            all_multicast: true,
+            owner: Owner::default(),
+            tap_only: TapOnly::Forbidden,
+            links: vec![link],
+        };
+        let resources = BTreeMap::from([("dataplane".parse().unwrap(), resource)]);
+        let table = DeviceTable {
+            version: VERSION,
+            boot_id: "b".into(),
+            next_ifindex: IFINDEX_FIRST,
+            standalone: false,
+            resources,
+        };
+        serde_json::to_vec(&table).unwrap()
+    }
+
+    #[test]
+    fn a_slot_keeps_its_index_when_ranges_are_added() {
+        let table =
+            DeviceTable::parse(&table(&[(0, 2, IFINDEX_FIRST), (2, 3, IFINDEX_FIRST + 100)])).unwrap();
+        let index = |slot: u32| {
+            table
+                .device(&format!("dataplaneMvp{slot}").parse().unwrap())
+                .map(|d| d.ifindex)
+        };
+        assert_eq!(index(1), Some(IFINDEX_FIRST + 1));
+        assert_eq!(index(2), Some(IFINDEX_FIRST + 100));
+        assert_eq!(index(5), None);
+        assert!(table.device(&"otherMvp0".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_table_that_contradicts_itself_is_refused() {
+        for (why, ranges) in [
+            (
+                "same slot",
+                vec![(0, 2, IFINDEX_FIRST), (1, 1, IFINDEX_FIRST + 9)],
+            ),
+            (
+                "same index",
+                vec![(0, 2, IFINDEX_FIRST), (2, 1, IFINDEX_FIRST + 1)],
+            ),
+            ("empty range", vec![(0, 0, IFINDEX_FIRST)]),
+            ("index of another", vec![(0, 1, 3)]),
+            ("index of a placeholder", vec![(0, 2, IFINDEX_LAST)]),
+            ("overflow", vec![(u32::MAX, 2, IFINDEX_FIRST)]),
+        ] {
+            assert!(
+                matches!(
+                    DeviceTable::parse(&table(&ranges)),
+                    Err(TableError::Inconsistent { .. })
+                ),
+                "{why}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_table_of_another_version_is_refused_with_the_version() {
+        let json = String::from_utf8(table(&[]))
+            .unwrap()
+            .replace("\"version\":1", "\"version\":2");
+        assert!(matches!(
+            DeviceTable::parse(json.as_bytes()),
+            Err(TableError::Version(2))
+        ));
+    }
+}
