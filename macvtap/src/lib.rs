@@ -4,9 +4,14 @@
 //! plugin reads it; whoever makes a link leaves an attachment record. This crate holds these two files' formats, the
 //! rules for names and numbers in them, and the only implementation of making and removing a macvtap.
 
+pub mod boot;
 pub mod device_id;
+pub mod file;
+pub mod lock;
 pub mod mac;
 pub mod mode;
 pub mod paths;
 pub mod record;
+pub mod records;
 pub mod table;
+pub mod table_file;

@@ -1,0 +1,38 @@
+//! Which boot of the machine this is: links, indexes and device numbers of another boot mean nothing.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Where the kernel tells it.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The boot ID could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("read the boot ID from {}", path.display())]
+pub struct BootIdError {
+    /// The file.
+    pub path: PathBuf,
+    /// What the kernel answered.
+    #[source]
+    pub source: io::Error,
+}
+
+/// The ID of the running boot, as the kernel prints it (a UUID, no line end).
+pub fn boot_id() -> Result<String, BootIdError> {
+    let read = std::fs::read_to_string(BOOT_ID);
+    let text = read.map_err(|source| BootIdError {
+        path: BOOT_ID.into(),
+        source,
+    })?;
+    Ok(text.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_id_is_the_same_within_a_boot() {
+        let id = super::boot_id().unwrap();
+        assert_eq!(id.len(), 36, "{id:?}");
+        assert_eq!(id, super::boot_id().unwrap());
+    }
+}

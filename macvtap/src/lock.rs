@@ -1,0 +1,109 @@
+//! Locks between processes: one per device, and one for the whole node.
+//!
+//! `flock` on a file in [`Paths::locks`]: the kernel releases it when its holder dies, so a lock that is free while
+//! its device's record says `Creating` means that the maker was killed. Lock files stay: removing one while another
+//! process waits on it would give two processes a lock each. On a tmpfs they cost an inode.
+//!
+//! Order: device lock first, node lock second; nobody takes two device locks.
+
+use crate::device_id::DeviceId;
+use crate::file::{self, FileError};
+use crate::paths::Paths;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+/// No device has this name: it contains no separator.
+const NODE: &str = "node";
+
+/// A held lock; released when dropped.
+#[derive(Debug)]
+pub struct Lock {
+    /// Open for its lock only.
+    _file: File,
+}
+
+/// A lock could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The lock file could not be opened.
+    #[error("lock")]
+    File(#[from] FileError),
+    /// The kernel refused the lock.
+    #[error("lock {}", path.display())]
+    Flock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+}
+
+/// Waits for the lock of a device. Holders keep it for one ADD or DEL.
+pub fn device(paths: &Paths, device: &DeviceId) -> Result<Lock, LockError> {
+    let (file, path) = open(paths, &device.to_string())?;
+    take(file, path, FlockOperation::LockExclusive)
+}
+
+/// Takes the lock of a device if nobody holds it; none when somebody does.
+pub fn try_device(paths: &Paths, device: &DeviceId) -> Result<Option<Lock>, LockError> {
+    let (file, path) = open(paths, &device.to_string())?;
+    match take(file, path, FlockOperation::NonBlockingLockExclusive) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(LockError::Flock {
+            source: Errno::WOULDBLOCK,
+            ..
+        }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits for the node-wide lock: whoever decides about tap minors holds it, for a few milliseconds.
+pub fn node(paths: &Paths) -> Result<Lock, LockError> {
+    let (file, path) = open(paths, NODE)?;
+    take(file, path, FlockOperation::LockExclusive)
+}
+
+fn open(paths: &Paths, name: &str) -> Result<(File, PathBuf), FileError> {
+    let directory = paths.locks();
+    file::make_directory(&directory)?;
+    let path = directory.join(name);
+    // Not truncated: the content means nothing.
+    let open = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
+    Ok((open.map_err(file::failed("open", &path))?, path))
+}
+
+fn take(file: File, path: PathBuf, operation: FlockOperation) -> Result<Lock, LockError> {
+    loop {
+        match flock(&file, operation) {
+            Ok(()) => return Ok(Lock { _file: file }),
+            Err(Errno::INTR) => {}
+            Err(source) => return Err(LockError::Flock { path, source }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_locked_for_one_holder_at_a_time_and_others_stay_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path());
+        let (a, b) = ("aMvp0".parse().unwrap(), "aMvp1".parse().unwrap());
+        let held = device(&paths, &a).unwrap();
+        assert!(try_device(&paths, &a).unwrap().is_none());
+        assert!(try_device(&paths, &b).unwrap().is_some());
+        drop(held);
+        assert!(try_device(&paths, &a).unwrap().is_some());
+    }
+}

@@ -1,0 +1,198 @@
+//! Attachment records as files: one per device in [`Paths::attachments`], named by device ID.
+//!
+//! Who writes or removes one holds the lock of its device; reading needs no lock, since files are replaced whole.
+
+use crate::device_id::DeviceId;
+use crate::file::{self, Durability, FileError};
+use crate::paths::Paths;
+use crate::record::{self, Attachment};
+use std::io;
+use std::path::PathBuf;
+
+/// Far above what a record with the longest names takes.
+const SIZE_MAX: u64 = 64 << 10;
+
+/// A record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file system refused.
+    #[error("attachment record")]
+    File(#[from] FileError),
+    /// The content is no record.
+    #[error("attachment record {} is damaged", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The content is a record of something else.
+    #[error("attachment record {} is damaged: it {what}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it says, as the rest of a sentence.
+        what: String,
+    },
+    /// The record cannot be written as JSON.
+    #[error("write an attachment record as JSON")]
+    Json(#[source] serde_json::Error),
+}
+
+/// Everything in the directory of records.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Readable records, ordered by device.
+    pub records: Vec<Attachment>,
+    /// Files that bear a device's name and are no record, with the reason.
+    pub damaged: Vec<(DeviceId, RecordError)>,
+}
+
+/// Replaces the record of its device. The caller holds the device's lock.
+pub fn write(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
+    let json = serde_json::to_vec(record).map_err(RecordError::Json)?;
+    Ok(file::replace(
+        &path(paths, &record.device),
+        &json,
+        Durability::Memory,
+    )?)
+}
+
+/// The record of a device; none when it is free.
+pub fn read(paths: &Paths, device: &DeviceId) -> Result<Option<Attachment>, RecordError> {
+    let path = path(paths, device);
+    let Some(json) = file::read(&path, SIZE_MAX)? else {
+        return Ok(None);
+    };
+    let record: Attachment = match serde_json::from_slice(&json) {
+        Ok(record) => record,
+        Err(source) => return Err(RecordError::Damaged { path, source }),
+    };
+    if record.version != record::VERSION {
+        let what = format!(
+            "has version {}, this program reads {}",
+            record.version,
+            record::VERSION
+        );
+        return Err(RecordError::Foreign { path, what });
+    }
+    if record.device != *device {
+        let what = format!("names device {}", record.device);
+        return Err(RecordError::Foreign { path, what });
+    }
+    Ok(Some(record))
+}
+
+/// Forgets a device's attachment; succeeds when there is none. The caller holds the device's lock.
+pub fn remove(paths: &Paths, device: &DeviceId) -> Result<(), RecordError> {
+    Ok(file::remove(&path(paths, device))?)
+}
+
+/// All records, readable or not. Names that are no device ID (temporary files among them) are skipped.
+pub fn list(paths: &Paths) -> Result<Listing, RecordError> {
+    let directory = paths.attachments();
+    let failed = |source| FileError {
+        step: "list",
+        path: paths.attachments(),
+        source,
+    };
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Listing::default()),
+        Err(error) => return Err(failed(error).into()),
+    };
+    let mut devices = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        devices.extend(name.to_str().and_then(|name| name.parse::<DeviceId>().ok()));
+    }
+    devices.sort();
+    let mut listing = Listing::default();
+    for device in devices {
+        match read(paths, &device) {
+            Ok(record) => listing.records.extend(record),
+            Err(error) => listing.damaged.push((device, error)),
+        }
+    }
+    Ok(listing)
+}
+
+fn path(paths: &Paths, device: &DeviceId) -> PathBuf {
+    paths.attachments().join(device.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Holder, State};
+
+    fn record(device: &str) -> Attachment {
+        Attachment {
+            version: record::VERSION,
+            device: device.parse().unwrap(),
+            holder: Holder::Host,
+            state: State::Creating,
+            ifindex: 0x0100_0000,
+            lower_ifindex: 3,
+            mac: None,
+            tap: None,
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written_until_it_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path());
+        let record = record("aMvp0");
+        assert_eq!(read(&paths, &record.device).unwrap(), None);
+        write(&paths, &record).unwrap();
+        assert_eq!(read(&paths, &record.device).unwrap(), Some(record.clone()));
+        remove(&paths, &record.device).unwrap();
+        remove(&paths, &record.device).unwrap();
+        assert_eq!(read(&paths, &record.device).unwrap(), None);
+    }
+
+    #[test]
+    fn a_listing_tells_records_from_damaged_ones_and_skips_what_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path());
+        assert!(list(&paths).unwrap().records.is_empty());
+        for device in ["bMvp0", "aMvp1", "aMvp0"] {
+            write(&paths, &record(device)).unwrap();
+        }
+        let attachments = paths.attachments();
+        std::fs::write(attachments.join("cMvp0"), b"{").unwrap();
+        std::fs::copy(attachments.join("aMvp0"), attachments.join("dMvp0")).unwrap();
+        std::fs::write(attachments.join(".aMvp0.17"), b"{").unwrap();
+        std::fs::write(attachments.join("README"), b"").unwrap();
+        let listing = list(&paths).unwrap();
+        let names = listing
+            .records
+            .iter()
+            .map(|r| r.device.to_string())
+            .collect::<Vec<_>>();
+        assert_eq!(names, ["aMvp0", "aMvp1", "bMvp0"]);
+        let damaged = listing
+            .damaged
+            .iter()
+            .map(|(d, _)| d.to_string())
+            .collect::<Vec<_>>();
+        assert_eq!(damaged, ["cMvp0", "dMvp0"]);
+    }
+
+    #[test]
+    fn a_record_of_another_version_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path());
+        let record = Attachment {
+            version: 2,
+            ..record("aMvp0")
+        };
+        write(&paths, &record).unwrap();
+        assert!(matches!(
+            read(&paths, &record.device),
+            Err(RecordError::Foreign { .. })
+        ));
+    }
+}
