@@ -87,10 +87,11 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), FileError> {
         .map_err(failed("create directory", path))
 }
 
-/// A hidden name beside `path` that no other process uses. Starts with a dot, so that listings can tell it apart.
+/// A hidden name beside `path`: always the same, so that a killed writer leaves one file at most, which the next
+/// writer overwrites. Whoever replaces a file holds a lock for it.
 pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}", std::process::id()))
+    path.with_file_name(format!(".{name}.new"))
 }
 
 /// Names step and file in an I/O error.

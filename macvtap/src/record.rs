@@ -32,6 +32,12 @@ pub struct Attachment {
     /// Device number of the link's tap; absent until the link exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<DeviceNumber>,
+    /// The pod's namespace as the node's namespace numbers it: finds the link when the path is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_id: Option<i32>,
+    /// `name` of the network configuration; absent for a pod that has only the tap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
 }
 
 /// Who holds a device.

@@ -137,6 +137,8 @@ mod tests {
             lower_ifindex: 3,
             mac: None,
             tap: None,
+            netns_id: None,
+            network: None,
         }
     }
 
