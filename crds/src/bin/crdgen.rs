@@ -1,0 +1,19 @@
+//! Writes the CRDs to `crds/yaml` and into the chart.
+
+use anyhow::Context;
+use std::path::Path;
+
+fn main() -> anyhow::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("the crate is not in a workspace")?;
+    for directory in macvtap_crds::generate::DIRECTORIES {
+        let directory = root.join(directory);
+        std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+        for (name, text) in macvtap_crds::generate::files()? {
+            let path = directory.join(name);
+            std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! Version `v1alpha1` of the API.
+
+pub mod links;
+pub mod network;
+pub mod nodestate;
+pub mod pool;
+pub mod reason;
+pub mod settings;
+
+pub use links::{LinkKind, LinkSelector};
+pub use network::NetworkTemplate;
+pub use nodestate::{
+    MacvtapNodeState, MacvtapNodeStateSpec, MacvtapNodeStateStatus, NodePool, NodePoolStatus,
+};
+pub use pool::{MacvtapResourcePool, MacvtapResourcePoolSpec, MacvtapResourcePoolStatus};
+pub use settings::PoolSettings;

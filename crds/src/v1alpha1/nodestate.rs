@@ -1,0 +1,319 @@
+//! `MacvtapNodeState`: what one node shall offer, and what it does offer.
+//!
+//! `spec` is written by the operator alone, `status` by the agent of that node alone.
+
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "each printer column has a type and a path of its own"
+)]
+
+use super::settings::PoolSettings;
+use crate::schema;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The most pools one node can have.
+pub const POOLS_MAX: usize = 64;
+
+/// The most links a node reports.
+pub const LINKS_MAX: usize = 128;
+
+/// What one node shall offer.
+#[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "macvtap.network.kubevirt.io",
+    version = "v1alpha1",
+    kind = "MacvtapNodeState",
+    plural = "macvtapnodestates",
+    shortname = "mns",
+    category = "macvtap",
+    status = "MacvtapNodeStateStatus",
+    derive = "PartialEq",
+    doc = "What one node shall offer (spec, by the operator) and what it does offer (status, by the node's agent). Its name is the node's.",
+    printcolumn(
+        name = "Pools",
+        type_ = "string",
+        json_path = ".status.totals.pools",
+        description = "Pools ready / in spec"
+    ),
+    printcolumn(
+        name = "Links",
+        type_ = "string",
+        json_path = ".status.totals.links",
+        description = "Links used / known"
+    ),
+    printcolumn(
+        name = "Devices",
+        type_ = "integer",
+        json_path = ".status.totals.allocatable",
+        description = "Devices that pods can have"
+    ),
+    printcolumn(
+        name = "Allocated",
+        type_ = "integer",
+        json_path = ".status.totals.allocated",
+        description = "Devices that pods have"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Dead",
+        type_ = "integer",
+        json_path = ".status.totals.dead",
+        description = "Devices whose link vanished under a running pod",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Agent",
+        type_ = "string",
+        json_path = ".status.agentVersion",
+        description = "Version of the agent",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MacvtapNodeStateSpec {
+    /// Changes whenever pools does; the agent repeats it in status.observedHash when it has applied them.
+    #[schemars(length(max = 80))]
+    pub config_hash: String,
+    /// The pools of this node, in the order in which they choose links.
+    // Atomic, because the order has a meaning and one writer owns the whole list: merging a map by name would keep
+    // the old order of entries that are there already.
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
+    pub pools: Vec<NodePool>,
+}
+
+/// One pool, as a node needs it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePool {
+    /// Name of the pool.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// UID of the pool.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// Generation of the pool in which these settings were changed last.
+    pub generation: i64,
+    /// Active, or Draining: offer no free device, keep those in use until their pods are gone.
+    pub phase: PoolPhase,
+    /// Name of the resource, without prefix. Absent with resourcePer: Link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub resource_name: Option<String>,
+    /// The settings of the pool, with every default filled in.
+    #[serde(flatten)]
+    pub settings: PoolSettings,
+}
+
+/// What a node does with a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PoolPhase {
+    /// It offers its devices.
+    #[default]
+    Active,
+    /// It keeps devices in use and offers no other.
+    Draining,
+}
+
+/// What one node does offer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MacvtapNodeStateStatus {
+    /// spec.configHash of what the agent has applied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 80))]
+    pub observed_hash: Option<String>,
+    /// Version of the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub agent_version: Option<String>,
+    /// Which boot of the node this is about.
+    #[serde(rename = "bootID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub boot_id: Option<String>,
+    /// Sums over the node, for people.
+    pub totals: NodeTotals,
+    /// Links that could be used, with the pool that has each or the reason why none has: NICs, bonds, VLANs and what a
+    /// pool matches. At most 128.
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub links: Vec<NodeLink>,
+    /// How many links did not fit.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub truncated_links: u32,
+    /// The pools of spec, as they are on this node.
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub pools: Vec<NodePoolStatus>,
+    /// Ready, Degraded.
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Sums over a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeTotals {
+    /// Pools that are ready / all.
+    #[schemars(length(max = 32))]
+    pub pools: String,
+    /// Links that a pool has / all.
+    #[schemars(length(max = 32))]
+    pub links: String,
+    /// Devices offered, healthy or not.
+    pub capacity: u32,
+    /// Devices offered and healthy.
+    pub allocatable: u32,
+    /// Devices pods have.
+    pub allocated: u32,
+    /// Devices whose link vanished under a running pod.
+    pub dead: u32,
+}
+
+/// One link of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeLink {
+    /// Name of the link.
+    #[schemars(length(min = 1, max = 15))]
+    pub name: String,
+    /// Alternative names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 127)), extend("x-kubernetes-list-type" = "set"))]
+    pub alt_names: Vec<String>,
+    /// Physical, Bond, Vlan, Team, Bridge, Veth, Dummy or Other.
+    #[schemars(length(max = 32))]
+    pub kind: String,
+    /// MAC address, the permanent one where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub mac: Option<String>,
+    /// MTU in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Speed in Mbit/s, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speed_mbps: Option<u32>,
+    /// Kernel driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub driver: Option<String>,
+    /// PCI address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub pci_address: Option<String>,
+    /// PCI vendor ID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub vendor: Option<String>,
+    /// NUMA node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa_node: Option<u32>,
+    /// Whether the link is up and has carrier.
+    #[serde(default)]
+    pub carrier: bool,
+    /// The pools that have it: one, or several that share it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub pools: Vec<String>,
+    /// Why no pool has it, or why its devices are unhealthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub reason: Option<String>,
+    /// The reason with its particulars, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+}
+
+/// One pool on a node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePoolStatus {
+    /// Name of the pool.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// The generation in spec that this is about.
+    pub generation: i64,
+    /// Devices offered, healthy or not.
+    #[serde(default)]
+    pub capacity: u32,
+    /// Devices offered and healthy.
+    #[serde(default)]
+    pub allocatable: u32,
+    /// Devices pods have.
+    #[serde(default)]
+    pub allocated: u32,
+    /// Devices whose link vanished under a running pod.
+    #[serde(default)]
+    pub dead: u32,
+    /// Links the pool has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "set"))]
+    pub links: Vec<String>,
+    /// Those of links that are unhealthy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "set"))]
+    pub unhealthy_links: Vec<String>,
+    /// Links that the pool matches and another pool has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "set"))]
+    pub contested_links: Vec<String>,
+    /// Other pools that match a link this pool has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub contenders: Vec<String>,
+    /// Resources by bare name, with resourcePer: Link.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), inner(length(max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    pub resources: Vec<String>,
+    /// Ready, Degraded.
+    #[serde(default)]
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+impl MacvtapNodeStateStatus {
+    /// Fills the sums from links and pools.
+    pub fn count(&mut self) {
+        use crate::condition::{ConditionType, holds};
+        let ready = self
+            .pools
+            .iter()
+            .filter(|pool| holds(&pool.conditions, ConditionType::Ready))
+            .count();
+        let used = self.links.iter().filter(|link| !link.pools.is_empty()).count();
+        let sum =
+            |field: fn(&NodePoolStatus) -> u32| self.pools.iter().map(field).fold(0, u32::saturating_add);
+        self.totals = NodeTotals {
+            pools: format!("{ready}/{}", self.pools.len()),
+            links: format!("{used}/{}", self.links.len()),
+            capacity: sum(|pool| pool.capacity),
+            allocatable: sum(|pool| pool.allocatable),
+            allocated: sum(|pool| pool.allocated),
+            dead: sum(|pool| pool.dead),
+        };
+    }
+}
+
+// serde hands `skip_serializing_if` a reference.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}

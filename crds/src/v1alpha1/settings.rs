@@ -1,0 +1,301 @@
+//! What a node must know of a pool: the fields pools and node states have in common, under the same names.
+
+use super::links::LinkSelector;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How many devices a link offers when nothing is said: what macvtap-cni offers.
+pub const DEFAULT_PER_LINK: u32 = 100;
+
+/// The node-relevant part of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolSettings {
+    /// What stands before the `/` in the resource's name. Immutable.
+    #[serde(default = "defaults::resource_prefix")]
+    #[schemars(
+        length(min = 1, max = 244),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
+    #[x_kube(validation = Rule::new("!self.endsWith('kubernetes.io')").message("kubernetes.io is Kubernetes' own; use a domain of yours"))]
+    #[x_kube(validation = Rule::new("!self.startsWith('requests.')").message("requests. is reserved for quotas"))]
+    pub resource_prefix: String,
+    /// Which pool gets a link that several match: the higher number, then the older pool, then the first by name.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1000))]
+    pub priority: u32,
+    /// The links of the pool: those that match one of the entries.
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "atomic"))]
+    pub links: Vec<LinkSelector>,
+    /// Links to leave out, although an entry of links matches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "atomic"))]
+    pub exclude: Option<Vec<LinkSelector>>,
+    /// Leave out links that carry a default route. Passthru and HostDevice never take such a link, nor one with a host
+    /// address or an upper device.
+    #[serde(default)]
+    pub exclude_default_route: bool,
+    /// Exclusive: a link belongs to one pool. Shared: other pools that say Shared may use it too.
+    #[serde(default)]
+    pub overlap: Overlap,
+    /// Pool: one resource for all links. Link: one resource for each matched link, named after it. Immutable.
+    #[serde(default)]
+    pub resource_per: ResourcePer,
+    /// Enabled, or DryRun: match and report, but register nothing with the kubelet.
+    #[serde(default)]
+    pub advertisement: Advertisement,
+    /// How many devices are offered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
+    /// Which free device a pod gets: Spread takes it from the link with the fewest in use, Pack from the one with the most.
+    #[serde(default)]
+    pub allocation: Allocation,
+    /// Whether a pod may take a tap device without a network (by resource limit alone): Allowed or Forbidden.
+    #[serde(default)]
+    pub tap_only: TapOnly,
+    /// Hint: tell the kubelet the NUMA node of each device. None: do not.
+    #[serde(default)]
+    pub topology: Topology,
+    /// When a link's devices count as healthy.
+    #[serde(default)]
+    pub health: Health,
+    /// What a device is: Macvtap (a macvtap on the link) or HostDevice (the whole NIC). Immutable.
+    #[serde(default, rename = "type")]
+    pub device_type: DeviceType,
+    /// Settings of type Macvtap; absent means all defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub macvtap: Option<Macvtap>,
+    /// Settings of type HostDevice; it has none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_device: Option<HostDevice>,
+}
+
+impl PoolSettings {
+    /// How many devices a link offers.
+    pub fn per_link(&self) -> u32 {
+        let default = if self.takes_whole_links() {
+            1
+        } else {
+            DEFAULT_PER_LINK
+        };
+        self.capacity.as_ref().and_then(|c| c.per_link).unwrap_or(default)
+    }
+
+    /// The most devices of the pool on one node, if there is a limit besides that of each link.
+    pub fn per_node(&self) -> Option<u32> {
+        self.capacity.as_ref().and_then(|c| c.per_node)
+    }
+
+    /// Whether a device leaves nothing of its link to anybody else: Passthru and HostDevice.
+    pub fn takes_whole_links(&self) -> bool {
+        match self.device_type {
+            DeviceType::Macvtap => self.macvtap.as_ref().is_some_and(|m| m.mode == Mode::Passthru),
+            DeviceType::HostDevice => true,
+        }
+    }
+}
+
+/// Whether other pools may use the same links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Overlap {
+    /// A link belongs to one pool.
+    #[default]
+    Exclusive,
+    /// Pools that all say so share their links.
+    Shared,
+}
+
+/// What one resource stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ResourcePer {
+    /// All links of the pool.
+    #[default]
+    Pool,
+    /// One link.
+    Link,
+}
+
+/// Whether devices are registered with the kubelet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Advertisement {
+    /// They are.
+    #[default]
+    Enabled,
+    /// They are not; links and counts are reported only.
+    DryRun,
+}
+
+/// Limits on the number of devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Capacity {
+    /// Devices per link. Absent: 100; 1 with mode Passthru and with type HostDevice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub per_link: Option<u32>,
+    /// The most devices on one node, over all its links. Absent: no further limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub per_node: Option<u32>,
+}
+
+/// Which free device is preferred.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Allocation {
+    /// One of the link with the fewest devices in use.
+    #[default]
+    Spread,
+    /// One of the link with the most devices in use.
+    Pack,
+}
+
+/// Whether a pod may take the tap alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TapOnly {
+    /// It may.
+    Allowed,
+    /// It may not: any pod anywhere could take a tap otherwise.
+    #[default]
+    Forbidden,
+}
+
+/// Whether the kubelet learns the NUMA node of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Topology {
+    /// It does.
+    #[default]
+    Hint,
+    /// It does not.
+    None,
+}
+
+/// When the devices of a link count as healthy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Health {
+    /// Required: a link without carrier is unhealthy. Ignored: carrier does not matter.
+    pub carrier: Carrier,
+    /// Seconds a link must be without carrier before its devices become unhealthy.
+    #[schemars(range(min = 0, max = 3600))]
+    pub down_delay_seconds: u32,
+    /// Seconds a link must have carrier again before its devices become healthy. One that has it at start is healthy at once.
+    #[schemars(range(min = 0, max = 3600))]
+    pub up_delay_seconds: u32,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            carrier: Carrier::Required,
+            down_delay_seconds: 3,
+            up_delay_seconds: 5,
+        }
+    }
+}
+
+/// Whether carrier decides about health.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Carrier {
+    /// It does.
+    #[default]
+    Required,
+    /// It does not.
+    Ignored,
+}
+
+/// What a device of a pool is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeviceType {
+    /// A macvtap on the link.
+    #[default]
+    Macvtap,
+    /// The NIC itself.
+    HostDevice,
+}
+
+/// Settings of the macvtaps of a pool. They hold for devices made from now on, never for those in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Macvtap {
+    /// Bridge: devices of a link reach each other. VEPA: through the switch only. Private: never. Passthru: one device
+    /// takes the whole link. A change takes effect on a link when its last device is free.
+    pub mode: Mode,
+    /// MTU in bytes. Absent: the link's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 68, max = 65535))]
+    pub mtu: Option<u32>,
+    /// Devices receive every frame of their link.
+    pub promiscuous: bool,
+    /// Devices receive every multicast frame. Without it a guest's own multicast groups, hence IPv6, do not work.
+    pub all_multicast: bool,
+    /// Owner of the device node in the container.
+    pub owner: Owner,
+}
+
+impl Default for Macvtap {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Bridge,
+            mtu: None,
+            promiscuous: false,
+            all_multicast: true,
+            owner: Owner::default(),
+        }
+    }
+}
+
+/// Macvtap operating modes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// Devices of a link reach each other directly.
+    #[default]
+    Bridge,
+    /// Every frame goes out to the switch, which may send it back.
+    #[serde(rename = "VEPA")]
+    Vepa,
+    /// Devices of a link never reach each other.
+    Private,
+    /// One device takes the whole link, with its MAC address.
+    Passthru,
+}
+
+impl Mode {
+    /// The name in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bridge => "Bridge",
+            Self::Vepa => "VEPA",
+            Self::Private => "Private",
+            Self::Passthru => "Passthru",
+        }
+    }
+}
+
+/// Owner of a device node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Owner {
+    /// User ID; 107 is KubeVirt's qemu user.
+    #[schemars(range(min = 0, max = 4_294_967_294_u32))]
+    pub uid: u32,
+    /// Group ID.
+    #[schemars(range(min = 0, max = 4_294_967_294_u32))]
+    pub gid: u32,
+}
+
+impl Default for Owner {
+    fn default() -> Self {
+        Self { uid: 107, gid: 107 }
+    }
+}
+
+/// Settings of whole NICs; there are none yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostDevice {}
+
+mod defaults {
+    pub(super) fn resource_prefix() -> String {
+        crate::GROUP.to_owned()
+    }
+}
