@@ -1,10 +1,5 @@
 //! `MacvtapResourcePool`: which links of which nodes become which resource, and the networks that use it.
 
-#![expect(
-    clippy::duplicated_attributes,
-    reason = "each printer column has a type and a path of its own"
-)]
-
 use super::network::NetworkTemplate;
 use super::settings::PoolSettings;
 use crate::schema;
