@@ -70,7 +70,7 @@ fn no_field_is_without_a_description_or_without_a_bound() {
             }
             Some("array") if !has("maxItems") => problems.push(format!("{path}: a list without maxItems")),
             Some("array") if !has("x-kubernetes-list-type") => {
-                problems.push(format!("{path}: a list without a list type"))
+                problems.push(format!("{path}: a list without a list type"));
             }
             _ => {}
         }
