@@ -7,11 +7,15 @@
 pub mod boot;
 pub mod device_id;
 pub mod file;
+pub mod link;
 pub mod lock;
 pub mod mac;
 pub mod mode;
+pub mod netlink;
+pub mod netns;
 pub mod paths;
 pub mod record;
 pub mod records;
 pub mod table;
 pub mod table_file;
+pub mod tap;

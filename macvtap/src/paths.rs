@@ -1,5 +1,6 @@
 //! Where things are on a node. These paths are fixed: the chart mounts them and other programs may read them.
 
+use crate::record::DeviceNumber;
 use std::path::{Path, PathBuf};
 
 /// The directories agent and plugin share on a node. Tests give each run its own.
@@ -57,6 +58,16 @@ impl Paths {
     /// Attachment records, one per device in use, named by device ID.
     pub fn attachments(&self) -> PathBuf {
         self.run.join("attachments")
+    }
+
+    /// Which device has which tap number.
+    pub fn taps(&self) -> PathBuf {
+        self.run.join("taps")
+    }
+
+    /// The entry of one tap number: a symbolic link to its device's ID.
+    pub fn tap(&self, number: DeviceNumber) -> PathBuf {
+        self.taps().join(number.to_string())
     }
 
     /// Lock files: one per device, and the node-wide one.

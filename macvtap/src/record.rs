@@ -83,3 +83,9 @@ pub struct DeviceNumber {
     /// The tap's number, given by the kernel: the lowest free one.
     pub minor: u32,
 }
+
+impl std::fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}

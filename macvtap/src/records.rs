@@ -1,11 +1,15 @@
 //! Attachment records as files: one per device in [`Paths::attachments`], named by device ID.
 //!
 //! Who writes or removes one holds the lock of its device; reading needs no lock, since files are replaced whole.
+//!
+//! Beside them, in [`Paths::taps`], a symbolic link per tap number names the device whose record has that number: a new
+//! link's number is looked up with every ADD, and must not cost reading every record. The link is made before the record
+//! that it points to, so a record with a number is always found; one that no record confirms counts as absent.
 
 use crate::device_id::DeviceId;
 use crate::file::{self, Durability, FileError};
 use crate::paths::Paths;
-use crate::record::{self, Attachment};
+use crate::record::{self, Attachment, DeviceNumber};
 use std::io;
 use std::path::PathBuf;
 
@@ -52,11 +56,51 @@ pub struct Listing {
 /// Replaces the record of its device. The caller holds the device's lock.
 pub fn write(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
     let json = serde_json::to_vec(record).map_err(RecordError::Json)?;
+    if let Some(tap) = record.tap {
+        reserve_tap(paths, tap, &record.device)?;
+    }
     Ok(file::replace(
         &path(paths, &record.device),
         &json,
         Durability::Memory,
     )?)
+}
+
+/// The record that has this tap number, whether its link still exists or not.
+pub fn with_tap(paths: &Paths, tap: DeviceNumber) -> Result<Option<Attachment>, RecordError> {
+    let entry = paths.tap(tap);
+    let target = match std::fs::read_link(&entry) {
+        Ok(target) => target,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(file::failed("read", &entry)(error).into()),
+    };
+    let Some(device) = target.to_str().and_then(|name| name.parse().ok()) else {
+        return Ok(None);
+    };
+    Ok(read(paths, &device)?.filter(|record| record.tap == Some(tap)))
+}
+
+/// Gives up the tap number of a record whose containers are dead: a new link may have it. The caller holds the device's
+/// lock and is about to remove link and record.
+pub fn release_tap(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
+    let Some(tap) = record.tap else { return Ok(()) };
+    let entry = paths.tap(tap);
+    let ours =
+        std::fs::read_link(&entry).is_ok_and(|target| target.to_str() == Some(&record.device.to_string()));
+    if ours { Ok(file::remove(&entry)?) } else { Ok(()) }
+}
+
+fn reserve_tap(paths: &Paths, tap: DeviceNumber, device: &DeviceId) -> Result<(), FileError> {
+    let entry = paths.tap(tap);
+    let target = device.to_string();
+    if std::fs::read_link(&entry).is_ok_and(|found| found.to_str() == Some(&target)) {
+        return Ok(());
+    }
+    file::make_directory(&paths.taps())?;
+    let temporary = file::temporary_beside(&entry);
+    file::remove(&temporary)?;
+    std::os::unix::fs::symlink(&target, &temporary).map_err(file::failed("create", &temporary))?;
+    std::fs::rename(&temporary, &entry).map_err(file::failed("rename to", &entry))
 }
 
 /// The record of a device; none when it is free.
@@ -84,9 +128,10 @@ pub fn read(paths: &Paths, device: &DeviceId) -> Result<Option<Attachment>, Reco
     Ok(Some(record))
 }
 
-/// Forgets a device's attachment; succeeds when there is none. The caller holds the device's lock.
-pub fn remove(paths: &Paths, device: &DeviceId) -> Result<(), RecordError> {
-    Ok(file::remove(&path(paths, device))?)
+/// Forgets an attachment; succeeds when there is none. The caller holds the device's lock.
+pub fn remove(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
+    release_tap(paths, record)?;
+    Ok(file::remove(&path(paths, &record.device))?)
 }
 
 /// All records, readable or not. Names that are no device ID (temporary files among them) are skipped.
@@ -150,8 +195,8 @@ mod tests {
         assert_eq!(read(&paths, &record.device).unwrap(), None);
         write(&paths, &record).unwrap();
         assert_eq!(read(&paths, &record.device).unwrap(), Some(record.clone()));
-        remove(&paths, &record.device).unwrap();
-        remove(&paths, &record.device).unwrap();
+        remove(&paths, &record).unwrap();
+        remove(&paths, &record).unwrap();
         assert_eq!(read(&paths, &record.device).unwrap(), None);
     }
 
@@ -181,6 +226,33 @@ mod tests {
             .map(|(d, _)| d.to_string())
             .collect::<Vec<_>>();
         assert_eq!(damaged, ["cMvp0", "dMvp0"]);
+    }
+
+    #[test]
+    fn a_tap_number_leads_to_its_record_until_it_is_released() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path());
+        let tap = DeviceNumber { major: 246, minor: 5 };
+        let with = |device: &str| Attachment {
+            tap: Some(tap),
+            ..record(device)
+        };
+        assert_eq!(with_tap(&paths, tap).unwrap(), None);
+        write(&paths, &with("aMvp0")).unwrap();
+        assert_eq!(with_tap(&paths, tap).unwrap(), Some(with("aMvp0")));
+        // An entry whose record has another number by now means nothing.
+        write(&paths, &record("aMvp0")).unwrap();
+        assert_eq!(with_tap(&paths, tap).unwrap(), None);
+        write(&paths, &with("bMvp0")).unwrap();
+        release_tap(&paths, &with("aMvp0")).unwrap();
+        assert_eq!(
+            with_tap(&paths, tap).unwrap(),
+            Some(with("bMvp0")),
+            "another's number was released"
+        );
+        remove(&paths, &with("bMvp0")).unwrap();
+        assert_eq!(with_tap(&paths, tap).unwrap(), None);
+        assert_eq!(std::fs::read_dir(paths.taps()).unwrap().count(), 0);
     }
 
     #[test]

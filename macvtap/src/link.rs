@@ -1,0 +1,431 @@
+//! Links as the kernel describes them, and the messages that make and change ours. Pure: nothing here is sent.
+
+use crate::mac::MacAddr;
+use crate::mode::Mode;
+use crate::netns::NetnsId;
+use netlink_packet_core::NlasIterator;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoMacVtap, InfoVeth, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, MacVtapMode,
+};
+use std::fmt;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::str::FromStr;
+
+/// Length of `struct ifinfomsg`, and where index and flags are in it.
+const HEADER_LEN: usize = 16;
+
+/// Attribute numbers of `linux/if_link.h`. Read by number, so that an attribute of a newer kernel that no library
+/// knows yet cannot make an answer unreadable.
+mod attribute {
+    pub(super) const ADDRESS: u16 = 1;
+    pub(super) const IFNAME: u16 = 3;
+    pub(super) const MTU: u16 = 4;
+    pub(super) const LINK: u16 = 5;
+    pub(super) const LINKINFO: u16 = 18;
+    pub(super) const INFO_KIND: u16 = 1;
+    pub(super) const INFO_DATA: u16 = 2;
+    pub(super) const MACVLAN_MODE: u16 = 1;
+}
+
+/// The kernel's bits of `linux/if.h`.
+const IFF_UP: u32 = 1;
+const IFF_PROMISC: u32 = 0x100;
+const IFF_ALLMULTI: u32 = 0x200;
+
+/// A name the kernel accepts for a link: 1 to 15 bytes, no `/`, no `:`, no white space, not `.` or `..`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct IfName(String);
+
+/// A text that is no link name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no interface name; use 1 to 15 characters without '/', ':' and white space")]
+pub struct BadIfName(pub String);
+
+/// What we know of an existing link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// rtnetlink kind; absent for hardware.
+    pub kind: Option<String>,
+    /// Mode of a macvtap or macvlan, if we know it.
+    pub mode: Option<Mode>,
+    /// Index of the link below, in that link's namespace.
+    pub lower: Option<u32>,
+    /// Hardware address; absent when it has none or another length than Ethernet's.
+    pub mac: Option<[u8; 6]>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Whether it was told to take every frame.
+    pub promiscuous: bool,
+    /// Whether it was told to take every multicast frame.
+    pub all_multicast: bool,
+}
+
+/// A macvtap to be made. It is made down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Macvtap {
+    /// Index of the link below, in the namespace of the node.
+    pub lower: u32,
+    /// The index it gets.
+    pub index: u32,
+    /// The name it gets.
+    pub name: IfName,
+    /// How it sees its siblings.
+    pub mode: Mode,
+    /// Its address; absent: the kernel draws one.
+    pub mac: Option<MacAddr>,
+    /// Its MTU; absent: the lower link's.
+    pub mtu: Option<u32>,
+    /// Whether it takes every frame.
+    pub promiscuous: bool,
+    /// Whether it takes every multicast frame.
+    pub all_multicast: bool,
+}
+
+/// Two links that are each other's cable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Veth {
+    /// One end.
+    pub name: IfName,
+    /// The other.
+    pub peer: IfName,
+}
+
+/// What is done to a link after it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// No IPv6 address of its own. Cannot be part of the request that makes the link (`EAFNOSUPPORT`), and comes too
+    /// late together with [`Change::Up`].
+    NoLinkLocalAddress,
+    /// Administratively up.
+    Up,
+}
+
+/// By what a link is looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Its index.
+    Index(u32),
+    /// Its name.
+    Name(IfName),
+}
+
+impl IfName {
+    /// The name of a link that only has a tap, in the namespace of the node.
+    pub fn tap_only(ifindex: u32) -> Self {
+        Self(format!("mvt{ifindex:08x}"))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for IfName {
+    type Err = BadIfName;
+
+    fn from_str(text: &str) -> Result<Self, BadIfName> {
+        let forbidden = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':');
+        let valid =
+            (1..=15).contains(&text.len()) && !text.contains(forbidden) && !matches!(text, "." | "..");
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadIfName(text.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Index(index) => write!(f, "link with index {index}"),
+            Self::Name(name) => write!(f, "link {name}"),
+        }
+    }
+}
+
+impl Link {
+    /// Reads the payload of an `RTM_NEWLINK`. The error is the rest of a sentence about the answer.
+    pub fn parse(payload: &[u8]) -> Result<Self, &'static str> {
+        let number = |at: usize| {
+            payload
+                .get(at..at + 4)
+                .and_then(|bytes| bytes.try_into().ok())
+                .map(u32::from_ne_bytes)
+        };
+        let (index, flags) = number(4).zip(number(8)).ok_or("is too short for a link")?;
+        let attributes = payload.get(HEADER_LEN..).ok_or("is too short for a link")?;
+        let mut link = Self {
+            index,
+            name: String::new(),
+            kind: None,
+            mode: None,
+            lower: None,
+            mac: None,
+            mtu: 0,
+            up: flags & IFF_UP != 0,
+            promiscuous: flags & IFF_PROMISC != 0,
+            all_multicast: flags & IFF_ALLMULTI != 0,
+        };
+        for attribute in NlasIterator::new(attributes) {
+            let attribute = attribute.map_err(|_| "has a broken attribute")?;
+            let value = attribute.value();
+            match attribute.kind() {
+                attribute::IFNAME => link.name = text(value).ok_or("has a broken name")?,
+                attribute::ADDRESS => link.mac = value.try_into().ok(),
+                attribute::MTU => link.mtu = word(value).ok_or("has a broken MTU")?,
+                attribute::LINK => link.lower = word(value),
+                attribute::LINKINFO => (link.kind, link.mode) = info(value)?,
+                _ => {}
+            }
+        }
+        if link.name.is_empty() {
+            Err("has no name")
+        } else {
+            Ok(link)
+        }
+    }
+
+    /// Whether it is a macvtap.
+    pub fn is_macvtap(&self) -> bool {
+        self.kind.as_deref() == Some("macvtap")
+    }
+
+    /// Its address, if a device may have it.
+    pub fn device_mac(&self) -> Option<MacAddr> {
+        self.mac.and_then(|mac| mac.try_into().ok())
+    }
+}
+
+/// Asks for one link, in the namespace of the socket or in the one with that number.
+pub fn get(by: &By, netns: Option<NetnsId>) -> LinkMessage {
+    let mut message = addressed(by, netns);
+    // Statistics are half of an answer, and nobody here reads them.
+    message
+        .attributes
+        .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message
+}
+
+/// Deletes one link, in the namespace of the socket or in the one with that number.
+pub fn delete(index: u32, netns: Option<NetnsId>) -> LinkMessage {
+    addressed(&By::Index(index), netns)
+}
+
+/// Makes a macvtap: in `netns`, or in the namespace of the socket, where its lower link is.
+pub fn create_macvtap(link: &Macvtap, netns: Option<BorrowedFd<'_>>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = link.index;
+    let wanted = [
+        (link.promiscuous, LinkFlags::Promisc),
+        (link.all_multicast, LinkFlags::Allmulti),
+    ];
+    for (_, flag) in wanted.into_iter().filter(|(on, _)| *on) {
+        message.header.flags |= flag;
+        message.header.change_mask |= flag;
+    }
+    let attributes = &mut message.attributes;
+    attributes.push(LinkAttribute::IfName(link.name.to_string()));
+    attributes.push(LinkAttribute::Link(link.lower));
+    attributes.extend(netns.map(|netns| LinkAttribute::NetNsFd(netns.as_raw_fd())));
+    attributes.extend(link.mac.map(|mac| LinkAttribute::Address(mac.octets().to_vec())));
+    attributes.extend(link.mtu.map(LinkAttribute::Mtu));
+    attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::MacVtap),
+        LinkInfo::Data(InfoData::MacVtap(vec![InfoMacVtap::Mode(kernel_mode(link.mode))])),
+    ]));
+    message
+}
+
+/// Makes a veth pair in the namespace of the socket.
+pub fn create_veth(link: &Veth) -> LinkMessage {
+    let named = |name: &IfName| {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_string()));
+        message
+    };
+    let mut message = named(&link.name);
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(named(&link.peer)))),
+    ]));
+    message
+}
+
+/// Changes one link in the namespace of the socket.
+pub fn change(index: u32, change: Change) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    match change {
+        Change::NoLinkLocalAddress => {
+            let none = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
+            message
+                .attributes
+                .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(none)]));
+        }
+        Change::Up => {
+            message.header.flags = LinkFlags::Up;
+            message.header.change_mask = LinkFlags::Up;
+        }
+    }
+    message
+}
+
+fn addressed(by: &By, netns: Option<NetnsId>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    match by {
+        By::Index(index) => message.header.index = *index,
+        By::Name(name) => message.attributes.push(LinkAttribute::IfName(name.to_string())),
+    }
+    message
+        .attributes
+        .extend(netns.map(|NetnsId(id)| LinkAttribute::IfNetnsId(id)));
+    message
+}
+
+fn kernel_mode(mode: Mode) -> MacVtapMode {
+    match mode {
+        Mode::Bridge => MacVtapMode::Bridge,
+        Mode::Vepa => MacVtapMode::Vepa,
+        Mode::Private => MacVtapMode::Private,
+        Mode::Passthru => MacVtapMode::Passthrough,
+    }
+}
+
+/// Kind and mode from `IFLA_LINKINFO`.
+fn info(value: &[u8]) -> Result<(Option<String>, Option<Mode>), &'static str> {
+    let (mut kind, mut data) = (None, Vec::new());
+    for attribute in NlasIterator::new(value) {
+        let attribute = attribute.map_err(|_| "has broken link information")?;
+        match attribute.kind() {
+            attribute::INFO_KIND => kind = Some(text(attribute.value()).ok_or("has a broken kind")?),
+            attribute::INFO_DATA => data = attribute.value().to_vec(),
+            _ => {}
+        }
+    }
+    let sees_siblings = matches!(kind.as_deref(), Some("macvtap" | "macvlan"));
+    let mode = NlasIterator::new(data.as_slice())
+        .flatten()
+        .find(|a| sees_siblings && a.kind() == attribute::MACVLAN_MODE)
+        .and_then(|a| word(a.value()));
+    let all = [Mode::Bridge, Mode::Vepa, Mode::Private, Mode::Passthru];
+    let mode = mode.and_then(|number| all.into_iter().find(|m| u32::from(kernel_mode(*m)) == number));
+    Ok((kind, mode))
+}
+
+fn word(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn text(value: &[u8]) -> Option<String> {
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+    String::from_utf8(value.get(..end)?.to_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_core::Emitable;
+    use proptest::prelude::*;
+
+    fn bytes(message: &LinkMessage) -> Vec<u8> {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    fn macvtap() -> Macvtap {
+        Macvtap {
+            lower: 3,
+            index: 0x0100_0007,
+            name: "net1".parse().unwrap(),
+            mode: Mode::Vepa,
+            mac: Some("02:00:00:00:00:01".parse().unwrap()),
+            mtu: Some(9000),
+            promiscuous: false,
+            all_multicast: true,
+        }
+    }
+
+    #[test]
+    fn a_request_says_everything_about_the_link_except_up() {
+        // The request has the form of an answer, so the reader can judge the writer.
+        let link = Link::parse(&bytes(&create_macvtap(&macvtap(), None))).unwrap();
+        let wanted = Link {
+            index: 0x0100_0007,
+            name: "net1".into(),
+            kind: Some("macvtap".into()),
+            mode: Some(Mode::Vepa),
+            lower: Some(3),
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            mtu: 9000,
+            up: false,
+            promiscuous: false,
+            all_multicast: true,
+        };
+        assert_eq!(link, wanted);
+    }
+
+    #[test]
+    fn only_names_the_kernel_takes_are_names() {
+        for text in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a b",
+            "a:b",
+            "a\n",
+            "abcdefghijklmnop",
+            "\u{a0}x",
+        ] {
+            assert_eq!(text.parse::<IfName>(), Err(BadIfName(text.into())));
+        }
+        for text in ["net1", "pod0123456789a", "abcdefghijklmno", "eth0.100"] {
+            assert!(text.parse::<IfName>().is_ok(), "{text}");
+        }
+        assert!(IfName::tap_only(0x7fef_ffff).as_str().parse::<IfName>().is_ok());
+    }
+
+    #[test]
+    fn a_link_without_information_is_hardware_and_an_unknown_mode_is_none() {
+        let mut message = LinkMessage::default();
+        assert!(Link::parse(&bytes(&message)).is_err(), "a link without a name");
+        message.attributes.push(LinkAttribute::IfName("eth0".into()));
+        assert_eq!(Link::parse(&bytes(&message)).unwrap().kind, None);
+        let source = InfoData::MacVtap(vec![InfoMacVtap::Mode(MacVtapMode::Source)]);
+        let info = vec![LinkInfo::Kind(InfoKind::MacVtap), LinkInfo::Data(source)];
+        message.attributes.push(LinkAttribute::LinkInfo(info));
+        let link = Link::parse(&bytes(&message)).unwrap();
+        assert_eq!((link.is_macvtap(), link.mode), (true, None));
+    }
+
+    proptest! {
+        #[test]
+        fn no_payload_makes_the_reader_panic(noise in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Link::parse(&noise);
+        }
+
+        #[test]
+        fn a_damaged_answer_never_makes_the_reader_panic(at in 0..120_usize, value: u8, cut in 0..120_usize) {
+            let mut bytes = bytes(&create_macvtap(&macvtap(), None));
+            if let Some(byte) = bytes.get_mut(at) { *byte = value; }
+            bytes.truncate(cut);
+            let _ = Link::parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Network namespaces of pods.
+
+use crate::netlink::{NetlinkError, Socket};
+use netlink_packet_core::{Emitable, NlasIterator};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
+use rustix::fs::{Mode, OFlags, fstat, fstatfs, open, stat};
+use rustix::io::Errno;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// `NSFS_MAGIC` of `linux/magic.h`.
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// `NETNSA_NSID` of `linux/net_namespace.h`, and its value for "none assigned".
+const NETNSA_NSID: u16 = 1;
+const NOT_ASSIGNED: i32 = -1;
+
+/// An open network namespace. It exists as long as this value does.
+#[derive(Debug)]
+pub struct Netns {
+    fd: OwnedFd,
+    path: PathBuf,
+    inode: u64,
+}
+
+/// A namespace's number as seen from another one. The kernel may give it to another namespace when this one is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NetnsId(pub i32);
+
+/// A network namespace cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// Nothing is at the path.
+    #[error("network namespace {} does not exist", .0.display())]
+    Missing(PathBuf),
+    /// A step failed.
+    #[error("{step} network namespace {}", path.display())]
+    Failed {
+        /// What was being done.
+        step: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel answered.
+        #[source]
+        errno: Errno,
+    },
+    /// The path leads to something else.
+    #[error("{} is no network namespace; give the path of one, for example /run/netns/<name>", .0.display())]
+    NotNetns(PathBuf),
+    /// The namespace is the caller's.
+    #[error("{} is the network namespace of the node itself; give a pod's", .0.display())]
+    Own(PathBuf),
+    /// The thread that was to work in the namespace could not be started.
+    #[error("start a thread for network namespace {}", path.display())]
+    Thread {
+        /// The namespace.
+        path: PathBuf,
+        /// What the kernel answered.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Netns {
+    /// Opens the namespace at `path`, which must be another one than the caller's.
+    pub fn open(path: &Path) -> Result<Self, NetnsError> {
+        let failed = |step| {
+            move |errno| NetnsError::Failed {
+                step,
+                path: path.to_owned(),
+                errno,
+            }
+        };
+        let fd = match open(
+            path,
+            OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+            Mode::empty(),
+        ) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Err(NetnsError::Missing(path.to_owned())),
+            Err(errno) => return Err(failed("open")(errno)),
+        };
+        let file_system = fstatfs(&fd).map_err(failed("look at"))?;
+        if u64::try_from(file_system.f_type).ok() != Some(NSFS_MAGIC) {
+            return Err(NetnsError::NotNetns(path.to_owned()));
+        }
+        let this = fstat(&fd).map_err(failed("look at"))?;
+        let own = stat("/proc/thread-self/ns/net").map_err(failed("compare with the node's"))?;
+        if (this.st_dev, this.st_ino) == (own.st_dev, own.st_ino) {
+            return Err(NetnsError::Own(path.to_owned()));
+        }
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+            inode: this.st_ino,
+        })
+    }
+
+    /// Its inode: unlike a path, never another namespace's while this one exists.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `work` on a thread of its own inside the namespace; the calling thread stays where it is.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        let inside = || match move_into_link_name_space(self.fd.as_fd(), Some(LinkNameSpaceType::Network)) {
+            Ok(()) => Ok(work()),
+            // Another kind of namespace.
+            Err(Errno::INVAL) => Err(NetnsError::NotNetns(self.path.clone())),
+            Err(errno) => Err(NetnsError::Failed {
+                step: "enter",
+                path: self.path.clone(),
+                errno,
+            }),
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, inside);
+            let thread = thread.map_err(|source| NetnsError::Thread {
+                path: self.path.clone(),
+                source,
+            })?;
+            match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    /// Its number as seen from the namespace of `socket`, which gets one assigned when it has none.
+    pub fn id(&self, socket: &mut Socket) -> Result<NetnsId, NetlinkError> {
+        if let Some(id) = self.assigned_id(socket)? {
+            return Ok(id);
+        }
+        let what = format_args!("number network namespace {}", self.path.display());
+        let request = RouteNetlinkMessage::NewNsId(self.message(&[NsidAttribute::Id(NOT_ASSIGNED)]));
+        match socket.act(request, 0, &what) {
+            // Another process was faster.
+            Err(error) if error.errno() != Some(Errno::EXIST) => return Err(error),
+            _ => {}
+        }
+        let unassigned = || NetlinkError::Answer {
+            what: what.to_string(),
+            problem: "has no number",
+        };
+        self.assigned_id(socket)?.ok_or_else(unassigned)
+    }
+
+    fn assigned_id(&self, socket: &mut Socket) -> Result<Option<NetnsId>, NetlinkError> {
+        let what = format_args!("ask for the number of network namespace {}", self.path.display());
+        let request = self.message(&[]);
+        let header_length = request.header.buffer_len();
+        let answer = socket.get(RouteNetlinkMessage::GetNsId(request), &what)?;
+        let attributes = answer.get(header_length..).unwrap_or_default();
+        let id = NlasIterator::new(attributes)
+            .flatten()
+            .find(|a| a.kind() == NETNSA_NSID);
+        let id = id.and_then(|id| Some(i32::from_ne_bytes(id.value().try_into().ok()?)));
+        Ok(id.filter(|id| *id != NOT_ASSIGNED).map(NetnsId))
+    }
+
+    fn message(&self, attributes: &[NsidAttribute]) -> NsidMessage {
+        let mut message = NsidMessage::default();
+        // A file descriptor is never negative.
+        message
+            .attributes
+            .push(NsidAttribute::Fd(self.fd.as_raw_fd().unsigned_abs()));
+        message.attributes.extend_from_slice(attributes);
+        message
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Whether the namespace with this inode is still at `path`.
+pub fn is_at(path: &Path, inode: u64) -> bool {
+    stat(path).is_ok_and(|found| found.st_ino == inode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_pods_namespace_is_refused() {
+        let open = |path: &str| Netns::open(Path::new(path));
+        assert!(matches!(open("/run/no/such/netns"), Err(NetnsError::Missing(_))));
+        assert!(matches!(open("/proc/self/status"), Err(NetnsError::NotNetns(_))));
+        assert!(matches!(open("/dev/null"), Err(NetnsError::NotNetns(_))));
+        assert!(matches!(open("/proc/self/ns/net"), Err(NetnsError::Own(_))));
+    }
+
+    #[test]
+    fn a_namespace_is_known_by_path_and_inode() {
+        let own = stat("/proc/self/ns/net").unwrap();
+        assert!(is_at(Path::new("/proc/self/ns/net"), own.st_ino));
+        assert!(!is_at(Path::new("/proc/self/ns/net"), own.st_ino + 1));
+        assert!(!is_at(Path::new("/run/no/such/netns"), own.st_ino));
+    }
+}

@@ -1,0 +1,217 @@
+//! Taps: the character device of a macvtap, and our own nodes for it.
+//!
+//! devtmpfs names a tap by its link's index, in one directory for all namespaces of the machine: two links of one
+//! index in two namespaces (two nodes on one kernel, or a pod that chose the number) fight over one name. So the number
+//! is read from sysfs as the link's own namespace shows it, and the node lies in a directory of ours. A tap is never
+//! opened here: each open file is a queue that swallows its share of the flows.
+
+use crate::file::{self, FileError};
+use crate::link::IfName;
+use crate::record::DeviceNumber;
+use crate::table::Owner;
+use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, open, openat};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, lchown};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+/// Read and write for the owner, nothing for others.
+const NODE_MODE: u32 = 0o600;
+
+/// Where the kernel lists every character device of the machine, whatever its namespace.
+const CHARACTER_DEVICES: &str = "/sys/dev/char";
+
+/// A view of sysfs as one network namespace has it. Not mounted anywhere: it lives as long as this value.
+#[derive(Debug)]
+pub struct Sysfs {
+    root: OwnedFd,
+}
+
+/// A device node to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The device.
+    pub number: DeviceNumber,
+    /// Who may open it.
+    pub owner: Owner,
+}
+
+/// A tap cannot be told or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// No view of sysfs.
+    #[error("{step} sysfs of a network namespace")]
+    Sysfs {
+        /// What was being done.
+        step: &'static str,
+        /// What the kernel answered.
+        #[source]
+        errno: Errno,
+    },
+    /// The number of a tap could not be read.
+    #[error("read the device number of tap{ifindex} from sysfs of {name}")]
+    Read {
+        /// The link.
+        name: IfName,
+        /// Its index.
+        ifindex: u32,
+        /// What the kernel answered.
+        #[source]
+        source: io::Error,
+    },
+    /// What was read is no number.
+    #[error("sysfs says {text:?} for the device number of tap{ifindex}, which is no <major>:<minor>")]
+    Number {
+        /// The index of the link.
+        ifindex: u32,
+        /// What was read.
+        text: String,
+    },
+}
+
+impl Sysfs {
+    /// The view of the calling thread's network namespace.
+    pub fn open() -> Result<Self, TapError> {
+        let failed = |step| move |errno| TapError::Sysfs { step, errno };
+        let context = match fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC) {
+            Ok(context) => context,
+            // The node agent has no CAP_SYS_ADMIN; the container runtime mounted /sys for the agent's namespace.
+            Err(Errno::PERM) => {
+                let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let root = open("/sys", flags, Mode::empty()).map_err(failed("open"))?;
+                return Ok(Self { root });
+            }
+            Err(errno) => return Err(failed("open")(errno)),
+        };
+        fsconfig_create(&context).map_err(failed("create"))?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount"))?;
+        Ok(Self { root })
+    }
+
+    /// The device number of the tap of this link. The kernel names the tap's directory by the link's index, so another
+    /// link that took the name meanwhile is not found.
+    pub fn tap(&self, name: &IfName, ifindex: u32) -> Result<DeviceNumber, TapError> {
+        let path = format!("class/net/{name}/tap{ifindex}/dev");
+        let unread = |source| TapError::Read {
+            name: name.clone(),
+            ifindex,
+            source,
+        };
+        let file = openat(&self.root, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let file = file.map_err(|errno| unread(errno.into()))?;
+        let text = io::read_to_string(fs::File::from(file)).map_err(unread)?;
+        let no_number = || TapError::Number {
+            ifindex,
+            text: text.clone(),
+        };
+        parse_number(text.trim_end()).ok_or_else(no_number)
+    }
+}
+
+/// Makes the node, or replaces what is at `path`: made under another name, given its owner, renamed into place, so
+/// nobody finds a node that is not yet its owner's.
+pub fn make_node(path: &Path, node: Node) -> Result<(), FileError> {
+    file::make_directory(path.parent().unwrap_or(Path::new("/")))?;
+    let temporary = file::temporary_beside(path);
+    // Of a maker that was killed.
+    file::remove(&temporary)?;
+    let device = makedev(node.number.major, node.number.minor);
+    let mode = Mode::from_raw_mode(NODE_MODE);
+    mknodat(CWD, &temporary, FileType::CharacterDevice, mode, device)
+        .map_err(|errno| file::failed("create device node", &temporary)(errno.into()))?;
+    let placed = lchown(&temporary, Some(node.owner.uid), Some(node.owner.gid))
+        .map_err(file::failed("give to its owner", &temporary))
+        .and_then(|()| fs::rename(&temporary, path).map_err(file::failed("rename to", path)));
+    if placed.is_err() {
+        // The reason to report is the first one.
+        let _ = fs::remove_file(&temporary);
+    }
+    placed
+}
+
+/// Removes the node; succeeds when there is none.
+pub fn remove_node(path: &Path) -> Result<(), FileError> {
+    file::remove(path)
+}
+
+/// What is at `path`, if it is a character device.
+pub fn node_at(path: &Path) -> Option<Node> {
+    let metadata = fs::symlink_metadata(path).ok()?;
+    let is_device = FileType::from_raw_mode(metadata.mode()) == FileType::CharacterDevice;
+    let number = DeviceNumber {
+        major: rustix::fs::major(metadata.rdev()),
+        minor: rustix::fs::minor(metadata.rdev()),
+    };
+    let owner = Owner {
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    };
+    is_device.then_some(Node { number, owner })
+}
+
+/// Index of the macvtap that has this tap now, in whatever namespace it is; none when the number is free.
+pub fn link_with(number: DeviceNumber) -> Option<u32> {
+    let path = Path::new(CHARACTER_DEVICES).join(number.to_string());
+    tap_index(&fs::read_link(path).ok()?)
+}
+
+/// Every tap of the machine with the index of its link, in whatever namespace.
+pub fn all() -> io::Result<Vec<(DeviceNumber, u32)>> {
+    let mut taps = Vec::new();
+    for entry in fs::read_dir(CHARACTER_DEVICES)? {
+        let entry = entry?;
+        let number = entry.file_name().to_str().and_then(parse_number);
+        let target: Option<PathBuf> = fs::read_link(entry.path()).ok();
+        taps.extend(number.zip(target.and_then(|target| tap_index(&target))));
+    }
+    Ok(taps)
+}
+
+/// `../../devices/virtual/net/<link>/tap<index>` gives the index.
+fn tap_index(target: &Path) -> Option<u32> {
+    let is_net = target.components().any(|part| part.as_os_str() == "net");
+    let index = target.file_name()?.to_str()?.strip_prefix("tap")?.parse().ok()?;
+    is_net.then_some(index)
+}
+
+fn parse_number(text: &str) -> Option<DeviceNumber> {
+    let (major, minor) = text.split_once(':')?;
+    Some(DeviceNumber {
+        major: major.parse().ok()?,
+        minor: minor.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taps_directory_tells_the_index_of_its_link() {
+        let index = |target: &str| tap_index(Path::new(target));
+        assert_eq!(
+            index("../../devices/virtual/net/net1/tap16777216"),
+            Some(16_777_216)
+        );
+        assert_eq!(
+            index("../../devices/pci0000:00/0000:01:00.0/virtio1/net/m/tap7"),
+            Some(7)
+        );
+        assert_eq!(index("../../devices/virtual/tty/tty7"), None);
+        assert_eq!(index("../../devices/virtual/misc/tap7"), None);
+    }
+
+    #[test]
+    fn only_two_numbers_are_a_device_number() {
+        assert_eq!(parse_number("246:5"), Some(DeviceNumber { major: 246, minor: 5 }));
+        for text in ["", "246", "246:", ":5", "246:5:6", "a:b", "246:-5", "246: 5"] {
+            assert_eq!(parse_number(text), None, "{text:?}");
+        }
+    }
+}
