@@ -4,15 +4,20 @@
 //! plugin reads it; whoever makes a link leaves an attachment record. This crate holds these two files' formats, the
 //! rules for names and numbers in them, and the only implementation of making and removing a macvtap.
 
+pub mod attach;
 pub mod boot;
+pub mod claim;
+pub mod detach;
 pub mod device_id;
 pub mod file;
+pub mod kernel;
 pub mod link;
 pub mod lock;
 pub mod mac;
 pub mod mode;
 pub mod netlink;
 pub mod netns;
+pub mod park;
 pub mod paths;
 pub mod record;
 pub mod records;

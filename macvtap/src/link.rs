@@ -103,6 +103,8 @@ pub enum Change {
     /// No IPv6 address of its own. Cannot be part of the request that makes the link (`EAFNOSUPPORT`), and comes too
     /// late together with [`Change::Up`].
     NoLinkLocalAddress,
+    /// Another address; the link is down.
+    Mac(MacAddr),
     /// Administratively up.
     Up,
 }
@@ -146,6 +148,17 @@ impl FromStr for IfName {
 impl fmt::Display for IfName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Change {
+    /// The beginning of "... link with index 7".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoLinkLocalAddress => f.write_str("turn off link-local addresses of"),
+            Self::Mac(mac) => write!(f, "set MAC address {mac} of"),
+            Self::Up => f.write_str("set up"),
+        }
     }
 }
 
@@ -277,6 +290,9 @@ pub fn change(index: u32, change: Change) -> LinkMessage {
                 .attributes
                 .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(none)]));
         }
+        Change::Mac(mac) => message
+            .attributes
+            .push(LinkAttribute::Address(mac.octets().to_vec())),
         Change::Up => {
             message.header.flags = LinkFlags::Up;
             message.header.change_mask = LinkFlags::Up;

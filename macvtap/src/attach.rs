@@ -1,0 +1,490 @@
+//! Attaching: the one procedure by which a device's link, node and record come to be, for a pod's network (the
+//! plugin's ADD) and for a pod that has only the tap (the agent).
+//!
+//! ```text
+//! begin         lock the device, judge its record, check the lower link, record "Creating"
+//! create_link   node-wide lock: create the link down, refuse a minor that a record still names
+//! change        what the network needs; up comes last
+//! finish        device node, read back, record "Attached"
+//! ```
+//! A value that is dropped before [`Attaching::finish`] succeeded undoes every step taken.
+
+use crate::claim::{self, Claim, ClaimError};
+use crate::detach::{self, DetachError};
+use crate::device_id::DeviceId;
+use crate::file::FileError;
+use crate::kernel::{Home, Kernel, NewLink, Place};
+use crate::link::{By, Change, IfName, Link, Macvtap};
+use crate::lock::{self, Lock, LockError};
+use crate::mac::MacAddr;
+use crate::netlink::NetlinkError;
+use crate::netns::{self, NetnsId};
+use crate::park::{self, ParkError};
+use crate::paths::Paths;
+use crate::record::{self, Attachment, DeviceNumber, Holder, State};
+use crate::records::{self, RecordError};
+use crate::table::Owner;
+use crate::tap::{self, Node, TapError};
+use rustix::io::Errno;
+use tracing::{info, warn};
+
+/// How many minors in a row may be taken by pods that lost their links before an ADD gives up.
+const MINOR_ROUNDS: u32 = 64;
+
+const TARGET: Place = Place::Home(Home::Target);
+
+/// A link that somebody shall get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The device.
+    pub device: DeviceId,
+    /// Who gets it.
+    pub holder: Holder,
+    /// Name of the pod's network; none for a pod that has only the tap.
+    pub network: Option<String>,
+    /// Number of the pod's namespace; none for a pod that has only the tap.
+    pub netns_id: Option<NetnsId>,
+    /// Name of the lower link, for messages.
+    pub lower_name: String,
+    /// The link.
+    pub link: Macvtap,
+    /// Who may open the device node.
+    pub owner: Owner,
+    /// What happens when the same holder has the device already.
+    pub repeat: Repeat,
+}
+
+/// What happens when the same holder asks again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// A link that is as requested stays.
+    Keep,
+    /// The link is made anew.
+    Rebuild,
+}
+
+/// A device that is in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The link, as the kernel describes it.
+    pub link: Link,
+    /// Its tap.
+    pub tap: DeviceNumber,
+}
+
+/// How [`begin`] found the device.
+#[derive(Debug)]
+pub enum Begun<'k, K: Kernel> {
+    /// Free, or free now.
+    New(Box<Attaching<'k, K>>),
+    /// The same holder has it, as requested ([`Repeat::Keep`]).
+    Present(Attached),
+}
+
+/// An attachment in the making. Dropping it undoes it.
+#[derive(Debug)]
+pub struct Attaching<'k, K: Kernel> {
+    paths: &'k Paths,
+    kernel: &'k mut K,
+    request: Request,
+    record: Attachment,
+    has_link: bool,
+    has_node: bool,
+    finished: bool,
+    /// Held until everything is undone or done.
+    _lock: Lock,
+}
+
+/// A device cannot be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The device is not the caller's to take.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// A container may still have the tap of a link that is gone.
+    #[error("link lost: the link of device {device} is gone while its pod exists; delete the pod")]
+    LinkLost {
+        /// The device.
+        device: DeviceId,
+    },
+    /// The lower link is gone.
+    #[error("lower link {name} (index {ifindex}) of device {device} does not exist any more")]
+    LowerGone {
+        /// The device.
+        device: DeviceId,
+        /// Name of the lower link in the device table.
+        name: String,
+        /// Its index.
+        ifindex: u32,
+    },
+    /// The lower link cannot carry a macvtap now.
+    #[error(
+        "lower link {name} cannot carry a macvtap: it belongs to a bridge or bond, or another device holds it in passthru mode"
+    )]
+    LowerBusy {
+        /// The lower link.
+        name: String,
+        /// What the kernel answered.
+        #[source]
+        source: NetlinkError,
+    },
+    /// The MTU does not fit.
+    #[error(
+        "mtu {mtu} is above the {lower_mtu} of lower link {lower}; use {lower_mtu} or less, or raise the lower link's"
+    )]
+    MtuTooHigh {
+        /// As asked for.
+        mtu: u32,
+        /// The lower link.
+        lower: String,
+        /// Its MTU.
+        lower_mtu: u32,
+    },
+    /// The name is taken.
+    #[error("interface {0} already exists in the pod's network namespace")]
+    NameTaken(IfName),
+    /// The index is taken.
+    #[error(
+        "index {ifindex} of device {device} is taken by interface {taken_by} of the pod's network namespace; delete it"
+    )]
+    IndexTaken {
+        /// The device.
+        device: DeviceId,
+        /// Its index.
+        ifindex: u32,
+        /// Who has it.
+        taken_by: String,
+    },
+    /// The address is taken.
+    #[error(
+        "MAC address {mac} is in use on lower link {lower}: by the link itself or by another device on it; give this one another address"
+    )]
+    MacInUse {
+        /// The address.
+        mac: MacAddr,
+        /// The lower link.
+        lower: String,
+    },
+    /// Every minor tried belongs to a pod that lost its link.
+    #[error("{MINOR_ROUNDS} tap minors in a row belong to pods that lost their links; delete those pods")]
+    NoFreeMinor,
+    /// A lock could not be taken.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A record could not be read or written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// What the former holder left could not be removed.
+    #[error("take over from the former holder")]
+    TakeOver(#[from] DetachError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The tap is unknown.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// A minor could not be kept from the new link.
+    #[error(transparent)]
+    Park(#[from] ParkError),
+    /// The device node could not be made.
+    #[error("device node")]
+    Node(#[from] FileError),
+    /// The link is not what was made.
+    #[error("link {name} vanished or was changed while it was being attached")]
+    Changed {
+        /// Its name.
+        name: IfName,
+    },
+}
+
+/// Locks the device and records that a link is being made. Changes nothing when it fails.
+pub fn begin<'k, K: Kernel>(
+    paths: &'k Paths,
+    kernel: &'k mut K,
+    request: Request,
+) -> Result<Begun<'k, K>, AttachError> {
+    let lock = lock::device(paths, &request.device)?;
+    let existing = records::read(paths, &request.device)?;
+    begin_locked(paths, kernel, request, existing.as_ref(), lock)
+}
+
+/// For a container that is about to start: makes the link of a device that its pod has no network for. A device whose
+/// link exists, for a network or from an earlier start, is left alone.
+pub fn tap_only<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    request: Request,
+) -> Result<Option<Attached>, AttachError> {
+    let lock = lock::device(paths, &request.device)?;
+    if let Some(record) = records::read(paths, &request.device)? {
+        return match detach::link_of(kernel, &record)? {
+            Some(_) => Ok(None),
+            None => Err(AttachError::LinkLost {
+                device: request.device,
+            }),
+        };
+    }
+    match begin_locked(paths, kernel, request, None, lock)? {
+        Begun::Present(attached) => Ok(Some(attached)),
+        Begun::New(mut attaching) => {
+            attaching.create_link()?;
+            attaching.change(Change::NoLinkLocalAddress)?;
+            attaching.change(Change::Up)?;
+            attaching.finish().map(Some)
+        }
+    }
+}
+
+impl<K: Kernel> Attaching<'_, K> {
+    /// The kernel, for what a network needs beside its link.
+    pub fn kernel(&mut self) -> &mut K {
+        self.kernel
+    }
+
+    /// The address the link shall get, from now on.
+    pub fn wish_mac(&mut self, mac: MacAddr) {
+        self.request.link.mac = Some(mac);
+    }
+
+    /// Makes the link, down. Its tap has a minor that no record names.
+    pub fn create_link(&mut self) -> Result<(), AttachError> {
+        let _lock = lock::node(self.paths)?;
+        for _ in 0..MINOR_ROUNDS {
+            self.try_create()?;
+            self.has_link = true;
+            let link = &self.request.link;
+            let tap = self.kernel.tap(Home::Target, &link.name, link.index)?;
+            if self.is_free(tap) {
+                self.record.tap = Some(tap);
+                self.record.mac = link.mac;
+                // Before the lock is free: the next link must not get this minor even if this one vanishes.
+                return Ok(records::write(self.paths, &self.record)?);
+            }
+            info!(%tap, "tap number belongs to a pod that lost its link, set aside");
+            self.kernel.delete(TARGET, link.index)?;
+            self.has_link = false;
+            park::park(self.kernel, tap)?;
+        }
+        Err(AttachError::NoFreeMinor)
+    }
+
+    /// Changes the link.
+    pub fn change(&mut self, change: Change) -> Result<(), AttachError> {
+        let changed = self.kernel.change(self.request.link.index, change);
+        changed.map_err(|error| match (error.errno(), self.mac()) {
+            (Some(Errno::ADDRINUSE), Some(mac)) => AttachError::MacInUse {
+                mac,
+                lower: self.request.lower_name.clone(),
+            },
+            _ => error.into(),
+        })
+    }
+
+    /// The link as it is now.
+    pub fn link(&mut self) -> Result<Link, AttachError> {
+        let wanted = &self.request.link;
+        let found = self.kernel.find(TARGET, &By::Index(wanted.index))?;
+        let same = |link: &Link| link.is_macvtap() && link.name == wanted.name.as_str();
+        found.filter(same).ok_or_else(|| AttachError::Changed {
+            name: wanted.name.clone(),
+        })
+    }
+
+    /// Makes the device node, reads the link back and records that everything is in place.
+    pub fn finish(mut self) -> Result<Attached, AttachError> {
+        let name = || self.request.link.name.clone();
+        let number = self
+            .record
+            .tap
+            .ok_or_else(|| AttachError::Changed { name: name() })?;
+        let node = Node {
+            number,
+            owner: self.request.owner,
+        };
+        self.has_node = true;
+        self.kernel
+            .make_node(&self.paths.device_node(self.record.ifindex), node)?;
+        let link = self.link()?;
+        if !link.up {
+            return Err(AttachError::Changed {
+                name: self.request.link.name.clone(),
+            });
+        }
+        self.record.mac = link.device_mac();
+        self.record.state = State::Attached;
+        records::write(self.paths, &self.record)?;
+        self.finished = true;
+        Ok(Attached { link, tap: number })
+    }
+
+    fn mac(&mut self) -> Option<MacAddr> {
+        let known = self.request.link.mac;
+        known.or_else(|| self.link().ok().and_then(|link| link.device_mac()))
+    }
+
+    /// Whether no other device's record names this number. One that cannot be read might.
+    fn is_free(&self, tap: DeviceNumber) -> bool {
+        match records::with_tap(self.paths, tap) {
+            Ok(record) => record.is_none_or(|record| record.device == self.record.device),
+            Err(_) => false,
+        }
+    }
+
+    fn try_create(&mut self) -> Result<(), AttachError> {
+        let request = &self.request;
+        let link = &request.link;
+        let Err(error) = self.kernel.create(Home::Target, NewLink::Macvtap(link)) else {
+            return Ok(());
+        };
+        match error.errno() {
+            Some(Errno::EXIST | Errno::BUSY) => {
+                if self.kernel.find(TARGET, &By::Name(link.name.clone()))?.is_some() {
+                    return Err(AttachError::NameTaken(link.name.clone()));
+                }
+                if let Some(taken) = self.kernel.find(TARGET, &By::Index(link.index))? {
+                    return Err(AttachError::IndexTaken {
+                        device: request.device.clone(),
+                        ifindex: link.index,
+                        taken_by: taken.name,
+                    });
+                }
+                Err(AttachError::LowerBusy {
+                    name: request.lower_name.clone(),
+                    source: error,
+                })
+            }
+            // The MTU was checked; what is left is a sibling in passthru mode.
+            Some(Errno::INVAL) => Err(AttachError::LowerBusy {
+                name: request.lower_name.clone(),
+                source: error,
+            }),
+            _ => Err(error.into()),
+        }
+    }
+}
+
+impl<K: Kernel> Drop for Attaching<'_, K> {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        // Each undone though another failed; who is left is found by the record.
+        if self.has_link
+            && let Err(error) = self.kernel.delete(TARGET, self.record.ifindex)
+        {
+            warn!(device = %self.record.device, %error, "link left behind");
+            return;
+        }
+        let node = self.paths.device_node(self.record.ifindex);
+        if self.has_node
+            && let Err(error) = self.kernel.remove_node(&node)
+        {
+            warn!(device = %self.record.device, %error, "device node left behind");
+            return;
+        }
+        if let Err(error) = records::remove(self.paths, &self.record) {
+            warn!(device = %self.record.device, %error, "attachment record left behind");
+        }
+    }
+}
+
+fn begin_locked<'k, K: Kernel>(
+    paths: &'k Paths,
+    kernel: &'k mut K,
+    request: Request,
+    existing: Option<&Attachment>,
+    lock: Lock,
+) -> Result<Begun<'k, K>, AttachError> {
+    let claim = claim::judge(existing, &request.holder, |path, inode| {
+        !netns::is_at(path, inode)
+    })?;
+    check_lower(kernel, &request)?;
+    if let Some(existing) = existing {
+        if claim == Claim::Again
+            && request.repeat == Repeat::Keep
+            && let Some(attached) = present(paths, kernel, &request, existing)?
+        {
+            return Ok(Begun::Present(attached));
+        }
+        if claim == Claim::TakeOver {
+            info!(from = %claim::describe(&existing.holder), "device taken over");
+        }
+        detach::remove_parts(paths, kernel, existing)?;
+    }
+    let record = Attachment {
+        version: record::VERSION,
+        device: request.device.clone(),
+        holder: request.holder.clone(),
+        state: State::Creating,
+        ifindex: request.link.index,
+        lower_ifindex: request.link.lower,
+        mac: None,
+        tap: None,
+        netns_id: request.netns_id.map(|NetnsId(id)| id),
+        network: request.network.clone(),
+    };
+    records::write(paths, &record)?;
+    Ok(Begun::New(Box::new(Attaching {
+        paths,
+        kernel,
+        request,
+        record,
+        has_link: false,
+        has_node: false,
+        finished: false,
+        _lock: lock,
+    })))
+}
+
+fn check_lower<K: Kernel>(kernel: &mut K, request: &Request) -> Result<(), AttachError> {
+    let ifindex = request.link.lower;
+    let lower = kernel.find(Place::Home(Home::Node), &By::Index(ifindex))?;
+    let lower = lower.ok_or_else(|| AttachError::LowerGone {
+        device: request.device.clone(),
+        name: request.lower_name.clone(),
+        ifindex,
+    })?;
+    match request.link.mtu {
+        Some(mtu) if mtu > lower.mtu => Err(AttachError::MtuTooHigh {
+            mtu,
+            lower: lower.name,
+            lower_mtu: lower.mtu,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The existing attachment, if it is what the same holder asks for again. Makes the device node anew.
+fn present<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    request: &Request,
+    record: &Attachment,
+) -> Result<Option<Attached>, AttachError> {
+    let (State::Attached, Some(number)) = (record.state, record.tap) else {
+        return Ok(None);
+    };
+    let Some((_, link)) = detach::link_of(kernel, record)? else {
+        return Ok(None);
+    };
+    let wanted = &request.link;
+    let as_wanted = link.up
+        && link.name == wanted.name.as_str()
+        && link.mode == Some(wanted.mode)
+        && link.all_multicast == wanted.all_multicast
+        && link.promiscuous == wanted.promiscuous
+        && wanted.mac.is_none_or(|mac| link.device_mac() == Some(mac))
+        && wanted.mtu.is_none_or(|mtu| link.mtu == mtu);
+    if !as_wanted || kernel.tap(Home::Target, &wanted.name, wanted.index)? != number {
+        return Ok(None);
+    }
+    let node = Node {
+        number,
+        owner: request.owner,
+    };
+    let path = paths.device_node(record.ifindex);
+    if tap::node_at(&path) != Some(node) {
+        kernel.make_node(&path, node)?;
+    }
+    Ok(Some(Attached { link, tap: number }))
+}

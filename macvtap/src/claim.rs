@@ -1,0 +1,180 @@
+//! Who may take a device that somebody had: judged by its attachment record. Pure.
+
+use crate::device_id::DeviceId;
+use crate::record::{Attachment, Holder};
+use std::path::Path;
+
+/// What a device's record means to somebody who wants the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Nobody has it.
+    Free,
+    /// The same holder asks again.
+    Again,
+    /// The former holder is dead, or is the same pod in an earlier sandbox.
+    TakeOver,
+}
+
+/// A device is not the caller's to take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimError {
+    /// Somebody else has the device.
+    #[error("device {device} is in use by {holder}")]
+    InUse {
+        /// The device.
+        device: DeviceId,
+        /// Who has it.
+        holder: String,
+    },
+    /// The same pod has the device on another interface.
+    #[error(
+        "device {device} is already interface {ifname} of this pod: one device cannot serve two networks; request one device per network, each from the resource its network names"
+    )]
+    TwoNetworks {
+        /// The device.
+        device: DeviceId,
+        /// The other interface.
+        ifname: String,
+    },
+}
+
+/// Judges a record. `is_gone` tells whether the namespace with that inode is not at that path any more.
+pub(crate) fn judge(
+    existing: Option<&Attachment>,
+    wanted: &Holder,
+    is_gone: impl Fn(&Path, u64) -> bool,
+) -> Result<Claim, ClaimError> {
+    let Some(record) = existing else {
+        return Ok(Claim::Free);
+    };
+    let in_use = || ClaimError::InUse {
+        device: record.device.clone(),
+        holder: describe(&record.holder),
+    };
+    let (
+        Holder::Pod {
+            container_id,
+            ifname,
+            pod_uid,
+            netns,
+            netns_inode,
+            ..
+        },
+        Holder::Pod {
+            container_id: wanted_container,
+            ifname: wanted_ifname,
+            pod_uid: wanted_uid,
+            ..
+        },
+    ) = (&record.holder, wanted)
+    else {
+        return Err(in_use());
+    };
+    let same_ifname = ifname == wanted_ifname;
+    let same_pod = container_id == wanted_container || (!pod_uid.is_empty() && pod_uid == wanted_uid);
+    if container_id == wanted_container && same_ifname {
+        Ok(Claim::Again)
+    } else if (same_pod && same_ifname) || is_gone(Path::new(netns), *netns_inode) {
+        Ok(Claim::TakeOver)
+    } else if same_pod {
+        Err(ClaimError::TwoNetworks {
+            device: record.device.clone(),
+            ifname: ifname.clone(),
+        })
+    } else {
+        Err(in_use())
+    }
+}
+
+pub(crate) fn describe(holder: &Holder) -> String {
+    match holder {
+        Holder::Host => "a pod that has only the tap".to_owned(),
+        Holder::Pod {
+            container_id,
+            ifname,
+            pod_namespace,
+            pod_name,
+            ..
+        } if pod_name.is_empty() => format!("container {container_id} ({ifname}) {pod_namespace}")
+            .trim_end()
+            .to_owned(),
+        Holder::Pod {
+            ifname,
+            pod_namespace,
+            pod_name,
+            ..
+        } => format!("pod {pod_namespace}/{pod_name} ({ifname})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{self, State};
+
+    fn pod(container: &str, ifname: &str, uid: &str) -> Holder {
+        Holder::Pod {
+            container_id: container.into(),
+            ifname: ifname.into(),
+            pod_uid: uid.into(),
+            pod_namespace: "tenant-a".into(),
+            pod_name: "web-0".into(),
+            netns: "/run/netns/x".into(),
+            netns_inode: 4_026_531_840,
+        }
+    }
+
+    fn record(holder: Holder) -> Attachment {
+        Attachment {
+            version: record::VERSION,
+            device: "aMvp0".parse().unwrap(),
+            holder,
+            state: State::Attached,
+            ifindex: 0x0100_0000,
+            lower_ifindex: 3,
+            mac: None,
+            tap: None,
+            netns_id: None,
+            network: None,
+        }
+    }
+
+    #[test]
+    fn a_device_goes_to_the_same_pod_or_when_its_namespace_is_gone() {
+        let judge =
+            |wanted: &Holder, gone: bool| judge(Some(&record(pod("c1", "net1", "u1"))), wanted, |_, _| gone);
+        assert_eq!(judged(&pod("c1", "net1", "u1"), false).unwrap(), Claim::Again);
+        assert_eq!(judged(&pod("c2", "net1", "u1"), false).unwrap(), Claim::TakeOver);
+        assert_eq!(judged(&pod("c2", "net1", "u2"), true).unwrap(), Claim::TakeOver);
+        assert!(matches!(
+            judged(&pod("c1", "net2", "u1"), false),
+            Err(ClaimError::TwoNetworks { .. })
+        ));
+        assert!(matches!(
+            judged(&pod("c2", "net2", "u1"), false),
+            Err(ClaimError::TwoNetworks { .. })
+        ));
+        let refused = judged(&pod("c2", "net1", "u2"), false).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "device aMvp0 is in use by pod tenant-a/web-0 (net1)"
+        );
+        assert_eq!(
+            judge(None, &pod("c1", "net1", "u1"), |_, _| false).unwrap(),
+            Claim::Free
+        );
+    }
+
+    #[test]
+    fn two_pods_without_a_uid_are_two_pods() {
+        let existing = record(pod("c1", "net1", ""));
+        let judged = judge(Some(&existing), &pod("c2", "net1", ""), |_, _| false);
+        assert!(matches!(judged, Err(ClaimError::InUse { .. })));
+    }
+
+    #[test]
+    fn a_tap_without_a_network_is_never_taken_by_a_network() {
+        let judged = judge(Some(&record(Holder::Host)), &pod("c1", "net1", "u1"), |_, _| true);
+        assert!(matches!(judged, Err(ClaimError::InUse { .. })));
+    }
+}

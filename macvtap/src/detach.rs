@@ -1,0 +1,173 @@
+//! Undoing an attachment: by the plugin's DEL, by who takes a device over, and by the agent that collects leftovers.
+
+use crate::device_id::DeviceId;
+use crate::file::FileError;
+use crate::kernel::{Home, Kernel, Place};
+use crate::link::{By, Link};
+use crate::lock::{self, LockError};
+use crate::netlink::NetlinkError;
+use crate::netns::NetnsId;
+use crate::paths::Paths;
+use crate::record::{Attachment, Holder};
+use crate::records::{self, RecordError};
+use std::path::Path;
+
+/// What became of a request to detach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detached {
+    /// Link, node and record are gone.
+    Removed(Attachment),
+    /// The device is somebody else's by now; nothing was touched.
+    NotTheirs(Attachment),
+    /// There is no attachment.
+    Absent,
+}
+
+/// An attachment could not be undone. What could be removed was; the record stays, so it can be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum DetachError {
+    /// The device's lock could not be taken.
+    #[error("detach device {device}")]
+    Lock {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        #[source]
+        source: LockError,
+    },
+    /// The record could not be read or removed.
+    #[error("detach device {device}")]
+    Record {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        #[source]
+        source: RecordError,
+    },
+    /// The link could not be deleted.
+    #[error("detach device {device}")]
+    Link {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        #[source]
+        source: NetlinkError,
+    },
+    /// The device node could not be removed.
+    #[error("detach device {device}")]
+    Node {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        #[source]
+        source: FileError,
+    },
+}
+
+/// Undoes the attachment of a device if it is the one the caller means. Waits for whoever works on the device.
+pub fn detach<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    device: &DeviceId,
+    is_meant: impl FnOnce(&Attachment) -> bool,
+) -> Result<Detached, DetachError> {
+    let lock = lock::device(paths, device).map_err(|source| DetachError::Lock {
+        device: device.clone(),
+        source,
+    })?;
+    let detached = detach_locked(paths, kernel, device, is_meant);
+    drop(lock);
+    detached
+}
+
+/// Undoes exactly this attachment, if nobody works on its device and it is still the one recorded. The agent's way to
+/// remove what is left of a killed ADD or of a DEL that never came.
+pub fn collect<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    leftover: &Attachment,
+) -> Result<Detached, DetachError> {
+    let device = &leftover.device;
+    let lock = lock::try_device(paths, device);
+    let lock = lock.map_err(|source| DetachError::Lock {
+        device: device.clone(),
+        source,
+    })?;
+    let Some(_held) = lock else {
+        return Ok(Detached::NotTheirs(leftover.clone()));
+    };
+    detach_locked(paths, kernel, device, |record| record == leftover)
+}
+
+/// The link of an attachment and where it is; none when it is gone. Works for a namespace whose path is gone, and
+/// without the right to enter namespaces.
+pub fn link_of<K: Kernel>(
+    kernel: &mut K,
+    record: &Attachment,
+) -> Result<Option<(Place, Link)>, NetlinkError> {
+    let place = match &record.holder {
+        Holder::Host => Place::Home(Home::Node),
+        Holder::Pod {
+            netns, netns_inode, ..
+        } => {
+            let number = kernel.number(Path::new(netns), *netns_inode)?;
+            match number.or(record.netns_id.map(NetnsId)) {
+                Some(id) => Place::Numbered(id),
+                None => return Ok(None),
+            }
+        }
+    };
+    let found = kernel.find(place, &By::Index(record.ifindex))?;
+    // The number may be another namespace's by now, and a pod may make links with any index.
+    let ours = found.filter(|link| link.is_macvtap() && link.lower == Some(record.lower_ifindex));
+    Ok(ours.map(|link| (place, link)))
+}
+
+/// Removes link and node of a record, not the record. The caller holds the device's lock.
+pub(crate) fn remove_parts<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    record: &Attachment,
+) -> Result<(), DetachError> {
+    let device = || record.device.clone();
+    // Before the link goes: whoever gets its minor next must not find it reserved by a pod that is dead.
+    records::release_tap(paths, record).map_err(|source| DetachError::Record {
+        device: device(),
+        source,
+    })?;
+    let deleted = link_of(kernel, record).and_then(|found| match found {
+        Some((place, link)) => kernel.delete(place, link.index),
+        None => Ok(()),
+    });
+    // Also when the link could not be deleted: no container may be given its node any more.
+    let removed = kernel.remove_node(&paths.device_node(record.ifindex));
+    deleted.map_err(|source| DetachError::Link {
+        device: device(),
+        source,
+    })?;
+    removed.map_err(|source| DetachError::Node {
+        device: device(),
+        source,
+    })
+}
+
+fn detach_locked<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    device: &DeviceId,
+    is_meant: impl FnOnce(&Attachment) -> bool,
+) -> Result<Detached, DetachError> {
+    let failed = |source| DetachError::Record {
+        device: device.clone(),
+        source,
+    };
+    let Some(record) = records::read(paths, device).map_err(failed)? else {
+        return Ok(Detached::Absent);
+    };
+    if !is_meant(&record) {
+        return Ok(Detached::NotTheirs(record));
+    }
+    remove_parts(paths, kernel, &record)?;
+    records::remove(paths, &record).map_err(failed)?;
+    Ok(Detached::Removed(record))
+}

@@ -1,0 +1,229 @@
+//! What attaching and detaching ask of the kernel, and the kernel itself.
+//!
+//! The procedures know the [`Kernel`] trait only, so a test can fail any step of them.
+
+use crate::file::FileError;
+use crate::link::{self, By, Change, IfName, Link, Macvtap, Veth};
+use crate::netlink::{NetlinkError, Socket};
+use crate::netns::{Netns, NetnsError, NetnsId};
+use crate::record::DeviceNumber;
+use crate::tap::{self, Node, Sysfs, TapError};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use rustix::io::Errno;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// A namespace in which we make links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// The node's own, where the lower links are.
+    Node,
+    /// The one the device's link belongs in: a pod's, or the node's for a pod that has only the tap.
+    Target,
+}
+
+/// A namespace in which we look for and delete links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// One of those in which we make links.
+    Home(Home),
+    /// Any that the node's namespace has a number for.
+    Numbered(NetnsId),
+}
+
+/// A link to be made.
+#[derive(Clone, Copy, Debug)]
+pub enum NewLink<'a> {
+    /// A macvtap.
+    Macvtap(&'a Macvtap),
+    /// A cable.
+    Veth(&'a Veth),
+}
+
+/// The steps of attaching and detaching.
+pub trait Kernel {
+    /// The number of the pod namespace with this inode at this path; none when it is not there any more.
+    fn number(&mut self, path: &Path, inode: u64) -> Result<Option<NetnsId>, NetlinkError>;
+    /// One link; none when there is no such link or no such namespace.
+    fn find(&mut self, place: Place, by: &By) -> Result<Option<Link>, NetlinkError>;
+    /// Makes a link, down.
+    fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError>;
+    /// Changes a link in [`Home::Target`].
+    fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError>;
+    /// Deletes a link; succeeds when there is none.
+    fn delete(&mut self, place: Place, index: u32) -> Result<(), NetlinkError>;
+    /// The device number of a macvtap's tap.
+    fn tap(&mut self, home: Home, name: &IfName, index: u32) -> Result<DeviceNumber, TapError>;
+    /// Makes or replaces a device node.
+    fn make_node(&mut self, path: &Path, node: Node) -> Result<(), FileError>;
+    /// Removes a device node; succeeds when there is none.
+    fn remove_node(&mut self, path: &Path) -> Result<(), FileError>;
+}
+
+/// The running kernel, as the namespace of the calling thread and at most one pod's see it.
+#[derive(Debug)]
+pub struct Rtnl {
+    node: Socket,
+    /// Opened when first needed: only the guard of tap minors and taps without a pod network need it.
+    node_sysfs: Option<Sysfs>,
+    pod: Option<Pod>,
+}
+
+#[derive(Debug)]
+struct Pod {
+    netns: Netns,
+    socket: Socket,
+    sysfs: Sysfs,
+}
+
+/// The kernel cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No socket.
+    #[error("open a netlink socket")]
+    Netlink(#[from] NetlinkError),
+    /// The pod's namespace cannot be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// No view of sysfs.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+}
+
+impl Rtnl {
+    /// [`Home::Target`] is the node's namespace, which is the calling thread's.
+    pub fn node() -> Result<Self, OpenError> {
+        Ok(Self {
+            node: Socket::open()?,
+            node_sysfs: None,
+            pod: None,
+        })
+    }
+
+    /// [`Home::Target`] is `netns`; the node's namespace is the calling thread's.
+    pub fn with_pod(netns: Netns) -> Result<Self, OpenError> {
+        let opened = netns.enter(|| -> Result<_, OpenError> { Ok((Socket::open()?, Sysfs::open()?)) })?;
+        let (socket, sysfs) = opened?;
+        Ok(Self {
+            pod: Some(Pod { netns, socket, sysfs }),
+            ..Self::node()?
+        })
+    }
+
+    /// The pod's namespace.
+    pub fn netns(&self) -> Option<&Netns> {
+        self.pod.as_ref().map(|pod| &pod.netns)
+    }
+
+    /// The socket in the target namespace, for what a network needs beside its link.
+    pub fn target_socket(&mut self) -> &mut Socket {
+        self.socket(Home::Target)
+    }
+
+    fn socket(&mut self, home: Home) -> &mut Socket {
+        match (home, &mut self.pod) {
+            (Home::Target, Some(pod)) => &mut pod.socket,
+            _ => &mut self.node,
+        }
+    }
+
+    fn reach(&mut self, place: Place) -> (&mut Socket, Option<NetnsId>) {
+        match place {
+            Place::Home(home) => (self.socket(home), None),
+            Place::Numbered(id) => (&mut self.node, Some(id)),
+        }
+    }
+}
+
+impl Kernel for Rtnl {
+    fn number(&mut self, path: &Path, inode: u64) -> Result<Option<NetnsId>, NetlinkError> {
+        match Netns::open(path) {
+            Ok(netns) if netns.inode() == inode => netns.id(&mut self.node).map(Some),
+            // Whatever is there by now is not the namespace that was meant.
+            Ok(_) | Err(_) => Ok(None),
+        }
+    }
+
+    fn find(&mut self, place: Place, by: &By) -> Result<Option<Link>, NetlinkError> {
+        let (socket, id) = self.reach(place);
+        let what = format_args!("look for {by}");
+        match socket.get(RouteNetlinkMessage::GetLink(link::get(by, id)), &what) {
+            Ok(payload) => {
+                let unreadable = |problem| NetlinkError::Answer {
+                    what: what.to_string(),
+                    problem,
+                };
+                Link::parse(payload).map(Some).map_err(unreadable)
+            }
+            Err(error) if is_absent(&error, id) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError> {
+        let netns = match home {
+            Home::Target => self.pod.as_ref().map(|pod| pod.netns.as_fd()),
+            Home::Node => None,
+        };
+        // Sent from the node's namespace always: that is where the lower link is.
+        let (message, what) = match link {
+            NewLink::Macvtap(macvtap) => {
+                let what = format!("create macvtap {} with index {}", macvtap.name, macvtap.index);
+                (link::create_macvtap(macvtap, netns), what)
+            }
+            NewLink::Veth(veth) => (
+                link::create_veth(veth),
+                format!("create veth pair {} {}", veth.name, veth.peer),
+            ),
+        };
+        self.node.act(
+            RouteNetlinkMessage::NewLink(message),
+            NLM_F_CREATE | NLM_F_EXCL,
+            &what,
+        )
+    }
+
+    fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError> {
+        let message = RouteNetlinkMessage::SetLink(link::change(index, change));
+        self.socket(Home::Target)
+            .act(message, 0, &format_args!("{change} link with index {index}"))
+    }
+
+    fn delete(&mut self, place: Place, index: u32) -> Result<(), NetlinkError> {
+        let (socket, id) = self.reach(place);
+        let message = RouteNetlinkMessage::DelLink(link::delete(index, id));
+        match socket.act(message, 0, &format_args!("delete link with index {index}")) {
+            Err(error) if !is_absent(&error, id) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn tap(&mut self, home: Home, name: &IfName, index: u32) -> Result<DeviceNumber, TapError> {
+        if let (Home::Target, Some(pod)) = (home, &self.pod) {
+            return pod.sysfs.tap(name, index);
+        }
+        let sysfs = match self.node_sysfs.take() {
+            Some(sysfs) => sysfs,
+            None => Sysfs::open()?,
+        };
+        self.node_sysfs.insert(sysfs).tap(name, index)
+    }
+
+    fn make_node(&mut self, path: &Path, node: Node) -> Result<(), FileError> {
+        tap::make_node(path, node)
+    }
+
+    fn remove_node(&mut self, path: &Path) -> Result<(), FileError> {
+        tap::remove_node(path)
+    }
+}
+
+/// `ENODEV`: no such link. `EINVAL` to a request with a namespace's number: no such namespace.
+fn is_absent(error: &NetlinkError, id: Option<NetnsId>) -> bool {
+    match error.errno() {
+        Some(Errno::NODEV) => true,
+        Some(Errno::INVAL) => id.is_some(),
+        _ => false,
+    }
+}
