@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_device_goes_to_the_same_pod_or_when_its_namespace_is_gone() {
-        let judge =
+        let judged =
             |wanted: &Holder, gone: bool| judge(Some(&record(pod("c1", "net1", "u1"))), wanted, |_, _| gone);
         assert_eq!(judged(&pod("c1", "net1", "u1"), false).unwrap(), Claim::Again);
         assert_eq!(judged(&pod("c2", "net1", "u1"), false).unwrap(), Claim::TakeOver);
@@ -168,13 +168,13 @@ mod tests {
     #[test]
     fn two_pods_without_a_uid_are_two_pods() {
         let existing = record(pod("c1", "net1", ""));
-        let judged = judge(Some(&existing), &pod("c2", "net1", ""), |_, _| false);
-        assert!(matches!(judged, Err(ClaimError::InUse { .. })));
+        let outcome = judge(Some(&existing), &pod("c2", "net1", ""), |_, _| false);
+        assert!(matches!(outcome, Err(ClaimError::InUse { .. })));
     }
 
     #[test]
     fn a_tap_without_a_network_is_never_taken_by_a_network() {
-        let judged = judge(Some(&record(Holder::Host)), &pod("c1", "net1", "u1"), |_, _| true);
-        assert!(matches!(judged, Err(ClaimError::InUse { .. })));
+        let outcome = judge(Some(&record(Holder::Host)), &pod("c1", "net1", "u1"), |_, _| true);
+        assert!(matches!(outcome, Err(ClaimError::InUse { .. })));
     }
 }
