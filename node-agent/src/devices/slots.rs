@@ -1,0 +1,97 @@
+//! Arithmetic on runs of slots.
+
+use macvtap::device_id::SLOT_MAX;
+use macvtap::table::SlotRange;
+
+/// Consecutive devices of one link that are all advertised, or all not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Slots and indexes.
+    pub range: SlotRange,
+    /// Index of the lower link; 0 for one of an earlier boot that has not come back.
+    pub lower: u32,
+    /// Whether the kubelet is told of them. Those it is no longer told of are honoured for a while.
+    pub advertised: bool,
+}
+
+/// The devices of one link, sorted into advertised and withdrawn ones; fed in the order of slots.
+#[derive(Debug, Default)]
+pub(super) struct Split {
+    runs: Vec<(SlotRange, bool)>,
+}
+
+impl Split {
+    pub(super) fn advertise(&mut self, slot: u32, ifindex: u32) {
+        self.add(slot, ifindex, true);
+    }
+
+    pub(super) fn withdraw(&mut self, slot: u32, ifindex: u32) {
+        self.add(slot, ifindex, false);
+    }
+
+    pub(super) fn runs(&self, lower: u32) -> impl Iterator<Item = Run> {
+        self.runs.iter().map(move |(range, advertised)| Run {
+            range: *range,
+            lower,
+            advertised: *advertised,
+        })
+    }
+
+    /// As few ranges as possible: for the table it does not matter what is advertised.
+    pub(super) fn ranges(&self) -> Vec<SlotRange> {
+        let mut ranges: Vec<SlotRange> = Vec::new();
+        for (range, _) in &self.runs {
+            match ranges
+                .last_mut()
+                .filter(|last| continues(last, range.first_slot, range.first_ifindex))
+            {
+                Some(last) => last.count += range.count,
+                None => ranges.push(*range),
+            }
+        }
+        ranges
+    }
+
+    fn add(&mut self, slot: u32, ifindex: u32, advertised: bool) {
+        match self.runs.last_mut() {
+            Some((last, kind)) if *kind == advertised && continues(last, slot, ifindex) => last.count += 1,
+            _ => {
+                let range = SlotRange {
+                    first_slot: slot,
+                    count: 1,
+                    first_ifindex: ifindex,
+                };
+                self.runs.push((range, advertised));
+            }
+        }
+    }
+}
+
+/// How many devices of a link are advertised.
+pub(super) fn advertised(runs: &[Run], lower: u32) -> u32 {
+    runs.iter()
+        .filter(|run| run.lower == lower && run.advertised)
+        .map(|run| run.range.count)
+        .sum()
+}
+
+/// The lowest slot that is in none of the ranges, and how many follow it that are not either.
+pub(super) fn first_gap<'r>(taken: impl Iterator<Item = &'r SlotRange>) -> Option<(u32, u32)> {
+    let mut taken: Vec<(u32, u32)> = taken
+        .map(|range| (range.slots().start, range.slots().end))
+        .collect();
+    taken.sort_unstable();
+    let mut first = 0;
+    for (start, end) in taken {
+        if start > first {
+            return Some((first, start - first));
+        }
+        first = first.max(end);
+    }
+    let left = (SLOT_MAX + 1).checked_sub(first).filter(|left| *left > 0)?;
+    Some((first, left))
+}
+
+fn continues(range: &SlotRange, slot: u32, ifindex: u32) -> bool {
+    range.slots().end == slot && range.first_ifindex.checked_add(range.count) == Some(ifindex)
+}

@@ -1,0 +1,246 @@
+use super::*;
+use crate::inventory::tests::link;
+use macvtap_crds::v1alpha1::NodePool;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// A pool as a node state has it, from the fields that matter to a test.
+pub(crate) fn pool(name: &str, fields: &Value) -> Pool {
+    let mut json = json!({
+        "name": name, "uid": "u", "generation": 1, "phase": "Active", "resourceName": name,
+        "links": [{"names": ["*"]}],
+    });
+    let fields = fields.as_object().unwrap().clone();
+    json.as_object_mut().unwrap().extend(fields);
+    Pool::compile(serde_json::from_value::<NodePool>(json).unwrap()).unwrap()
+}
+
+fn inventory(links: impl IntoIterator<Item = Link>) -> Inventory {
+    let mut inventory = Inventory::default();
+    let _ = inventory.reset(links);
+    inventory
+}
+
+fn nics(count: u32) -> Inventory {
+    inventory((1..=count).map(|i| link(i, &format!("eth{i}"), Kind::Physical)))
+}
+
+fn holding(resource: &str, mode: Mode) -> Holding {
+    Holding {
+        resource: resource.parse().unwrap(),
+        mode,
+    }
+}
+
+fn reason(selection: &Selection, ifindex: u32, pool: usize) -> LinkReason {
+    let refusals = &selection.links[&ifindex].refusals;
+    refusals
+        .iter()
+        .find(|(index, _)| *index == pool)
+        .unwrap()
+        .1
+        .reason
+}
+
+#[test]
+fn the_first_pool_in_order_gets_a_link_and_the_other_is_told() {
+    let pools = [pool("a", &json!({})), pool("b", &json!({}))];
+    let selection = select(&pools, &nics(1), &Holdings::new());
+    assert_eq!(selection.links[&1].pools, [0]);
+    assert_eq!(reason(&selection, 1, 1), LinkReason::LostToPool);
+    assert_eq!(selection.pools[1].contested, [1]);
+    assert_eq!(selection.pools[0].contenders, [1].into());
+}
+
+#[test]
+fn a_link_in_use_stays_with_its_pool_whatever_the_order() {
+    let pools = [pool("a", &json!({})), pool("b", &json!({}))];
+    let held = Holdings::from([(1, vec![holding("b", Mode::Bridge)])]);
+    let selection = select(&pools, &nics(2), &held);
+    assert_eq!(
+        (&selection.links[&1].pools[..], &selection.links[&2].pools[..]),
+        (&[1][..], &[0][..])
+    );
+}
+
+#[test]
+fn a_link_with_devices_of_a_pool_that_is_gone_waits_for_them() {
+    let held = Holdings::from([(1, vec![holding("gone", Mode::Bridge)])]);
+    let exclusive = select(&[pool("a", &json!({}))], &nics(1), &held);
+    assert_eq!(reason(&exclusive, 1, 0), LinkReason::LostToPool);
+    let shared = select(&[pool("a", &json!({"overlap": "Shared"}))], &nics(1), &held);
+    assert_eq!(shared.links[&1].pools, [0]);
+    let passthru = Holdings::from([(1, vec![holding("gone", Mode::Passthru)])]);
+    let shared = select(&[pool("a", &json!({"overlap": "Shared"}))], &nics(1), &passthru);
+    assert_eq!(reason(&shared, 1, 0), LinkReason::LostToPool);
+}
+
+#[test]
+fn pools_that_all_share_have_a_link_together() {
+    let share = json!({"overlap": "Shared"});
+    let pools = [pool("a", &share), pool("b", &json!({})), pool("c", &share)];
+    let selection = select(&pools, &nics(1), &Holdings::new());
+    assert_eq!(selection.links[&1].pools, [0, 2]);
+    assert_eq!(reason(&selection, 1, 1), LinkReason::LostToPool);
+}
+
+#[test]
+fn entries_are_alternatives_fields_add_up_and_exclude_wins() {
+    let mut fast = link(1, "ens1", Kind::Physical);
+    fast.hardware.speed_mbps = Some(25_000);
+    fast.altnames = vec!["enp9s0".into()];
+    let mut slow = link(2, "ens2", Kind::Physical);
+    slow.hardware.speed_mbps = Some(1000);
+    let links = [
+        fast,
+        slow,
+        link(3, "bond0", Kind::Bond),
+        link(4, "veth9", Kind::Veth),
+    ];
+    let inventory = inventory(links);
+    let chosen = |fields| {
+        select(&[pool("a", &fields)], &inventory, &Holdings::new()).pools[0]
+            .links
+            .clone()
+    };
+    assert_eq!(chosen(json!({"links": [{"minSpeedMbps": 10000}]})), [1]);
+    assert_eq!(
+        chosen(json!({"links": [{"names": ["enp?s0"]}, {"kinds": ["Bond"]}]})),
+        [1, 3]
+    );
+    assert_eq!(
+        chosen(json!({"links": [{"names": ["ens*"], "minSpeedMbps": 10000}]})),
+        [1]
+    );
+    assert_eq!(chosen(json!({"links": [{"names": ["*"]}]})), [1, 2, 3, 4]);
+    assert_eq!(chosen(json!({"links": [{"drivers": ["mlx5_core"]}]})), [0; 0]);
+    assert_eq!(
+        chosen(json!({"links": [{"names": ["ens*"]}], "exclude": [{"names": ["ens2"]}]})),
+        [1]
+    );
+}
+
+#[test]
+fn without_kinds_and_names_only_nics_and_bonds_are_meant() {
+    let inventory = inventory([
+        link(1, "e", Kind::Physical),
+        link(2, "b", Kind::Bond),
+        link(3, "v", Kind::Vlan),
+        link(4, "x", Kind::Veth),
+    ]);
+    let pools = [pool(
+        "a",
+        &json!({"links": [{"numaNodes": [0]}, {"minSpeedMbps": 1}, {"kinds": ["Vlan"]}]}),
+    )];
+    assert_eq!(select(&pools, &inventory, &Holdings::new()).pools[0].links, [3]);
+}
+
+#[test]
+fn whole_links_are_not_taken_from_the_host() {
+    let mut inventory = nics(2);
+    let _ = inventory.set_default_routes([1].into());
+    let passthru = pool("p", &json!({"macvtap": {"mode": "Passthru"}}));
+    let selection = select(&[passthru], &inventory, &Holdings::new());
+    assert_eq!(reason(&selection, 1, 0), LinkReason::DefaultRoute);
+    assert_eq!(selection.pools[0].links, [2]);
+    let bridge = select(&[pool("a", &json!({}))], &inventory, &Holdings::new());
+    assert_eq!(bridge.pools[0].links, [1, 2]);
+    let careful = select(
+        &[pool("a", &json!({"excludeDefaultRoute": true}))],
+        &inventory,
+        &Holdings::new(),
+    );
+    assert_eq!(reason(&careful, 1, 0), LinkReason::DefaultRoute);
+}
+
+#[test]
+fn a_resource_for_each_link_is_named_after_it_if_it_can_be() {
+    let inventory = inventory([link(1, "eth0", Kind::Physical), link(2, "_x", Kind::Physical)]);
+    let pools = [pool("all", &json!({"resourcePer": "Link"}))];
+    let selection = select(&pools, &inventory, &Holdings::new());
+    assert_eq!(
+        selection
+            .resources
+            .keys()
+            .map(ResourceName::as_str)
+            .collect::<Vec<_>>(),
+        ["eth0"]
+    );
+    assert_eq!(reason(&selection, 2, 0), LinkReason::NameNotUsable);
+}
+
+#[test]
+fn two_pools_never_have_one_resource_name() {
+    let twice = [pool("a", &json!({})), pool("b", &json!({"resourceName": "a"}))];
+    let selection = select(&twice, &nics(1), &Holdings::new());
+    assert_eq!(selection.pools[1].name_taken_by, Some(0));
+    let inventory = inventory([link(1, "a", Kind::Physical)]);
+    let pools = [
+        pool("l", &json!({"resourcePer": "Link"})),
+        pool("a", &json!({"links": [{"kinds": ["Bond"]}]})),
+    ];
+    let selection = select(&pools, &inventory, &Holdings::new());
+    assert_eq!(reason(&selection, 1, 0), LinkReason::NameNotUsable);
+}
+
+#[test]
+fn a_dry_run_takes_nothing_and_says_what_it_would_have() {
+    let pools = [
+        pool("dry", &json!({"advertisement": "DryRun"})),
+        pool("b", &json!({"links": [{"names": ["eth1"]}]})),
+    ];
+    let selection = select(&pools, &nics(2), &Holdings::new());
+    assert_eq!(selection.links[&1].pools, [1]);
+    assert_eq!(
+        (&selection.pools[0].links[..], &selection.pools[0].contested[..]),
+        (&[2][..], &[1][..])
+    );
+    assert!(!selection.resources.contains_key(&"dry".parse().unwrap()));
+}
+
+#[test]
+fn a_draining_pool_keeps_what_is_in_use_and_takes_no_more() {
+    let pools = [pool("a", &json!({"phase": "Draining"})), pool("b", &json!({}))];
+    let held = Holdings::from([(1, vec![holding("a", Mode::Bridge)])]);
+    let selection = select(&pools, &nics(2), &held);
+    assert_eq!(
+        (&selection.links[&1].pools[..], &selection.links[&2].pools[..]),
+        (&[0][..], &[1][..])
+    );
+    assert_eq!(reason(&selection, 2, 0), LinkReason::Draining);
+}
+
+proptest! {
+    /// No link is in two pools unless all of them share it, whole links are alone, and every link is accounted for.
+    #[test]
+    fn links_are_shared_out_without_contradiction(
+        shapes in prop::collection::vec((any::<bool>(), any::<bool>(), 0..4_u32), 1..6),
+        held in prop::collection::btree_map(1..5_u32, 0..6_usize, 0..4),
+    ) {
+        let pools: Vec<Pool> = shapes.iter().enumerate().map(|(i, (shared, passthru, only))| {
+            let links = if *only == 0 { json!([{"names": ["*"]}]) } else { json!([{"names": [format!("eth{only}")]}]) };
+            let overlap = if *shared && !passthru { "Shared" } else { "Exclusive" };
+            let mode = if *passthru { "Passthru" } else { "Bridge" };
+            pool(&format!("p{i}"), &json!({"links": links, "overlap": overlap, "macvtap": {"mode": mode}}))
+        }).collect();
+        let held: Holdings =
+            held.into_iter().map(|(l, p)| (l, vec![holding(&format!("p{p}"), Mode::Bridge)])).collect();
+        let selection = select(&pools, &nics(4), &held);
+        for (ifindex, outcome) in &selection.links {
+            if outcome.pools.len() > 1 {
+                prop_assert!(outcome.pools.iter().all(|p| pools[*p].shares()));
+            }
+            let matching = pools.iter().filter(|p| p.selects(&link(*ifindex, &format!("eth{ifindex}"), Kind::Physical))).count();
+            prop_assert_eq!(outcome.pools.len() + outcome.refusals.len(), matching);
+            for holding in held.get(ifindex).into_iter().flatten() {
+                let holder = pools.iter().position(|p| p.name == holding.resource.as_str() && p.selects(&link(*ifindex, &format!("eth{ifindex}"), Kind::Physical)));
+                if let Some(holder) = holder {
+                    prop_assert!(outcome.pools.contains(&holder));
+                }
+            }
+        }
+        for claim in selection.resources.values() {
+            prop_assert!(claim.links.windows(2).all(|pair| pair[0] < pair[1]));
+        }
+    }
+}
