@@ -1,0 +1,194 @@
+//! Which pools have an effect: the rules between pools, and those no schema can state.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::ResourceExt;
+use kube::core::{Selector, SelectorExt};
+use macvtap_crds::v1alpha1::MacvtapResourcePool;
+use macvtap_crds::v1alpha1::reason::PoolReason;
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BTreeMap, HashMap};
+
+/// Why a pool has no effect.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// An older pool has the resource name.
+    #[error("resource name {resource} belongs to pool {older}, which is older; choose another name")]
+    ResourceNameConflict {
+        /// The bare name.
+        resource: String,
+        /// The pool that has it.
+        older: String,
+    },
+    /// A label selector nothing can be compared with.
+    #[error("{field} is not a label selector: {problem}")]
+    InvalidSelector {
+        /// Which.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl Rejection {
+    /// The reason of condition Accepted.
+    pub fn reason(&self) -> PoolReason {
+        match self {
+            Self::ResourceNameConflict { .. } => PoolReason::ResourceNameConflict,
+            Self::InvalidSelector { .. } => PoolReason::InvalidSelector,
+        }
+    }
+}
+
+/// The verdict on each pool, by name. A pool that is being deleted still has its resource name.
+pub fn judge<'p>(
+    pools: impl IntoIterator<Item = &'p MacvtapResourcePool>,
+) -> BTreeMap<&'p str, Result<(), Rejection>> {
+    let mut pools: Vec<_> = pools.into_iter().collect();
+    pools.sort_by_key(|pool| (pool.creation_timestamp(), pool.metadata.name.as_deref()));
+    let mut owners: HashMap<&str, &str> = HashMap::new();
+    let mut verdicts = BTreeMap::new();
+    for pool in pools {
+        let Some(name) = pool.metadata.name.as_deref() else {
+            continue;
+        };
+        let verdict = check_selectors(pool).and_then(|()| claim(pool, name, &mut owners));
+        verdicts.insert(name, verdict);
+    }
+    verdicts
+}
+
+/// The order in which pools choose links: higher priority, then older, then by name.
+pub fn precedence(a: &MacvtapResourcePool, b: &MacvtapResourcePool) -> Ordering {
+    let key = |pool: &MacvtapResourcePool| {
+        (
+            Reverse(pool.spec.settings.priority),
+            pool.creation_timestamp(),
+            pool.metadata.name.clone(),
+        )
+    };
+    key(a).cmp(&key(b))
+}
+
+/// Whether a selector that has been checked selects these labels; an absent one selects all.
+pub fn selects(selector: Option<&LabelSelector>, labels: &BTreeMap<String, String>) -> bool {
+    match selector {
+        None => true,
+        Some(selector) => Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels)),
+    }
+}
+
+/// Gives the pool its resource name, unless an older pool has it.
+fn claim<'p>(
+    pool: &'p MacvtapResourcePool,
+    name: &'p str,
+    owners: &mut HashMap<&'p str, &'p str>,
+) -> Result<(), Rejection> {
+    let Some(resource) = pool.resource_name() else {
+        return Ok(());
+    };
+    match *owners.entry(resource).or_insert(name) {
+        owner if owner == name => Ok(()),
+        older => Err(Rejection::ResourceNameConflict {
+            resource: resource.to_owned(),
+            older: older.to_owned(),
+        }),
+    }
+}
+
+fn check_selectors(pool: &MacvtapResourcePool) -> Result<(), Rejection> {
+    let nodes = pool
+        .spec
+        .node_selector
+        .as_ref()
+        .map(|selector| ("nodeSelector".to_owned(), selector));
+    let networks = pool.spec.networks.iter().flatten().filter_map(|network| {
+        let selector = network.namespaces.selector.as_ref()?;
+        Some((
+            format!("networks[{}].namespaces.selector", network.name),
+            selector,
+        ))
+    });
+    for (field, selector) in nodes.into_iter().chain(networks) {
+        Selector::try_from(selector.clone()).map_err(|problem| Rejection::InvalidSelector {
+            field,
+            problem: problem.to_string(),
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{created, pool};
+    use serde_json::json;
+
+    fn verdicts(pools: &[MacvtapResourcePool]) -> Vec<(&str, Option<Rejection>)> {
+        judge(pools)
+            .into_iter()
+            .map(|(name, verdict)| (name, verdict.err()))
+            .collect()
+    }
+
+    #[test]
+    fn of_two_pools_with_one_resource_name_the_older_has_it_whatever_its_prefix() {
+        let young = created(
+            pool("a", json!({"resourceName": "dp", "resourcePrefix": "x.example"})),
+            20,
+        );
+        let old = created(pool("b", json!({"resourceName": "dp"})), 10);
+        let conflict = Rejection::ResourceNameConflict {
+            resource: "dp".into(),
+            older: "b".into(),
+        };
+        assert_eq!(verdicts(&[young, old]), [("a", Some(conflict)), ("b", None)]);
+    }
+
+    #[test]
+    fn the_name_of_a_pool_counts_where_no_resource_name_is_given() {
+        let old = created(pool("dp", json!({})), 10);
+        let young = created(pool("other", json!({"resourceName": "dp"})), 20);
+        assert!(matches!(
+            verdicts(&[old, young])[1],
+            ("other", Some(Rejection::ResourceNameConflict { .. }))
+        ));
+    }
+
+    #[test]
+    fn pools_made_in_the_same_second_are_ordered_by_name() {
+        let pools = ["b", "a"].map(|name| created(pool(name, json!({"resourceName": "dp"})), 10));
+        assert!(matches!(verdicts(&pools)[..], [("a", None), ("b", Some(_))]));
+    }
+
+    #[test]
+    fn pools_with_a_resource_for_each_link_do_not_conflict() {
+        let pools = ["a", "b"].map(|name| created(pool(name, json!({"resourcePer": "Link"})), 10));
+        assert_eq!(verdicts(&pools), [("a", None), ("b", None)]);
+    }
+
+    #[test]
+    fn a_selector_with_an_operator_that_does_not_exist_is_refused_with_its_place() {
+        let selector = json!({"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]});
+        let bad = created(
+            pool(
+                "a",
+                json!({"networks": [{"name": "n", "namespaces": {"selector": selector}}]}),
+            ),
+            1,
+        );
+        let text = verdicts(&[bad])[0].1.as_ref().unwrap().to_string();
+        assert!(text.contains("networks[n].namespaces.selector"), "{text}");
+    }
+
+    #[test]
+    fn a_higher_number_wins_then_age_then_name() {
+        let mut pools = [
+            created(pool("old", json!({})), 1),
+            created(pool("b", json!({})), 2),
+            created(pool("a", json!({})), 2),
+            created(pool("first", json!({"priority": 5})), 9),
+        ];
+        pools.sort_by(precedence);
+        assert_eq!(pools.map(|p| p.name_any()), ["first", "old", "a", "b"]);
+    }
+}

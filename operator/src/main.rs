@@ -1,0 +1,36 @@
+//! The operator's executable.
+
+use anyhow::Context;
+use clap::Parser;
+use macvtap_operator::args::{Args, LogFormat};
+use macvtap_operator::run;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let Args {
+        listen,
+        log_format,
+        log_level,
+    } = Args::parse();
+    let filter = EnvFilter::try_new(&log_level).with_context(|| format!("read --log-level {log_level:?}"))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match log_format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    let client = kube::Client::try_default().await.context("find the cluster")?;
+    let shutdown = CancellationToken::new();
+    let on_signal = shutdown.clone();
+    tokio::spawn(async move {
+        match run::signalled().await {
+            Ok(signal) => tracing::info!(signal, "shutting down"),
+            Err(error) => tracing::error!(%error, "signals cannot be received, shutting down"),
+        }
+        on_signal.cancel();
+    });
+    run::run(client, listen, shutdown).await
+}

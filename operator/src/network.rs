@@ -1,0 +1,74 @@
+//! Network attachment definitions of a pool.
+
+pub mod apply;
+pub mod config;
+pub mod kind;
+pub mod plan;
+
+use crate::context::Context;
+use kube::ResourceExt;
+use macvtap_crds::v1alpha1::MacvtapResourcePool;
+use macvtap_crds::v1alpha1::reason::PoolReason;
+use std::sync::Arc;
+
+/// What became of a pool's networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkReport {
+    /// How many there should be.
+    pub desired: usize,
+    /// How many are there as they should be.
+    pub ready: usize,
+    /// What is wrong, the first being the most important.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that is wrong with a pool's networks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// In one word.
+    pub reason: PoolReason,
+    /// For people.
+    pub message: String,
+}
+
+impl NetworkReport {
+    /// Whether trying again without any event may help.
+    pub fn retry(&self) -> bool {
+        self.problems.iter().any(|problem| {
+            matches!(
+                problem.reason,
+                PoolReason::NADConflict | PoolReason::NADKindMissing | PoolReason::NetworkWriteFailed
+            )
+        })
+    }
+}
+
+/// Brings the networks of a pool that is not being deleted up to date.
+pub async fn reconcile(pool: &MacvtapResourcePool, context: &Context) -> NetworkReport {
+    let Some(ours) = context.networks_of(pool) else {
+        return missing_kind(pool);
+    };
+    let namespaces = context.namespaces.state();
+    let links = context.link_resources(pool);
+    let desired = plan::desired(pool, namespaces.iter().map(Arc::as_ref), &links);
+    let plan = plan::plan(&desired, &ours);
+    apply::apply(&context.client, desired, plan).await
+}
+
+/// Removes every network of a pool that is being deleted; says how many are left.
+pub async fn remove(pool: &MacvtapResourcePool, context: &Context) -> Result<usize, kube::Error> {
+    apply::remove_all(&context.client, &pool.name_any(), &pool.uid().unwrap_or_default()).await
+}
+
+fn missing_kind(pool: &MacvtapResourcePool) -> NetworkReport {
+    let desired = pool.spec.networks.as_ref().map_or(0, Vec::len);
+    let problems = (desired > 0).then(|| Problem {
+        reason: PoolReason::NADKindMissing,
+        message: "the cluster has no NetworkAttachmentDefinitions; install Multus".to_owned(),
+    });
+    NetworkReport {
+        desired,
+        ready: 0,
+        problems: problems.into_iter().collect(),
+    }
+}

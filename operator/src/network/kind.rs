@@ -1,0 +1,20 @@
+//! Multus' kind, as far as we use it.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A network that pods can name in their annotation.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "k8s.cni.cncf.io",
+    version = "v1",
+    kind = "NetworkAttachmentDefinition",
+    plural = "network-attachment-definitions",
+    namespaced
+)]
+pub struct NetworkAttachmentDefinitionSpec {
+    /// CNI configuration, as JSON.
+    #[serde(default)]
+    pub config: String,
+}

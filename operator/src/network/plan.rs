@@ -1,0 +1,333 @@
+//! Pure: which network attachment definitions a pool wants, and what separates them from those that are there.
+
+use super::kind::{NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec};
+use super::{Problem, config};
+use crate::acceptance::selects;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::PartialObjectMeta;
+use kube::{Resource, ResourceExt};
+use macvtap_crds::v1alpha1::network::{LINK_PLACEHOLDER, NamespaceSelector, NetworkTemplate};
+use macvtap_crds::v1alpha1::reason::PoolReason;
+use macvtap_crds::v1alpha1::{MacvtapResourcePool, pool::NAME_MAX};
+use macvtap_crds::{POOL_LABEL, POOL_UID_LABEL, RESOURCE_NAME_ANNOTATION};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Namespace and name.
+pub type Key = (String, String);
+
+/// Everything a pool wants.
+#[derive(Debug, Default)]
+pub struct Desired {
+    /// The objects, as they are applied.
+    pub networks: BTreeMap<Key, NetworkAttachmentDefinition>,
+    /// What cannot be had.
+    pub problems: Vec<Problem>,
+}
+
+/// What is to be done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Not there, or not ours: to be made if nobody else has the name.
+    pub create: Vec<Key>,
+    /// Ours, but changed by hand or by a new spec.
+    pub repair: Vec<Key>,
+    /// Ours, and no longer wanted.
+    pub delete: Vec<Key>,
+    /// Ours, and as they should be.
+    pub keep: Vec<Key>,
+}
+
+/// What the pool wants, with the cluster's namespaces and the resources its nodes report (with `resourcePer: Link`).
+pub fn desired<'n>(
+    pool: &MacvtapResourcePool,
+    namespaces: impl Iterator<Item = &'n PartialObjectMeta<Namespace>>,
+    link_resources: &BTreeSet<String>,
+) -> Desired {
+    let mut desired = Desired::default();
+    let namespaces: BTreeMap<&str, &PartialObjectMeta<Namespace>> = namespaces
+        .filter_map(|namespace| Some((namespace.metadata.name.as_deref()?, namespace)))
+        .collect();
+    for template in pool.spec.networks.iter().flatten() {
+        let (places, missing) = places(&template.namespaces, &namespaces);
+        desired
+            .problems
+            .extend(missing.into_iter().map(|namespace| Problem {
+                reason: PoolReason::NamespaceNotFound,
+                message: format!("network {}: namespace {namespace} does not exist", template.name),
+            }));
+        match pool.resource_name() {
+            Some(resource) => add(&mut desired, pool, template, &template.name, resource, &places),
+            None => {
+                for resource in link_resources {
+                    match network_name(&template.name, resource) {
+                        Some(name) => add(&mut desired, pool, template, &name, resource, &places),
+                        None => desired.problems.push(Problem {
+                            reason: PoolReason::NetworkNameNotUsable,
+                            message: format!(
+                                "network {}: link {resource} yields no DNS label",
+                                template.name
+                            ),
+                        }),
+                    }
+                }
+            }
+        }
+    }
+    desired
+}
+
+/// What separates the pool's networks that are there from those it wants.
+pub fn plan<'n>(desired: &Desired, ours: impl IntoIterator<Item = &'n NetworkAttachmentDefinition>) -> Plan {
+    let mut plan = Plan::default();
+    let mut missing: BTreeSet<&Key> = desired.networks.keys().collect();
+    for network in ours {
+        let key = key(network);
+        match desired.networks.get(&key) {
+            None => plan.delete.push(key),
+            Some(wanted) => {
+                missing.remove(&key);
+                if same(network, wanted) {
+                    plan.keep.push(key);
+                } else {
+                    plan.repair.push(key);
+                }
+            }
+        }
+    }
+    plan.create = missing.into_iter().cloned().collect();
+    plan
+}
+
+/// Whether the pool with this name and UID made the network.
+pub fn is_ours(network: &impl Resource, pool: &str, uid: &str) -> bool {
+    let label = |key: &str| {
+        network
+            .meta()
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(key))
+            .map(String::as_str)
+    };
+    label(POOL_LABEL) == Some(pool) && label(POOL_UID_LABEL) == Some(uid)
+}
+
+/// Namespace and name of a network.
+pub fn key(network: &NetworkAttachmentDefinition) -> Key {
+    (network.namespace().unwrap_or_default(), network.name_any())
+}
+
+fn same(network: &NetworkAttachmentDefinition, wanted: &NetworkAttachmentDefinition) -> bool {
+    let resource = |n: &NetworkAttachmentDefinition| n.annotations().get(RESOURCE_NAME_ANNOTATION).cloned();
+    network.spec == wanted.spec && resource(network) == resource(wanted)
+}
+
+/// The namespaces that are there and not being deleted, and those that are named but not there.
+fn places(
+    selector: &NamespaceSelector,
+    namespaces: &BTreeMap<&str, &PartialObjectMeta<Namespace>>,
+) -> (BTreeSet<String>, Vec<String>) {
+    let alive = |name: &str| {
+        namespaces
+            .get(name)
+            .is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_none())
+    };
+    let (mut places, missing): (BTreeSet<String>, BTreeSet<String>) = selector
+        .names
+        .iter()
+        .flatten()
+        .cloned()
+        .partition(|name| alive(name));
+    if let Some(labels) = &selector.selector {
+        let selected = namespaces
+            .iter()
+            .filter(|(name, namespace)| alive(name) && selects(Some(labels), namespace.labels()));
+        places.extend(selected.map(|(name, _)| (*name).to_owned()));
+    }
+    (places, missing.into_iter().collect())
+}
+
+fn add(
+    desired: &mut Desired,
+    pool: &MacvtapResourcePool,
+    template: &NetworkTemplate,
+    name: &str,
+    resource: &str,
+    places: &BTreeSet<String>,
+) {
+    for namespace in places {
+        let mut network = NetworkAttachmentDefinition::new(
+            name,
+            NetworkAttachmentDefinitionSpec {
+                config: config::config(template, name, namespace),
+            },
+        );
+        network.metadata.namespace = Some(namespace.clone());
+        network.metadata.labels = Some(BTreeMap::from([
+            (POOL_LABEL.to_owned(), pool.name_any()),
+            (POOL_UID_LABEL.to_owned(), pool.uid().unwrap_or_default()),
+        ]));
+        network.metadata.annotations = Some(BTreeMap::from([(
+            RESOURCE_NAME_ANNOTATION.to_owned(),
+            format!("{}/{resource}", pool.spec.settings.resource_prefix),
+        )]));
+        match desired.networks.entry((namespace.clone(), name.to_owned())) {
+            Entry::Vacant(free) => {
+                free.insert(network);
+            }
+            Entry::Occupied(_) => desired.problems.push(Problem {
+                reason: PoolReason::NetworkNameNotUsable,
+                message: format!("two links yield the network {namespace}/{name}; {resource} gets none"),
+            }),
+        }
+    }
+}
+
+/// The network's name for a link: what no DNS label may contain becomes `-`. None when that is not enough.
+fn network_name(template: &str, link: &str) -> Option<String> {
+    let link: String = link
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    let name = template.replace(LINK_PLACEHOLDER, &link);
+    (name.len() <= NAME_MAX && !name.starts_with('-') && !name.ends_with('-')).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::pool;
+    use kube::api::ObjectMeta;
+    use serde_json::json;
+
+    fn namespace(name: &str, labels: &[(&str, &str)]) -> PartialObjectMeta<Namespace> {
+        let labels = Some(crate::testing::labels(labels));
+        PartialObjectMeta {
+            metadata: ObjectMeta {
+                name: Some(name.into()),
+                labels,
+                ..Default::default()
+            },
+            ..Default::default()
+        }
+    }
+
+    fn wanted(
+        pool: &MacvtapResourcePool,
+        namespaces: &[PartialObjectMeta<Namespace>],
+        links: &[&str],
+    ) -> Desired {
+        desired(
+            pool,
+            namespaces.iter(),
+            &links.iter().map(|link| (*link).to_owned()).collect(),
+        )
+    }
+
+    fn keys(desired: &Desired) -> Vec<String> {
+        desired
+            .networks
+            .keys()
+            .map(|(namespace, name)| format!("{namespace}/{name}"))
+            .collect()
+    }
+
+    #[test]
+    fn named_and_selected_namespaces_get_the_network_once() {
+        let selector = json!({"names": ["a", "gone"], "selector": {"matchLabels": {"macvtap": "yes"}}});
+        let pool = pool(
+            "dp",
+            json!({"networks": [{"name": "net", "namespaces": selector}]}),
+        );
+        let namespaces = [
+            namespace("a", &[("macvtap", "yes")]),
+            namespace("b", &[("macvtap", "yes")]),
+            namespace("c", &[]),
+        ];
+        let desired = wanted(&pool, &namespaces, &[]);
+        assert_eq!(keys(&desired), ["a/net", "b/net"]);
+        let network = &desired.networks[&("a".into(), "net".into())];
+        assert_eq!(
+            network.annotations()[RESOURCE_NAME_ANNOTATION],
+            "macvtap.network.kubevirt.io/dp"
+        );
+        assert!(is_ours(network, "dp", "uid-dp"));
+        assert!(!is_ours(network, "dp", "uid-of-an-earlier-pool"));
+        assert!(
+            matches!(&desired.problems[..], [p] if p.reason == PoolReason::NamespaceNotFound && p.message.contains("gone"))
+        );
+    }
+
+    #[test]
+    fn a_namespace_that_is_being_deleted_gets_none() {
+        let pool = pool(
+            "dp",
+            json!({"networks": [{"name": "net", "namespaces": {"selector": {}}}]}),
+        );
+        let mut ending = namespace("b", &[]);
+        ending.metadata.deletion_timestamp = Some(crate::testing::at(1));
+        assert_eq!(
+            keys(&wanted(&pool, &[namespace("a", &[]), ending], &[])),
+            ["a/net"]
+        );
+    }
+
+    #[test]
+    fn each_link_has_its_network_under_a_name_that_multus_takes() {
+        let pool = pool(
+            "per-link",
+            json!({"resourcePer": "Link", "networks": [{"name": "m-{link}", "namespaces": {"names": ["a"]}}]}),
+        );
+        let desired = wanted(&pool, &[namespace("a", &[])], &["eth0.100", "eth0-100", "Bond_1"]);
+        assert_eq!(keys(&desired), ["a/m-bond-1", "a/m-eth0-100"]);
+        let of = |name: &str| {
+            desired.networks[&("a".into(), name.into())].annotations()[RESOURCE_NAME_ANNOTATION].clone()
+        };
+        assert_eq!(of("m-bond-1"), "macvtap.network.kubevirt.io/Bond_1");
+        assert_eq!(of("m-eth0-100"), "macvtap.network.kubevirt.io/eth0-100");
+        assert!(matches!(&desired.problems[..], [p] if p.reason == PoolReason::NetworkNameNotUsable));
+    }
+
+    #[test]
+    fn what_was_edited_by_hand_is_repaired_and_what_is_not_wanted_is_deleted() {
+        let networks = json!([{"name": "kept", "namespaces": {"selector": {}}}, {"name": "new", "namespaces": {"selector": {}}}]);
+        let pool = pool("dp", json!({"networks": networks}));
+        let desired = wanted(&pool, &[namespace("a", &[]), namespace("b", &[])], &[]);
+        let there = |namespace: &str, name: &str| desired.networks[&(namespace.into(), name.into())].clone();
+        let mut edited = there("a", "kept");
+        edited.spec.config = "{}".into();
+        let mut without_resource = there("b", "kept");
+        without_resource.metadata.annotations = None;
+        let mut unwanted = there("a", "kept");
+        unwanted.metadata.name = Some("old".into());
+        let ours = [edited, without_resource, unwanted, there("a", "new")];
+        let key = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        assert_eq!(
+            plan(&desired, &ours),
+            Plan {
+                create: vec![key("b", "new")],
+                repair: vec![key("a", "kept"), key("b", "kept")],
+                delete: vec![key("a", "old")],
+                keep: vec![key("a", "new")],
+            }
+        );
+    }
+
+    #[test]
+    fn labels_of_others_on_our_network_do_not_matter() {
+        let pool = pool(
+            "dp",
+            json!({"networks": [{"name": "net", "namespaces": {"selector": {}}}]}),
+        );
+        let desired = wanted(&pool, &[namespace("a", &[])], &[]);
+        let mut labelled = desired.networks.values().next().unwrap().clone();
+        labelled.labels_mut().insert("team".into(), "x".into());
+        assert_eq!(plan(&desired, &[labelled]).repair, []);
+    }
+}

@@ -1,0 +1,76 @@
+//! How often things are done, whatever the number of events.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A pool is looked at no more often than this.
+const POOL_EVERY: Duration = Duration::from_millis(500);
+
+/// When each pool had its turn.
+#[derive(Debug, Default)]
+pub struct Pace {
+    turns: Mutex<HashMap<String, Turns>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Turns {
+    run: Option<Instant>,
+    counts: Option<Instant>,
+}
+
+impl Pace {
+    /// Takes the turn to look at a pool, or says how long to wait for it.
+    pub fn run(&self, pool: &str) -> Option<Duration> {
+        take(
+            &mut self.turns().entry(pool.to_owned()).or_default().run,
+            POOL_EVERY,
+            Instant::now(),
+        )
+    }
+
+    /// Takes the turn to write a pool's counts, or says how long to wait for it.
+    pub fn counts(&self, pool: &str, every: Duration) -> Option<Duration> {
+        take(
+            &mut self.turns().entry(pool.to_owned()).or_default().counts,
+            every,
+            Instant::now(),
+        )
+    }
+
+    /// Forgets a pool that is gone.
+    pub fn forget(&self, pool: &str) {
+        self.turns().remove(pool);
+    }
+
+    fn turns(&self) -> MutexGuard<'_, HashMap<String, Turns>> {
+        // Each entry is whole at any time, also after a panic elsewhere.
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn take(last: &mut Option<Instant>, every: Duration, now: Instant) -> Option<Duration> {
+    let wait = last.map(|last| every.saturating_sub(now.saturating_duration_since(last)));
+    match wait {
+        Some(wait) if !wait.is_zero() => Some(wait),
+        Some(_) | None => {
+            *last = Some(now);
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_turn_is_free_and_the_next_comes_after_the_pause() {
+        let (mut last, start, every) = (None, Instant::now(), Duration::from_secs(30));
+        assert_eq!(take(&mut last, every, start), None);
+        let later = start + Duration::from_secs(10);
+        assert_eq!(take(&mut last, every, later), Some(Duration::from_secs(20)));
+        assert_eq!(take(&mut last, every, start + every), None);
+        assert_eq!(take(&mut last, every, start + every), Some(every));
+    }
+}

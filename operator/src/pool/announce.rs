@@ -1,0 +1,110 @@
+//! Pure: which changes of conditions are worth an event.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::events::{Event, EventType};
+use macvtap_crds::condition::{self, ConditionType};
+
+/// The longest note the API server takes, in bytes.
+const NOTE_MAX: usize = 1024;
+
+/// One event for each condition that people wait for and that changed.
+pub fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
+    [
+        ConditionType::Accepted,
+        ConditionType::Ready,
+        ConditionType::NetworksReady,
+        ConditionType::Terminating,
+    ]
+    .into_iter()
+    .filter_map(|kind| {
+        let new = condition::find(after, kind)?;
+        let old = condition::find(before, kind);
+        let changed = old.is_none_or(|old| (&old.status, &old.reason) != (&new.status, &new.reason));
+        let good = new.status == "True";
+        // A pool that begins by having what it should is no news, except for being ready.
+        let news = matches!(kind, ConditionType::Ready | ConditionType::Terminating);
+        let expected = old.is_none() && good && !news;
+        (changed && !expected).then(|| event(new, good || kind == ConditionType::Terminating, kind))
+    })
+    .collect()
+}
+
+fn event(condition: &Condition, good: bool, kind: ConditionType) -> Event {
+    let mut note = condition.message.clone();
+    while note.len() > NOTE_MAX {
+        note.pop();
+    }
+    Event {
+        type_: if good {
+            EventType::Normal
+        } else {
+            EventType::Warning
+        },
+        reason: condition.reason.clone(),
+        note: Some(note),
+        action: kind.to_string(),
+        secondary: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::at;
+    use macvtap_crds::condition::{ConditionStatus, Finding, conditions};
+
+    fn state(findings: &[(ConditionType, bool, &'static str)]) -> Vec<Condition> {
+        let findings: Vec<Finding> = findings
+            .iter()
+            .map(|&(condition, holds, reason)| Finding {
+                condition,
+                status: ConditionStatus::from(holds),
+                reason,
+                message: "é".repeat(1000),
+            })
+            .collect();
+        conditions(&[], &findings, None, &at(0))
+    }
+
+    fn reasons(before: &[Condition], after: &[Condition]) -> Vec<(String, EventType)> {
+        events(before, after)
+            .into_iter()
+            .map(|event| (event.reason, event.type_))
+            .collect()
+    }
+
+    #[test]
+    fn what_changes_is_announced_once_and_what_begins_well_is_not() {
+        use ConditionType::{Accepted, Degraded, Ready, Terminating};
+        let first = state(&[
+            (Accepted, true, "Valid"),
+            (Ready, false, "NodesNotReady"),
+            (Degraded, true, "NodesDegraded"),
+        ]);
+        let later = state(&[(Accepted, true, "Valid"), (Ready, true, "AllNodesReady")]);
+        let ending = state(&[
+            (Accepted, true, "Valid"),
+            (Ready, true, "AllNodesReady"),
+            (Terminating, true, "DevicesInUse"),
+        ]);
+        assert_eq!(
+            reasons(&[], &first),
+            [("NodesNotReady".into(), EventType::Warning)]
+        );
+        assert_eq!(
+            reasons(&first, &later),
+            [("AllNodesReady".into(), EventType::Normal)]
+        );
+        assert_eq!(reasons(&later, &later), []);
+        assert_eq!(
+            reasons(&later, &ending),
+            [("DevicesInUse".into(), EventType::Normal)]
+        );
+    }
+
+    #[test]
+    fn a_note_keeps_to_the_limit_of_the_server() {
+        let after = state(&[(ConditionType::Ready, true, "AllNodesReady")]);
+        assert!(events(&[], &after)[0].note.as_ref().unwrap().len() <= NOTE_MAX);
+    }
+}

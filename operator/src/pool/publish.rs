@@ -1,0 +1,108 @@
+//! Writes a pool's status when that is worth a write.
+
+use super::announce;
+use crate::context::Context;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Resource, ResourceExt};
+use macvtap_crds::OPERATOR_FIELD_MANAGER;
+use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus};
+use serde_json::json;
+use std::time::Duration;
+
+/// Counts alone are written at most this often.
+pub const COUNTS_EVERY: Duration = Duration::from_secs(30);
+
+/// How a new status differs from the one that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Not at all.
+    Nothing,
+    /// In numbers of devices and links only.
+    Counts,
+    /// In what people wait for.
+    Facts,
+}
+
+/// How `new` differs from `old`.
+pub fn change(old: Option<&MacvtapResourcePoolStatus>, new: &MacvtapResourcePoolStatus) -> Change {
+    let Some(old) = old else { return Change::Facts };
+    if old == new {
+        return Change::Nothing;
+    }
+    let with_counts_of_new = MacvtapResourcePoolStatus {
+        devices: new.devices.clone(),
+        links: new.links.clone(),
+        ..old.clone()
+    };
+    if with_counts_of_new == *new {
+        Change::Counts
+    } else {
+        Change::Facts
+    }
+}
+
+/// Writes the status if need be and announces what changed; says how long counts must wait for their turn.
+pub async fn publish(
+    pool: &MacvtapResourcePool,
+    status: MacvtapResourcePoolStatus,
+    context: &Context,
+) -> Result<Option<Duration>, kube::Error> {
+    let name = pool.name_any();
+    match change(pool.status.as_ref(), &status) {
+        Change::Nothing => return Ok(None),
+        Change::Counts => {
+            if let Some(wait) = context.pace.counts(&name, COUNTS_EVERY) {
+                return Ok(Some(wait));
+            }
+        }
+        Change::Facts => {}
+    }
+    let body = json!({
+        "apiVersion": MacvtapResourcePool::api_version(&()),
+        "kind": MacvtapResourcePool::kind(&()),
+        "metadata": {"name": name},
+        "status": status,
+    });
+    let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
+    Api::<MacvtapResourcePool>::all(context.client.clone())
+        .patch_status(&name, &params, &Patch::Apply(body))
+        .await?;
+    let before = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    for event in announce::events(before, &status.conditions) {
+        tracing::info!(pool = %name, reason = %event.reason, "{}", event.note.as_deref().unwrap_or_default());
+        context.announce(&event, pool).await;
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use macvtap_crds::v1alpha1::pool::{DeviceCounts, NodeCounts};
+
+    #[test]
+    fn numbers_of_devices_can_wait_and_everything_else_cannot() {
+        let old = MacvtapResourcePoolStatus::default();
+        let devices = DeviceCounts {
+            allocated: 1,
+            ..Default::default()
+        };
+        let counts = MacvtapResourcePoolStatus {
+            devices: devices.clone(),
+            ..Default::default()
+        };
+        let nodes = NodeCounts {
+            ready: 1,
+            ..Default::default()
+        };
+        let facts = MacvtapResourcePoolStatus {
+            devices,
+            nodes,
+            ..Default::default()
+        };
+        assert_eq!(change(None, &old), Change::Facts);
+        assert_eq!(change(Some(&old), &old.clone()), Change::Nothing);
+        assert_eq!(change(Some(&old), &counts), Change::Counts);
+        assert_eq!(change(Some(&old), &facts), Change::Facts);
+    }
+}

@@ -1,0 +1,57 @@
+//! Objects for tests.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, Time};
+use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool, NodePool};
+use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_FINALIZER};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// A pool as the API server would give it to the operator, with `spec` merged into a minimal one.
+pub(crate) fn pool(name: &str, spec: Value) -> MacvtapResourcePool {
+    let mut full = json!({"links": [{"names": ["dp0"]}]});
+    if let (Value::Object(full), Value::Object(spec)) = (&mut full, spec) {
+        full.extend(spec);
+    }
+    let mut pool: MacvtapResourcePool = serde_json::from_value(json!({
+        "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
+        "kind": "MacvtapResourcePool",
+        "metadata": {"name": name, "uid": format!("uid-{name}"), "generation": 1, "finalizers": [POOL_FINALIZER]},
+        "spec": full,
+    }))
+    .unwrap();
+    pool.metadata.creation_timestamp = Some(at(0));
+    pool
+}
+
+pub(crate) fn created(mut pool: MacvtapResourcePool, second: i64) -> MacvtapResourcePool {
+    pool.metadata.creation_timestamp = Some(at(second));
+    pool
+}
+
+pub(crate) fn deleted(mut pool: MacvtapResourcePool) -> MacvtapResourcePool {
+    pool.metadata.deletion_timestamp = Some(at(100));
+    pool
+}
+
+pub(crate) fn at(second: i64) -> Time {
+    Time(jiff::Timestamp::from_second(second).unwrap())
+}
+
+pub(crate) fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
+    labels
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+/// A node state with this spec, written by the operator at that second.
+pub(crate) fn state(node: &str, pools: Vec<NodePool>, written: i64) -> MacvtapNodeState {
+    let mut state = MacvtapNodeState::new(node, crate::node_state::render::spec(pools));
+    state.metadata.managed_fields = Some(vec![ManagedFieldsEntry {
+        manager: Some(OPERATOR_FIELD_MANAGER.to_owned()),
+        time: Some(at(written)),
+        fields_v1: Some(FieldsV1(Value::Null)),
+        ..Default::default()
+    }]);
+    state
+}
