@@ -14,7 +14,7 @@ use tap::Tap;
 const USAGE: &str = "usage: tapguest respond DEVICE MAC IPV4 IPV6
        tapguest ping DEVICE MAC IPV4 IPV6 TARGET COUNT
        tapguest listen DEVICE SECONDS
-DEVICE is a path, an interface of this namespace, or 'auto' for the only /dev/tap*; MAC '-' is the interface's own";
+DEVICE is a path, an interface of this namespace, or 'auto' for the only /dev/tap*; MAC '-' is the link's own";
 
 /// How long one question or echo may take.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -31,12 +31,7 @@ fn main() -> ExitCode {
         }
         ["ping", device, mac, v4, v6, target, count] => {
             guest(device, mac, v4, v6).and_then(|(tap, guest)| {
-                ping(
-                    &tap,
-                    &guest,
-                    target.parse().context("TARGET")?,
-                    count.parse().context("COUNT")?,
-                )
+                ping(&tap, &guest, target.parse().context("TARGET")?, count.parse().context("COUNT")?)
             })
         }
         ["listen", device, seconds] => listen(device, seconds),
@@ -52,18 +47,10 @@ fn main() -> ExitCode {
 }
 
 fn guest(device: &str, mac: &str, v4: &str, v6: &str) -> Result<(Tap, Guest)> {
-    let place = tap::place(device)?;
-    let mac = match (mac, place.mac) {
-        ("-", Some(own)) => own,
-        ("-", None) => bail!("{device} does not tell its MAC address; name it"),
-        (given, _) => tap::parse_mac(given)?,
-    };
-    let guest = Guest {
-        mac,
-        v4: v4.parse().context("IPV4")?,
-        v6: v6.parse().context("IPV6")?,
-    };
-    Ok((Tap::open(&place)?, guest))
+    let tap = Tap::open(device)?;
+    let mac = if mac == "-" { tap.mac()? } else { tap::parse_mac(mac)? };
+    let guest = Guest { mac, v4: v4.parse().context("IPV4")?, v6: v6.parse().context("IPV6")? };
+    Ok((tap, guest))
 }
 
 fn respond(tap: &Tap, guest: &Guest) -> Result<()> {
@@ -88,19 +75,14 @@ fn ping(tap: &Tap, guest: &Guest, target: IpAddr, count: u16) -> Result<()> {
     for number in 0..count {
         let sent = Instant::now();
         tap.send(&guest.ping(mac, target, number))?;
-        if until(tap, guest, |heard| {
-            (heard == Heard::Echo(target, number)).then_some(())
-        })
-        .is_some()
-        {
+        if until(tap, guest, |heard| (heard == Heard::Echo(target, number)).then_some(())).is_some() {
             times.push(sent.elapsed());
         }
     }
     times.sort_unstable();
     let lost = usize::from(count) - times.len();
-    let median = times
-        .get(times.len() / 2)
-        .map_or_else(|| "-".to_owned(), |time| format!("{} us", time.as_micros()));
+    let median =
+        times.get(times.len() / 2).map_or_else(|| "-".to_owned(), |time| format!("{} us", time.as_micros()));
     let percent = lost * 100 / usize::from(count.max(1));
     say(&format!(
         "{target}: {count} sent, {} received, {percent}% packet loss, median {median}",
@@ -127,7 +109,7 @@ fn until<T>(tap: &Tap, guest: &Guest, wanted: impl Fn(Heard) -> Option<T>) -> Op
 }
 
 fn listen(device: &str, seconds: &str) -> Result<()> {
-    let tap = Tap::open(&tap::place(device)?)?;
+    let tap = Tap::open(device)?;
     let deadline = Instant::now() + Duration::from_secs(seconds.parse().context("SECONDS")?);
     say("listening");
     while let Some(frame) = tap.receive(Some(deadline))? {

@@ -83,10 +83,7 @@ impl Guest {
             ETHERTYPE_IPV4 => {
                 let (sender, target, icmp) = icmp4(payload)?;
                 let reply = target == self.v4 && icmp.first() == Some(&ECHO_REPLY);
-                reply
-                    .then(|| sequence(icmp))
-                    .flatten()
-                    .map(|number| Heard::Echo(sender.into(), number))
+                reply.then(|| sequence(icmp)).flatten().map(|number| Heard::Echo(sender.into(), number))
             }
             ETHERTYPE_IPV6 => {
                 let (sender, target, icmp) = icmp6(payload)?;
@@ -106,16 +103,8 @@ impl Guest {
             IpAddr::V4(target) => self.arp(1, BROADCAST, [0; 6], target),
             IpAddr::V6(target) => {
                 let [.., x, y, z] = target.octets();
-                let group = Ipv6Addr::new(
-                    0xff02,
-                    0,
-                    0,
-                    0,
-                    0,
-                    1,
-                    0xff00 | u16::from(x),
-                    u16::from_be_bytes([y, z]),
-                );
+                let group =
+                    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(x), u16::from_be_bytes([y, z]));
                 let mut solicitation = vec![NEIGHBOUR_SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
                 solicitation.extend(target.octets());
                 solicitation.extend([1, 1]);
@@ -242,11 +231,7 @@ fn icmp4(packet: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr, &[u8])> {
         return None;
     }
     let end = usize::from(be16(packet, 2)?);
-    Some((
-        address4(packet, 12)?,
-        address4(packet, 16)?,
-        packet.get(header..end)?,
-    ))
+    Some((address4(packet, 12)?, address4(packet, 16)?, packet.get(header..end)?))
 }
 
 fn icmp6(packet: &[u8]) -> Option<(Ipv6Addr, Ipv6Addr, &[u8])> {
@@ -274,9 +259,7 @@ fn address4(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
 }
 
 fn address6(bytes: &[u8], at: usize) -> Option<Ipv6Addr> {
-    Some(Ipv6Addr::from(
-        <[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?,
-    ))
+    Some(Ipv6Addr::from(<[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?))
 }
 
 /// The same echo with another type. The checksum is IPv4's; for IPv6 it is written again with the pseudo header.
@@ -304,10 +287,7 @@ fn pseudo_header(source: Ipv6Addr, target: Ipv6Addr, bytes: usize) -> u32 {
 }
 
 fn sum(bytes: &[u8]) -> u32 {
-    bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
-        .sum()
+    bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0))).sum()
 }
 
 /// Internet checksum (RFC 1071) over `bytes` and what `start` already sums up, written at `at`.
@@ -342,9 +322,7 @@ mod tests {
         for target in [IpAddr::from(b.v4), IpAddr::from(b.v6)] {
             let found = b.answer(&a.resolve(target)).and_then(|reply| a.hear(&reply));
             assert_eq!(found, Some(Heard::Neighbour(target, b.mac)));
-            let echoed = b
-                .answer(&a.ping(b.mac, target, 7))
-                .and_then(|reply| a.hear(&reply));
+            let echoed = b.answer(&a.ping(b.mac, target, 7)).and_then(|reply| a.hear(&reply));
             assert_eq!(echoed, Some(Heard::Echo(target, 7)));
         }
     }
@@ -379,11 +357,7 @@ mod tests {
             a.ping(b.mac, b.v6.into(), 1),
         ] {
             for end in 0..frame.len() {
-                let _ = (
-                    b.answer(&frame[..end]),
-                    b.hear(&frame[..end]),
-                    describe(&frame[..end]),
-                );
+                let _ = (b.answer(&frame[..end]), b.hear(&frame[..end]), describe(&frame[..end]));
             }
         }
     }

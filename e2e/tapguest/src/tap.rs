@@ -4,6 +4,7 @@ use crate::packet::Mac;
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::ioctl::{Updater, ioctl};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,73 +12,70 @@ use std::time::{Duration, Instant};
 /// In front of every frame: `struct virtio_net_hdr`. A freshly opened macvtap has `IFF_VNET_HDR` set.
 const VNET_HEADER: usize = 10;
 
+/// `SIOCGIFHWADDR` of `linux/sockios.h`; a macvtap answers it on its own descriptor.
+const GET_ADDRESS: u32 = 0x8927;
+
+/// `struct ifreq` of `linux/if.h`, for a request about an address.
+#[repr(C)]
+struct AddressRequest {
+    name: [u8; 16],
+    family: u16,
+    address: Mac,
+    rest: [u8; 16],
+}
+
 /// An open tap.
 pub(crate) struct Tap {
     fd: OwnedFd,
 }
 
-/// Which device, and with which address.
-pub(crate) struct Place {
-    pub(crate) path: PathBuf,
-    pub(crate) mac: Option<Mac>,
-}
-
 /// Finds the device: a path, `auto` for the only `/dev/tap*`, or an interface of this namespace.
-pub(crate) fn place(device: &str) -> Result<Place> {
+fn place(device: &str) -> Result<PathBuf> {
     if device.starts_with('/') {
-        return Ok(Place {
-            path: device.into(),
-            mac: None,
-        });
+        return Ok(device.into());
     }
     if device == "auto" {
         let entries = std::fs::read_dir("/dev").context("read /dev")?;
-        let taps: Vec<PathBuf> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.to_string_lossy().starts_with("/dev/tap"))
-            .collect();
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let taps: Vec<PathBuf> =
+            paths.filter(|path| path.to_string_lossy().starts_with("/dev/tap")).collect();
         return match taps.as_slice() {
-            [path] => Ok(Place {
-                path: path.clone(),
-                mac: None,
-            }),
+            [path] => Ok(path.clone()),
             _ => bail!("/dev has {} taps; name one", taps.len()),
         };
     }
-    let read = |file: &str| {
-        let path = format!("/sys/class/net/{device}/{file}");
-        std::fs::read_to_string(&path).with_context(|| format!("read {path}"))
-    };
-    let index = read("ifindex")?;
-    let mac = parse_mac(read("address")?.trim())?;
-    Ok(Place {
-        path: format!("/dev/tap{}", index.trim()).into(),
-        mac: Some(mac),
-    })
+    let file = format!("/sys/class/net/{device}/ifindex");
+    let index = std::fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+    Ok(format!("/dev/tap{}", index.trim()).into())
 }
 
 /// Reads `02:00:00:00:00:01`.
 pub(crate) fn parse_mac(text: &str) -> Result<Mac> {
-    let octets: Vec<u8> = text
-        .split(':')
-        .map(|group| u8::from_str_radix(group, 16))
-        .collect::<Result<_, _>>()
-        .with_context(|| format!("{text:?} is no MAC address"))?;
+    let octets: Result<Vec<u8>, _> = text.split(':').map(|group| u8::from_str_radix(group, 16)).collect();
     octets
-        .try_into()
         .ok()
+        .and_then(|octets| octets.try_into().ok())
         .with_context(|| format!("{text:?} is no MAC address"))
 }
 
 impl Tap {
-    pub(crate) fn open(place: &Place) -> Result<Self> {
-        let fd = rustix::fs::open(
-            &place.path,
-            OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .with_context(|| format!("open {}", place.path.display()))?;
+    pub(crate) fn open(device: &str) -> Result<Self> {
+        let path = place(device)?;
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&path, flags, Mode::empty())
+            .with_context(|| format!("open {}", path.display()))?;
         Ok(Self { fd })
+    }
+
+    /// The address of the tap's link, wherever that link is.
+    pub(crate) fn mac(&self) -> Result<Mac> {
+        let mut request = AddressRequest { name: [0; 16], family: 0, address: [0; 6], rest: [0; 16] };
+        #[expect(unsafe_code, reason = "no safe wrapper knows this request")]
+        // SAFETY: the kernel writes at most `sizeof(struct ifreq)` = 40 bytes, the size of AddressRequest, all of which
+        // may hold any value; it keeps no pointer.
+        let answer = unsafe { ioctl(&self.fd, Updater::<GET_ADDRESS, AddressRequest>::new(&mut request)) };
+        answer.context("ask the tap for its MAC address")?;
+        Ok(request.address)
     }
 
     pub(crate) fn send(&self, frame: &[u8]) -> Result<()> {
@@ -101,10 +99,7 @@ impl Tap {
                 Err(rustix::io::Errno::AGAIN) => {}
                 Err(error) => return Err(error).context("read from the tap"),
             }
-            let timeout = left
-                .map(Timespec::try_from)
-                .transpose()
-                .context("wait for the tap")?;
+            let timeout = left.map(Timespec::try_from).transpose().context("wait for the tap")?;
             poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], timeout.as_ref())
                 .context("wait for the tap")?;
         }
