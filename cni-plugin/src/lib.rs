@@ -1,1 +1,106 @@
-//! Placeholder.
+//! The `macvtap` CNI plugin: gives a pod the device it was allocated.
+//!
+//! One process, one call, no daemon: the node agent's device table says what a device is made of, the procedures of the
+//! [`macvtap`] crate make and remove it. [`run`] is the whole program; a module per verb says what the verb does.
+
+pub mod add;
+pub mod address;
+pub mod check;
+pub mod config;
+pub mod del;
+pub mod gc;
+pub mod ipam;
+pub mod log;
+pub mod protocol;
+pub mod settings;
+pub mod status;
+pub mod target;
+
+use config::Document;
+use macvtap::paths::Paths;
+use protocol::environment::{Attachment, Command, Variables};
+use protocol::error::{CniError, Code};
+use protocol::version::Version;
+use serde_json::Value;
+use settings::Settings;
+use std::ffi::OsString;
+use std::io;
+
+/// What goes to standard output and into the exit code.
+#[derive(Debug, PartialEq)]
+pub struct Outcome {
+    /// A result, or an error; nothing for a verb that only succeeds.
+    pub output: Option<Value>,
+    /// Whether `output` is an error.
+    pub failed: bool,
+}
+
+/// What every verb may use.
+#[derive(Debug)]
+pub struct Call {
+    /// Where things are on the node.
+    pub paths: Paths,
+    /// The node's own settings.
+    pub settings: Settings,
+    /// The network configuration.
+    pub document: Document,
+    /// `CNI_PATH`.
+    pub plugin_path: Option<OsString>,
+}
+
+/// Serves one call.
+pub fn run(variables: &impl Variables, stdin: io::Result<Vec<u8>>) -> Outcome {
+    // An error about the version itself is told in the newest form.
+    let mut version = Version::NEWEST;
+    match serve(variables, stdin, &mut version) {
+        Ok(output) => Outcome { output, failed: false },
+        Err(error) => {
+            tracing::error!(code = error.code, "{}", error.message);
+            Outcome { output: Some(error.to_json(version)), failed: true }
+        }
+    }
+}
+
+fn serve(
+    variables: &impl Variables,
+    stdin: io::Result<Vec<u8>>,
+    version: &mut Version,
+) -> Result<Option<Value>, CniError> {
+    let command = Command::read(variables)?;
+    let stdin =
+        stdin.map_err(|error| CniError::new(Code::Io, format!("read the network configuration: {error}")))?;
+    if command == Command::Version {
+        return report_versions(&stdin).map(Some);
+    }
+    let attachment = command.has_attachment().then(|| Attachment::read(command, variables)).transpose()?;
+    let paths = Paths::default();
+    let settings = Settings::load(&paths);
+    log::start(command, attachment.as_ref(), settings.as_ref().ok());
+    let document = Document::parse(&stdin)?;
+    *version = document.version;
+    let plugin_path = variables.get("CNI_PATH");
+    let call = Call { paths, settings: settings?, document, plugin_path };
+    match (command, attachment) {
+        (Command::Add, Some(attachment)) => {
+            add::add(&call, &attachment).map(|result| Some(result.to_json(*version)))
+        }
+        (Command::Del, Some(attachment)) => del::del(&call, &attachment).map(|()| None),
+        (Command::Check, Some(attachment)) => check::check(&call, &attachment).map(|()| None),
+        (Command::Gc, _) => gc::gc(&call).map(|()| None),
+        (Command::Status, _) => status::status(&call).map(|()| None),
+        // Served above, or read with an attachment above.
+        (Command::Version | Command::Add | Command::Del | Command::Check, _) => Ok(None),
+    }
+}
+
+/// VERSION: the configuration holds only a version, and runtimes before 0.3.0 sent nothing.
+fn report_versions(stdin: &[u8]) -> Result<Value, CniError> {
+    if stdin.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Version::NEWEST.report());
+    }
+    let json: Value = serde_json::from_slice(stdin)
+        .map_err(|error| CniError::new(Code::Decode, format!("standard input is not JSON: {error}")))?;
+    // A runtime that speaks another version must be able to find out.
+    let asked = json.get("cniVersion").and_then(Value::as_str);
+    Ok(Version::of(asked).unwrap_or(Version::NEWEST).report())
+}

@@ -88,11 +88,19 @@ pub struct Attaching<'k, K: Kernel> {
     kernel: &'k mut K,
     request: Request,
     record: Attachment,
-    has_link: bool,
-    has_node: bool,
-    finished: bool,
+    is_repeat: bool,
+    progress: Progress,
     /// Held until everything is undone or done.
     _lock: Lock,
+}
+
+/// How far an attachment has come, and so what there is to undo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Progress {
+    Recorded,
+    Linked,
+    WithNode,
+    Finished,
 }
 
 /// A device cannot be attached.
@@ -219,9 +227,7 @@ pub fn tap_only<K: Kernel>(
     if let Some(record) = records::read(paths, &request.device)? {
         return match detach::link_of(kernel, &record)? {
             Some(_) => Ok(None),
-            None => Err(AttachError::LinkLost {
-                device: request.device,
-            }),
+            None => Err(AttachError::LinkLost { device: request.device }),
         };
     }
     match begin_locked(paths, kernel, request, None, lock)? {
@@ -241,6 +247,11 @@ impl<K: Kernel> Attaching<'_, K> {
         self.kernel
     }
 
+    /// Whether the same holder had the device before, so that what belongs to it beside the link may exist.
+    pub fn is_repeat(&self) -> bool {
+        self.is_repeat
+    }
+
     /// The address the link shall get, from now on.
     pub fn wish_mac(&mut self, mac: MacAddr) {
         self.request.link.mac = Some(mac);
@@ -251,7 +262,7 @@ impl<K: Kernel> Attaching<'_, K> {
         let _lock = lock::node(self.paths)?;
         for _ in 0..MINOR_ROUNDS {
             self.try_create()?;
-            self.has_link = true;
+            self.progress = Progress::Linked;
             let link = &self.request.link;
             let tap = self.kernel.tap(Home::Target, &link.name, link.index)?;
             if self.is_free(tap) {
@@ -262,7 +273,7 @@ impl<K: Kernel> Attaching<'_, K> {
             }
             info!(%tap, "tap number belongs to a pod that lost its link, set aside");
             self.kernel.delete(TARGET, link.index)?;
-            self.has_link = false;
+            self.progress = Progress::Recorded;
             park::park(self.kernel, tap)?;
         }
         Err(AttachError::NoFreeMinor)
@@ -272,10 +283,9 @@ impl<K: Kernel> Attaching<'_, K> {
     pub fn change(&mut self, change: Change) -> Result<(), AttachError> {
         let changed = self.kernel.change(self.request.link.index, change);
         changed.map_err(|error| match (error.errno(), self.mac()) {
-            (Some(Errno::ADDRINUSE), Some(mac)) => AttachError::MacInUse {
-                mac,
-                lower: self.request.lower_name.clone(),
-            },
+            (Some(Errno::ADDRINUSE), Some(mac)) => {
+                AttachError::MacInUse { mac, lower: self.request.lower_name.clone() }
+            }
             _ => error.into(),
         })
     }
@@ -285,35 +295,24 @@ impl<K: Kernel> Attaching<'_, K> {
         let wanted = &self.request.link;
         let found = self.kernel.find(TARGET, &By::Index(wanted.index))?;
         let same = |link: &Link| link.is_macvtap() && link.name == wanted.name.as_str();
-        found.filter(same).ok_or_else(|| AttachError::Changed {
-            name: wanted.name.clone(),
-        })
+        found.filter(same).ok_or_else(|| AttachError::Changed { name: wanted.name.clone() })
     }
 
     /// Makes the device node, reads the link back and records that everything is in place.
     pub fn finish(mut self) -> Result<Attached, AttachError> {
         let name = || self.request.link.name.clone();
-        let number = self
-            .record
-            .tap
-            .ok_or_else(|| AttachError::Changed { name: name() })?;
-        let node = Node {
-            number,
-            owner: self.request.owner,
-        };
-        self.has_node = true;
-        self.kernel
-            .make_node(&self.paths.device_node(self.record.ifindex), node)?;
+        let number = self.record.tap.ok_or_else(|| AttachError::Changed { name: name() })?;
+        let node = Node { number, owner: self.request.owner };
+        self.progress = Progress::WithNode;
+        self.kernel.make_node(&self.paths.device_node(self.record.ifindex), node)?;
         let link = self.link()?;
         if !link.up {
-            return Err(AttachError::Changed {
-                name: self.request.link.name.clone(),
-            });
+            return Err(AttachError::Changed { name: self.request.link.name.clone() });
         }
         self.record.mac = link.device_mac();
         self.record.state = State::Attached;
         records::write(self.paths, &self.record)?;
-        self.finished = true;
+        self.progress = Progress::Finished;
         Ok(Attached { link, tap: number })
     }
 
@@ -348,16 +347,12 @@ impl<K: Kernel> Attaching<'_, K> {
                         taken_by: taken.name,
                     });
                 }
-                Err(AttachError::LowerBusy {
-                    name: request.lower_name.clone(),
-                    source: error,
-                })
+                Err(AttachError::LowerBusy { name: request.lower_name.clone(), source: error })
             }
             // The MTU was checked; what is left is a sibling in passthru mode.
-            Some(Errno::INVAL) => Err(AttachError::LowerBusy {
-                name: request.lower_name.clone(),
-                source: error,
-            }),
+            Some(Errno::INVAL) => {
+                Err(AttachError::LowerBusy { name: request.lower_name.clone(), source: error })
+            }
             _ => Err(error.into()),
         }
     }
@@ -365,18 +360,18 @@ impl<K: Kernel> Attaching<'_, K> {
 
 impl<K: Kernel> Drop for Attaching<'_, K> {
     fn drop(&mut self) {
-        if self.finished {
+        if self.progress == Progress::Finished {
             return;
         }
         // Each undone though another failed; who is left is found by the record.
-        if self.has_link
+        if self.progress >= Progress::Linked
             && let Err(error) = self.kernel.delete(TARGET, self.record.ifindex)
         {
             warn!(device = %self.record.device, %error, "link left behind");
             return;
         }
         let node = self.paths.device_node(self.record.ifindex);
-        if self.has_node
+        if self.progress >= Progress::WithNode
             && let Err(error) = self.kernel.remove_node(&node)
         {
             warn!(device = %self.record.device, %error, "device node left behind");
@@ -395,9 +390,7 @@ fn begin_locked<'k, K: Kernel>(
     existing: Option<&Attachment>,
     lock: Lock,
 ) -> Result<Begun<'k, K>, AttachError> {
-    let claim = claim::judge(existing, &request.holder, |path, inode| {
-        !netns::is_at(path, inode)
-    })?;
+    let claim = claim::judge(existing, &request.holder, |path, inode| !netns::is_at(path, inode))?;
     check_lower(kernel, &request)?;
     if let Some(existing) = existing {
         if claim == Claim::Again
@@ -429,9 +422,8 @@ fn begin_locked<'k, K: Kernel>(
         kernel,
         request,
         record,
-        has_link: false,
-        has_node: false,
-        finished: false,
+        is_repeat: claim == Claim::Again,
+        progress: Progress::Recorded,
         _lock: lock,
     })))
 }
@@ -445,11 +437,9 @@ fn check_lower<K: Kernel>(kernel: &mut K, request: &Request) -> Result<(), Attac
         ifindex,
     })?;
     match request.link.mtu {
-        Some(mtu) if mtu > lower.mtu => Err(AttachError::MtuTooHigh {
-            mtu,
-            lower: lower.name,
-            lower_mtu: lower.mtu,
-        }),
+        Some(mtu) if mtu > lower.mtu => {
+            Err(AttachError::MtuTooHigh { mtu, lower: lower.name, lower_mtu: lower.mtu })
+        }
         _ => Ok(()),
     }
 }
@@ -478,10 +468,7 @@ fn present<K: Kernel>(
     if !as_wanted || kernel.tap(Home::Target, &wanted.name, wanted.index)? != number {
         return Ok(None);
     }
-    let node = Node {
-        number,
-        owner: request.owner,
-    };
+    let node = Node { number, owner: request.owner };
     let path = paths.device_node(record.ifindex);
     if tap::node_at(&path) != Some(node) {
         kernel.make_node(&path, node)?;

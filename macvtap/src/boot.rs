@@ -20,10 +20,7 @@ pub struct BootIdError {
 /// The ID of the running boot, as the kernel prints it (a UUID, no line end).
 pub fn boot_id() -> Result<String, BootIdError> {
     let read = std::fs::read_to_string(BOOT_ID);
-    let text = read.map_err(|source| BootIdError {
-        path: BOOT_ID.into(),
-        source,
-    })?;
+    let text = read.map_err(|source| BootIdError { path: BOOT_ID.into(), source })?;
     Ok(text.trim_end().to_owned())
 }
 

@@ -47,25 +47,10 @@ pub(crate) fn judge(
     let Some(record) = existing else {
         return Ok(Claim::Free);
     };
-    let in_use = || ClaimError::InUse {
-        device: record.device.clone(),
-        holder: describe(&record.holder),
-    };
+    let in_use = || ClaimError::InUse { device: record.device.clone(), holder: describe(&record.holder) };
     let (
-        Holder::Pod {
-            container_id,
-            ifname,
-            pod_uid,
-            netns,
-            netns_inode,
-            ..
-        },
-        Holder::Pod {
-            container_id: wanted_container,
-            ifname: wanted_ifname,
-            pod_uid: wanted_uid,
-            ..
-        },
+        Holder::Pod { container_id, ifname, pod_uid, netns, netns_inode, .. },
+        Holder::Pod { container_id: wanted_container, ifname: wanted_ifname, pod_uid: wanted_uid, .. },
     ) = (&record.holder, wanted)
     else {
         return Err(in_use());
@@ -77,10 +62,7 @@ pub(crate) fn judge(
     } else if (same_pod && same_ifname) || is_gone(Path::new(netns), *netns_inode) {
         Ok(Claim::TakeOver)
     } else if same_pod {
-        Err(ClaimError::TwoNetworks {
-            device: record.device.clone(),
-            ifname: ifname.clone(),
-        })
+        Err(ClaimError::TwoNetworks { device: record.device.clone(), ifname: ifname.clone() })
     } else {
         Err(in_use())
     }
@@ -89,21 +71,12 @@ pub(crate) fn judge(
 pub(crate) fn describe(holder: &Holder) -> String {
     match holder {
         Holder::Host => "a pod that has only the tap".to_owned(),
-        Holder::Pod {
-            container_id,
-            ifname,
-            pod_namespace,
-            pod_name,
-            ..
-        } if pod_name.is_empty() => format!("container {container_id} ({ifname}) {pod_namespace}")
-            .trim_end()
-            .to_owned(),
-        Holder::Pod {
-            ifname,
-            pod_namespace,
-            pod_name,
-            ..
-        } => format!("pod {pod_namespace}/{pod_name} ({ifname})"),
+        Holder::Pod { container_id, ifname, pod_namespace, pod_name, .. } if pod_name.is_empty() => {
+            format!("container {container_id} ({ifname}) {pod_namespace}").trim_end().to_owned()
+        }
+        Holder::Pod { ifname, pod_namespace, pod_name, .. } => {
+            format!("pod {pod_namespace}/{pod_name} ({ifname})")
+        }
     }
 }
 
@@ -146,23 +119,11 @@ mod tests {
         assert_eq!(judged(&pod("c1", "net1", "u1"), false).unwrap(), Claim::Again);
         assert_eq!(judged(&pod("c2", "net1", "u1"), false).unwrap(), Claim::TakeOver);
         assert_eq!(judged(&pod("c2", "net1", "u2"), true).unwrap(), Claim::TakeOver);
-        assert!(matches!(
-            judged(&pod("c1", "net2", "u1"), false),
-            Err(ClaimError::TwoNetworks { .. })
-        ));
-        assert!(matches!(
-            judged(&pod("c2", "net2", "u1"), false),
-            Err(ClaimError::TwoNetworks { .. })
-        ));
+        assert!(matches!(judged(&pod("c1", "net2", "u1"), false), Err(ClaimError::TwoNetworks { .. })));
+        assert!(matches!(judged(&pod("c2", "net2", "u1"), false), Err(ClaimError::TwoNetworks { .. })));
         let refused = judged(&pod("c2", "net1", "u2"), false).unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "device aMvp0 is in use by pod tenant-a/web-0 (net1)"
-        );
-        assert_eq!(
-            judge(None, &pod("c1", "net1", "u1"), |_, _| false).unwrap(),
-            Claim::Free
-        );
+        assert_eq!(refused.to_string(), "device aMvp0 is in use by pod tenant-a/web-0 (net1)");
+        assert_eq!(judge(None, &pod("c1", "net1", "u1"), |_, _| false).unwrap(), Claim::Free);
     }
 
     #[test]

@@ -71,10 +71,8 @@ pub fn detach<K: Kernel>(
     device: &DeviceId,
     is_meant: impl FnOnce(&Attachment) -> bool,
 ) -> Result<Detached, DetachError> {
-    let lock = lock::device(paths, device).map_err(|source| DetachError::Lock {
-        device: device.clone(),
-        source,
-    })?;
+    let lock =
+        lock::device(paths, device).map_err(|source| DetachError::Lock { device: device.clone(), source })?;
     let detached = detach_locked(paths, kernel, device, is_meant);
     drop(lock);
     detached
@@ -89,10 +87,7 @@ pub fn collect<K: Kernel>(
 ) -> Result<Detached, DetachError> {
     let device = &leftover.device;
     let lock = lock::try_device(paths, device);
-    let lock = lock.map_err(|source| DetachError::Lock {
-        device: device.clone(),
-        source,
-    })?;
+    let lock = lock.map_err(|source| DetachError::Lock { device: device.clone(), source })?;
     let Some(_held) = lock else {
         return Ok(Detached::NotTheirs(leftover.clone()));
     };
@@ -107,9 +102,7 @@ pub fn link_of<K: Kernel>(
 ) -> Result<Option<(Place, Link)>, NetlinkError> {
     let place = match &record.holder {
         Holder::Host => Place::Home(Home::Node),
-        Holder::Pod {
-            netns, netns_inode, ..
-        } => {
+        Holder::Pod { netns, netns_inode, .. } => {
             let number = kernel.number(Path::new(netns), *netns_inode)?;
             match number.or(record.netns_id.map(NetnsId)) {
                 Some(id) => Place::Numbered(id),
@@ -131,24 +124,15 @@ pub(crate) fn remove_parts<K: Kernel>(
 ) -> Result<(), DetachError> {
     let device = || record.device.clone();
     // Before the link goes: whoever gets its minor next must not find it reserved by a pod that is dead.
-    records::release_tap(paths, record).map_err(|source| DetachError::Record {
-        device: device(),
-        source,
-    })?;
+    records::release_tap(paths, record).map_err(|source| DetachError::Record { device: device(), source })?;
     let deleted = link_of(kernel, record).and_then(|found| match found {
         Some((place, link)) => kernel.delete(place, link.index),
         None => Ok(()),
     });
     // Also when the link could not be deleted: no container may be given its node any more.
     let removed = kernel.remove_node(&paths.device_node(record.ifindex));
-    deleted.map_err(|source| DetachError::Link {
-        device: device(),
-        source,
-    })?;
-    removed.map_err(|source| DetachError::Node {
-        device: device(),
-        source,
-    })
+    deleted.map_err(|source| DetachError::Link { device: device(), source })?;
+    removed.map_err(|source| DetachError::Node { device: device(), source })
 }
 
 fn detach_locked<K: Kernel>(
@@ -157,10 +141,7 @@ fn detach_locked<K: Kernel>(
     device: &DeviceId,
     is_meant: impl FnOnce(&Attachment) -> bool,
 ) -> Result<Detached, DetachError> {
-    let failed = |source| DetachError::Record {
-        device: device.clone(),
-        source,
-    };
+    let failed = |source| DetachError::Record { device: device.clone(), source };
     let Some(record) = records::read(paths, device).map_err(failed)? else {
         return Ok(Detached::Absent);
     };

@@ -83,14 +83,8 @@ impl FromStr for ResourceName {
         let valid = bytes.len() <= RESOURCE_NAME_MAX
             && alphanumeric(bytes.first())
             && alphanumeric(bytes.last())
-            && bytes
-                .iter()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-        if valid {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(DeviceIdError::ResourceName(text.to_owned()))
-        }
+            && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+        if valid { Ok(Self(text.to_owned())) } else { Err(DeviceIdError::ResourceName(text.to_owned())) }
     }
 }
 
@@ -99,13 +93,9 @@ impl FromStr for DeviceId {
 
     fn from_str(text: &str) -> Result<Self, DeviceIdError> {
         // The last separator: a resource name may itself contain "Mvp".
-        let (resource, slot) = text
-            .rsplit_once(SEPARATOR)
-            .ok_or_else(|| DeviceIdError::Form(text.to_owned()))?;
-        let bad_slot = || DeviceIdError::Slot {
-            id: text.to_owned(),
-            slot: slot.to_owned(),
-        };
+        let (resource, slot) =
+            text.rsplit_once(SEPARATOR).ok_or_else(|| DeviceIdError::Form(text.to_owned()))?;
+        let bad_slot = || DeviceIdError::Slot { id: text.to_owned(), slot: slot.to_owned() };
         let canonical = slot == "0" || (!slot.starts_with('0') && slot.bytes().all(|b| b.is_ascii_digit()));
         let number: u32 = if canonical {
             slot.parse().map_err(|_| bad_slot())?
@@ -115,10 +105,7 @@ impl FromStr for DeviceId {
         if number > SLOT_MAX {
             return Err(bad_slot());
         }
-        Ok(Self {
-            resource: resource.parse()?,
-            slot: number,
-        })
+        Ok(Self { resource: resource.parse()?, slot: number })
     }
 }
 

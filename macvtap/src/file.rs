@@ -41,9 +41,9 @@ pub(crate) fn replace(path: &Path, content: &[u8], durability: Durability) -> Re
         return written;
     }
     match durability {
-        Durability::Disk => File::open(directory)
-            .and_then(|d| d.sync_all())
-            .map_err(failed("fsync directory", directory)),
+        Durability::Disk => {
+            File::open(directory).and_then(|d| d.sync_all()).map_err(failed("fsync directory", directory))
+        }
         Durability::Memory => Ok(()),
     }
 }
@@ -56,9 +56,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError
         Err(error) => return Err(failed("open", path)(error)),
     };
     let mut content = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut content)
-        .map_err(failed("read", path))?;
+    file.take(limit + 1).read_to_end(&mut content).map_err(failed("read", path))?;
     if content.len() as u64 > limit {
         let too_long = io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {limit} bytes"));
         return Err(failed("read", path)(too_long));
@@ -80,11 +78,7 @@ pub(crate) fn make_directory(path: &Path) -> Result<(), FileError> {
     if path.is_dir() {
         return Ok(());
     }
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(path)
-        .map_err(failed("create directory", path))
+    DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed("create directory", path))
 }
 
 /// A hidden name beside `path`: always the same, so that a killed writer leaves one file at most, which the next
@@ -101,12 +95,7 @@ pub(crate) fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) 
 }
 
 fn write_new(path: &Path, content: &[u8], durability: Durability) -> Result<(), FileError> {
-    let open = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path);
+    let open = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
     let mut file = open.map_err(failed("create", path))?;
     file.write_all(content).map_err(failed("write", path))?;
     match durability {

@@ -94,26 +94,27 @@ pub enum OpenError {
 impl Rtnl {
     /// [`Home::Target`] is the node's namespace, which is the calling thread's.
     pub fn node() -> Result<Self, OpenError> {
-        Ok(Self {
-            node: Socket::open()?,
-            node_sysfs: None,
-            pod: None,
-        })
+        Ok(Self { node: Socket::open()?, node_sysfs: None, pod: None })
     }
 
     /// [`Home::Target`] is `netns`; the node's namespace is the calling thread's.
     pub fn with_pod(netns: Netns) -> Result<Self, OpenError> {
         let opened = netns.enter(|| -> Result<_, OpenError> { Ok((Socket::open()?, Sysfs::open()?)) })?;
         let (socket, sysfs) = opened?;
-        Ok(Self {
-            pod: Some(Pod { netns, socket, sysfs }),
-            ..Self::node()?
-        })
+        Ok(Self { pod: Some(Pod { netns, socket, sysfs }), ..Self::node()? })
     }
 
     /// The pod's namespace.
     pub fn netns(&self) -> Option<&Netns> {
         self.pod.as_ref().map(|pod| &pod.netns)
+    }
+
+    /// The number of the pod's namespace as seen from the node's, given one if it has none.
+    pub fn pod_id(&mut self) -> Result<Option<NetnsId>, NetlinkError> {
+        match &self.pod {
+            Some(pod) => pod.netns.id(&mut self.node).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The socket in the target namespace, for what a network needs beside its link.
@@ -150,10 +151,7 @@ impl Kernel for Rtnl {
         let what = format_args!("look for {by}");
         match socket.get(RouteNetlinkMessage::GetLink(link::get(by, id)), &what) {
             Ok(payload) => {
-                let unreadable = |problem| NetlinkError::Answer {
-                    what: what.to_string(),
-                    problem,
-                };
+                let unreadable = |problem| NetlinkError::Answer { what: what.to_string(), problem };
                 Link::parse(payload).map(Some).map_err(unreadable)
             }
             Err(error) if is_absent(&error, id) => Ok(None),
@@ -172,22 +170,16 @@ impl Kernel for Rtnl {
                 let what = format!("create macvtap {} with index {}", macvtap.name, macvtap.index);
                 (link::create_macvtap(macvtap, netns), what)
             }
-            NewLink::Veth(veth) => (
-                link::create_veth(veth),
-                format!("create veth pair {} {}", veth.name, veth.peer),
-            ),
+            NewLink::Veth(veth) => {
+                (link::create_veth(veth), format!("create veth pair {} {}", veth.name, veth.peer))
+            }
         };
-        self.node.act(
-            RouteNetlinkMessage::NewLink(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-            &what,
-        )
+        self.node.act(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, &what)
     }
 
     fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError> {
         let message = RouteNetlinkMessage::SetLink(link::change(index, change));
-        self.socket(Home::Target)
-            .act(message, 0, &format_args!("{change} link with index {index}"))
+        self.socket(Home::Target).act(message, 0, &format_args!("{change} link with index {index}"))
     }
 
     fn delete(&mut self, place: Place, index: u32) -> Result<(), NetlinkError> {

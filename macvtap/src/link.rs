@@ -137,11 +137,7 @@ impl FromStr for IfName {
         let forbidden = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':');
         let valid =
             (1..=15).contains(&text.len()) && !text.contains(forbidden) && !matches!(text, "." | "..");
-        if valid {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(BadIfName(text.to_owned()))
-        }
+        if valid { Ok(Self(text.to_owned())) } else { Err(BadIfName(text.to_owned())) }
     }
 }
 
@@ -175,10 +171,7 @@ impl Link {
     /// Reads the payload of an `RTM_NEWLINK`. The error is the rest of a sentence about the answer.
     pub fn parse(payload: &[u8]) -> Result<Self, &'static str> {
         let number = |at: usize| {
-            payload
-                .get(at..at + 4)
-                .and_then(|bytes| bytes.try_into().ok())
-                .map(u32::from_ne_bytes)
+            payload.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes)
         };
         let (index, flags) = number(4).zip(number(8)).ok_or("is too short for a link")?;
         let attributes = payload.get(HEADER_LEN..).ok_or("is too short for a link")?;
@@ -206,11 +199,7 @@ impl Link {
                 _ => {}
             }
         }
-        if link.name.is_empty() {
-            Err("has no name")
-        } else {
-            Ok(link)
-        }
+        if link.name.is_empty() { Err("has no name") } else { Ok(link) }
     }
 
     /// Whether it is a macvtap.
@@ -228,9 +217,7 @@ impl Link {
 pub fn get(by: &By, netns: Option<NetnsId>) -> LinkMessage {
     let mut message = addressed(by, netns);
     // Statistics are half of an answer, and nobody here reads them.
-    message
-        .attributes
-        .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     message
 }
 
@@ -243,10 +230,7 @@ pub fn delete(index: u32, netns: Option<NetnsId>) -> LinkMessage {
 pub fn create_macvtap(link: &Macvtap, netns: Option<BorrowedFd<'_>>) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = link.index;
-    let wanted = [
-        (link.promiscuous, LinkFlags::Promisc),
-        (link.all_multicast, LinkFlags::Allmulti),
-    ];
+    let wanted = [(link.promiscuous, LinkFlags::Promisc), (link.all_multicast, LinkFlags::Allmulti)];
     for (_, flag) in wanted.into_iter().filter(|(on, _)| *on) {
         message.header.flags |= flag;
         message.header.change_mask |= flag;
@@ -286,13 +270,9 @@ pub fn change(index: u32, change: Change) -> LinkMessage {
     match change {
         Change::NoLinkLocalAddress => {
             let none = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
-            message
-                .attributes
-                .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(none)]));
+            message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(none)]));
         }
-        Change::Mac(mac) => message
-            .attributes
-            .push(LinkAttribute::Address(mac.octets().to_vec())),
+        Change::Mac(mac) => message.attributes.push(LinkAttribute::Address(mac.octets().to_vec())),
         Change::Up => {
             message.header.flags = LinkFlags::Up;
             message.header.change_mask = LinkFlags::Up;
@@ -307,9 +287,7 @@ fn addressed(by: &By, netns: Option<NetnsId>) -> LinkMessage {
         By::Index(index) => message.header.index = *index,
         By::Name(name) => message.attributes.push(LinkAttribute::IfName(name.to_string())),
     }
-    message
-        .attributes
-        .extend(netns.map(|NetnsId(id)| LinkAttribute::IfNetnsId(id)));
+    message.attributes.extend(netns.map(|NetnsId(id)| LinkAttribute::IfNetnsId(id)));
     message
 }
 
@@ -398,17 +376,7 @@ mod tests {
 
     #[test]
     fn only_names_the_kernel_takes_are_names() {
-        for text in [
-            "",
-            ".",
-            "..",
-            "a/b",
-            "a b",
-            "a:b",
-            "a\n",
-            "abcdefghijklmnop",
-            "\u{a0}x",
-        ] {
+        for text in ["", ".", "..", "a/b", "a b", "a:b", "a\n", "abcdefghijklmnop", "\u{a0}x"] {
             assert_eq!(text.parse::<IfName>(), Err(BadIfName(text.into())));
         }
         for text in ["net1", "pod0123456789a", "abcdefghijklmno", "eth0.100"] {

@@ -53,10 +53,7 @@ pub fn try_device(paths: &Paths, device: &DeviceId) -> Result<Option<Lock>, Lock
     let (file, path) = open(paths, &device.to_string())?;
     match take(file, path, FlockOperation::NonBlockingLockExclusive) {
         Ok(lock) => Ok(Some(lock)),
-        Err(LockError::Flock {
-            source: Errno::WOULDBLOCK,
-            ..
-        }) => Ok(None),
+        Err(LockError::Flock { source: Errno::WOULDBLOCK, .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -72,12 +69,7 @@ fn open(paths: &Paths, name: &str) -> Result<(File, PathBuf), FileError> {
     file::make_directory(&directory)?;
     let path = directory.join(name);
     // Not truncated: the content means nothing.
-    let open = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path);
+    let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
     Ok((open.map_err(file::failed("open", &path))?, path))
 }
 

@@ -47,12 +47,8 @@ impl FromStr for MacAddr {
         let mut octets = [0; 6];
         let mut groups = text.split(separator);
         for octet in &mut octets {
-            let group = groups
-                .next()
-                .filter(|g| g.len() == 2 && g.bytes().all(|b| b.is_ascii_hexdigit()));
-            *octet = group
-                .and_then(|g| u8::from_str_radix(g, 16).ok())
-                .ok_or_else(form)?;
+            let group = groups.next().filter(|g| g.len() == 2 && g.bytes().all(|b| b.is_ascii_hexdigit()));
+            *octet = group.and_then(|g| u8::from_str_radix(g, 16).ok()).ok_or_else(form)?;
         }
         if groups.next().is_some() {
             return Err(form());
@@ -85,10 +81,7 @@ mod tests {
     #[test]
     fn what_the_kernel_would_refuse_is_refused_before() {
         for text in ["01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"] {
-            assert!(
-                matches!(text.parse::<MacAddr>(), Err(MacAddrError::NotUnicast(_))),
-                "{text}"
-            );
+            assert!(matches!(text.parse::<MacAddr>(), Err(MacAddrError::NotUnicast(_))), "{text}");
         }
         for text in [
             "",
@@ -99,10 +92,7 @@ mod tests {
             "02:23:45:67:89:+1",
             "02-23:45:67:89:01",
         ] {
-            assert!(
-                matches!(text.parse::<MacAddr>(), Err(MacAddrError::Form(_))),
-                "{text}"
-            );
+            assert!(matches!(text.parse::<MacAddr>(), Err(MacAddrError::Form(_))), "{text}");
         }
     }
 }

@@ -99,10 +99,7 @@ impl NetlinkError {
 impl Socket {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, NetlinkError> {
-        let failed = |source| NetlinkError::Socket {
-            what: "open".to_owned(),
-            source,
-        };
+        let failed = |source| NetlinkError::Socket { what: "open".to_owned(), source };
         let mut inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(failed)?;
         inner.bind_auto().map_err(failed)?;
         inner.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
@@ -111,11 +108,7 @@ impl Socket {
         // An error carries a sentence, and not the whole request again.
         inner.set_ext_ack(true).map_err(failed)?;
         inner.set_cap_ack(true).map_err(failed)?;
-        Ok(Self {
-            inner,
-            sequence: 0,
-            buffer: Vec::with_capacity(ANSWER_MAX),
-        })
+        Ok(Self { inner, sequence: 0, buffer: Vec::with_capacity(ANSWER_MAX) })
     }
 
     /// Sends a request that changes something and waits until it is done. `flags` beside `REQUEST` and `ACK`; `what`
@@ -135,10 +128,7 @@ impl Socket {
         self.send(message, 0, what)?;
         match self.answer(what)? {
             Some(object) => Ok(self.buffer.get(object).unwrap_or_default()),
-            None => Err(NetlinkError::Answer {
-                what: what.to_string(),
-                problem: "is empty",
-            }),
+            None => Err(NetlinkError::Answer { what: what.to_string(), problem: "is empty" }),
         }
     }
 
@@ -161,10 +151,7 @@ impl Socket {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
-                    return Err(NetlinkError::Socket {
-                        what: what.to_string(),
-                        source,
-                    });
+                    return Err(NetlinkError::Socket { what: what.to_string(), source });
                 }
             }
         }
@@ -179,10 +166,7 @@ impl Socket {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => {
-                    return Err(NetlinkError::Socket {
-                        what: what.to_string(),
-                        source,
-                    });
+                    return Err(NetlinkError::Socket { what: what.to_string(), source });
                 }
             };
             // A process with CAP_NET_ADMIN in the socket's namespace (a pod may have it) can write to the socket.
@@ -190,28 +174,18 @@ impl Socket {
                 continue;
             }
             if length >= ANSWER_MAX {
-                return Err(NetlinkError::Answer {
-                    what: what.to_string(),
-                    problem: "is too long",
-                });
+                return Err(NetlinkError::Answer { what: what.to_string(), problem: "is too long" });
             }
             match read(&self.buffer, self.sequence) {
                 Ok(Answer::Stray) => {}
                 Ok(Answer::Acknowledged) => return Ok(None),
                 Ok(Answer::Refused { errno, said }) => {
                     let errno = Errno::from_raw_os_error(errno);
-                    return Err(NetlinkError::Refused {
-                        what: what.to_string(),
-                        said,
-                        errno,
-                    });
+                    return Err(NetlinkError::Refused { what: what.to_string(), said, errno });
                 }
                 Ok(Answer::Object(object)) => return Ok(Some(object)),
                 Err(problem) => {
-                    return Err(NetlinkError::Answer {
-                        what: what.to_string(),
-                        problem,
-                    });
+                    return Err(NetlinkError::Answer { what: what.to_string(), problem });
                 }
             }
         }
@@ -233,9 +207,7 @@ fn read(datagram: &[u8], sequence: u32) -> Result<Answer, &'static str> {
                 NLMSG_ERROR => return acknowledgement(&message),
                 NLMSG_DONE => return Err("is an empty list"),
                 _ => {
-                    return Ok(Answer::Object(
-                        start + HEADER_LEN..start + message_length(&message),
-                    ));
+                    return Ok(Answer::Object(start + HEADER_LEN..start + message_length(&message)));
                 }
             }
         }
@@ -258,10 +230,7 @@ fn acknowledgement(message: &NetlinkBuffer<&[u8]>) -> Result<Answer, &'static st
             let told = message.flags() & NLM_F_ACK_TLVS != 0;
             let said = told.then(|| rest.get(HEADER_LEN..).and_then(sentence)).flatten();
             let errno = code.checked_neg().filter(|errno| (1..4096).contains(errno));
-            Ok(Answer::Refused {
-                errno: errno.ok_or("has no valid error number")?,
-                said,
-            })
+            Ok(Answer::Refused { errno: errno.ok_or("has no valid error number")?, said })
         }
     }
 }
@@ -271,12 +240,7 @@ fn sentence(attributes: &[u8]) -> Option<String> {
         NlasIterator::new(attributes).find_map(|attribute| attribute.ok().filter(|a| a.kind() == ATTR_MSG));
     let text = message?.value().to_vec();
     let text = String::from_utf8_lossy(&text);
-    Some(
-        text.trim_end_matches('\0')
-            .chars()
-            .filter(|c| !c.is_control())
-            .collect(),
-    )
+    Some(text.trim_end_matches('\0').chars().filter(|c| !c.is_control()).collect())
 }
 
 #[cfg(test)]
@@ -300,9 +264,7 @@ mod tests {
     fn the_answer_is_the_message_with_the_requests_number() {
         let mut datagram = message(16, 0, 6, b"other");
         datagram.extend(message(16, 0, 7, b"mine"));
-        let Ok(Answer::Object(object)) = read(&datagram, 7) else {
-            panic!("no object")
-        };
+        let Ok(Answer::Object(object)) = read(&datagram, 7) else { panic!("no object") };
         assert_eq!(&datagram[object], b"mine");
         assert_eq!(read(&datagram, 8), Ok(Answer::Stray));
     }
@@ -313,13 +275,7 @@ mod tests {
         payload.extend([0; HEADER_LEN]);
         payload.extend([9, 0, 1, 0, b't', b'a', b'k', b'e', 0]);
         let datagram = message(NLMSG_ERROR, NLM_F_ACK_TLVS, 1, &payload);
-        assert_eq!(
-            read(&datagram, 1),
-            Ok(Answer::Refused {
-                errno: 17,
-                said: Some("take".into())
-            })
-        );
+        assert_eq!(read(&datagram, 1), Ok(Answer::Refused { errno: 17, said: Some("take".into()) }));
         let error = NetlinkError::Refused {
             what: "create macvtap net1".into(),
             said: Some("taken".into()),

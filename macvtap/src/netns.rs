@@ -66,18 +66,8 @@ pub enum NetnsError {
 impl Netns {
     /// Opens the namespace at `path`, which must be another one than the caller's.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
-        let failed = |step| {
-            move |errno| NetnsError::Failed {
-                step,
-                path: path.to_owned(),
-                errno,
-            }
-        };
-        let fd = match open(
-            path,
-            OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
-            Mode::empty(),
-        ) {
+        let failed = |step| move |errno| NetnsError::Failed { step, path: path.to_owned(), errno };
+        let fd = match open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR) => return Err(NetnsError::Missing(path.to_owned())),
             Err(errno) => return Err(failed("open")(errno)),
@@ -91,11 +81,7 @@ impl Netns {
         if (this.st_dev, this.st_ino) == (own.st_dev, own.st_ino) {
             return Err(NetnsError::Own(path.to_owned()));
         }
-        Ok(Self {
-            fd,
-            path: path.to_owned(),
-            inode: this.st_ino,
-        })
+        Ok(Self { fd, path: path.to_owned(), inode: this.st_ino })
     }
 
     /// Its inode: unlike a path, never another namespace's while this one exists.
@@ -114,18 +100,11 @@ impl Netns {
             Ok(()) => Ok(work()),
             // Another kind of namespace.
             Err(Errno::INVAL) => Err(NetnsError::NotNetns(self.path.clone())),
-            Err(errno) => Err(NetnsError::Failed {
-                step: "enter",
-                path: self.path.clone(),
-                errno,
-            }),
+            Err(errno) => Err(NetnsError::Failed { step: "enter", path: self.path.clone(), errno }),
         };
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().spawn_scoped(scope, inside);
-            let thread = thread.map_err(|source| NetnsError::Thread {
-                path: self.path.clone(),
-                source,
-            })?;
+            let thread = thread.map_err(|source| NetnsError::Thread { path: self.path.clone(), source })?;
             match thread.join() {
                 Ok(result) => result,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -145,10 +124,7 @@ impl Netns {
             Err(error) if error.errno() != Some(Errno::EXIST) => return Err(error),
             _ => {}
         }
-        let unassigned = || NetlinkError::Answer {
-            what: what.to_string(),
-            problem: "has no number",
-        };
+        let unassigned = || NetlinkError::Answer { what: what.to_string(), problem: "has no number" };
         self.assigned_id(socket)?.ok_or_else(unassigned)
     }
 
@@ -158,9 +134,7 @@ impl Netns {
         let header_length = request.header.buffer_len();
         let answer = socket.get(RouteNetlinkMessage::GetNsId(request), &what)?;
         let attributes = answer.get(header_length..).unwrap_or_default();
-        let id = NlasIterator::new(attributes)
-            .flatten()
-            .find(|a| a.kind() == NETNSA_NSID);
+        let id = NlasIterator::new(attributes).flatten().find(|a| a.kind() == NETNSA_NSID);
         let id = id.and_then(|id| Some(i32::from_ne_bytes(id.value().try_into().ok()?)));
         Ok(id.filter(|id| *id != NOT_ASSIGNED).map(NetnsId))
     }
@@ -168,9 +142,7 @@ impl Netns {
     fn message(&self, attributes: &[NsidAttribute]) -> NsidMessage {
         let mut message = NsidMessage::default();
         // A file descriptor is never negative.
-        message
-            .attributes
-            .push(NsidAttribute::Fd(self.fd.as_raw_fd().unsigned_abs()));
+        message.attributes.push(NsidAttribute::Fd(self.fd.as_raw_fd().unsigned_abs()));
         message.attributes.extend_from_slice(attributes);
         message
     }

@@ -118,16 +118,10 @@ fn cable<K: Kernel>(kernel: &mut K) -> Result<Link, ParkError> {
         return Ok(cable);
     }
     let [name, peer] = CABLE.map(fixed_name);
-    let veth = Veth {
-        name: name?,
-        peer: peer?,
-    };
+    let veth = Veth { name: name?, peer: peer? };
     kernel.create(Home::Node, NewLink::Veth(&veth))?;
-    let vanished = || NetlinkError::Refused {
-        what: format!("look for {}", veth.name),
-        said: None,
-        errno: Errno::NODEV,
-    };
+    let vanished =
+        || NetlinkError::Refused { what: format!("look for {}", veth.name), said: None, errno: Errno::NODEV };
     Ok(find_cable(kernel)?.ok_or_else(vanished)?)
 }
 
@@ -151,11 +145,8 @@ fn placeholder_name(number: DeviceNumber) -> Result<IfName, ParkError> {
 
 /// Our own names are valid; an error here would be a mistake in this file.
 fn fixed_name(name: &str) -> Result<IfName, ParkError> {
-    let invalid = |_| NetlinkError::Refused {
-        what: format!("name a link {name}"),
-        said: None,
-        errno: Errno::INVAL,
-    };
+    let invalid =
+        |_| NetlinkError::Refused { what: format!("name a link {name}"), said: None, errno: Errno::INVAL };
     Ok(name.parse().map_err(invalid)?)
 }
 
@@ -167,16 +158,10 @@ mod tests {
     fn every_minor_has_a_name_and_an_index_of_its_own() {
         for minor in [0, 1, MINOR_MAX] {
             let number = DeviceNumber { major: 246, minor };
-            assert_eq!(
-                placeholder_index(number).unwrap(),
-                PLACEHOLDER_IFINDEX_FIRST + minor
-            );
+            assert_eq!(placeholder_index(number).unwrap(), PLACEHOLDER_IFINDEX_FIRST + minor);
             assert!(is_ours(placeholder_name(number).unwrap().as_str()));
         }
-        let number = DeviceNumber {
-            major: 246,
-            minor: MINOR_MAX + 1,
-        };
+        let number = DeviceNumber { major: 246, minor: MINOR_MAX + 1 };
         assert!(matches!(placeholder_index(number), Err(ParkError::Minor(_))));
         assert!(CABLE.iter().all(|name| fixed_name(name).is_ok() && is_ours(name)));
     }

@@ -19,10 +19,7 @@ impl Default for Paths {
 impl Paths {
     /// `state` survives a reboot; `run` does not, just as links do not.
     pub fn new(state: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
-        Self {
-            state: state.into(),
-            run: run.into(),
-        }
+        Self { state: state.into(), run: run.into() }
     }
 
     /// What survives a reboot.

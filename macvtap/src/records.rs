@@ -59,11 +59,7 @@ pub fn write(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
     if let Some(tap) = record.tap {
         reserve_tap(paths, tap, &record.device)?;
     }
-    Ok(file::replace(
-        &path(paths, &record.device),
-        &json,
-        Durability::Memory,
-    )?)
+    Ok(file::replace(&path(paths, &record.device), &json, Durability::Memory)?)
 }
 
 /// The record that has this tap number, whether its link still exists or not.
@@ -114,11 +110,7 @@ pub fn read(paths: &Paths, device: &DeviceId) -> Result<Option<Attachment>, Reco
         Err(source) => return Err(RecordError::Damaged { path, source }),
     };
     if record.version != record::VERSION {
-        let what = format!(
-            "has version {}, this program reads {}",
-            record.version,
-            record::VERSION
-        );
+        let what = format!("has version {}, this program reads {}", record.version, record::VERSION);
         return Err(RecordError::Foreign { path, what });
     }
     if record.device != *device {
@@ -137,11 +129,7 @@ pub fn remove(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
 /// All records, readable or not. Names that are no device ID (temporary files among them) are skipped.
 pub fn list(paths: &Paths) -> Result<Listing, RecordError> {
     let directory = paths.attachments();
-    let failed = |source| FileError {
-        step: "list",
-        path: paths.attachments(),
-        source,
-    };
+    let failed = |source| FileError { step: "list", path: paths.attachments(), source };
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Listing::default()),
@@ -214,17 +202,9 @@ mod tests {
         std::fs::write(attachments.join(".aMvp0.17"), b"{").unwrap();
         std::fs::write(attachments.join("README"), b"").unwrap();
         let listing = list(&paths).unwrap();
-        let names = listing
-            .records
-            .iter()
-            .map(|r| r.device.to_string())
-            .collect::<Vec<_>>();
+        let names = listing.records.iter().map(|r| r.device.to_string()).collect::<Vec<_>>();
         assert_eq!(names, ["aMvp0", "aMvp1", "bMvp0"]);
-        let damaged = listing
-            .damaged
-            .iter()
-            .map(|(d, _)| d.to_string())
-            .collect::<Vec<_>>();
+        let damaged = listing.damaged.iter().map(|(d, _)| d.to_string()).collect::<Vec<_>>();
         assert_eq!(damaged, ["cMvp0", "dMvp0"]);
     }
 
@@ -233,10 +213,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::new(dir.path(), dir.path());
         let tap = DeviceNumber { major: 246, minor: 5 };
-        let with = |device: &str| Attachment {
-            tap: Some(tap),
-            ..record(device)
-        };
+        let with = |device: &str| Attachment { tap: Some(tap), ..record(device) };
         assert_eq!(with_tap(&paths, tap).unwrap(), None);
         write(&paths, &with("aMvp0")).unwrap();
         assert_eq!(with_tap(&paths, tap).unwrap(), Some(with("aMvp0")));
@@ -245,11 +222,7 @@ mod tests {
         assert_eq!(with_tap(&paths, tap).unwrap(), None);
         write(&paths, &with("bMvp0")).unwrap();
         release_tap(&paths, &with("aMvp0")).unwrap();
-        assert_eq!(
-            with_tap(&paths, tap).unwrap(),
-            Some(with("bMvp0")),
-            "another's number was released"
-        );
+        assert_eq!(with_tap(&paths, tap).unwrap(), Some(with("bMvp0")), "another's number was released");
         remove(&paths, &with("bMvp0")).unwrap();
         assert_eq!(with_tap(&paths, tap).unwrap(), None);
         assert_eq!(std::fs::read_dir(paths.taps()).unwrap().count(), 0);
@@ -259,14 +232,8 @@ mod tests {
     fn a_record_of_another_version_is_damaged() {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::new(dir.path(), dir.path());
-        let record = Attachment {
-            version: 2,
-            ..record("aMvp0")
-        };
+        let record = Attachment { version: 2, ..record("aMvp0") };
         write(&paths, &record).unwrap();
-        assert!(matches!(
-            read(&paths, &record.device),
-            Err(RecordError::Foreign { .. })
-        ));
+        assert!(matches!(read(&paths, &record.device), Err(RecordError::Foreign { .. })));
     }
 }

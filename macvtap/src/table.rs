@@ -196,26 +196,17 @@ impl DeviceTable {
         let resource = self.resources.get(id.resource())?;
         resource.links.iter().find_map(|link| {
             let ifindex = link.ranges.iter().find_map(|range| range.ifindex_of(id.slot()))?;
-            Some(Device {
-                resource,
-                link,
-                ifindex,
-            })
+            Some(Device { resource, link, ifindex })
         })
     }
 
     fn check(&self) -> Result<(), TableError> {
         let mut indexes: Vec<(u32, u32)> = Vec::new();
         for (name, resource) in &self.resources {
-            let bad = |what| TableError::Inconsistent {
-                resource: name.clone(),
-                what,
-            };
+            let bad = |what| TableError::Inconsistent { resource: name.clone(), what };
             let mut slots: Vec<(u32, u32)> = Vec::new();
             for range in resource.links.iter().flat_map(|link| &link.ranges) {
-                let (slot, index) = range
-                    .bounds()
-                    .ok_or_else(|| bad("a range leaves the numbers we use"))?;
+                let (slot, index) = range.bounds().ok_or_else(|| bad("a range leaves the numbers we use"))?;
                 slots.push(slot);
                 indexes.push(index);
             }
@@ -233,9 +224,7 @@ impl DeviceTable {
 impl SlotRange {
     /// The index of a slot's link, if the slot is in this range.
     pub fn ifindex_of(&self, slot: u32) -> Option<u32> {
-        let offset = slot
-            .checked_sub(self.first_slot)
-            .filter(|offset| *offset < self.count)?;
+        let offset = slot.checked_sub(self.first_slot).filter(|offset| *offset < self.count)?;
         self.first_ifindex.checked_add(offset)
     }
 
@@ -247,14 +236,8 @@ impl SlotRange {
     /// First and last slot, first and last index; none when empty or outside the numbers we use.
     fn bounds(&self) -> Option<((u32, u32), (u32, u32))> {
         let more = self.count.checked_sub(1)?;
-        let last_slot = self
-            .first_slot
-            .checked_add(more)
-            .filter(|last| *last <= SLOT_MAX)?;
-        let last_index = self
-            .first_ifindex
-            .checked_add(more)
-            .filter(|last| *last <= IFINDEX_LAST)?;
+        let last_slot = self.first_slot.checked_add(more).filter(|last| *last <= SLOT_MAX)?;
+        let last_index = self.first_ifindex.checked_add(more).filter(|last| *last <= IFINDEX_LAST)?;
         (self.first_ifindex >= IFINDEX_FIRST)
             .then_some(((self.first_slot, last_slot), (self.first_ifindex, last_index)))
     }
@@ -263,9 +246,7 @@ impl SlotRange {
 /// Whether two of these closed intervals share a number. Sorts them.
 fn overlap(intervals: &mut [(u32, u32)]) -> bool {
     intervals.sort_unstable();
-    intervals
-        .windows(2)
-        .any(|pair| matches!(pair, [(_, last), (first, _)] if first <= last))
+    intervals.windows(2).any(|pair| matches!(pair, [(_, last), (first, _)] if first <= last))
 }
 
 #[cfg(test)]
@@ -275,19 +256,12 @@ mod tests {
     fn table(ranges: &[(u32, u32, u32)]) -> Vec<u8> {
         let ranges = ranges
             .iter()
-            .map(|&(first_slot, count, first_ifindex)| SlotRange {
-                first_slot,
-                count,
-                first_ifindex,
-            })
+            .map(|&(first_slot, count, first_ifindex)| SlotRange { first_slot, count, first_ifindex })
             .collect();
         let link = LowerLink {
             ifindex: 3,
             name: "dp0".into(),
-            identity: LinkIdentity::Name {
-                kind: "veth".into(),
-                name: "dp0".into(),
-            },
+            identity: LinkIdentity::Name { kind: "veth".into(), name: "dp0".into() },
             mode: Mode::Bridge,
             ranges,
         };
@@ -316,11 +290,8 @@ mod tests {
     fn a_slot_keeps_its_index_when_ranges_are_added() {
         let table =
             DeviceTable::parse(&table(&[(0, 2, IFINDEX_FIRST), (2, 3, IFINDEX_FIRST + 100)])).unwrap();
-        let index = |slot: u32| {
-            table
-                .device(&format!("dataplaneMvp{slot}").parse().unwrap())
-                .map(|d| d.ifindex)
-        };
+        let index =
+            |slot: u32| table.device(&format!("dataplaneMvp{slot}").parse().unwrap()).map(|d| d.ifindex);
         assert_eq!(index(1), Some(IFINDEX_FIRST + 1));
         assert_eq!(index(2), Some(IFINDEX_FIRST + 100));
         assert_eq!(index(5), None);
@@ -330,24 +301,15 @@ mod tests {
     #[test]
     fn a_table_that_contradicts_itself_is_refused() {
         for (why, ranges) in [
-            (
-                "same slot",
-                vec![(0, 2, IFINDEX_FIRST), (1, 1, IFINDEX_FIRST + 9)],
-            ),
-            (
-                "same index",
-                vec![(0, 2, IFINDEX_FIRST), (2, 1, IFINDEX_FIRST + 1)],
-            ),
+            ("same slot", vec![(0, 2, IFINDEX_FIRST), (1, 1, IFINDEX_FIRST + 9)]),
+            ("same index", vec![(0, 2, IFINDEX_FIRST), (2, 1, IFINDEX_FIRST + 1)]),
             ("empty range", vec![(0, 0, IFINDEX_FIRST)]),
             ("index of another", vec![(0, 1, 3)]),
             ("index of a placeholder", vec![(0, 2, IFINDEX_LAST)]),
             ("overflow", vec![(u32::MAX, 2, IFINDEX_FIRST)]),
         ] {
             assert!(
-                matches!(
-                    DeviceTable::parse(&table(&ranges)),
-                    Err(TableError::Inconsistent { .. })
-                ),
+                matches!(DeviceTable::parse(&table(&ranges)), Err(TableError::Inconsistent { .. })),
                 "{why}"
             );
         }
@@ -355,12 +317,7 @@ mod tests {
 
     #[test]
     fn a_table_of_another_version_is_refused_with_the_version() {
-        let json = String::from_utf8(table(&[]))
-            .unwrap()
-            .replace("\"version\":1", "\"version\":2");
-        assert!(matches!(
-            DeviceTable::parse(json.as_bytes()),
-            Err(TableError::Version(2))
-        ));
+        let json = String::from_utf8(table(&[])).unwrap().replace("\"version\":1", "\"version\":2");
+        assert!(matches!(DeviceTable::parse(json.as_bytes()), Err(TableError::Version(2))));
     }
 }

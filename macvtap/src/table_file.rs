@@ -71,11 +71,7 @@ mod tests {
     use super::*;
 
     fn empty(boot_id: String) -> DeviceTable {
-        DeviceTable {
-            version: crate::table::VERSION,
-            boot_id,
-            ..DeviceTable::default()
-        }
+        DeviceTable { version: crate::table::VERSION, boot_id, ..DeviceTable::default() }
     }
 
     #[test]
@@ -96,9 +92,6 @@ mod tests {
         store(&paths, &empty("another".into())).unwrap();
         assert!(matches!(load_current(&paths), Err(TableFileError::OtherBoot(_))));
         std::fs::write(paths.table(), b"{\"version\":1").unwrap();
-        assert!(matches!(
-            load_current(&paths),
-            Err(TableFileError::Content { .. })
-        ));
+        assert!(matches!(load_current(&paths), Err(TableFileError::Content { .. })));
     }
 }

@@ -98,18 +98,11 @@ impl Sysfs {
     /// link that took the name meanwhile is not found.
     pub fn tap(&self, name: &IfName, ifindex: u32) -> Result<DeviceNumber, TapError> {
         let path = format!("class/net/{name}/tap{ifindex}/dev");
-        let unread = |source| TapError::Read {
-            name: name.clone(),
-            ifindex,
-            source,
-        };
+        let unread = |source| TapError::Read { name: name.clone(), ifindex, source };
         let file = openat(&self.root, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let file = file.map_err(|errno| unread(errno.into()))?;
         let text = io::read_to_string(fs::File::from(file)).map_err(unread)?;
-        let no_number = || TapError::Number {
-            ifindex,
-            text: text.clone(),
-        };
+        let no_number = || TapError::Number { ifindex, text: text.clone() };
         parse_number(text.trim_end()).ok_or_else(no_number)
     }
 }
@@ -144,14 +137,9 @@ pub fn remove_node(path: &Path) -> Result<(), FileError> {
 pub fn node_at(path: &Path) -> Option<Node> {
     let metadata = fs::symlink_metadata(path).ok()?;
     let is_device = FileType::from_raw_mode(metadata.mode()) == FileType::CharacterDevice;
-    let number = DeviceNumber {
-        major: rustix::fs::major(metadata.rdev()),
-        minor: rustix::fs::minor(metadata.rdev()),
-    };
-    let owner = Owner {
-        uid: metadata.uid(),
-        gid: metadata.gid(),
-    };
+    let number =
+        DeviceNumber { major: rustix::fs::major(metadata.rdev()), minor: rustix::fs::minor(metadata.rdev()) };
+    let owner = Owner { uid: metadata.uid(), gid: metadata.gid() };
     is_device.then_some(Node { number, owner })
 }
 
@@ -182,10 +170,7 @@ fn tap_index(target: &Path) -> Option<u32> {
 
 fn parse_number(text: &str) -> Option<DeviceNumber> {
     let (major, minor) = text.split_once(':')?;
-    Some(DeviceNumber {
-        major: major.parse().ok()?,
-        minor: minor.parse().ok()?,
-    })
+    Some(DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -195,14 +180,8 @@ mod tests {
     #[test]
     fn a_taps_directory_tells_the_index_of_its_link() {
         let index = |target: &str| tap_index(Path::new(target));
-        assert_eq!(
-            index("../../devices/virtual/net/net1/tap16777216"),
-            Some(16_777_216)
-        );
-        assert_eq!(
-            index("../../devices/pci0000:00/0000:01:00.0/virtio1/net/m/tap7"),
-            Some(7)
-        );
+        assert_eq!(index("../../devices/virtual/net/net1/tap16777216"), Some(16_777_216));
+        assert_eq!(index("../../devices/pci0000:00/0000:01:00.0/virtio1/net/m/tap7"), Some(7));
         assert_eq!(index("../../devices/virtual/tty/tty7"), None);
         assert_eq!(index("../../devices/virtual/misc/tap7"), None);
     }

@@ -1,0 +1,270 @@
+//! ADD: the pod gets its device as an interface, with a device node and, where configured, addresses.
+//!
+//! ```text
+//! judge the configuration -> device table -> record -> IPAM -> link down -> addresses -> UP -> routes -> node, report
+//! ```
+//! Whatever fails, what was done before is undone, the IPAM plugin's part too.
+
+use crate::config::Network;
+use crate::ipam::{self, Delegate, Lease};
+use crate::protocol::environment::Attachment;
+use crate::protocol::error::{CniError, Code};
+use crate::protocol::result::{CniResult, Interface};
+use crate::target::{self, Target};
+use crate::{Call, address};
+use macvtap::attach::{self, AttachError, Attached, Attaching, Begun, Repeat, Request};
+use macvtap::claim::ClaimError;
+use macvtap::device_id::DeviceId;
+use macvtap::kernel::{OpenError, Rtnl};
+use macvtap::link::{Change, Link, Macvtap};
+use macvtap::mac::MacAddr;
+use macvtap::mode::Mode;
+use macvtap::netns::{Netns, NetnsId};
+use macvtap::record::Holder;
+use macvtap::table::{Device, Owner};
+use tracing::{info, warn};
+
+/// Serves ADD.
+pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> {
+    let network = call.document.network(&attachment.args, &call.settings)?;
+    let netns = open_netns(attachment)?;
+    let table = target::table(call);
+    let id = match target::resolve(call, &network, &table)? {
+        Target::Device(id) => id,
+        Target::HostLink(name) => {
+            let message = format!("deviceID {name} is no device of this node");
+            return Err(CniError::new(Code::Config, message));
+        }
+    };
+    let table = table?;
+    let device = target::device(&table, &id)?;
+    check_mode(&network, &id, &device)?;
+    let holder = holder(attachment, &netns)?;
+    let mut kernel = Rtnl::with_pod(netns).map_err(|error| open_error(&error))?;
+    let netns_id = kernel.pod_id().map_err(|error| CniError::from_chain(Code::Attach, &error))?;
+    let mut request = request(attachment, &network, id, &device, holder);
+    request.netns_id = netns_id;
+    request.network = Some(call.document.name.clone());
+    let explicit = network.mac.is_some() || request.link.mac.is_none();
+    match attach::begin(&call.paths, &mut kernel, request)? {
+        Begun::Present(attached) => report(attachment, &network, &attached.link, None),
+        Begun::New(attaching) => {
+            let delegate = Delegate::new(call, network.ipam.as_ref())?;
+            make(*attaching, attachment, &network, delegate.as_ref(), explicit)
+        }
+    }
+}
+
+/// Link, addresses, node. The attachment and the lease undo themselves when a step fails.
+fn make(
+    mut attaching: Attaching<'_, Rtnl>,
+    attachment: &Attachment,
+    network: &Network,
+    delegate: Option<&Delegate<'_>>,
+    explicit: bool,
+) -> Result<CniResult, CniError> {
+    let lease = match delegate {
+        Some(delegate) => {
+            if attaching.is_repeat() {
+                // Plugins refuse a second lease for the same container and interface.
+                delegate.del()?;
+            }
+            Some(delegate.lease()?)
+        }
+        None => None,
+    };
+    let leased_mac = lease.as_ref().and_then(Lease::mac);
+    if let Some(mac) = leased_mac {
+        tell_overruled(network.mac, mac);
+        attaching.wish_mac(mac);
+    }
+    attaching.create_link()?;
+    match &lease {
+        Some(lease) => {
+            let link = attaching.link()?;
+            ipam::configure::addresses(attaching.kernel(), &link, lease.result(), network.announce)?;
+        }
+        None => attaching.change(Change::NoLinkLocalAddress)?,
+    }
+    set_up(&mut attaching, attachment, explicit || leased_mac.is_some())?;
+    if let Some(lease) = &lease {
+        let link = attaching.link()?;
+        ipam::configure::routes(attaching.kernel(), &link, lease.result())?;
+    }
+    let Attached { link, .. } = attaching.finish()?;
+    report(attachment, network, &link, lease.map(Lease::keep))
+}
+
+/// UP, where the kernel finds that an address is taken. One that nobody asked for is exchanged for the next candidate.
+fn set_up(
+    attaching: &mut Attaching<'_, Rtnl>,
+    attachment: &Attachment,
+    explicit: bool,
+) -> Result<(), CniError> {
+    let mut candidate = 1;
+    loop {
+        let taken = match attaching.change(Change::Up) {
+            Ok(()) => return Ok(()),
+            Err(AttachError::MacInUse { mac, lower }) => AttachError::MacInUse { mac, lower },
+            Err(error) => return Err(error.into()),
+        };
+        let next = address::derived(&attachment.args.pod_uid, attachment.ifname.as_str(), candidate);
+        let Some(mac) = next.filter(|_| !explicit && candidate < address::CANDIDATES) else {
+            return Err(taken.into());
+        };
+        info!(%mac, "derived MAC address was taken, next one used");
+        attaching.wish_mac(mac);
+        attaching.change(Change::Mac(mac))?;
+        candidate += 1;
+    }
+}
+
+fn report(
+    attachment: &Attachment,
+    network: &Network,
+    link: &Link,
+    lease: Option<CniResult>,
+) -> Result<CniResult, CniError> {
+    let mut result = network.prev_result.clone().unwrap_or_default();
+    let ours = result.interfaces.len();
+    result.interfaces.push(Interface {
+        name: link.name.clone(),
+        mac: link.device_mac().map(|mac| mac.to_string()).unwrap_or_default(),
+        mtu: Some(link.mtu),
+        sandbox: attachment.required_netns()?.display().to_string(),
+        more: serde_json::Map::new(),
+    });
+    let lease = lease.unwrap_or_default();
+    result.ips.extend(lease.ips.into_iter().map(|mut ip| {
+        ip.interface = Some(ours);
+        ip
+    }));
+    result.routes.extend(lease.routes);
+    if !lease.dns.is_empty() {
+        result.dns = lease.dns;
+    } else if result.dns.is_empty() {
+        result.dns = network.dns.clone();
+    }
+    Ok(result)
+}
+
+fn request(
+    attachment: &Attachment,
+    network: &Network,
+    device_id: DeviceId,
+    device: &Device<'_>,
+    holder: Holder,
+) -> Request {
+    let Device { resource, link: lower, ifindex } = *device;
+    // In passthru mode the address of a device becomes the lower link's, which keeps its own unless told otherwise.
+    let derived = || match lower.mode {
+        Mode::Passthru => None,
+        Mode::Bridge | Mode::Vepa | Mode::Private => {
+            address::derived(&attachment.args.pod_uid, attachment.ifname.as_str(), 0)
+        }
+    };
+    Request {
+        device: device_id,
+        holder,
+        network: None,
+        netns_id: None::<NetnsId>,
+        lower_name: lower.name.clone(),
+        link: Macvtap {
+            lower: lower.ifindex,
+            index: ifindex,
+            name: attachment.ifname.clone(),
+            mode: lower.mode,
+            mac: network.mac.or_else(derived),
+            mtu: network.mtu.or(resource.mtu),
+            promiscuous: network.promiscuous.unwrap_or(resource.promiscuous),
+            all_multicast: resource.all_multicast,
+        },
+        owner: Owner {
+            uid: network.owner.unwrap_or(resource.owner.uid),
+            gid: network.group.unwrap_or(resource.owner.gid),
+        },
+        // With addresses everything is done again: the lease may have been lost with the first answer.
+        repeat: if network.ipam.is_some() { Repeat::Rebuild } else { Repeat::Keep },
+    }
+}
+
+fn check_mode(network: &Network, id: &DeviceId, device: &Device<'_>) -> Result<(), CniError> {
+    match network.mode {
+        Some(mode) if mode != device.link.mode => {
+            let message = format!(
+                "network configuration: mode is {mode}, but device {id} is {}; remove mode here or change it in the pool",
+                device.link.mode
+            );
+            Err(CniError::new(Code::Config, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn holder(attachment: &Attachment, netns: &Netns) -> Result<Holder, CniError> {
+    let path = netns.path().to_str().ok_or_else(|| {
+        let shown = netns.path().display();
+        CniError::new(
+            Code::Environment,
+            format!("environment variable CNI_NETNS is {shown}; write it in UTF-8"),
+        )
+    })?;
+    Ok(Holder::Pod {
+        container_id: attachment.container_id.clone(),
+        ifname: attachment.ifname.to_string(),
+        pod_uid: attachment.args.pod_uid.clone(),
+        pod_namespace: attachment.args.pod_namespace.clone(),
+        pod_name: attachment.args.pod_name.clone(),
+        netns: path.to_owned(),
+        netns_inode: netns.inode(),
+    })
+}
+
+/// The pod's namespace; what is none is a wrong `CNI_NETNS`.
+pub(crate) fn open_netns(attachment: &Attachment) -> Result<Netns, CniError> {
+    Netns::open(attachment.required_netns()?).map_err(|error| {
+        let error = CniError::from_chain(Code::Environment, &error);
+        CniError { message: format!("environment variable CNI_NETNS: {}", error.message), ..error }
+    })
+}
+
+pub(crate) fn open_error(error: &OpenError) -> CniError {
+    let code = match error {
+        OpenError::Netns(_) => Code::Environment,
+        OpenError::Netlink(_) | OpenError::Tap(_) => Code::Attach,
+    };
+    CniError::from_chain(code, error)
+}
+
+fn tell_overruled(asked: Option<MacAddr>, leased: MacAddr) {
+    if let Some(asked) = asked.filter(|asked| *asked != leased) {
+        warn!(%asked, used = %leased, "the IPAM plugin's MAC address is used instead of the one asked for");
+    }
+}
+
+impl From<AttachError> for CniError {
+    fn from(error: AttachError) -> Self {
+        let code = match &error {
+            AttachError::MtuTooHigh { .. } | AttachError::Claim(ClaimError::TwoNetworks { .. }) => {
+                Code::Config
+            }
+            AttachError::Claim(ClaimError::InUse { .. })
+            | AttachError::LowerGone { .. }
+            | AttachError::LowerBusy { .. }
+            | AttachError::NoFreeMinor => Code::TryAgain,
+            AttachError::LinkLost { .. }
+            | AttachError::NameTaken(_)
+            | AttachError::IndexTaken { .. }
+            | AttachError::MacInUse { .. }
+            | AttachError::Lock(_)
+            | AttachError::Record(_)
+            | AttachError::TakeOver(_)
+            | AttachError::Netlink(_)
+            | AttachError::Tap(_)
+            | AttachError::Park(_)
+            | AttachError::Node(_)
+            | AttachError::Changed { .. } => Code::Attach,
+        };
+        Self::from_chain(code, &error)
+    }
+}

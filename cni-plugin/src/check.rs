@@ -1,0 +1,119 @@
+//! CHECK: everything is still as ADD reported it.
+
+use crate::Call;
+use crate::del::is_of;
+use crate::ipam::{self, Delegate};
+use crate::protocol::environment::Attachment;
+use crate::protocol::error::{CniError, Code};
+use crate::protocol::result::Interface;
+use crate::target::{self, Target};
+use macvtap::device_id::DeviceId;
+use macvtap::kernel::{Home, Kernel, Place, Rtnl};
+use macvtap::link::{By, Link};
+use macvtap::record::State;
+use macvtap::table::Owner;
+use macvtap::tap::{self, Node};
+use macvtap::{records, table::Device};
+
+/// Serves CHECK.
+pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
+    let network = call.document.network(&attachment.args, &call.settings)?;
+    let reported = network.prev_result.as_ref().ok_or_else(|| {
+        CniError::new(
+            Code::Config,
+            "network configuration: prevResult is missing; a CHECK needs the result of the ADD",
+        )
+    })?;
+    let sandbox = attachment.required_netns()?.display().to_string();
+    let ours = |i: &&Interface| i.name == attachment.ifname.as_str() && i.sandbox == sandbox;
+    let interface = reported.interfaces.iter().find(ours).ok_or_else(|| {
+        let message =
+            format!("network configuration: prevResult has no interface {} in {sandbox}", attachment.ifname);
+        CniError::new(Code::Config, message)
+    })?;
+    let table = target::table(call);
+    let netns = crate::add::open_netns(attachment)?;
+    let mut kernel = Rtnl::with_pod(netns).map_err(|error| crate::add::open_error(&error))?;
+    let found = kernel.find(Place::Home(Home::Target), &By::Name(attachment.ifname.clone()));
+    let link = found
+        .map_err(|error| CniError::from_chain(Code::Check, &error))?
+        .ok_or_else(|| differs(attachment, "is gone"))?;
+    compare(attachment, &link, interface)?;
+    if let Target::Device(id) = target::resolve(call, &network, &table)? {
+        let table = table?;
+        let device = target::device(&table, &id)?;
+        let owner = Owner {
+            uid: network.owner.unwrap_or(device.resource.owner.uid),
+            gid: network.group.unwrap_or(device.resource.owner.gid),
+        };
+        check_device(call, attachment, &mut kernel, &link, &id, &device, owner)?;
+    }
+    ipam::configure::check(&mut kernel, &link, reported)?;
+    match Delegate::new(call, network.ipam.as_ref())? {
+        Some(delegate) => delegate.check(),
+        None => Ok(()),
+    }
+}
+
+fn compare(attachment: &Attachment, link: &Link, reported: &Interface) -> Result<(), CniError> {
+    if !link.is_macvtap() {
+        let kind = link.kind.as_deref().unwrap_or("no virtual link");
+        return Err(differs(attachment, &format!("is no macvtap but {kind}")));
+    }
+    if !link.up {
+        return Err(differs(attachment, "is down"));
+    }
+    let mac = link.device_mac().map(|mac| mac.to_string()).unwrap_or_default();
+    if !reported.mac.is_empty() && !mac.eq_ignore_ascii_case(&reported.mac) {
+        return Err(differs(attachment, &format!("has MAC address {mac}, ADD gave it {}", reported.mac)));
+    }
+    match reported.mtu {
+        // A lower link that shrinks takes its devices along, and they stay small when it grows again.
+        Some(mtu) if mtu != link.mtu => {
+            Err(differs(attachment, &format!("has MTU {}, ADD gave it {mtu}", link.mtu)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_device(
+    call: &Call,
+    attachment: &Attachment,
+    kernel: &mut Rtnl,
+    link: &Link,
+    id: &DeviceId,
+    device: &Device<'_>,
+    owner: Owner,
+) -> Result<(), CniError> {
+    let unreadable = |error: &dyn std::error::Error| CniError::from_chain(Code::Check, error);
+    let record = records::read(&call.paths, id).map_err(|error| unreadable(&error))?;
+    let record = record.filter(|record| record.state == State::Attached);
+    let record = record.filter(|record| is_of(record, &attachment.container_id, attachment.ifname.as_str()));
+    let Some(record) = record else {
+        return Err(differs(attachment, &format!("has no attachment record for device {id}")));
+    };
+    if (link.index, link.lower) != (device.ifindex, Some(device.link.ifindex)) {
+        return Err(differs(attachment, &format!("is not the link of device {id}")));
+    }
+    if link.mode != Some(device.link.mode) {
+        let mode = link.mode.map_or("another mode", macvtap::mode::Mode::as_str);
+        let problem = format!("is in mode {mode}, its pool says {}: the pod changed it", device.link.mode);
+        return Err(differs(attachment, &problem));
+    }
+    let number =
+        kernel.tap(Home::Target, &attachment.ifname, link.index).map_err(|error| unreadable(&error))?;
+    let path = call.paths.device_node(link.index);
+    let wanted = Node { number, owner };
+    if record.tap != Some(number) || tap::node_at(&path) != Some(wanted) {
+        let Owner { uid, gid } = owner;
+        let problem =
+            format!("has tap {number}, but {} is not that device with owner {uid}:{gid}", path.display());
+        return Err(differs(attachment, &problem));
+    }
+    Ok(())
+}
+
+fn differs(attachment: &Attachment, problem: &str) -> CniError {
+    let message = format!("interface {} {problem}; delete the pod to have it made anew", attachment.ifname);
+    CniError::new(Code::Check, message)
+}

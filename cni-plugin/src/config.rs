@@ -1,0 +1,349 @@
+//! The network configuration: a tenant wrote it, so every value is judged here, once.
+
+use crate::protocol::environment::Args;
+use crate::protocol::error::{CniError, Code};
+use crate::protocol::result::{CniResult, Dns};
+use crate::protocol::version::Version;
+use crate::settings::Settings;
+use macvtap::mac::MacAddr;
+use macvtap::mode::Mode;
+use serde_json::{Map, Value};
+use std::path::{Component, Path};
+
+/// Ethernet's least MTU in Linux, and the largest a macvtap may have.
+const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65_535;
+
+/// Plugins that must not be run as IPAM: they would run us.
+const NEVER_IPAM: [&str; 4] = ["macvtap", "multus", "multus-shim", "multus-daemon"];
+
+/// Keys by which other plugins let the configuration choose a file to write to.
+const LOG_KEYS: [&str; 9] =
+    ["log", "logfile", "logpath", "logdir", "loglevel", "logging", "logoptions", "logtofile", "logtostderr"];
+
+/// The configuration as it came. Its version is known and it has a name.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// The specification's version it is written for.
+    pub version: Version,
+    /// Name of the network.
+    pub name: String,
+    json: Map<String, Value>,
+}
+
+/// What the configuration says about a device, judged.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// The device; absent when nobody filled it in.
+    pub device_id: Option<String>,
+    /// The address asked for.
+    pub mac: Option<MacAddr>,
+    /// The MTU asked for.
+    pub mtu: Option<u32>,
+    /// The mode the author expects.
+    pub mode: Option<Mode>,
+    /// Whether the link takes every frame; absent: as the pool says.
+    pub promiscuous: Option<bool>,
+    /// User of the device node; absent: as the pool says.
+    pub owner: Option<u32>,
+    /// Group of the device node; absent: as the pool says.
+    pub group: Option<u32>,
+    /// Whether new addresses are announced.
+    pub announce: Announce,
+    /// Where addresses come from.
+    pub ipam: Option<Ipam>,
+    /// Name resolution, if the IPAM plugin says nothing about it.
+    pub dns: Dns,
+    /// What the plugins before this one did.
+    pub prev_result: Option<CniResult>,
+}
+
+/// Whether new addresses are announced on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Announce {
+    /// They are.
+    #[default]
+    Auto,
+    /// They are not: a migrating virtual machine must not lose its address early.
+    Never,
+}
+
+/// An IPAM plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ipam {
+    /// The plugin's file name.
+    pub plugin: String,
+}
+
+impl Document {
+    /// Reads standard input.
+    pub fn parse(stdin: &[u8]) -> Result<Self, CniError> {
+        let json: Value = serde_json::from_slice(stdin).map_err(|error| {
+            CniError::new(
+                Code::Decode,
+                format!("the network configuration on standard input is not JSON: {error}"),
+            )
+        })?;
+        let Value::Object(json) = json else {
+            return Err(CniError::new(
+                Code::Decode,
+                "the network configuration on standard input is no JSON object",
+            ));
+        };
+        let version =
+            Version::of(string(&json, "", "cniVersion", "a version, for example \"1.0.0\"")?.as_deref())?;
+        let name = string(&json, "", "name", "the network's name")?.unwrap_or_default();
+        let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+        if !name.bytes().all(valid) || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+            let want = "a name of letters, digits, '_', '.' and '-' that begins with a letter or digit";
+            return Err(wrong("name", &name.into(), want));
+        }
+        Ok(Self { version, name, json })
+    }
+
+    /// Everything ADD and CHECK need.
+    pub fn network(&self, args: &Args, settings: &Settings) -> Result<Network, CniError> {
+        let json = &self.json;
+        self.refuse_log_keys()?;
+        let ipam = self.ipam(settings)?;
+        if ipam.is_none()
+            && self.runtime("ips").is_some_and(|ips| ips.as_array().is_none_or(|ips| !ips.is_empty()))
+        {
+            let ips = self.runtime("ips").unwrap_or_default();
+            return Err(wrong(
+                "runtimeConfig.ips",
+                &ips,
+                "left out, or given an ipam that assigns it, for example {\"type\": \"static\"}",
+            ));
+        }
+        Ok(Network {
+            device_id: self.device_id()?,
+            mac: self.mac(args)?,
+            mtu: self.mtu()?,
+            mode: match string(json, "", "mode", "bridge, vepa, private or passthru")? {
+                Some(mode) => Some(mode.parse().map_err(|_| {
+                    wrong(
+                        "mode",
+                        &mode.into(),
+                        "bridge, vepa, private or passthru, as the pool says, or left out",
+                    )
+                })?),
+                None => None,
+            },
+            promiscuous: match json.get("promiscMode") {
+                None | Some(Value::Null) => None,
+                Some(Value::Bool(on)) => Some(*on),
+                Some(other) => return Err(wrong("promiscMode", other, "true or false")),
+            },
+            owner: number(json, "owner", 0..=u64::from(u32::MAX - 1), "a user ID")?,
+            group: number(json, "group", 0..=u64::from(u32::MAX - 1), "a group ID")?,
+            announce: match string(json, "", "announce", "\"Auto\" or \"Never\"")?.as_deref() {
+                None | Some("Auto") => Announce::Auto,
+                Some("Never") => Announce::Never,
+                Some(other) => return Err(wrong("announce", &other.into(), "\"Auto\" or \"Never\"")),
+            },
+            ipam,
+            dns: match json.get("dns") {
+                None | Some(Value::Null) => Dns::default(),
+                Some(dns) => {
+                    let want = "an object with nameservers, domain, search and options";
+                    let parsed = dns.is_object().then(|| serde_json::from_value(dns.clone()).ok());
+                    parsed.flatten().ok_or_else(|| wrong("dns", dns, want))?
+                }
+            },
+            prev_result: self.prev_result()?,
+        })
+    }
+
+    /// The device, which Multus fills in at the top or in `runtimeConfig`.
+    pub fn device_id(&self) -> Result<Option<String>, CniError> {
+        let want = "a device ID, which Multus fills in";
+        let top = string(&self.json, "", "deviceID", want)?.filter(|id| !id.is_empty());
+        let runtime = match self.json.get("runtimeConfig") {
+            Some(Value::Object(runtime)) => string(runtime, "runtimeConfig.", "deviceID", want)?,
+            _ => None,
+        };
+        match (top, runtime.filter(|id| !id.is_empty())) {
+            (Some(top), Some(runtime)) if top != runtime => Err(wrong(
+                "deviceID",
+                &top.into(),
+                &format!("the same as runtimeConfig.deviceID, which is {runtime:?}"),
+            )),
+            (top, runtime) => Ok(top.or(runtime)),
+        }
+    }
+
+    /// The IPAM plugin; `{}` means none.
+    pub fn ipam(&self, settings: &Settings) -> Result<Option<Ipam>, CniError> {
+        let ipam = match self.json.get("ipam") {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::Object(ipam)) if ipam.is_empty() => return Ok(None),
+            Some(Value::Object(ipam)) => ipam,
+            Some(other) => return Err(wrong("ipam", other, "an object; {} means no addresses")),
+        };
+        let want = "the name of an IPAM plugin, without '/'; write ipam: {} for no addresses";
+        let plugin = string(ipam, "ipam.", "type", want)?.unwrap_or_default();
+        let is_file_name = matches!(Path::new(&plugin).components().next(), Some(Component::Normal(_)));
+        if !is_file_name || plugin.contains(['/', '\0']) {
+            return Err(wrong("ipam.type", &plugin.into(), want));
+        }
+        if NEVER_IPAM.contains(&plugin.as_str()) {
+            return Err(wrong("ipam.type", &plugin.into(), "an IPAM plugin, which this one is not"));
+        }
+        if plugin == "kube-ovn" {
+            check_kube_ovn(ipam, settings)?;
+        }
+        Ok(Some(Ipam { plugin }))
+    }
+
+    /// What the plugins before this one did.
+    pub fn prev_result(&self) -> Result<Option<CniResult>, CniError> {
+        match self.json.get("prevResult") {
+            None | Some(Value::Null) => Ok(None),
+            Some(result) => CniResult::parse(result.clone(), "prevResult", Code::Config).map(Some),
+        }
+    }
+
+    /// The attachments a GC keeps, as container ID and interface.
+    pub fn valid_attachments(&self) -> Result<Vec<(String, String)>, CniError> {
+        const KEY: &str = "cni.dev/valid-attachments";
+        let want = "a list of {containerID, ifname}, which the runtime fills in";
+        let Some(list) = self.json.get(KEY) else {
+            return Err(wrong(KEY, &Value::Null, want));
+        };
+        let entries = list.as_array().ok_or_else(|| wrong(KEY, list, want))?;
+        let pair = |entry: &Value| {
+            let text = |key| entry.get(key)?.as_str().map(str::to_owned);
+            text("containerID").zip(text("ifname"))
+        };
+        entries.iter().map(|entry| pair(entry).ok_or_else(|| wrong(KEY, entry, want))).collect()
+    }
+
+    /// The configuration for an IPAM plugin: ours without the device, which kube-ovn takes for a virtual function of a
+    /// NIC that it renames and sets down, and with a version whose results have interfaces.
+    pub fn for_ipam(&self) -> Value {
+        let mut json = self.json.clone();
+        json.remove("deviceID");
+        if let Some(Value::Object(runtime)) = json.get_mut("runtimeConfig") {
+            runtime.remove("deviceID");
+        }
+        json.insert("cniVersion".into(), self.version.as_str().into());
+        Value::Object(json)
+    }
+
+    fn runtime(&self, key: &str) -> Option<Value> {
+        self.json.get("runtimeConfig")?.get(key).filter(|value| !value.is_null()).cloned()
+    }
+
+    fn mtu(&self) -> Result<Option<u32>, CniError> {
+        let want = format!(
+            "a number from {} to {}, or left out for the lower link's",
+            MTU_RANGE.start(),
+            MTU_RANGE.end()
+        );
+        // Programs that write a configuration from a struct write 0 for "not given".
+        if self.json.get("mtu").is_some_and(|mtu| mtu.as_u64() == Some(0)) {
+            return Ok(None);
+        }
+        number(&self.json, "mtu", MTU_RANGE, &want)
+    }
+
+    /// The address by precedence: runtimeConfig, `CNI_ARGS`, args.cni, configuration. Each one given must be valid.
+    fn mac(&self, args: &Args) -> Result<Option<MacAddr>, CniError> {
+        let want = "a unicast MAC address, for example \"02:00:00:00:00:01\"";
+        let at = |object: Option<&Value>, prefix: &str| match object {
+            Some(Value::Object(object)) => {
+                let text = string(object, prefix, "mac", want)?.filter(|mac| !mac.is_empty());
+                let parse = |text: String| {
+                    text.parse().map_err(|_| wrong(&format!("{prefix}mac"), &text.into(), want))
+                };
+                text.map(parse).transpose()
+            }
+            _ => Ok(None),
+        };
+        let runtime = at(self.json.get("runtimeConfig"), "runtimeConfig.")?;
+        let cni_args = args.mac.as_ref().map(|text| {
+            text.parse::<MacAddr>().map_err(|error| {
+                CniError::new(
+                    Code::Environment,
+                    format!("environment variable CNI_ARGS has MAC={text}: {error}"),
+                )
+            })
+        });
+        let nested = at(self.json.get("args").and_then(|args| args.get("cni")), "args.cni.")?;
+        let top = at(Some(&Value::Object(self.json.clone())), "")?;
+        Ok(runtime.or(cni_args.transpose()?).or(nested).or(top))
+    }
+
+    fn refuse_log_keys(&self) -> Result<(), CniError> {
+        let normal = |key: &str| key.replace(['_', '-'], "").to_ascii_lowercase();
+        match self.json.iter().find(|(key, _)| LOG_KEYS.contains(&normal(key).as_str())) {
+            Some((key, value)) => {
+                let want = "left out: logging is the node's own setting (logFile and logLevel in cni.json)";
+                Err(wrong(key, value, want))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// What kube-ovn's own plugin would take and do harm with.
+fn check_kube_ovn(ipam: &Map<String, Value>, settings: &Settings) -> Result<(), CniError> {
+    let want = "<NAD name>.<NAD namespace>, the provider of a kube-ovn Subnet";
+    let provider = string(ipam, "ipam.", "provider", want)?.unwrap_or_default();
+    let named =
+        provider.split_once('.').is_some_and(|(name, namespace)| !name.is_empty() && !namespace.is_empty());
+    if !named {
+        return Err(wrong("ipam.provider", &provider.into(), want));
+    }
+    if provider.ends_with("ovn") {
+        let want = "a provider that does not end in \"ovn\", which kube-ovn takes for its own network: use another namespace";
+        return Err(wrong("ipam.provider", &provider.into(), want));
+    }
+    let allowed = settings.socket_directories();
+    let shown = allowed.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let want =
+        format!("the path of kube-ovn's socket below {shown} (socketDirectories in the node's cni.json)");
+    let socket = string(ipam, "ipam.", "server_socket", &want)?.unwrap_or_default();
+    let path = Path::new(&socket);
+    let plain = path.is_absolute()
+        && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    let below = allowed.iter().any(|directory| path.starts_with(directory) && path != directory);
+    if plain && below { Ok(()) } else { Err(wrong("ipam.server_socket", &socket.into(), &want)) }
+}
+
+fn string(
+    object: &Map<String, Value>,
+    prefix: &str,
+    key: &str,
+    want: &str,
+) -> Result<Option<String>, CniError> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(other) => Err(wrong(&format!("{prefix}{key}"), other, want)),
+    }
+}
+
+fn number(
+    object: &Map<String, Value>,
+    key: &str,
+    range: std::ops::RangeInclusive<u64>,
+    want: &str,
+) -> Result<Option<u32>, CniError> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => {
+            let number = value.as_u64().filter(|number| range.contains(number));
+            let number = number.and_then(|number| u32::try_from(number).ok());
+            number.map(Some).ok_or_else(|| wrong(key, value, want))
+        }
+    }
+}
+
+fn wrong(key: &str, value: &Value, want: &str) -> CniError {
+    let shown: String = value.to_string().chars().take(200).collect();
+    CniError::new(Code::Config, format!("network configuration: {key} is {shown}; it must be {want}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+//! DEL: what ADD made is gone afterwards. Succeeds when it was gone before, also with its namespace.
+
+use crate::Call;
+use crate::ipam::Delegate;
+use crate::protocol::environment::Attachment;
+use crate::protocol::error::{CniError, Code};
+use macvtap::detach::{self, Detached};
+use macvtap::device_id::DeviceId;
+use macvtap::kernel::{Kernel, Place, Rtnl};
+use macvtap::link::By;
+use macvtap::netns::Netns;
+use macvtap::record::{self, Holder};
+use macvtap::records;
+use tracing::{info, warn};
+
+/// Serves DEL. The link goes first, then the addresses are given back; both are tried, the first error is told.
+pub fn del(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
+    let link = delete_link(call, attachment);
+    let lease = match call.document.ipam(&call.settings) {
+        Ok(ipam) => {
+            Delegate::new(call, ipam.as_ref()).and_then(|delegate| delegate.map_or(Ok(()), |d| d.del()))
+        }
+        Err(error) => Err(error),
+    };
+    link.and(lease)
+}
+
+/// Whether a record is this container's and interface's.
+pub(crate) fn is_of(record: &record::Attachment, container: &str, interface: &str) -> bool {
+    match &record.holder {
+        Holder::Pod { container_id, ifname, .. } => container_id == container && ifname == interface,
+        Holder::Host => false,
+    }
+}
+
+fn delete_link(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
+    let mut kernel = Rtnl::node().map_err(|error| CniError::from_chain(Code::Detach, &error))?;
+    let mine =
+        |record: &record::Attachment| is_of(record, &attachment.container_id, attachment.ifname.as_str());
+    let named = call.document.device_id().ok().flatten().and_then(|id| id.parse::<DeviceId>().ok());
+    if let Some(id) = &named {
+        match detach::detach(&call.paths, &mut kernel, id, mine).map_err(|error| failed(&error))? {
+            Detached::Removed(_) => return Ok(()),
+            Detached::NotTheirs(_) => {
+                info!(device = %id, "device belongs to another container by now, left alone");
+            }
+            Detached::Absent => {}
+        }
+    }
+    // The configuration may have changed, or lost its deviceID, since the ADD.
+    let listing = records::list(&call.paths).map_err(|error| failed(&error))?;
+    for (device, error) in &listing.damaged {
+        warn!(%device, %error, "attachment record cannot be read");
+    }
+    match listing.records.iter().find(|record| mine(record)) {
+        Some(record) => {
+            let device = &record.device;
+            detach::detach(&call.paths, &mut kernel, device, mine).map(drop).map_err(|error| failed(&error))
+        }
+        None => delete_unrecorded(&mut kernel, attachment, &listing.records),
+    }
+}
+
+/// A macvtap under the interface's name that no record knows: the record was lost, or the link was moved here.
+fn delete_unrecorded(
+    kernel: &mut Rtnl,
+    attachment: &Attachment,
+    records: &[record::Attachment],
+) -> Result<(), CniError> {
+    // A namespace that is gone has taken its links along.
+    let Some(Ok(netns)) = attachment.netns.as_deref().map(Netns::open) else {
+        return Ok(());
+    };
+    let number = kernel.number(netns.path(), netns.inode()).map_err(|error| failed(&error))?;
+    let Some(place) = number.map(Place::Numbered) else {
+        return Ok(());
+    };
+    let found = kernel.find(place, &By::Name(attachment.ifname.clone())).map_err(|error| failed(&error))?;
+    match found {
+        // With the path used again, this may be the next container's.
+        Some(link) if link.is_macvtap() && !records.iter().any(|record| record.ifindex == link.index) => {
+            info!(index = link.index, "link without a record deleted");
+            kernel.delete(place, link.index).map_err(|error| failed(&error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> CniError {
+    CniError::from_chain(Code::Detach, error)
+}

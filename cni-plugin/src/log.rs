@@ -1,0 +1,94 @@
+//! Logging to standard error, which the runtime keeps, and to the node's own file if it names one.
+//!
+//! Every line carries command, container and interface, since the lines of many calls end up in one place. Standard
+//! output is the protocol's.
+
+use crate::protocol::environment::{Attachment, Command};
+use crate::settings::{LogLevel, Settings};
+use std::fmt::{self, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+/// Writes events as lines. Spans mean nothing here: one process serves one call.
+#[derive(Debug)]
+struct Lines {
+    level: Level,
+    /// What every line ends with.
+    context: String,
+    file: Option<File>,
+}
+
+#[derive(Default)]
+struct Line {
+    message: String,
+    fields: String,
+}
+
+/// Logs from now on. Without settings (they could not be read) only to standard error.
+pub fn start(command: Command, attachment: Option<&Attachment>, settings: Option<&Settings>) {
+    let mut context = format!("command={}", command.as_str());
+    if let Some(attachment) = attachment {
+        // Writing to a string cannot fail.
+        let _ = write!(context, " container={} interface={}", attachment.container_id, attachment.ifname);
+    }
+    let path = settings.and_then(|settings| settings.log_file.as_ref());
+    let opened = path.map(|path| OpenOptions::new().append(true).create(true).open(path));
+    let (file, problem) = match opened.transpose() {
+        Ok(file) => (file, None),
+        Err(error) => (None, Some(error)),
+    };
+    let level = level(settings.map(|settings| settings.log_level).unwrap_or_default());
+    // Fails only if it was set before: a test that serves many calls in one process.
+    let _ = tracing::subscriber::set_global_default(Lines { level, context, file });
+    if let Some(error) = problem {
+        tracing::warn!(%error, "log file of the node's settings could not be opened");
+    }
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= self.level
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line::default();
+        event.record(&mut line);
+        let Line { message, fields } = line;
+        let text = format!("level={} {message:?}{fields} {}\n", event.metadata().level(), self.context);
+        // One write per line; where it cannot be written there is nobody to tell.
+        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        if let Some(mut file) = self.file.as_ref() {
+            let _ = file.write_all(text.as_bytes());
+        }
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a string cannot fail.
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.fields, " {name}={:?}", format!("{value:?}")),
+        };
+    }
+}
+
+fn level(level: LogLevel) -> Level {
+    match level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+    }
+}

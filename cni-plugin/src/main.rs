@@ -1,0 +1,20 @@
+//! `macvtap`: environment and standard input in, standard output and exit code out.
+
+use macvtap_cni::protocol::environment::ProcessVariables;
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+
+/// A configuration is a few kilobytes; nobody needs more than this.
+const STDIN_MAX: u64 = 4 << 20;
+
+fn main() -> ExitCode {
+    let mut stdin = Vec::new();
+    let read = io::stdin().lock().take(STDIN_MAX).read_to_end(&mut stdin);
+    let outcome = macvtap_cni::run(&ProcessVariables, read.map(|_| stdin));
+    let mut stdout = io::stdout().lock();
+    let written = match &outcome.output {
+        Some(json) => writeln!(stdout, "{json}").and_then(|()| stdout.flush()),
+        None => Ok(()),
+    };
+    if outcome.failed || written.is_err() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

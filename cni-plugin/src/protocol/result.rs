@@ -1,0 +1,197 @@
+//! Results: what ADD prints, what an IPAM plugin answers and what comes back as `prevResult`.
+
+use crate::protocol::error::{CniError, Code};
+use crate::protocol::version::Version;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::net::IpAddr;
+
+/// A result of any version. Fields that only some versions have are left out when it is written for another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CniResult {
+    /// Interfaces, of this plugin and of those before it.
+    #[serde(deserialize_with = "null_is_default")]
+    pub interfaces: Vec<Interface>,
+    /// Addresses.
+    #[serde(deserialize_with = "null_is_default")]
+    pub ips: Vec<Ip>,
+    /// Routes.
+    #[serde(deserialize_with = "null_is_default")]
+    pub routes: Vec<Route>,
+    /// Name resolution.
+    #[serde(deserialize_with = "null_is_default")]
+    pub dns: Dns,
+}
+
+/// One interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Interface {
+    /// Its name; empty in the answer of some IPAM plugins.
+    pub name: String,
+    /// Its hardware address.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mac: String,
+    /// Its MTU, from 1.1.0 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The namespace; empty for the node's.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sandbox: String,
+    /// What other plugins said beside that.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// One address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ip {
+    /// Address and prefix length.
+    pub address: IpNet,
+    /// The router.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// Place of its interface in the list of interfaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<usize>,
+}
+
+/// One route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The destination; absent means everything of the router's family.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dst: Option<IpNet>,
+    /// The router; absent: the interface's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gw: Option<IpAddr>,
+    /// What later versions added (`mtu`, `advmss`, `priority`, ...).
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// Name resolution.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    /// Servers.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub nameservers: Vec<String>,
+    /// The local domain.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub domain: String,
+    /// Domains to search.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub search: Vec<String>,
+    /// Resolver options.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub options: Vec<String>,
+}
+
+impl CniResult {
+    /// Reads a result of any version. `whose` begins the message when it cannot be read.
+    pub fn parse(value: Value, whose: &str, code: Code) -> Result<Self, CniError> {
+        if !value.is_object() {
+            return Err(CniError::new(code, format!("{whose} is no CNI result: it is no JSON object")));
+        }
+        let parsed = serde_json::from_value(value);
+        parsed.map_err(|error| CniError::new(code, format!("{whose} is no CNI result: {error}")))
+    }
+
+    /// The form on standard output.
+    pub fn to_json(&self, version: Version) -> Value {
+        let mut json = Map::new();
+        json.insert("cniVersion".into(), version.as_str().into());
+        let interfaces = self.interfaces.iter().map(|interface| {
+            let mut interface = interface.clone();
+            if version < Version::V1_1_0 {
+                interface.mtu = None;
+            }
+            serialized(&interface)
+        });
+        json.insert("interfaces".into(), interfaces.collect());
+        let ips = self.ips.iter().map(|ip| {
+            let mut json = serialized(ip);
+            if let (true, Value::Object(json)) = (version < Version::V1_0_0, &mut json) {
+                let family = if ip.address.addr().is_ipv4() { "4" } else { "6" };
+                json.insert("version".into(), family.into());
+            }
+            json
+        });
+        if !self.ips.is_empty() {
+            json.insert("ips".into(), ips.collect());
+        }
+        if !self.routes.is_empty() {
+            json.insert("routes".into(), self.routes.iter().map(serialized).collect());
+        }
+        json.insert("dns".into(), serialized(&self.dns));
+        Value::Object(json)
+    }
+}
+
+impl Dns {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// These types have only keys that are strings, so writing them cannot fail.
+fn serialized(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
+/// Go programs write an empty list as `null`.
+fn null_is_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: serde::Deserializer<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn result() -> CniResult {
+        let json = json!({
+            "interfaces": [{"name": "net1", "mac": "02:00:00:00:00:01", "mtu": 1500, "sandbox": "/run/netns/x"}],
+            "ips": [{"version": "4", "address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 0},
+                    {"address": "fd00::2/64", "interface": 0}],
+            "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}, {"gw": "10.0.0.9"}],
+            "dns": {"nameservers": null},
+        });
+        CniResult::parse(json, "it", Code::Ipam).unwrap()
+    }
+
+    #[test]
+    fn a_result_has_the_form_of_the_version_asked_for() {
+        let old = result().to_json(Version::V0_4_0);
+        assert_eq!(old["cniVersion"], "0.4.0");
+        assert_eq!((&old["ips"][0]["version"], &old["ips"][1]["version"]), (&json!("4"), &json!("6")));
+        assert_eq!(old["interfaces"][0].get("mtu"), None);
+        let new = result().to_json(Version::V1_1_0);
+        assert_eq!(new["ips"][0].get("version"), None);
+        assert_eq!(new["interfaces"][0]["mtu"], 1500);
+        assert_eq!(new["dns"], json!({}));
+    }
+
+    #[test]
+    fn what_was_written_is_read_as_it_was() {
+        let again = |version| CniResult::parse(result().to_json(version), "it", Code::Ipam).unwrap();
+        assert_eq!(again(Version::V1_1_0), result());
+        assert_eq!(again(Version::V0_3_1).ips, result().ips);
+    }
+
+    #[test]
+    fn a_result_that_is_none_is_an_error_with_the_reason() {
+        for json in [json!(3), json!({"ips": [{"address": "10.0.0.300/24"}]}), json!({"ips": [{}]})] {
+            let error = CniResult::parse(json, "the answer", Code::Ipam).unwrap_err();
+            assert!(error.message.starts_with("the answer is no CNI result: "));
+        }
+    }
+}

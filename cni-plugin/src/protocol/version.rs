@@ -1,0 +1,73 @@
+//! Versions of the specification.
+
+use crate::protocol::error::{CniError, Code};
+use serde_json::json;
+use std::fmt;
+
+/// A version we speak, oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// 0.3.1
+    V0_3_1,
+    /// 0.4.0: CHECK.
+    V0_4_0,
+    /// 1.0.0: no `version` in `ips`.
+    V1_0_0,
+    /// 1.1.0: STATUS, GC, `mtu` of an interface.
+    V1_1_0,
+}
+
+impl Version {
+    /// Every version, oldest first.
+    pub const ALL: [Self; 4] = [Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+
+    /// The newest one.
+    pub const NEWEST: Self = Self::V1_1_0;
+
+    /// As it stands in a configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V0_3_1 => "0.3.1",
+            Self::V0_4_0 => "0.4.0",
+            Self::V1_0_0 => "1.0.0",
+            Self::V1_1_0 => "1.1.0",
+        }
+    }
+
+    /// The version a configuration asks for. By the specification an absent one means 0.1.0.
+    pub fn of(asked: Option<&str>) -> Result<Self, CniError> {
+        let asked = asked.unwrap_or("0.1.0");
+        let known = Self::ALL.into_iter().find(|version| version.as_str() == asked);
+        known.ok_or_else(|| {
+            let supported = Self::ALL.map(Self::as_str).join(", ");
+            let message = format!("cniVersion {asked:?} is not supported; use one of {supported}");
+            CniError::new(Code::IncompatibleVersion, message)
+        })
+    }
+
+    /// The answer to VERSION in the form of this version.
+    pub fn report(self) -> serde_json::Value {
+        json!({"cniVersion": self.as_str(), "supportedVersions": Self::ALL.map(Self::as_str)})
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absent_version_and_those_we_do_not_speak_are_code_1() {
+        for asked in [None, Some("0.1.0"), Some("0.3.0"), Some("2.0.0"), Some(""), Some("1.0")] {
+            let error = Version::of(asked).unwrap_err();
+            assert_eq!(error.code, 1, "{asked:?}");
+            assert!(error.message.contains("0.3.1, 0.4.0, 1.0.0, 1.1.0"));
+        }
+        assert!(Version::ALL.into_iter().all(|v| Version::of(Some(v.as_str())) == Ok(v)));
+    }
+}
