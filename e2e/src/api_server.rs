@@ -1,0 +1,144 @@
+//! An API server without nodes, for tests of kinds, rules and controllers: etcd and kube-apiserver on loopback ports,
+//! ready in about three seconds, no root needed.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::control_plane::{self, Ports};
+use crate::layout::{self, Checkout};
+use crate::pki::Pki;
+use crate::{Kubectl, components, process, wait};
+
+/// A running pair of etcd and kube-apiserver. It ends when the value is dropped, and at the latest with this process.
+#[derive(Debug)]
+pub struct ApiServer {
+    dir: PathBuf,
+    kubectl: Kubectl,
+    children: Vec<Child>,
+}
+
+/// Tells the directories of one process apart.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+impl ApiServer {
+    /// Starts one of its own, building etcd, kube-apiserver and kubectl first when they are missing.
+    pub fn start() -> Result<Self> {
+        let checkout = Checkout::here();
+        components::build(&checkout)?;
+        let home = checkout.artefacts().join("api");
+        sweep(&home);
+        let dir = home.join(format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
+        let pki = Pki::ensure(&dir.join("pki"), &[("admin", "system:masters")])?;
+        let mut last = None;
+        // Somebody else may take a port between our choice and the server's start.
+        for _ in 0..3 {
+            match Self::try_start(&checkout, &dir, &pki) {
+                Ok(server) => return Ok(server),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.context("no attempt was made")?)
+    }
+
+    fn try_start(checkout: &Checkout, dir: &Path, pki: &Pki) -> Result<Self> {
+        let ports = free_ports()?;
+        let kubeconfig = dir.join("kubeconfig");
+        pki.kubeconfig(&kubeconfig, "admin", &format!("https://127.0.0.1:{}", ports.api))?;
+        let mut server = Self {
+            dir: dir.to_path_buf(),
+            kubectl: Kubectl::new(checkout, &kubeconfig),
+            children: Vec::new(),
+        };
+        layout::remove(&dir.join("etcd"))?;
+        let bin = checkout.bin();
+        for (name, command) in [
+            ("etcd", control_plane::etcd(&bin, &dir.join("etcd"), ports)),
+            ("kube-apiserver", control_plane::lone_api_server(&bin, pki, ports)),
+        ] {
+            let log = fs::File::create(dir.join(format!("{name}.log"))).context("create a log")?;
+            server.children.push(spawn(command, log).with_context(|| format!("start {name}"))?);
+        }
+        wait::until("the API server", Duration::from_secs(30), || server.answers(dir))?;
+        Ok(server)
+    }
+
+    fn answers(&mut self, dir: &Path) -> Result<Option<()>> {
+        for child in &mut self.children {
+            if child.try_wait()?.is_some() {
+                let logs =
+                    ["etcd", "kube-apiserver"].map(|name| process::tail(&dir.join(format!("{name}.log")), 3));
+                anyhow::bail!(wait::Hopeless(format!("a process ended: {}", logs.join("\n"))));
+            }
+        }
+        self.kubectl.run(&["get", "--raw", "/readyz"]).map(|_| Some(()))
+    }
+
+    /// kubectl with all rights.
+    pub fn kubectl(&self) -> &Kubectl {
+        &self.kubectl
+    }
+
+    /// A kubeconfig file with all rights.
+    pub fn kubeconfig(&self) -> &Path {
+        self.kubectl.kubeconfig()
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        for child in self.children.iter_mut().rev() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = layout::remove(&self.dir);
+    }
+}
+
+/// Starts a process that cannot outlive this one. The kernel ends it with the *thread* that started it, so that is one
+/// which lasts: a test's own thread ends with the test.
+fn spawn(command: Command, log: fs::File) -> Result<Child> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let mut bound = Command::new("setpriv");
+        bound.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+        let spawned =
+            log.try_clone().and_then(|copy| bound.stdin(Stdio::null()).stdout(copy).stderr(log).spawn());
+        if sender.send(spawned).is_ok() {
+            loop {
+                thread::park();
+            }
+        }
+    });
+    Ok(receiver.recv().context("the starting thread ended")??)
+}
+
+fn free_ports() -> Result<Ports> {
+    let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port");
+    // All at once, so that they differ.
+    let sockets = [listen()?, listen()?, listen()?];
+    let mut ports = [0; 3];
+    for (port, socket) in ports.iter_mut().zip(&sockets) {
+        *port = socket.local_addr()?.port();
+    }
+    ensure!(ports.iter().all(|port| *port != 0), "the kernel gave no port");
+    Ok(Ports { etcd: ports[0], etcd_peer: ports[1], api: ports[2] })
+}
+
+/// Removes what processes left that were killed.
+fn sweep(home: &Path) {
+    for entry in fs::read_dir(home).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.split('-').next()?.parse().ok());
+        if pid.is_some_and(|pid| !process::alive(pid)) {
+            let _ = layout::remove(&entry.path());
+        }
+    }
+}

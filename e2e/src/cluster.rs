@@ -1,0 +1,437 @@
+//! A cluster as a value: brought up, repaired and taken down by its name.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::control_plane::{self, Ports};
+use crate::images::{self, Image};
+use crate::layout::{API_PORT, Checkout, Layout, MAX_NODES};
+use crate::node::kubelet_user;
+use crate::pki::Pki;
+use crate::process::Processes;
+use crate::progress::say;
+use crate::{
+    Kubectl, Node, cgroups, components, install, layout, multus, namespaces, prerequisites, process,
+};
+use crate::{relay, wait};
+
+/// etcd and the API server have a network namespace to themselves, so ports can be fixed.
+const PORTS: Ports = Ports { etcd: 2379, etcd_peer: 2380, api: API_PORT };
+
+/// How Multus is installed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Multus {
+    /// The plugin alone.
+    #[default]
+    Thin,
+    /// A daemon on each node and a shim.
+    Thick,
+}
+
+/// What a cluster shall be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// 1 or 2.
+    pub nodes: u8,
+    /// How Multus is installed.
+    pub multus: Multus,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { nodes: 2, multus: Multus::Thin }
+    }
+}
+
+/// A cluster to work with: a local one, or one that somebody else runs.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    checkout: Checkout,
+    kubectl: Kubectl,
+    local: Option<Local>,
+}
+
+/// What only a local cluster has.
+#[derive(Clone, Debug)]
+struct Local {
+    layout: Layout,
+    processes: Processes,
+    nodes: Vec<Node>,
+}
+
+impl Local {
+    fn new(layout: Layout, nodes: u8) -> Self {
+        let processes = Processes::new(layout.run(), layout.logs(), &layout.id);
+        let nodes = layout.nodes(nodes).into_iter().map(|node| Node::new(node, processes.clone())).collect();
+        Self { layout, processes, nodes }
+    }
+}
+
+impl Cluster {
+    /// Brings the cluster up, or repairs it: what runs stays, what is missing is started. Builds first what it needs.
+    pub fn up(name: &str, options: Options) -> Result<Self> {
+        prerequisites::check_root()?;
+        ensure!((1..=MAX_NODES).contains(&options.nodes), "a cluster has 1 or {MAX_NODES} nodes");
+        let layout = Layout::new(name)?;
+        prerequisites::ensure(&layout.checkout)?;
+        components::build(&layout.checkout)?;
+        images::build(&layout.checkout, &images::BASE)?;
+        let _lock = lock(&layout)?;
+        let options = match read_options(&layout) {
+            Some(old) if intact(&layout, old) => merge(name, old, options)?,
+            // Remains of an interrupted start, or of a machine that was switched off.
+            _ => {
+                take_down(&layout)?;
+                options
+            }
+        };
+        layout::write(&layout.state(), serde_json::to_string_pretty(&options)?)?;
+        start(&Local::new(layout, options.nodes), options)
+    }
+
+    /// The local cluster of that name, which must be up.
+    pub fn open(name: &str) -> Result<Self> {
+        let layout = Layout::new(name)?;
+        let options = read_options(&layout).filter(|options| intact(&layout, *options));
+        let options = options.with_context(|| {
+            format!("there is no cluster {name:?}; start it with: macvtap-cluster up --name {name}")
+        })?;
+        Ok(Self::local(Local::new(layout, options.nodes)))
+    }
+
+    /// Takes the cluster down and leaves nothing of it, in whatever state it is.
+    pub fn down(name: &str) -> Result<()> {
+        prerequisites::check_root()?;
+        let layout = Layout::new(name)?;
+        let _lock = lock(&layout)?;
+        take_down(&layout)
+    }
+
+    /// The cluster that tests use: the one behind `KUBECONFIG`, when that is set, with the product already installed;
+    /// else the local cluster `test` with two nodes, brought up with the product as it is in this tree.
+    pub fn from_env() -> Result<Self> {
+        match env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
+            Some(path) => Self::existing(&PathBuf::from(path)),
+            None => Self::with_product("test", Options::default()),
+        }
+    }
+
+    /// [`Cluster::from_env`], once per process. Nothing when a local cluster would be needed and this is not root,
+    /// which fails where `REQUIRE_ROOT=1` is set: a test that was left out must not look like one that passed.
+    pub fn shared() -> Result<Option<&'static Self>> {
+        static SHARED: OnceLock<Result<Cluster, String>> = OnceLock::new();
+        let foreign = env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty());
+        if !foreign && !rustix::process::geteuid().is_root() {
+            ensure!(
+                env::var_os("REQUIRE_ROOT").is_none_or(|value| value != "1"),
+                "REQUIRE_ROOT=1, but this is not root"
+            );
+            say("skipped: needs root");
+            return Ok(None);
+        }
+        let shared = SHARED.get_or_init(|| Self::from_env().map_err(|error| format!("{error:#}")));
+        shared.as_ref().map(Some).map_err(|error| anyhow!("the shared cluster did not start: {error}"))
+    }
+
+    /// A cluster that somebody else runs.
+    pub fn existing(kubeconfig: &Path) -> Result<Self> {
+        let checkout = Checkout::here();
+        let kubectl = Kubectl::new(&checkout, kubeconfig);
+        kubectl
+            .run(&["version"])
+            .with_context(|| format!("reach the cluster of {}", kubeconfig.display()))?;
+        say(format_args!("using the cluster of KUBECONFIG={}", kubeconfig.display()));
+        Ok(Self { checkout, kubectl, local: None })
+    }
+
+    /// A local cluster with all images and the chart installed, at the state of this tree.
+    pub fn with_product(name: &str, options: Options) -> Result<Self> {
+        let checkout = Checkout::here();
+        prerequisites::ensure(&checkout)?;
+        let images = images::build(&checkout, &images::ALL)?;
+        let cluster = Self::up(name, options)?;
+        cluster.install(&images)?;
+        Ok(cluster)
+    }
+
+    /// Installs or upgrades the chart with these images and waits until it is ready.
+    pub fn install(&self, images: &[Image]) -> Result<()> {
+        install::product(self, &[])?;
+        install::restart_changed(self, images)
+    }
+
+    fn local(local: Local) -> Self {
+        let kubectl = Kubectl::new(&local.layout.checkout, &local.layout.kubeconfig());
+        Self { checkout: local.layout.checkout.clone(), kubectl, local: Some(local) }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        self.local.as_ref().map_or("existing", |local| &local.layout.name)
+    }
+
+    /// The tree it was made from.
+    pub fn checkout(&self) -> &Checkout {
+        &self.checkout
+    }
+
+    /// kubectl with all rights the kubeconfig gives.
+    pub fn kubectl(&self) -> &Kubectl {
+        &self.kubectl
+    }
+
+    /// Its names and paths, if it is local.
+    pub fn layout(&self) -> Option<&Layout> {
+        self.local.as_ref().map(|local| &local.layout)
+    }
+
+    /// Its daemons, if it is local.
+    pub fn processes(&self) -> Option<&Processes> {
+        self.local.as_ref().map(|local| &local.processes)
+    }
+
+    /// Its nodes, none if it is not local.
+    pub fn nodes(&self) -> &[Node] {
+        self.local.as_ref().map_or(&[], |local| &local.nodes)
+    }
+
+    /// The node of that name.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        let Some(local) = &self.local else {
+            bail!("this needs access to the processes of node {name}, which only a local cluster gives")
+        };
+        local
+            .nodes
+            .iter()
+            .find(|node| node.name() == name)
+            .with_context(|| format!("there is no node {name}"))
+    }
+
+    /// Imports an image archive into every node.
+    pub fn load(&self, archive: &Path) -> Result<()> {
+        ensure!(self.local.is_some(), "images can be loaded into a local cluster only");
+        self.nodes().iter().try_for_each(|node| node.load(archive).map(drop))
+    }
+
+    /// Runs `test`; when it fails, collects what helps and adds it to the error.
+    pub fn explain<T>(&self, test: impl FnOnce() -> Result<T>) -> Result<T> {
+        test().map_err(|error| match self.diagnose() {
+            Ok(found) => error.context(format!("{found}the failure")),
+            Err(other) => error.context(format!("(no diagnosis: {other:#})")),
+        })
+    }
+
+    /// Collects logs and states into a directory below `target/e2e/diagnose`; gives the most telling part.
+    pub fn diagnose(&self) -> Result<String> {
+        crate::diagnose::collect(self).map(|(_, text)| text)
+    }
+}
+
+/// One `up` or `down` of a cluster at a time.
+fn lock(layout: &Layout) -> Result<File> {
+    let path = layout.checkout.artefacts().join("locks").join(&layout.name);
+    layout::write(&path, "")?;
+    let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+    file.lock().with_context(|| format!("lock {}", path.display()))?;
+    Ok(file)
+}
+
+fn read_options(layout: &Layout) -> Option<Options> {
+    serde_json::from_str(&fs::read_to_string(layout.state()).ok()?).ok()
+}
+
+/// Whether namespaces and mounts are there: they cannot be repaired under running processes.
+fn intact(layout: &Layout, options: Options) -> bool {
+    let processes = Processes::new(layout.run(), layout.logs(), &layout.id);
+    let held = |node: &layout::NodeLayout| processes.pid(&namespaces::holder_name(node)).is_some();
+    let netns = |part: &str| namespaces::path(&layout.netns(part)).exists();
+    let nodes = layout.nodes(options.nodes);
+    netns("sw") && netns("cp") && nodes.iter().all(|node| netns(&node.name()) && held(node))
+}
+
+fn merge(name: &str, old: Options, new: Options) -> Result<Options> {
+    ensure!(
+        old.multus == new.multus,
+        "cluster {name:?} runs Multus {:?}; end it first with: macvtap-cluster down --name {name}",
+        old.multus
+    );
+    Ok(Options { nodes: old.nodes.max(new.nodes), ..new })
+}
+
+fn start(local: &Local, options: Options) -> Result<Cluster> {
+    let start = Instant::now();
+    let users = users(&local.layout);
+    let users: Vec<(&str, &str)> = users.iter().map(|(user, groups)| (user.as_str(), *groups)).collect();
+    let pki = Pki::ensure(&local.layout.pki(), &users)?;
+    namespaces::ensure_switch(&local.layout)?;
+    let cluster = Cluster::local(local.clone());
+    thread::scope(|scope| {
+        let nodes: Vec<_> =
+            local.nodes.iter().map(|node| scope.spawn(|| start_runtime(node, options, &pki))).collect();
+        let api = start_api(local, &cluster, &pki);
+        for node in nodes {
+            node.join().map_err(|_| anyhow!("starting a node panicked"))??;
+        }
+        api
+    })?;
+    say(format_args!("  API server and containerd ready after {:.1} s", start.elapsed().as_secs_f64()));
+    for node in &local.nodes {
+        node.ensure_kubelet(&pki)?;
+        if options.multus == Multus::Thick {
+            multus::install_thick(node, &pki, &local.processes)?;
+        }
+    }
+    start_controllers(local, &pki)?;
+    multus::apply(cluster.kubectl())?;
+    wait_ready(&cluster, options)?;
+    say(format_args!("  nodes Ready after {:.1} s", start.elapsed().as_secs_f64()));
+    Ok(cluster)
+}
+
+/// Everyone who calls the API, with groups.
+fn users(layout: &Layout) -> Vec<(String, &'static str)> {
+    let mut users = vec![
+        ("admin".to_owned(), "system:masters"),
+        ("system:kube-controller-manager".to_owned(), ""),
+        ("system:kube-scheduler".to_owned(), ""),
+        ("system:kube-proxy".to_owned(), "system:node-proxier"),
+        (multus::USER.to_owned(), ""),
+    ];
+    users.extend(layout.nodes(MAX_NODES).iter().map(|node| (kubelet_user(&node.name()), "system:nodes")));
+    users
+}
+
+fn start_runtime(node: &Node, options: Options, pki: &Pki) -> Result<()> {
+    if options.multus == Multus::Thin {
+        // Before containerd, which then sees the final configuration at once.
+        multus::install_thin(node, pki)?;
+    }
+    node.ensure_runtime().with_context(|| format!("start node {}", node.name()))
+}
+
+fn start_api(local: &Local, cluster: &Cluster, pki: &Pki) -> Result<()> {
+    let (layout, processes) = (&local.layout, &local.processes);
+    namespaces::ensure_control_plane(layout)?;
+    let bin = layout.checkout.bin();
+    let netns = layout.netns("cp");
+    let start = |name: &str, command: &std::process::Command| {
+        let mut inside = namespaces::in_netns(&netns);
+        inside.arg(command.get_program()).args(command.get_args());
+        processes.start(name, &inside)
+    };
+    start("etcd", &control_plane::etcd(&bin, &layout.dir().join("etcd"), PORTS))?;
+    start("kube-apiserver", &control_plane::cluster_api_server(&bin, pki, PORTS))?;
+    let port = relay::ensure(&relay_program()?, layout, processes)?;
+    pki.kubeconfig(&layout.kubeconfig(), "admin", &format!("https://127.0.0.1:{port}"))?;
+    wait::until("the API server", Duration::from_mins(1), || {
+        for name in ["etcd", "kube-apiserver"] {
+            processes.expect_running(name)?;
+        }
+        if !relay::open(port) {
+            return Ok(None);
+        }
+        cluster.kubectl().run(&["get", "--raw", "/readyz"]).map(|_| Some(()))
+    })
+}
+
+fn start_controllers(local: &Local, pki: &Pki) -> Result<()> {
+    let layout = &local.layout;
+    let bin = layout.checkout.bin();
+    let server = format!("https://127.0.0.1:{API_PORT}");
+    let admin = pki.file("admin.kubeconfig");
+    pki.kubeconfig(&admin, "admin", &server)?;
+    let scheduler = pki.file("scheduler.kubeconfig");
+    pki.kubeconfig(&scheduler, "system:kube-scheduler", &server)?;
+    for (name, command) in [
+        ("kube-controller-manager", control_plane::controller_manager(&bin, pki, &admin)),
+        ("kube-scheduler", control_plane::scheduler(&bin, &scheduler)),
+    ] {
+        let mut inside = namespaces::in_netns(&layout.netns("cp"));
+        inside.arg(command.get_program()).args(command.get_args());
+        local.processes.start(name, &inside)?;
+    }
+    Ok(())
+}
+
+fn wait_ready(cluster: &Cluster, options: Options) -> Result<()> {
+    let kubectl = cluster.kubectl();
+    for node in cluster.nodes() {
+        if options.multus == Multus::Thick {
+            multus::wait_thick(node)?;
+        }
+        let resource = format!("node/{}", node.name());
+        kubectl.wait_for("", &resource, "condition=Ready", Duration::from_mins(1)).with_context(|| {
+            let processes = cluster.processes();
+            let log =
+                processes.map(|all| all.tail(&format!("{}-kubelet", node.name()), 10)).unwrap_or_default();
+            format!("the last lines of its kubelet:\n{log}")
+        })?;
+    }
+    let kind = "crd/network-attachment-definitions.k8s.cni.cncf.io";
+    kubectl.wait_for("", kind, "condition=Established", Duration::from_secs(30))?;
+    // Without it no pod can be made.
+    kubectl.wait_until("default", "serviceaccount/default", Duration::from_secs(30), |_| Some(()))
+}
+
+/// The command that contains the relay: this program, or the one built next to this test.
+fn relay_program() -> Result<PathBuf> {
+    const NAME: &str = "macvtap-cluster";
+    let own = env::current_exe().context("find this program")?;
+    if own.file_name().is_some_and(|name| name == NAME) {
+        return Ok(own);
+    }
+    let near = own.ancestors().skip(1).take(2).map(|dir| dir.join(NAME)).find(|path| path.exists());
+    near.context("macvtap-cluster is not built; run: cargo build -p e2e")
+}
+
+/// Ends every process and removes every trace. Nothing is read from the state: all is found by the cluster's names.
+fn take_down(layout: &Layout) -> Result<()> {
+    let prefix = layout.netns_prefix();
+    let inside: Vec<_> = namespaces::list(&prefix)
+        .iter()
+        .filter_map(|name| namespaces::identity(&namespaces::path(name)))
+        .collect();
+    process::kill_all(&format!("the processes of cluster {:?}", layout.name), |proc| {
+        process::marked(proc, &layout.id) || namespaces::holds(proc, &inside) || in_cgroup(proc, &prefix)
+    })?;
+    namespaces::remove(&prefix)?;
+    cgroups::remove(&prefix)?;
+    // The kernel lets go of the last mounts a moment after the last process.
+    wait::until("the removal of its files", Duration::from_secs(10), || {
+        layout::remove(&layout.dir()).map(Some)
+    })
+}
+
+/// Whether the process behind this `/proc` directory is in a cgroup whose name starts with `prefix`.
+fn in_cgroup(proc: &Path, prefix: &str) -> bool {
+    let groups = fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
+    groups.lines().any(|line| {
+        line.splitn(3, ':').nth(2).is_some_and(|group| group.trim_start_matches('/').starts_with(prefix))
+    })
+}
+
+/// What is left of a cluster, for those who check that nothing is.
+pub fn traces(name: &str) -> Result<Vec<String>> {
+    let layout = Layout::new(name)?;
+    let prefix = layout.netns_prefix();
+    let mut found = namespaces::list(&prefix);
+    found.extend(cgroups::groups(&prefix).iter().map(|group| group.display().to_string()));
+    found.extend(
+        process::find(|proc| process::marked(proc, &layout.id)).iter().map(|pid| format!("process {pid}")),
+    );
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
+    let own = [layout.dir().display().to_string(), prefix];
+    found.extend(mounts.lines().filter(|line| own.iter().any(|own| line.contains(own))).map(str::to_owned));
+    if layout.dir().exists() {
+        found.push(layout.dir().display().to_string());
+    }
+    Ok(found)
+}

@@ -1,0 +1,321 @@
+//! Container images without a container engine: programs are built here, and each image is written as an archive that
+//! `ctr images import` and `docker load` read. `images/<name>/Containerfile` says what goes where.
+
+use std::fs;
+use std::io::Cursor;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+
+use crate::containerfile::{self, Stage};
+use crate::layout::{self, Checkout};
+use crate::{process, progress};
+
+/// The sandbox image of the nodes.
+pub const PAUSE: &str = "localhost/pause:dev";
+
+/// Seconds that the product's release build takes on two cores, for those who build the first time.
+const PRODUCT_SECONDS: u64 = 480;
+
+/// The images, and what is built for each of them.
+const IMAGES: [(&str, &[Source]); 5] = [
+    ("pause", &[Source::C("pause")]),
+    ("busybox", &[Source::Busybox]),
+    ("tapguest", &[Source::Rust(TAPGUEST), Source::Busybox]),
+    ("macvtap-operator", &[Source::Rust(OPERATOR)]),
+    ("macvtap-node-agent", &[Source::Rust(AGENT), Source::Rust(PLUGIN)]),
+];
+
+const TAPGUEST: Crate = Crate { package: "tapguest", program: "tapguest", profile: "release" };
+const OPERATOR: Crate =
+    Crate { package: "macvtap-operator", program: "macvtap-operator", profile: "release" };
+const AGENT: Crate =
+    Crate { package: "macvtap-node-agent", program: "macvtap-node-agent", profile: "release" };
+const PLUGIN: Crate = Crate { package: "macvtap-cni", program: "macvtap", profile: "cni" };
+
+/// The images of the cluster itself, without the product.
+pub const BASE: [&str; 2] = ["pause", "busybox"];
+/// All of them.
+pub const ALL: [&str; 5] = ["pause", "busybox", "tapguest", "macvtap-operator", "macvtap-node-agent"];
+
+#[derive(Clone, Copy)]
+enum Source {
+    Rust(Crate),
+    C(&'static str),
+    Busybox,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Crate {
+    package: &'static str,
+    program: &'static str,
+    profile: &'static str,
+}
+
+/// What was built.
+#[derive(Debug)]
+pub struct Image {
+    /// `localhost/<name>:dev`.
+    pub reference: String,
+    /// Bytes of its files.
+    pub size: u64,
+    /// Identifies the content.
+    pub digest: String,
+}
+
+/// The reference of an image made here.
+pub fn reference(name: &str) -> String {
+    format!("localhost/{name}:dev")
+}
+
+/// All archives that were built.
+pub fn archives(checkout: &Checkout) -> Result<Vec<PathBuf>> {
+    let dir = checkout.images();
+    let Ok(entries) = fs::read_dir(&dir) else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("list {}", dir.display()))?.path();
+        if path.extension().is_some_and(|extension| extension == "tar") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Builds the images with these names; unchanged programs and archives stay as they are.
+pub fn build(checkout: &Checkout, names: &[&str]) -> Result<Vec<Image>> {
+    let wanted: Vec<_> = IMAGES.iter().filter(|(name, _)| names.contains(name)).collect();
+    let crates: Vec<Crate> =
+        wanted.iter().flat_map(|(_, sources)| sources.iter()).filter_map(Source::as_crate).collect();
+    compile(checkout, &crates)?;
+    wanted.iter().map(|(name, sources)| assemble(checkout, name, sources)).collect()
+}
+
+impl Source {
+    fn as_crate(&self) -> Option<Crate> {
+        match self {
+            Self::Rust(krate) => Some(*krate),
+            Self::C(_) | Self::Busybox => None,
+        }
+    }
+}
+
+/// Builds the Rust programs, static, all of one profile in one call: what they share is compiled once.
+fn compile(checkout: &Checkout, crates: &[Crate]) -> Result<()> {
+    for profile in ["release", "cni"] {
+        let group: Vec<&Crate> = crates.iter().filter(|krate| krate.profile == profile).collect();
+        if group.is_empty() {
+            continue;
+        }
+        let mut command = Command::new("cargo");
+        command.args(["build", "--locked", "--profile", profile, "--target", &host()?]);
+        command.arg("--config").arg(checkout.path("images/static.toml"));
+        command.current_dir(checkout.root()).stdin(Stdio::null());
+        for krate in &group {
+            command.args(["-p", krate.package, "--bin", krate.program]);
+        }
+        let programs: Vec<&str> = group.iter().map(|krate| krate.program).collect();
+        let seconds = if profile == "cni" { 45 } else { PRODUCT_SECONDS };
+        let step = programs.join(", ");
+        progress::timed(&step, Duration::from_secs(seconds), || process::output(&mut command).map(drop))?;
+    }
+    Ok(())
+}
+
+/// The target that this machine's compiler builds for by default. Naming it keeps flags for static programs away from
+/// build scripts and procedural macros.
+fn host() -> Result<String> {
+    let about = process::output(Command::new("rustc").arg("-vV"))?;
+    let host = about.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc -vV names no host")?.to_owned())
+}
+
+fn built(checkout: &Checkout, krate: Crate) -> Result<PathBuf> {
+    Ok(checkout.path("target").join(host()?).join(krate.profile).join(krate.program))
+}
+
+/// Puts what was built into a directory that stands for `/out` of the building stage, and packs what the last stage
+/// copies from it.
+fn assemble(checkout: &Checkout, name: &str, sources: &[Source]) -> Result<Image> {
+    let dir = checkout.path("images").join(name);
+    let path = dir.join("Containerfile");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let stage = containerfile::last_stage(&text).with_context(|| format!("read {}", path.display()))?;
+
+    let out = checkout.artefacts().join("image-out").join(name);
+    layout::remove(&out)?;
+    fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
+    for source in sources {
+        match source {
+            Source::Rust(krate) => copy(&built(checkout, *krate)?, &out.join(krate.program))?,
+            Source::C(program) => compile_c(&dir.join(format!("{program}.c")), &out.join(program))?,
+            Source::Busybox => busybox(checkout, &out)?,
+        }
+    }
+    let layer = layer(&out, &stage).with_context(|| format!("pack image {name}"))?;
+    write_archive(checkout, name, &stage, &layer)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).map(drop).with_context(|| format!("copy {}", from.display()))
+}
+
+fn compile_c(source: &Path, program: &Path) -> Result<()> {
+    let mut command = Command::new("gcc");
+    command.args(["-Os", "-static", "-s", "-Wall", "-Werror", "-o"]).arg(program).arg(source);
+    process::output(&mut command).map(drop)
+}
+
+/// The one program and a link for each of its names.
+fn busybox(checkout: &Checkout, out: &Path) -> Result<()> {
+    let program = checkout.debian().join("bin/busybox");
+    let bin = out.join("bin");
+    fs::create_dir_all(&bin).with_context(|| format!("create {}", bin.display()))?;
+    copy(&program, &bin.join("busybox"))?;
+    for name in process::output(Command::new(&program).arg("--list"))?.lines() {
+        if name != "busybox" {
+            symlink("busybox", bin.join(name)).with_context(|| format!("link {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// One layer, the same bytes for the same files.
+fn layer(out: &Path, stage: &Stage) -> Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.mode(tar::HeaderMode::Deterministic);
+    tar.follow_symlinks(false);
+    // Programs expect a place for temporary files even where nothing else is.
+    append(&mut tar, "tmp/", tar::EntryType::Directory, 0o1777, b"", None)?;
+    for (from, to) in &stage.copies {
+        let source = out.join(from);
+        ensure!(source.exists(), "nothing was built for /out/{from}");
+        add(&mut tar, &source, to.trim_end_matches('/'))?;
+    }
+    tar.into_inner().context("finish the layer")
+}
+
+fn add(tar: &mut tar::Builder<Vec<u8>>, source: &Path, name: &str) -> Result<()> {
+    let kind = fs::symlink_metadata(source).with_context(|| format!("look at {}", source.display()))?;
+    if kind.is_symlink() {
+        let target = fs::read_link(source)?;
+        return append(tar, name, tar::EntryType::Symlink, 0o777, b"", Some(&target));
+    }
+    if kind.is_file() {
+        let content = fs::read(source).with_context(|| format!("read {}", source.display()))?;
+        return append(tar, name, tar::EntryType::Regular, kind.permissions().mode() & 0o777, &content, None);
+    }
+    if !name.is_empty() {
+        append(tar, &format!("{name}/"), tar::EntryType::Directory, 0o755, b"", None)?;
+    }
+    let mut children: Vec<_> = fs::read_dir(source)?.collect::<Result<_, _>>()?;
+    children.sort_by_key(fs::DirEntry::file_name);
+    for child in children {
+        let child_name = child.file_name().to_string_lossy().into_owned();
+        let below = if name.is_empty() { child_name } else { format!("{name}/{child_name}") };
+        add(tar, &child.path(), &below)?;
+    }
+    Ok(())
+}
+
+fn append(
+    tar: &mut tar::Builder<Vec<u8>>,
+    name: &str,
+    kind: tar::EntryType,
+    mode: u32,
+    content: &[u8],
+    link: Option<&Path>,
+) -> Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(content.len() as u64);
+    let added = match link {
+        Some(target) => tar.append_link(&mut header, name, target),
+        None => tar.append_data(&mut header, name, Cursor::new(content)),
+    };
+    added.with_context(|| format!("add {name}"))
+}
+
+fn write_archive(checkout: &Checkout, name: &str, stage: &Stage, layer: &[u8]) -> Result<Image> {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
+    let env: Vec<String> = std::iter::once(path).chain(stage.env.iter().cloned()).collect();
+    let config = json!({
+        "architecture": architecture, "os": "linux", "created": "1970-01-01T00:00:00Z",
+        "config": {"Env": env, "Entrypoint": stage.entrypoint, "User": stage.user, "WorkingDir": "/"},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", layout::sha256_hex(layer))]},
+        "history": [{"created": "1970-01-01T00:00:00Z", "created_by": format!("images/{name}/Containerfile")}],
+    })
+    .to_string();
+    let digest = layout::sha256_hex(config.as_bytes());
+    let config_name = format!("{digest}.json");
+    let reference = reference(name);
+    let manifest =
+        json!([{"Config": config_name, "RepoTags": [reference], "Layers": ["layer.tar"]}]).to_string();
+
+    let mut archive = tar::Builder::new(Vec::new());
+    for (entry, content) in [
+        (config_name.as_str(), config.as_bytes()),
+        ("layer.tar", layer),
+        ("manifest.json", manifest.as_bytes()),
+    ] {
+        append(&mut archive, entry, tar::EntryType::Regular, 0o644, content, None)?;
+    }
+    let archive = archive.into_inner().context("finish the archive")?;
+    let file = checkout.images().join(format!("{name}.tar"));
+    if fs::read(&file).is_ok_and(|old| old == archive) {
+        return Ok(Image { reference, size: layer.len() as u64, digest });
+    }
+    layout::write(&file.with_extension("part"), &archive)?;
+    fs::rename(file.with_extension("part"), &file).with_context(|| format!("write {}", file.display()))?;
+    Ok(Image { reference, size: layer.len() as u64, digest })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_image_has_a_readable_description_of_what_is_built_for_it() {
+        let checkout = Checkout::here();
+        for (name, sources) in IMAGES {
+            let path = checkout.path("images").join(name).join("Containerfile");
+            let stage = containerfile::last_stage(&fs::read_to_string(path).unwrap()).unwrap();
+            for krate in sources.iter().filter_map(Source::as_crate) {
+                let copied = stage.copies.iter().any(|(from, _)| from == krate.program);
+                assert!(copied, "{name} does not copy {}", krate.program);
+            }
+        }
+        assert_eq!(IMAGES.map(|(name, _)| name), ALL);
+    }
+
+    #[test]
+    fn the_same_files_give_the_same_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        layout::write(&dir.path().join("bin/b"), "b").unwrap();
+        layout::write(&dir.path().join("bin/a"), "a").unwrap();
+        symlink("a", dir.path().join("bin/c")).unwrap();
+        let stage = Stage { copies: vec![(String::new(), String::new())], ..Stage::default() };
+        let first = layer(dir.path(), &stage).unwrap();
+        let later = std::time::SystemTime::now() + Duration::from_secs(100);
+        fs::File::open(dir.path().join("bin/b")).unwrap().set_modified(later).unwrap();
+        assert_eq!(first, layer(dir.path(), &stage).unwrap());
+        let mut archive = tar::Archive::new(Cursor::new(first));
+        let names: Vec<_> =
+            archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().into_owned()).collect();
+        assert_eq!(names, ["tmp/", "bin/", "bin/a", "bin/b", "bin/c"].map(PathBuf::from));
+    }
+}

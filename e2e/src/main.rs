@@ -1,0 +1,206 @@
+//! `macvtap-cluster`: a local Kubernetes for people and for the Makefile.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use e2e::layout::{Checkout, Layout};
+use e2e::progress::{self, say};
+use e2e::{Cluster, Multus, Options, components, images, prerequisites, relay};
+
+/// A real Kubernetes on this machine: etcd, control plane, and one or two nodes with kubelet, containerd and Multus.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a cluster, or repair it
+    Up {
+        #[command(flatten)]
+        name: Name,
+        /// How many nodes: n1 with containerd 2, n2 with containerd 1.6
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
+        nodes: u8,
+        /// How Multus is installed
+        #[arg(long, value_enum, default_value_t = Multus::Thin)]
+        multus: Multus,
+    },
+    /// End a cluster and leave nothing of it, in whatever state it is
+    Down {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Show nodes, daemons and pods
+    Status {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Run kubectl: macvtap-cluster kubectl -- get pods
+    Kubectl {
+        #[command(flatten)]
+        name: Name,
+        /// What kubectl shall do
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Print the path of the kubeconfig file
+    Kubeconfig {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Run a program in a node's network and mount namespaces
+    Exec {
+        #[command(flatten)]
+        name: Name,
+        /// n1 or n2
+        node: String,
+        /// The program and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        program: Vec<String>,
+    },
+    /// Import an image archive into every node
+    Load {
+        #[command(flatten)]
+        name: Name,
+        /// What `docker save` or `macvtap-cluster images` wrote
+        archive: PathBuf,
+    },
+    /// Print the last lines of a component's log, or the names of all components
+    Logs {
+        #[command(flatten)]
+        name: Name,
+        /// kube-apiserver, n1-kubelet, ...
+        component: Option<String>,
+        /// How many lines
+        #[arg(long, default_value_t = 100)]
+        lines: usize,
+    },
+    /// Collect logs and states of everything, for those who were not there
+    Diagnose {
+        #[command(flatten)]
+        name: Name,
+    },
+    /// Install what the machine lacks, and say why
+    Prerequisites,
+    /// Build Kubernetes, etcd, containerd, Multus and Helm from their pinned modules
+    Build,
+    /// Build the container images and print their sizes
+    Images {
+        /// Which ones; all of them if none is named
+        #[arg(value_parser = images::ALL)]
+        names: Vec<String>,
+    },
+    /// Passes connections to a cluster's API server on
+    #[command(hide = true)]
+    Relay { netns: PathBuf, port_file: PathBuf, wanted: u16 },
+}
+
+#[derive(clap::Args)]
+struct Name {
+    /// The cluster
+    #[arg(long, default_value = "demo")]
+    name: String,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            say(format_args!("macvtap-cluster: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    let checkout = Checkout::here();
+    match command {
+        Command::Up { name, nodes, multus } => up(&name.name, Options { nodes, multus })?,
+        Command::Down { name } => Cluster::down(&name.name)?,
+        Command::Status { name } => status(&Cluster::open(&name.name)?),
+        Command::Kubectl { name, args } => {
+            return exit(Cluster::open(&name.name)?.kubectl().command().args(args));
+        }
+        Command::Kubeconfig { name } => print(Layout::new(&name.name)?.kubeconfig().display()),
+        Command::Exec { name, node, program } => {
+            return exit(Cluster::open(&name.name)?.node(&node)?.command()?.args(program));
+        }
+        Command::Load { name, archive } => Cluster::open(&name.name)?.load(&archive)?,
+        Command::Logs { name, component, lines } => {
+            logs(&Cluster::open(&name.name)?, component.as_deref(), lines);
+        }
+        Command::Diagnose { name } => print(Cluster::open(&name.name)?.diagnose()?),
+        Command::Prerequisites => {
+            prerequisites::ensure(&checkout)?;
+            prerequisites::report(&checkout);
+        }
+        Command::Build => {
+            prerequisites::ensure(&checkout)?;
+            components::build(&checkout)?;
+        }
+        Command::Images { names } => build_images(&checkout, &names)?,
+        Command::Relay { netns, port_file, wanted } => relay::serve(&netns, &port_file, wanted)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(name: &str, options: Options) -> Result<()> {
+    let cluster = Cluster::up(name, options)?;
+    print(cluster.kubectl().run(&["get", "nodes", "-o", "wide"])?.trim_end());
+    print(format_args!("\nexport KUBECONFIG={}", cluster.kubectl().kubeconfig().display()));
+    Ok(())
+}
+
+fn status(cluster: &Cluster) {
+    if let Some(processes) = cluster.processes() {
+        for name in processes.names() {
+            let state =
+                processes.pid(&name).map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"));
+            print(format_args!("{name:28} {state}"));
+        }
+    }
+    for question in ["nodes", "pods -A"] {
+        let words: Vec<&str> = ["get"].into_iter().chain(question.split(' ')).collect();
+        let answer = cluster.kubectl().run(&words).unwrap_or_else(|error| format!("{error:#}"));
+        print(format_args!("\n{}", answer.trim_end()));
+    }
+}
+
+fn logs(cluster: &Cluster, component: Option<&str>, lines: usize) {
+    let Some(processes) = cluster.processes() else { return };
+    match component {
+        Some(component) => print(processes.tail(component, lines)),
+        None => processes.names().iter().for_each(print),
+    }
+}
+
+fn build_images(checkout: &Checkout, names: &[String]) -> Result<()> {
+    prerequisites::ensure(checkout)?;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for image in images::build(checkout, if names.is_empty() { &images::ALL } else { &names })? {
+        let mebibytes = image.size.div_ceil(1024) / 1024;
+        print(format_args!("{:40} {mebibytes:3} MiB  {}", image.reference, &image.digest[..12]));
+    }
+    for (step, seconds) in progress::times(checkout) {
+        say(format_args!("  {step}: {seconds} s last time"));
+    }
+    Ok(())
+}
+
+/// Runs a command on our terminal and ends as it ended.
+fn exit(command: &mut std::process::Command) -> Result<ExitCode> {
+    let status = command.status().context("run it")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX);
+    Ok(ExitCode::from(code))
+}
+
+/// Results go to standard output; a closed pipe is no error.
+fn print(text: impl std::fmt::Display) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

@@ -1,0 +1,391 @@
+//! One node: containerd, kubelet and kube-proxy in the node's namespaces, and what a test does to them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::layout::{self, API_ADDRESS, API_PORT, NodeLayout, POD_CIDR};
+use crate::pki::Pki;
+use crate::process::{self, Processes};
+use crate::{cgroups, images, namespaces, wait};
+
+/// Plugins of the pod network and of the tests' own networks.
+const CNI_PLUGINS: [&str; 6] = ["bridge", "host-local", "loopback", "portmap", "static", "tuning"];
+
+/// The namespace that the kubelet's containers have in containerd.
+const CRI: &str = "k8s.io";
+
+/// A node of a local cluster.
+#[derive(Clone, Debug)]
+pub struct Node {
+    layout: NodeLayout,
+    processes: Processes,
+}
+
+/// Which containerd a node runs. Users have both, and they differ in how they notice a new CNI configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Runtime {
+    /// 2.x, built here.
+    Current,
+    /// 1.6, Debian's.
+    Debian,
+}
+
+impl Node {
+    /// The node with these names. Nothing is started.
+    pub fn new(layout: NodeLayout, processes: Processes) -> Self {
+        Self { layout, processes }
+    }
+
+    /// Its name in the API.
+    pub fn name(&self) -> String {
+        self.layout.name()
+    }
+
+    /// Its names, paths and addresses.
+    pub fn layout(&self) -> &NodeLayout {
+        &self.layout
+    }
+
+    fn daemon(&self, part: &str) -> String {
+        format!("{}-{part}", self.name())
+    }
+
+    fn runtime(&self) -> Runtime {
+        if self.layout.index == 1 { Runtime::Current } else { Runtime::Debian }
+    }
+
+    fn runtime_bin(&self) -> PathBuf {
+        match self.runtime() {
+            Runtime::Current => self.layout.cluster.checkout.bin(),
+            Runtime::Debian => self.layout.cluster.checkout.debian().join("usr/bin"),
+        }
+    }
+
+    fn holder(&self) -> Result<u32> {
+        let holder = self.processes.pid(&namespaces::holder_name(&self.layout));
+        holder.with_context(|| {
+            format!("node {} is not running; start it with: macvtap-cluster up", self.name())
+        })
+    }
+
+    /// A command that will run in the node's namespaces; append the program.
+    pub fn command(&self) -> Result<Command> {
+        Ok(namespaces::in_node(self.holder()?))
+    }
+
+    /// Runs a program in the node's namespaces and gives what it printed.
+    pub fn exec(&self, program: &[&str]) -> Result<String> {
+        process::output(self.command()?.args(program))
+    }
+
+    /// The pid of one of its daemons, `containerd`, `kubelet` or `kube-proxy`, if it runs.
+    pub fn daemon_pid(&self, part: &str) -> Option<u32> {
+        self.processes.pid(&self.daemon(part))
+    }
+
+    /// Makes namespaces and cgroup and starts containerd with the images, as far as they are missing.
+    pub fn ensure_runtime(&self) -> Result<()> {
+        namespaces::ensure_node(&self.layout)?;
+        cgroups::create(&self.layout.cgroup())?;
+        namespaces::ensure_mounts(&self.processes, &self.layout)?;
+        self.install_cni_plugins()?;
+        self.start_containerd()?;
+        for archive in images::archives(&self.layout.cluster.checkout)? {
+            self.load(&archive)?;
+        }
+        Ok(())
+    }
+
+    /// Starts kubelet and kube-proxy, unless they run.
+    pub fn ensure_kubelet(&self, pki: &Pki) -> Result<()> {
+        let server = format!("https://{API_ADDRESS}:{API_PORT}");
+        let dir = self.layout.dir();
+        pki.kubeconfig(&dir.join("kubelet.kubeconfig"), &kubelet_user(&self.name()), &server)?;
+        pki.kubeconfig(&dir.join("kube-proxy.kubeconfig"), "system:kube-proxy", &server)?;
+        self.write_json("kubelet.json", &self.kubelet_config(pki))?;
+        self.write_json("kube-proxy.json", &self.proxy_config())?;
+        self.start_kubelet()?;
+        self.start_proxy()
+    }
+
+    fn write_json(&self, file: &str, value: &serde_json::Value) -> Result<()> {
+        layout::write(&self.layout.dir().join(file), format!("{value:#}\n"))
+    }
+
+    /// Starts containerd, unless it runs, and waits until it answers.
+    pub fn start_containerd(&self) -> Result<()> {
+        let config = self.layout.dir().join("containerd.toml");
+        layout::write(&config, self.containerd_config())?;
+        let mut command = self.command()?;
+        command.arg(self.runtime_bin().join("containerd")).arg("--config").arg(&config);
+        // It finds its shim in PATH.
+        let path = format!(
+            "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            self.runtime_bin().display()
+        );
+        command.env("PATH", path);
+        let name = self.daemon("containerd");
+        self.processes.start(&name, &command)?;
+        let answers = || {
+            self.processes.expect_running(&name)?;
+            Ok(self.ctr(&["version"]).is_ok().then_some(()))
+        };
+        wait::until(&format!("containerd of {}", self.name()), Duration::from_secs(20), answers)
+    }
+
+    /// Starts the kubelet, unless it runs.
+    pub fn start_kubelet(&self) -> Result<()> {
+        let mut command = self.command()?;
+        command.arg(self.layout.cluster.checkout.bin().join("kubelet"));
+        for (flag, file) in [("config", "kubelet.json"), ("kubeconfig", "kubelet.kubeconfig")] {
+            command.arg(format!("--{flag}={}", self.layout.dir().join(file).display()));
+        }
+        command.arg(format!("--hostname-override={}", self.name()));
+        command.arg(format!("--node-ip={}", self.layout.address())).arg("--root-dir=/var/lib/kubelet");
+        self.processes.start(&self.daemon("kubelet"), &command)
+    }
+
+    /// Kills the kubelet at once; its pods go on.
+    pub fn kill_kubelet(&self) -> Result<()> {
+        self.processes.stop(&self.daemon("kubelet"), Signal::KILL, Duration::from_secs(5))
+    }
+
+    /// Kills containerd at once; its containers go on.
+    pub fn kill_containerd(&self) -> Result<()> {
+        self.processes.stop(&self.daemon("containerd"), Signal::KILL, Duration::from_secs(5))
+    }
+
+    fn start_proxy(&self) -> Result<()> {
+        let mut command = self.command()?;
+        command.arg(self.layout.cluster.checkout.bin().join("kube-proxy"));
+        command.arg(format!("--config={}", self.layout.dir().join("kube-proxy.json").display()));
+        self.processes.start(&self.daemon("kube-proxy"), &command)
+    }
+
+    /// Runs containerd's command on the kubelet's containers.
+    pub fn ctr(&self, args: &[&str]) -> Result<String> {
+        let mut command = self.command()?;
+        process::output(command.arg(self.runtime_bin().join("ctr")).args(["-n", CRI]).args(args))
+    }
+
+    /// Imports an image archive, unless the node has this very one. Gives whether it was new.
+    pub fn load(&self, archive: &Path) -> Result<bool> {
+        let content = fs::read(archive).with_context(|| format!("read {}", archive.display()))?;
+        let digest = layout::sha256_hex(&content);
+        let file = archive.file_name().unwrap_or_default();
+        let stamp = self.layout.dir().join("loaded").join(file);
+        if fs::read_to_string(&stamp).is_ok_and(|loaded| loaded == digest) {
+            return Ok(false);
+        }
+        self.ctr(&["images", "import", &archive.display().to_string()])
+            .with_context(|| format!("load {} into {}", archive.display(), self.name()))?;
+        layout::write(&stamp, digest)?;
+        Ok(true)
+    }
+
+    /// The pids of the first processes of a pod's containers, without its sandbox.
+    pub fn container_pids(&self, namespace: &str, pod: &str) -> Result<Vec<u32>> {
+        self.pids(namespace, pod, "container")
+    }
+
+    /// The pid of the process that holds a pod's sandbox.
+    pub fn pause_pid(&self, namespace: &str, pod: &str) -> Result<u32> {
+        let pids = self.pids(namespace, pod, "sandbox")?;
+        match pids[..] {
+            [pid] => Ok(pid),
+            _ => bail!("pod {namespace}/{pod} has {} running sandboxes on {}", pids.len(), self.name()),
+        }
+    }
+
+    fn pids(&self, namespace: &str, pod: &str, kind: &str) -> Result<Vec<u32>> {
+        let labels = [
+            ("io.kubernetes.pod.namespace", namespace),
+            ("io.kubernetes.pod.name", pod),
+            ("io.cri-containerd.kind", kind),
+        ];
+        let filter: Vec<String> =
+            labels.iter().map(|(key, value)| format!("labels.\"{key}\"=={value}")).collect();
+        let containers = self.ctr(&["containers", "ls", "-q", &filter.join(",")])?;
+        let tasks = self.ctr(&["tasks", "ls"])?;
+        Ok(running_tasks(&tasks, &containers.lines().collect::<Vec<_>>()))
+    }
+
+    fn install_cni_plugins(&self) -> Result<()> {
+        let from = self.layout.cluster.checkout.debian().join("usr/lib/cni");
+        for plugin in CNI_PLUGINS {
+            install(&from.join(plugin), &self.cni_bin().join(plugin))?;
+        }
+        Ok(())
+    }
+
+    /// What the node sees as `/opt/cni/bin`.
+    pub fn cni_bin(&self) -> PathBuf {
+        self.layout.dir().join("opt-cni/bin")
+    }
+
+    /// What the node sees as `/etc/cni/net.d`.
+    pub fn cni_conf(&self) -> PathBuf {
+        self.layout.dir().join("etc-cni/net.d")
+    }
+
+    /// The default network of its pods.
+    pub fn pod_network(&self) -> serde_json::Value {
+        // 0.4.0 is what Debian's plugins speak.
+        json!({"cniVersion": "0.4.0", "name": "pods", "plugins": [
+            {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+             "ipam": {"type": "host-local", "ranges": [[{"subnet": self.layout.pod_cidr()}]],
+                      "routes": [{"dst": "0.0.0.0/0"}]}},
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+        ]})
+    }
+
+    fn kubelet_config(&self, pki: &Pki) -> serde_json::Value {
+        json!({
+            "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
+            "address": self.layout.address(),
+            "authentication": {
+                "anonymous": {"enabled": false}, "webhook": {"enabled": false},
+                "x509": {"clientCAFile": pki.file("ca.crt")},
+            },
+            "authorization": {"mode": "AlwaysAllow"},
+            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+            "cgroupDriver": "cgroupfs", "cgroupRoot": format!("/{}", self.layout.cgroup()),
+            "failCgroupV1": false, "failSwapOn": false,
+            // Lowering it needs a capability that a container does not have.
+            "oomScoreAdj": 0,
+            "resolvConf": "", "clusterDomain": "cluster.local",
+            // The machine is shared and its disk is not ours to judge.
+            "evictionHard": {
+                "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%",
+                "nodefs.inodesFree": "1%",
+            },
+            "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99, "imageMinimumGCAge": "8760h",
+            // The step at which a changed device count reaches the Node.
+            "nodeStatusUpdateFrequency": "4s", "nodeStatusReportFrequency": "10s",
+            "serializeImagePulls": false, "shutdownGracePeriod": "0s", "logging": {"verbosity": 2},
+        })
+    }
+
+    fn proxy_config(&self) -> serde_json::Value {
+        json!({
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
+            "clientConnection": {"kubeconfig": self.layout.dir().join("kube-proxy.kubeconfig")},
+            "hostnameOverride": self.name(), "mode": "iptables", "clusterCIDR": POD_CIDR,
+            "bindAddress": self.layout.address(),
+            "healthzBindAddress": "127.0.0.1:10256", "metricsBindAddress": "127.0.0.1:10249",
+            // The limit belongs to the machine, not to this network namespace.
+            "conntrack": {"maxPerCore": 0},
+        })
+    }
+
+    fn containerd_config(&self) -> String {
+        let runc = self.layout.cluster.checkout.debian().join("usr/sbin/runc");
+        let template = match self.runtime() {
+            Runtime::Current => CONTAINERD_2,
+            Runtime::Debian => CONTAINERD_1,
+        };
+        template.replace("@RUNC@", &runc.display().to_string()).replace("@PAUSE@", images::PAUSE)
+    }
+}
+
+/// The API user of a node's kubelet.
+pub fn kubelet_user(node: &str) -> String {
+    format!("system:node:{node}")
+}
+
+/// The pids of those containers that run, from `ctr tasks ls`: lines of container, pid, status.
+fn running_tasks(tasks: &str, containers: &[&str]) -> Vec<u32> {
+    let mut pids = Vec::new();
+    for line in tasks.lines() {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        if let [container, pid, "RUNNING"] = fields[..]
+            && containers.contains(&container)
+        {
+            pids.extend(pid.parse::<u32>());
+        }
+    }
+    pids
+}
+
+/// Copies a program, unless the copy is as long as the original; a program that runs keeps its old file.
+pub(crate) fn install(from: &Path, to: &Path) -> Result<()> {
+    let size = |path: &Path| fs::metadata(path).map(|found| (found.len(), found.modified().ok()));
+    let original = size(from).with_context(|| format!("look at {}", from.display()))?;
+    if size(to).is_ok_and(|copy| copy.0 == original.0 && copy.1 >= original.1) {
+        return Ok(());
+    }
+    let part = to.with_extension("part");
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    }
+    let copied = fs::copy(from, &part).and_then(|_| fs::rename(&part, to));
+    copied.with_context(|| format!("copy {} to {}", from.display(), to.display()))
+}
+
+const CONTAINERD_2: &str = r#"version = 3
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.nri.v1.nri"]
+[grpc]
+  address = "/run/containerd/containerd.sock"
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "overlayfs"
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = "@PAUSE@"
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins.'io.containerd.cri.v1.runtime'.containerd]
+    default_runtime_name = "runc"
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+        BinaryName = "@RUNC@"
+        SystemdCgroup = false
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    bin_dirs = ["/opt/cni/bin"]
+    conf_dir = "/etc/cni/net.d"
+    max_conf_num = 1
+"#;
+
+const CONTAINERD_1: &str = r#"version = 2
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
+[grpc]
+  address = "/run/containerd/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "@PAUSE@"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  stream_server_address = "127.0.0.1"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/opt/cni/bin"
+    conf_dir = "/etc/cni/net.d"
+    max_conf_num = 1
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        BinaryName = "@RUNC@"
+        SystemdCgroup = false
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_running_tasks_of_the_wanted_containers_count() {
+        let tasks = "TASK    PID     STATUS\na 11 RUNNING\nb 12 RUNNING\nc 13 STOPPED\n";
+        assert_eq!(running_tasks(tasks, &["a", "c"]), [11]);
+    }
+}

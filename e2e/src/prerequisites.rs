@@ -1,0 +1,155 @@
+//! What the machine itself must have, beside Rust and Go.
+//!
+//! A few small tools are installed as Debian packages when they are missing. containerd, runc, busybox and the CNI
+//! plugins are only unpacked below `target/e2e`: installed, they would start a service, and they would replace what
+//! another container engine on this machine brought along.
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::layout::{self, Checkout};
+use crate::process;
+use crate::progress::{self, say};
+
+/// Program, Debian package, why.
+const INSTALLED: [(&str, &str, &str); 9] = [
+    ("ip", "iproute2", "makes the nodes' network namespaces and links"),
+    ("iptables", "iptables", "kube-proxy and the portmap plugin write their rules with it"),
+    ("nsenter", "util-linux", "starts the nodes' processes in their namespaces"),
+    ("mount", "mount", "gives each node its own mounts"),
+    ("gcc", "gcc", "compiles the sandbox process, and the crypto library links with it"),
+    ("c++", "g++", "some Rust build scripts call it"),
+    ("tar", "tar", "unpacks Debian packages"),
+    ("git", "git", "Cargo and Go look at the checkout with it"),
+    ("make", "make", "runs the targets of the Makefile"),
+];
+
+/// A file of a package, not a program: the static C library.
+const LIBC: (&str, &str) = ("/usr/include/stdlib.h", "libc6-dev");
+
+/// Package, a file in it, why.
+const UNPACKED: [(&str, &str, &str); 4] = [
+    ("containerd", "usr/bin/containerd", "the container runtime 1.6 of node n2"),
+    ("runc", "usr/sbin/runc", "starts the containers of both nodes"),
+    ("containernetworking-plugins", "usr/lib/cni/bridge", "the pods' default network"),
+    ("busybox-static", "bin/busybox", "the shell in test pods"),
+];
+
+/// Installs and unpacks what is missing.
+pub fn ensure(checkout: &Checkout) -> Result<()> {
+    for (program, remedy) in [("cargo", "https://rustup.rs"), ("go", "https://go.dev/dl, 1.26 or later")] {
+        ensure!(in_path(program), "{program} is not installed; get it from {remedy}");
+    }
+    let mut missing: Vec<(&str, &str)> = INSTALLED
+        .iter()
+        .filter(|(program, _, _)| !in_path(program))
+        .map(|(_, package, reason)| (*package, *reason))
+        .collect();
+    if !PathBuf::from(LIBC.0).exists() {
+        missing.push((LIBC.1, "headers and the static C library"));
+    }
+    let unpack: Vec<_> =
+        UNPACKED.iter().filter(|(_, file, _)| !checkout.debian().join(file).exists()).collect();
+    if missing.is_empty() && unpack.is_empty() {
+        return Ok(());
+    }
+    ensure!(
+        in_path("apt-get"),
+        "missing: {}; this is no Debian, so install them by your own means",
+        missing.iter().map(|(package, _)| *package).collect::<Vec<_>>().join(" ")
+    );
+    install(&missing)?;
+    let packages: Vec<&str> = unpack.iter().map(|(package, _, _)| *package).collect();
+    for (package, _, reason) in unpack {
+        say(format_args!("  unpacking {package} below target/e2e: {reason}"));
+    }
+    download(checkout, &packages)
+}
+
+/// Fails early, and says what is wrong, when this machine or user cannot run a cluster.
+pub fn check_root() -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "a cluster needs root: it makes network namespaces, mounts and cgroups; run this as root"
+    );
+    Ok(())
+}
+
+fn install(missing: &[(&str, &str)]) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    check_root().context("install packages")?;
+    for (package, reason) in missing {
+        say(format_args!("  installing {package}: {reason}"));
+    }
+    let packages: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
+    apt(&[&["install", "-y", "-q", "--no-install-recommends"], &packages[..]].concat())
+}
+
+/// Runs apt-get; once more with fresh lists when it fails, since a new machine has none.
+fn apt(args: &[&str]) -> Result<()> {
+    let run = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        process::output(command.args(args).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()))
+    };
+    if run(args).is_err() {
+        run(&["update", "-q"]).context("update the package lists")?;
+        run(args)?;
+    }
+    Ok(())
+}
+
+fn download(checkout: &Checkout, packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let root = checkout.debian();
+    let archives = root.with_file_name("archives");
+    layout::remove(&archives)?;
+    fs::create_dir_all(&archives).with_context(|| format!("create {}", archives.display()))?;
+    let fetch = || {
+        // apt would like to download as its own user, who cannot write here.
+        let mut command = Command::new("apt-get");
+        command.args(["download", "-q", "-o", "APT::Sandbox::User=root"]).args(packages);
+        process::output(command.current_dir(&archives).stdin(Stdio::null()))
+    };
+    if fetch().is_err() {
+        process::output(Command::new("apt-get").args(["update", "-q"]))
+            .context("update the package lists")?;
+        fetch().context("download Debian packages")?;
+    }
+    for entry in fs::read_dir(&archives)? {
+        process::output(Command::new("dpkg-deb").arg("-x").arg(entry?.path()).arg(&root))?;
+    }
+    layout::remove(&archives)?;
+    for (package, file, _) in UNPACKED {
+        if !root.join(file).exists() {
+            bail!("package {package} of this Debian does not contain {file}");
+        }
+    }
+    Ok(())
+}
+
+fn in_path(program: &str) -> bool {
+    // A user's PATH often lacks the directories of the system's tools.
+    let path = env::var_os("PATH").unwrap_or_default();
+    let directories = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    directories.into_iter().any(|directory| directory.join(program).exists())
+}
+
+/// Prints what is there.
+pub fn report(checkout: &Checkout) {
+    for (program, package, reason) in INSTALLED {
+        let state = if in_path(program) { "present" } else { "missing" };
+        progress::say(format_args!("  {state}  {package:28} {reason}"));
+    }
+    for (package, file, reason) in UNPACKED {
+        let state = if checkout.debian().join(file).exists() { "present" } else { "missing" };
+        progress::say(format_args!("  {state}  {package:28} {reason} (unpacked below target/e2e)"));
+    }
+}
