@@ -1,7 +1,7 @@
 //! A cluster as a value: brought up, repaired and taken down by its name.
 
 use std::env;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
@@ -20,7 +20,7 @@ use crate::progress::say;
 use crate::{
     Kubectl, Node, cgroups, components, install, layout, multus, namespaces, prerequisites, process,
 };
-use crate::{relay, wait};
+use crate::{registry, relay, wait};
 
 /// etcd and the API server have a network namespace to themselves, so ports can be fixed.
 const PORTS: Ports = Ports { etcd: 2379, etcd_peer: 2380, api: API_PORT };
@@ -236,12 +236,8 @@ impl Cluster {
 }
 
 /// One `up` or `down` of a cluster at a time.
-fn lock(layout: &Layout) -> Result<File> {
-    let path = layout.checkout.artefacts().join("locks").join(&layout.name);
-    layout::write(&path, "")?;
-    let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-    file.lock().with_context(|| format!("lock {}", path.display()))?;
-    Ok(file)
+fn lock(layout: &Layout) -> Result<fs::File> {
+    layout.checkout.lock(&format!("cluster-{}", layout.name))
 }
 
 fn read_options(layout: &Layout) -> Option<Options> {
@@ -290,6 +286,9 @@ fn start(local: &Local, options: Options) -> Result<Cluster> {
         }
     }
     start_controllers(local, &pki)?;
+    if let Some(node) = local.nodes.first() {
+        registry::publish(node)?;
+    }
     multus::apply(cluster.kubectl())?;
     wait_ready(&cluster, options)?;
     say(format_args!("  nodes Ready after {:.1} s", start.elapsed().as_secs_f64()));
@@ -329,6 +328,7 @@ fn start_api(local: &Local, cluster: &Cluster, pki: &Pki) -> Result<()> {
     };
     start("etcd", &control_plane::etcd(&bin, &layout.dir().join("etcd"), PORTS))?;
     start("kube-apiserver", &control_plane::cluster_api_server(&bin, pki, PORTS))?;
+    registry::ensure(layout, processes)?;
     let port = relay::ensure(&relay_program()?, layout, processes)?;
     pki.kubeconfig(&layout.kubeconfig(), "admin", &format!("https://127.0.0.1:{port}"))?;
     wait::until("the API server", Duration::from_mins(1), || {

@@ -3,7 +3,7 @@
 //! Go checks every module against `go.sum`. Modules whose dependencies agree share one `go.mod`, and the others are held
 //! at the same versions as far as they go: what two programs have in common is then compiled once.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -125,10 +125,7 @@ const FAMILIES: [Family; 3] = [
 /// Builds what is missing or no longer what its `go.mod` says. Costs a few milliseconds when there is nothing to do.
 pub fn build(checkout: &Checkout) -> Result<()> {
     fs::create_dir_all(checkout.bin()).with_context(|| format!("create {}", checkout.bin().display()))?;
-    // Two callers at once would write the same files.
-    let lock =
-        File::create(checkout.artefacts().join("components.lock")).context("create components.lock")?;
-    lock.lock().context("lock components.lock")?;
+    let _lock = checkout.lock("components")?;
     for family in &FAMILIES {
         let builder = Builder { checkout, family };
         let flags = builder.flags()?;

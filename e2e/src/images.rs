@@ -89,6 +89,7 @@ pub fn archives(checkout: &Checkout) -> Result<Vec<PathBuf>> {
 
 /// Builds the images with these names; unchanged programs and archives stay as they are.
 pub fn build(checkout: &Checkout, names: &[&str]) -> Result<Vec<Image>> {
+    let _lock = checkout.lock("images")?;
     let wanted: Vec<_> = IMAGES.iter().filter(|(name, _)| names.contains(name)).collect();
     let crates: Vec<Crate> =
         wanted.iter().flat_map(|(_, sources)| sources.iter()).filter_map(Source::as_crate).collect();

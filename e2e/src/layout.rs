@@ -2,7 +2,7 @@
 //!
 //! Because every name can be derived, a cluster whose start was killed half way can be taken down without any record.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -43,6 +43,15 @@ impl Checkout {
     /// Unpacked Debian packages, in the layout of a root file system.
     pub fn debian(&self) -> PathBuf {
         self.artefacts().join("debian/root")
+    }
+
+    /// Holds off others who would write the same artefacts, until the file is dropped.
+    pub fn lock(&self, what: &str) -> Result<File> {
+        let path = self.artefacts().join("locks").join(what);
+        write(&path, "")?;
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        file.lock().with_context(|| format!("lock {}", path.display()))?;
+        Ok(file)
     }
 
     /// Image archives, `<name>.tar`.

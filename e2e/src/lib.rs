@@ -28,6 +28,7 @@ pub mod pki;
 pub mod prerequisites;
 pub mod process;
 pub mod progress;
+pub mod registry;
 pub mod relay;
 pub mod wait;
 

@@ -83,7 +83,7 @@ fn ensure_port(
 pub fn ensure_control_plane(cluster: &Layout) -> Result<()> {
     let netns = cluster.netns("cp");
     create(&netns)?;
-    ensure_port(cluster, &netns, "mgmt0", "mgmt", "cp", &format!("addr add {API_ADDRESS}/24 dev mgmt0\n"))?;
+    ensure_port(cluster, &netns, "eth0", "mgmt", "cp", &format!("addr add {API_ADDRESS}/24 dev eth0\n"))?;
     let routes: Vec<String> = cluster.nodes(MAX_NODES).iter().map(pod_route).collect();
     ip(&netns, &routes.concat())
 }
@@ -93,8 +93,8 @@ pub fn ensure_node(node: &NodeLayout) -> Result<()> {
     let netns = node.netns();
     let cluster = &node.cluster;
     create(&netns)?;
-    let address = format!("addr add {}/24 dev mgmt0\n", node.address());
-    ensure_port(cluster, &netns, "mgmt0", "mgmt", &node.name(), &address)?;
+    let address = format!("addr add {}/24 dev eth0\n", node.address());
+    ensure_port(cluster, &netns, "eth0", "mgmt", &node.name(), &address)?;
     for link in DATA_LINKS {
         // A lower link as a platform team prepares it: up and without any address of the host.
         let setup = format!("link set {link} addrgenmode none mtu {DATA_MTU}\n");
@@ -103,7 +103,7 @@ pub fn ensure_node(node: &NodeLayout) -> Result<()> {
     let others = cluster.nodes(MAX_NODES).into_iter().filter(|other| other.index != node.index);
     let mut routes: Vec<String> = others.map(|other| pod_route(&other)).collect();
     // A process of the node needs some route to a Service before kube-proxy's rules see its packet.
-    routes.push(format!("route replace {SERVICE_CIDR} dev mgmt0\n"));
+    routes.push(format!("route replace {SERVICE_CIDR} dev eth0\n"));
     ip(&netns, &routes.concat())
 }
 

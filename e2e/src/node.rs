@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::layout::{self, API_ADDRESS, API_PORT, NodeLayout, POD_CIDR};
 use crate::pki::Pki;
 use crate::process::{self, Processes};
-use crate::{cgroups, images, namespaces, wait};
+use crate::{cgroups, images, namespaces, registry, wait};
 
 /// Plugins of the pod network and of the tests' own networks.
 const CNI_PLUGINS: [&str; 6] = ["bridge", "host-local", "loopback", "portmap", "static", "tuning"];
@@ -121,7 +121,7 @@ impl Node {
     /// Starts containerd, unless it runs, and waits until it answers.
     pub fn start_containerd(&self) -> Result<()> {
         let config = self.layout.dir().join("containerd.toml");
-        layout::write(&config, self.containerd_config())?;
+        layout::write(&config, self.containerd_config()?)?;
         let mut command = self.command()?;
         command.arg(self.runtime_bin().join("containerd")).arg("--config").arg(&config);
         // It finds its shim in PATH.
@@ -284,13 +284,19 @@ impl Node {
         })
     }
 
-    fn containerd_config(&self) -> String {
+    fn containerd_config(&self) -> Result<String> {
         let runc = self.layout.cluster.checkout.debian().join("usr/sbin/runc");
         let template = match self.runtime() {
             Runtime::Current => CONTAINERD_2,
             Runtime::Debian => CONTAINERD_1,
         };
-        template.replace("@RUNC@", &runc.display().to_string()).replace("@PAUSE@", images::PAUSE)
+        let registries = registry::mirror(&self.layout)?;
+        let words = [
+            ("@RUNC@", runc.display().to_string()),
+            ("@PAUSE@", images::PAUSE.to_owned()),
+            ("@REGISTRIES@", registries.display().to_string()),
+        ];
+        Ok(words.iter().fold(template.to_owned(), |config, (mark, word)| config.replace(mark, word)))
     }
 }
 
@@ -338,6 +344,8 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
   snapshotter = "overlayfs"
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = "@PAUSE@"
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = "@REGISTRIES@"
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
   disable_apparmor = true
@@ -365,6 +373,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   restrict_oom_score_adj = true
   disable_apparmor = true
   stream_server_address = "127.0.0.1"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "@REGISTRIES@"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/opt/cni/bin"
     conf_dir = "/etc/cni/net.d"

@@ -32,11 +32,12 @@ const INSTALLED: [(&str, &str, &str); 9] = [
 const LIBC: (&str, &str) = ("/usr/include/stdlib.h", "libc6-dev");
 
 /// Package, a file in it, why.
-const UNPACKED: [(&str, &str, &str); 4] = [
+const UNPACKED: [(&str, &str, &str); 5] = [
     ("containerd", "usr/bin/containerd", "the container runtime 1.6 of node n2"),
     ("runc", "usr/sbin/runc", "starts the containers of both nodes"),
     ("containernetworking-plugins", "usr/lib/cni/bridge", "the pods' default network"),
     ("busybox-static", "bin/busybox", "the shell in test pods"),
+    ("docker-registry", "usr/bin/docker-registry", "serves the image that manifests call busybox"),
 ];
 
 /// Installs and unpacks what is missing.
@@ -44,6 +45,7 @@ pub fn ensure(checkout: &Checkout) -> Result<()> {
     for (program, remedy) in [("cargo", "https://rustup.rs"), ("go", "https://go.dev/dl, 1.26 or later")] {
         ensure!(in_path(program), "{program} is not installed; get it from {remedy}");
     }
+    let _lock = checkout.lock("prerequisites")?;
     let mut missing: Vec<(&str, &str)> = INSTALLED
         .iter()
         .filter(|(program, _, _)| !in_path(program))
