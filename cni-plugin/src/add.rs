@@ -19,7 +19,7 @@ use macvtap::kernel::{OpenError, Rtnl};
 use macvtap::link::{Change, Link, Macvtap};
 use macvtap::mac::MacAddr;
 use macvtap::mode::Mode;
-use macvtap::netns::{Netns, NetnsId};
+use macvtap::netns::{Netns, NetnsError, NetnsId};
 use macvtap::record::Holder;
 use macvtap::table::{Device, Owner};
 use tracing::{info, warn};
@@ -90,6 +90,7 @@ fn make(
     if let Some(lease) = &lease {
         let link = attaching.link()?;
         ipam::configure::routes(attaching.kernel(), &link, lease.result())?;
+        ipam::configure::await_uniqueness(attaching.kernel(), &link, lease.result())?;
     }
     let Attached { link, .. } = attaching.finish()?;
     report(attachment, network, &link, lease.map(Lease::keep))
@@ -220,20 +221,22 @@ fn holder(attachment: &Attachment, netns: &Netns) -> Result<Holder, CniError> {
     })
 }
 
-/// The pod's namespace; what is none is a wrong `CNI_NETNS`.
+/// The pod's namespace.
 pub(crate) fn open_netns(attachment: &Attachment) -> Result<Netns, CniError> {
-    Netns::open(attachment.required_netns()?).map_err(|error| {
-        let error = CniError::from_chain(Code::Environment, &error);
-        CniError { message: format!("environment variable CNI_NETNS: {}", error.message), ..error }
-    })
+    Netns::open(attachment.required_netns()?).map_err(|error| netns_error(&error))
 }
 
 pub(crate) fn open_error(error: &OpenError) -> CniError {
-    let code = match error {
-        OpenError::Netns(_) => Code::Environment,
-        OpenError::Netlink(_) | OpenError::Tap(_) => Code::Attach,
-    };
-    CniError::from_chain(code, error)
+    match error {
+        OpenError::Netns(error) => netns_error(error),
+        OpenError::Netlink(_) | OpenError::Tap(_) => CniError::from_chain(Code::Attach, error),
+    }
+}
+
+/// What is no pod's namespace is a wrong `CNI_NETNS`.
+fn netns_error(error: &NetnsError) -> CniError {
+    let CniError { code, message, details } = CniError::from_chain(Code::Environment, error);
+    CniError { code, message: format!("environment variable CNI_NETNS: {message}"), details }
 }
 
 fn tell_overruled(asked: Option<MacAddr>, leased: MacAddr) {

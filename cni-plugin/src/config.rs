@@ -219,14 +219,14 @@ impl Document {
     }
 
     /// The configuration for an IPAM plugin: ours without the device, which kube-ovn takes for a virtual function of a
-    /// NIC that it renames and sets down, and with a version whose results have interfaces.
-    pub fn for_ipam(&self) -> Value {
+    /// NIC that it renames and sets down. Every version we speak has results with interfaces.
+    pub fn for_ipam(&self, version: Version) -> Value {
         let mut json = self.json.clone();
         json.remove("deviceID");
         if let Some(Value::Object(runtime)) = json.get_mut("runtimeConfig") {
             runtime.remove("deviceID");
         }
-        json.insert("cniVersion".into(), self.version.as_str().into());
+        json.insert("cniVersion".into(), version.as_str().into());
         Value::Object(json)
     }
 

@@ -5,13 +5,12 @@ mod process;
 
 use crate::Call;
 use crate::config::Ipam;
-use crate::protocol::error::{CniError, Code};
+use crate::protocol::error::{CniError, Code, chain};
 use crate::protocol::result::CniResult;
 use crate::protocol::version::Version;
 use macvtap::mac::MacAddr;
 use serde_json::Value;
 use std::path::PathBuf;
-use std::time::Duration;
 use tracing::warn;
 
 /// An IPAM plugin that was found.
@@ -89,11 +88,22 @@ impl<'c> Delegate<'c> {
         if self.call.document.version < Version::V1_1_0 { Ok(()) } else { self.run(command).map(drop) }
     }
 
+    /// Runs the plugin. One that does not know the newest version is asked in the one before, whose results say the same.
     fn run(&self, command: &str) -> Result<Option<Value>, CniError> {
-        let input = self.call.document.for_ipam().to_string();
-        let timeout: Duration = self.call.settings.ipam_timeout();
+        let version = self.call.document.version;
+        match self.run_as(command, version) {
+            Err(error) if error.code == Code::IncompatibleVersion as u32 && version > Version::V1_0_0 => {
+                self.run_as(command, Version::V1_0_0)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn run_as(&self, command: &str, version: Version) -> Result<Option<Value>, CniError> {
+        let input = self.call.document.for_ipam(version).to_string();
+        let timeout = self.call.settings.ipam_timeout();
         let output = process::run(&self.path, command, input.into_bytes(), timeout);
-        let output = output.map_err(|error| self.failed(command, &crate::protocol::error::chain(&error)))?;
+        let output = output.map_err(|error| self.failed(command, &chain(&error)))?;
         for line in output.stderr.lines() {
             warn!(plugin = self.plugin, "{line}");
         }
@@ -101,17 +111,19 @@ impl<'c> Delegate<'c> {
         if output.success {
             return Ok(json);
         }
-        let told =
-            |key: &str| json.as_ref()?.get(key)?.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        let told = |key: &str| {
+            let text = json.as_ref()?.get(key)?.as_str()?;
+            Some(text).filter(|text| !text.is_empty())
+        };
         let reason = match (told("msg"), told("details")) {
             (Some(message), Some(details)) => format!("{message}: {details}"),
-            (Some(message), None) => message,
+            (Some(message), None) => message.to_owned(),
             (None, _) => format!("{}: {}", output.status, output.stderr.trim_end()),
         };
         let mut error = self.failed(command, &reason);
         let code = json.as_ref().and_then(|json| json.get("code")?.as_u64());
-        // What the caller decides by: to try again, and whether ADD can be served.
-        if let Some(code @ (11 | 50 | 51)) = code {
+        // What a caller decides by: another version, trying again, and whether ADD can be served.
+        if let Some(code @ (1 | 11 | 50 | 51)) = code {
             error.code = u32::try_from(code).unwrap_or(error.code);
         }
         Err(error)

@@ -124,7 +124,7 @@ fn an_ipam_plugin_never_learns_the_device() {
     let json = json!({
         "deviceID": "aMvp0", "runtimeConfig": {"deviceID": "aMvp0", "ips": ["10.0.0.2/24"]}, "ipam": {"type": "static"},
     });
-    let sent = document(json).for_ipam();
+    let sent = document(json).for_ipam(Version::V1_0_0);
     assert!(!sent.to_string().contains("aMvp0"));
     assert_eq!(sent["runtimeConfig"]["ips"], json!(["10.0.0.2/24"]));
     assert_eq!(sent["cniVersion"], "1.0.0");

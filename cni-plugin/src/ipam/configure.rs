@@ -16,8 +16,18 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 use tracing::warn;
+
+/// `linux/if_addr.h`.
+const IFA_F_DADFAILED: u8 = 0x08;
+const IFA_F_TENTATIVE: u8 = 0x40;
+
+/// The kernel asks the wire for one to two seconds; without a carrier it waits for one for ever.
+const UNIQUENESS_PATIENCE: Duration = Duration::from_secs(5);
+const UNIQUENESS_POLL: Duration = Duration::from_millis(20);
 
 /// Gives the link its addresses, while it is down: the kernel announces those it has when it comes up.
 pub fn addresses(
@@ -65,7 +75,7 @@ pub fn routes(kernel: &mut Rtnl, link: &Link, result: &CniResult) -> Result<(), 
     Ok(())
 }
 
-/// Whether the addresses that ADD reported for this link are there: adding one again must say that it exists.
+/// Whether the addresses that ADD reported for this link are there.
 pub fn check(kernel: &mut Rtnl, link: &Link, reported: &CniResult) -> Result<(), CniError> {
     let place = reported.interfaces.iter().position(|i| i.name == link.name && !i.sandbox.is_empty());
     for ip in reported.ips.iter().filter(|ip| ip.interface.is_some() && ip.interface == place) {
@@ -80,21 +90,68 @@ pub fn check(kernel: &mut Rtnl, link: &Link, reported: &CniResult) -> Result<(),
     Ok(())
 }
 
-/// Asks the kernel which link it would deliver a packet to this address to: the local table knows every address.
+/// Waits until nobody on the wire has objected to the IPv6 addresses. An address that somebody else has is an error.
+pub fn await_uniqueness(kernel: &mut Rtnl, link: &Link, result: &CniResult) -> Result<(), CniError> {
+    let deadline = Instant::now() + UNIQUENESS_PATIENCE;
+    for ip in result.ips.iter().filter(|ip| ip.address.addr().is_ipv6()) {
+        loop {
+            let flags = v6_flags(kernel, link, ip).map_err(|error| failed(&error))?;
+            match flags {
+                _ if flags.is_none_or(|flags| flags & IFA_F_DADFAILED != 0) => {
+                    let message = format!(
+                        "address {} is in use by another host on the network of {}",
+                        ip.address, link.name
+                    );
+                    return Err(CniError::new(Code::Attach, message));
+                }
+                Some(flags) if flags & IFA_F_TENTATIVE == 0 => break,
+                _ if Instant::now() >= deadline => {
+                    warn!(address = %ip.address, "address is still being checked for duplicates, is the lower link connected?");
+                    break;
+                }
+                _ => thread::sleep(UNIQUENESS_POLL),
+            }
+        }
+    }
+    Ok(())
+}
+
 fn has_address(kernel: &mut Rtnl, link: &Link, ip: &Ip) -> Result<bool, CniError> {
+    let found = match ip.address.addr() {
+        IpAddr::V4(_) => v4_is_local(kernel, link, ip),
+        IpAddr::V6(_) => v6_flags(kernel, link, ip).map(|flags| flags.is_some()),
+    };
+    found.map_err(|error| CniError::from_chain(Code::Check, &error))
+}
+
+/// Whether the kernel delivers packets to this address here. It tells single IPv4 addresses in no other way.
+fn v4_is_local(kernel: &mut Rtnl, link: &Link, ip: &Ip) -> Result<bool, NetlinkError> {
     let mut message = route_header(ip.address.addr());
     message.header.destination_prefix_length = ip.address.max_prefix_len();
     message.attributes.push(RouteAttribute::Destination(route_address(ip.address.addr())));
     let what = format!("look for address {} of {}", ip.address, link.name);
-    let answer = kernel.target_socket().get(RouteNetlinkMessage::GetRoute(message), &what);
-    match answer {
+    match kernel.target_socket().get(RouteNetlinkMessage::GetRoute(message), &what) {
         // `struct rtmsg`: the eighth byte is the type of the route.
         Ok(route) => Ok(route.get(7).copied() == Some(u8::from(RouteType::Local))),
-        Err(error @ NetlinkError::Refused { .. }) => match error.errno() {
+        Err(error) => match error.errno() {
             Some(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::INVAL) => Ok(false),
-            _ => Err(CniError::from_chain(Code::Check, &error)),
+            _ => Err(error),
         },
-        Err(error) => Err(CniError::from_chain(Code::Check, &error)),
+    }
+}
+
+/// The kernel's flags of an IPv6 address; none when the link does not have it.
+fn v6_flags(kernel: &mut Rtnl, link: &Link, ip: &Ip) -> Result<Option<u8>, NetlinkError> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.index = link.index;
+    message.attributes.push(AddressAttribute::Address(ip.address.addr()));
+    let what = format!("look for address {} of {}", ip.address, link.name);
+    match kernel.target_socket().get(RouteNetlinkMessage::GetAddress(message), &what) {
+        // `struct ifaddrmsg`: the third byte has the flags.
+        Ok(address) => Ok(address.get(2).copied()),
+        Err(error) if error.errno() == Some(Errno::ADDRNOTAVAIL) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -119,14 +119,14 @@ impl Node {
 
     /// Runs a shell command inside and gives what it printed.
     pub(crate) fn sh(&self, script: &str) -> String {
-        shown(script, self.command("sh").args(["-c", script]).output().unwrap())
+        shown(script, &self.command("sh").args(["-c", script]).output().unwrap())
     }
 
     /// Runs `ip` in a pod and gives what it printed.
     pub(crate) fn ip(pod: &Holder, arguments: &str) -> String {
         let net = format!("--net={}", pod.netns().display());
         let output = Command::new("nsenter").args([&net, "ip"]).args(arguments.split(' ')).output().unwrap();
-        shown(arguments, output)
+        shown(arguments, &output)
     }
 
     /// Runs Rust inside the node's network namespace.
@@ -185,7 +185,7 @@ impl Node {
     }
 }
 
-fn shown(what: &str, output: Output) -> String {
+fn shown(what: &str, output: &Output) -> String {
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{what}: {stdout}{stderr}");
     stdout.into_owned()

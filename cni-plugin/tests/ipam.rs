@@ -1,0 +1,235 @@
+//! Addresses by IPAM plugins: the distribution's host-local and static, and ones that misbehave.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at the first surprise, its helpers too"
+)]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Call, Node, is_root, link, pod, record};
+
+const HOST_LOCAL: &str = "/usr/lib/cni/host-local";
+
+/// Whether the distribution's plugins are here; a missing one is a failure where root is required.
+fn has_plugins() -> bool {
+    let there = std::path::Path::new(HOST_LOCAL).exists();
+    let required = std::env::var("REQUIRE_ROOT").as_deref() == Ok("1");
+    assert!(there || !required, "{HOST_LOCAL} is missing: install containernetworking-plugins");
+    if !there {
+        println!("skipped: needs {HOST_LOCAL}");
+    }
+    there
+}
+
+fn host_local(gateway: bool) -> Value {
+    let subnet = |net: &str| json!([{"subnet": net}]);
+    let routes = if gateway {
+        json!([{"dst": "0.0.0.0/0"}, {"dst": "10.77.0.0/16", "gw": "10.9.0.200"}])
+    } else {
+        json!([])
+    };
+    json!({"type": "host-local", "dataDir": "/run/leases", "ranges": [subnet("10.9.0.0/24"), subnet("fd09::/64")], "routes": routes})
+}
+
+fn leases(node: &Node) -> String {
+    node.sh("cd /run; find leases -type f -name '[1-9f]*' 2>/dev/null | sort; true")
+}
+
+/// A plugin of ours in a directory of the node.
+fn script(node: &Node, name: &str, text: &str) {
+    node.sh(&format!("mkdir -p /run/plugins; cat >/run/plugins/{name} <<'END'\n#!/bin/sh\n{text}\nEND\nchmod 755 /run/plugins/{name}"));
+}
+
+#[test]
+fn addresses_and_routes_are_the_plugins_and_are_given_back() {
+    if !is_root() || !has_plugins() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let before = node.traces();
+    let call = Call::new(&node, &pod, "c1")
+        .with(json!({"ipam": host_local(true), "dns": {"nameservers": ["10.9.0.53"]}}));
+    let result = call.ok("ADD");
+    assert_eq!(result["ips"][0], json!({"address": "10.9.0.2/24", "gateway": "10.9.0.1", "interface": 0}));
+    assert_eq!(result["ips"][1]["address"], "fd09::2/64");
+    assert_eq!(result["dns"]["nameservers"], json!(["10.9.0.53"]));
+    let addresses = Node::ip(&pod, "addr show dev net1");
+    assert!(
+        addresses.contains("inet 10.9.0.2/24 brd 10.9.0.255") && addresses.contains("inet6 fd09::2/64"),
+        "{addresses}"
+    );
+    let routes = Node::ip(&pod, "route");
+    assert!(routes.contains("default via 10.9.0.1 dev net1"), "{routes}");
+    assert!(routes.contains("10.77.0.0/16 via 10.9.0.200 dev net1"), "{routes}");
+    let checked = call.clone().with(json!({"prevResult": result}));
+    checked.ok("CHECK");
+    Node::ip(&pod, "addr del 10.9.0.2/24 dev net1");
+    assert!(checked.fails("CHECK", 102).contains("lost address 10.9.0.2/24"));
+    assert_ne!(leases(&node), "");
+    call.ok("DEL");
+    assert_eq!((leases(&node), node.traces(), link(&pod)), (String::new(), before, Value::Null));
+}
+
+#[test]
+fn a_gateway_alone_makes_no_default_route() {
+    if !is_root() || !has_plugins() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let result = Call::new(&node, &pod, "c1").with(json!({"ipam": host_local(false)})).ok("ADD");
+    assert_eq!(result["ips"][0]["gateway"], "10.9.0.1");
+    assert!(!Node::ip(&pod, "route").contains("default"));
+}
+
+#[test]
+fn a_fixed_address_comes_through_the_runtime() {
+    if !is_root() || !has_plugins() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let config = json!({"ipam": {"type": "static"}, "capabilities": {"ips": true}, "runtimeConfig": {"ips": ["10.8.0.9/24"]}});
+    let result = Call::new(&node, &pod, "c1").with(config).ok("ADD");
+    assert_eq!(result["ips"][0]["address"], "10.8.0.9/24");
+    assert!(Node::ip(&pod, "addr show dev net1").contains("inet 10.8.0.9/24"));
+}
+
+#[test]
+fn an_ipv6_address_that_another_host_has_fails_the_add_and_is_given_back() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    // The far end of the lower link's cable is the other host.
+    node.sh("ip -6 addr add fd09::2/64 dev dp1 nodad");
+    let before = node.traces();
+    let answer = "{\"ips\": [{\"address\": \"fd09::2/64\"}]}";
+    script(&node, "fixed", &format!("echo $CNI_COMMAND >>/run/calls; echo '{answer}'"));
+    let config = json!({"ipam": {"type": "fixed"}});
+    let call = Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/run/plugins");
+    let message = call.fails("ADD", 100);
+    assert!(message.starts_with("address fd09::2/64 is in use by another host"), "{message}");
+    assert_eq!(node.sh("cat /run/calls"), "ADD\nDEL\n");
+    assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
+}
+
+#[test]
+fn each_version_has_its_form() {
+    if !is_root() || !has_plugins() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    for (version, family, mtu) in [
+        ("0.3.1", json!("4"), Value::Null),
+        ("0.4.0", json!("4"), Value::Null),
+        ("1.0.0", Value::Null, Value::Null),
+        ("1.1.0", Value::Null, json!(1500)),
+    ] {
+        let call =
+            Call::new(&node, &pod, "c1").with(json!({"ipam": host_local(false), "cniVersion": version}));
+        let result = call.ok("ADD");
+        assert_eq!(result["cniVersion"], version);
+        assert_eq!(
+            (&result["ips"][0]["version"], &result["interfaces"][0]["mtu"]),
+            (&family, &mtu),
+            "{version}"
+        );
+        call.ok("DEL");
+    }
+}
+
+#[test]
+fn a_failure_after_the_lease_gives_it_back_and_a_repeated_add_replaces_it() {
+    if !is_root() || !has_plugins() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let before = node.traces();
+    let call = Call::new(&node, &pod, "c1").with(json!({"ipam": host_local(true)}));
+    // Taken: the link cannot be made after the addresses were leased.
+    Node::ip(&pod, "link add net1 type veth peer name net1p");
+    call.fails("ADD", 100);
+    assert_eq!((leases(&node), node.traces()), (String::new(), before));
+    Node::ip(&pod, "link del net1");
+    call.ok("ADD");
+    let once = leases(&node);
+    call.ok("ADD");
+    assert_eq!(leases(&node).lines().count(), once.lines().count(), "a lease of the first ADD was kept");
+    assert_eq!(Node::ip(&pod, "-4 -br addr show dev net1").matches('/').count(), 1);
+}
+
+#[test]
+fn a_plugin_that_fails_is_quoted_and_nothing_is_made() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let before = node.traces();
+    let call = |text: &str| {
+        script(&node, "odd", text);
+        let config = json!({"ipam": {"type": "odd"}});
+        Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/run/plugins")
+    };
+    for (text, code, told) in [
+        (
+            "echo '{\"code\": 101, \"msg\": \"no address left\", \"details\": \"subnet full\"}'; exit 1",
+            101,
+            "no address left: subnet full",
+        ),
+        ("echo '{\"code\": 11, \"msg\": \"daemon away\"}'; exit 1", 11, "daemon away"),
+        ("echo lost >&2; exit 3", 101, "lost"),
+        ("exit 0", 101, "it answered nothing"),
+        ("echo '{\"ips\": []}'", 101, "its answer has no ips"),
+        ("echo '{\"ips\": [{\"address\": \"nonsense\"}]}'", 101, "is no CNI result"),
+        (
+            "echo '{\"ips\": [{\"address\": \"10.0.0.2/24\"}], \"routes\": [{}]}'",
+            101,
+            "neither destination nor router",
+        ),
+    ] {
+        let message = call(text).fails("ADD", code);
+        assert!(message.contains(told), "{text}: {message}");
+        assert_eq!((node.traces(), link(&pod)), (before.clone(), Value::Null), "{text}");
+    }
+    let missing = Call::new(&node, &pod, "c1").with(json!({"ipam": {"type": "absent"}})).fails("ADD", 101);
+    assert!(
+        missing.contains("IPAM plugin absent is in none of the directories of CNI_PATH (/usr/lib/cni)"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn a_plugin_sees_the_attachment_but_not_the_device_and_its_mac_wins() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let answer = "{\"interfaces\": [{\"mac\": \"02:00:00:00:00:aa\"}], \"ips\": [{\"address\": \"10.0.0.2/24\", \"interface\": 0}]}";
+    script(
+        &node,
+        "watch",
+        &format!(
+            "cat >/run/seen-$CNI_COMMAND; env | grep ^CNI_ | sort >/run/env-$CNI_COMMAND\necho '{answer}'"
+        ),
+    );
+    let config = json!({"ipam": {"type": "watch"}, "runtimeConfig": {"mac": "02:00:00:00:00:bb", "deviceID": "dataplaneMvp0"}});
+    let call = Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/no/such:/run/plugins");
+    let result = call.ok("ADD");
+    assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:00:aa");
+    assert_eq!(result["ips"][0]["interface"], 0);
+    assert_eq!(link(&pod)["address"], "02:00:00:00:00:aa");
+    assert_eq!(record(&node, 0).unwrap().mac.unwrap().to_string(), "02:00:00:00:00:aa");
+    let seen = node.sh("cat /run/seen-ADD");
+    assert!(seen.contains("\"cniVersion\":\"1.0.0\"") && !seen.contains("dataplaneMvp0"), "{seen}");
+    let variables = node.sh("cat /run/env-ADD");
+    assert!(
+        variables.contains("CNI_CONTAINERID=c1\n") && variables.contains("K8S_POD_UID=uid-of-c1"),
+        "{variables}"
+    );
+    call.ok("DEL");
+    assert!(node.sh("cat /run/env-DEL").contains("CNI_COMMAND=DEL"));
+}

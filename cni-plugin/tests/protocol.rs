@@ -1,0 +1,97 @@
+//! The binary as a runtime sees it: versions, codes and messages, without a kernel.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at the first surprise, its helpers too"
+)]
+
+use serde_json::{Value, json};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+fn call(variables: &[(&str, &str)], stdin: &str) -> (bool, Value) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_macvtap"))
+        .env_clear()
+        .envs(variables.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // A call that fails early may not read its input.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    (output.status.success(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+const ADD: [(&str, &str); 4] = [
+    ("CNI_COMMAND", "ADD"),
+    ("CNI_CONTAINERID", "c1"),
+    ("CNI_IFNAME", "net1"),
+    ("CNI_NETNS", "/proc/self/ns/net"),
+];
+
+#[test]
+fn version_answers_in_the_version_asked_for() {
+    let version = |stdin: &str| call(&[("CNI_COMMAND", "VERSION")], stdin);
+    let supported = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    for asked in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let (success, json) = version(&json!({"cniVersion": asked}).to_string());
+        assert_eq!(
+            (success, &json["cniVersion"], &json["supportedVersions"]),
+            (true, &json!(asked), &supported)
+        );
+    }
+    assert_eq!(version("").1["supportedVersions"], supported);
+    assert_eq!(version("{\"cniVersion\": \"7.0.0\"}").1["cniVersion"], "1.1.0");
+    assert_eq!(version("{").1["code"], 6);
+}
+
+#[test]
+fn each_mistake_has_its_code_and_names_what_is_wrong() {
+    let without = |name: &str| ADD.into_iter().filter(|(n, _)| *n != name).collect::<Vec<_>>();
+    let with = |name: &'static str, value: &'static str| {
+        let mut variables = without(name);
+        variables.push((name, value));
+        variables
+    };
+    let config = json!({"cniVersion": "1.0.0", "name": "dataplane", "type": "macvtap"});
+    let and = |more: Value| {
+        let mut config = config.clone();
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config.to_string()
+    };
+    let plain = config.to_string();
+    for (variables, stdin, code, named) in [
+        (Vec::new(), plain.clone(), 4, "CNI_COMMAND"),
+        (with("CNI_COMMAND", "PUSH"), plain.clone(), 4, "PUSH"),
+        (without("CNI_CONTAINERID"), plain.clone(), 4, "CNI_CONTAINERID"),
+        (without("CNI_IFNAME"), plain.clone(), 4, "CNI_IFNAME"),
+        (without("CNI_NETNS"), plain.clone(), 4, "CNI_NETNS"),
+        (with("CNI_ARGS", "COLOUR=red"), plain.clone(), 4, "COLOUR=red"),
+        (ADD.to_vec(), plain.clone(), 4, "network namespace of the node itself"),
+        (ADD.to_vec(), String::new(), 6, "not JSON"),
+        (ADD.to_vec(), "[]".to_owned(), 6, "object"),
+        (ADD.to_vec(), and(json!({"cniVersion": "0.2.0"})), 1, "0.2.0"),
+        (ADD.to_vec(), and(json!({"mtu": "big"})), 7, "mtu"),
+        (ADD.to_vec(), and(json!({"mode": "source"})), 7, "mode"),
+        (ADD.to_vec(), and(json!({"ipam": {"type": "../sh"}})), 7, "ipam.type"),
+        (ADD.to_vec(), and(json!({"logFile": "/etc/passwd"})), 7, "logFile"),
+    ] {
+        let (success, json) = call(&variables, &stdin);
+        assert!(!success, "{variables:?} {stdin}");
+        assert_eq!(json["code"], code, "{json}");
+        assert!(json["msg"].as_str().unwrap().contains(named), "{json}");
+    }
+}
+
+#[test]
+fn an_error_has_the_version_of_the_configuration() {
+    for version in ["0.3.1", "1.1.0"] {
+        let config = json!({"cniVersion": version, "name": "dataplane", "type": "macvtap", "mtu": -1});
+        assert_eq!(call(&ADD, &config.to_string()).1["cniVersion"], version);
+    }
+}

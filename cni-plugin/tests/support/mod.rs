@@ -1,0 +1,136 @@
+//! Calls of the real binary inside a node.
+
+#![allow(dead_code, reason = "each test binary uses another part")]
+
+#[path = "../../../macvtap/tests/support/mod.rs"]
+mod namespaces;
+
+pub(crate) use namespaces::{Holder, Node, is_root, pod};
+
+use macvtap::record::Attachment;
+use macvtap::records;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+
+/// What a call answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) success: bool,
+    pub(crate) json: Value,
+    pub(crate) stderr: String,
+}
+
+/// A call to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Call<'n> {
+    node: &'n Node,
+    variables: Vec<(&'static str, String)>,
+    config: Value,
+}
+
+impl<'n> Call<'n> {
+    /// A call for interface `net1` of a pod, whose UID and name are the container's.
+    pub(crate) fn new(node: &'n Node, pod: &Holder, container: &str) -> Self {
+        let args = format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=tenant-a;K8S_POD_NAME={container};K8S_POD_UID=uid-of-{container}"
+        );
+        let config = json!({"cniVersion": "1.0.0", "name": "dataplane", "type": "macvtap", "deviceID": "dataplaneMvp0"});
+        Self {
+            node,
+            variables: vec![
+                ("CNI_CONTAINERID", container.to_owned()),
+                ("CNI_IFNAME", "net1".to_owned()),
+                ("CNI_NETNS", pod.netns().display().to_string()),
+                ("CNI_ARGS", args),
+                ("CNI_PATH", "/usr/lib/cni".to_owned()),
+            ],
+            config,
+        }
+    }
+
+    /// With another value of a variable.
+    pub(crate) fn var(mut self, name: &'static str, value: &str) -> Self {
+        self.variables.retain(|(known, _)| *known != name);
+        self.variables.push((name, value.to_owned()));
+        self
+    }
+
+    /// With these keys in the configuration; `null` removes one.
+    pub(crate) fn with(mut self, keys: Value) -> Self {
+        let (Some(config), Value::Object(keys)) = (self.config.as_object_mut(), keys) else {
+            panic!("no object")
+        };
+        config.extend(keys);
+        config.retain(|_, value| !value.is_null());
+        self
+    }
+
+    pub(crate) fn device(self, slot: u32) -> Self {
+        self.with(json!({"deviceID": format!("dataplaneMvp{slot}")}))
+    }
+
+    /// Starts the binary; its input is written, its answer not yet read.
+    pub(crate) fn start(&self, command: &str) -> Child {
+        let mut process = self.process(command);
+        let mut child = process.spawn().unwrap();
+        // A call that fails early may not read its input.
+        let _ = child.stdin.take().unwrap().write_all(self.config.to_string().as_bytes());
+        child
+    }
+
+    pub(crate) fn run(&self, command: &str) -> Answer {
+        Answer::of(self.start(command))
+    }
+
+    /// The result of a call that must succeed.
+    pub(crate) fn ok(&self, command: &str) -> Value {
+        let answer = self.run(command);
+        assert!(answer.success, "{command}: {answer:?}");
+        answer.json
+    }
+
+    /// The message of a call that must fail with this code.
+    pub(crate) fn fails(&self, command: &str, code: u32) -> String {
+        let answer = self.run(command);
+        assert!(!answer.success, "{command} succeeded: {}", answer.json);
+        assert_eq!(answer.json["code"], code, "{answer:?}");
+        answer.json["msg"].as_str().unwrap().to_owned()
+    }
+
+    fn process(&self, command: &str) -> Command {
+        let mut process = self.node.command(env!("CARGO_BIN_EXE_macvtap"));
+        process.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("CNI_COMMAND", command);
+        process.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        process
+    }
+}
+
+impl Answer {
+    pub(crate) fn of(child: Child) -> Self {
+        let output = child.wait_with_output().unwrap();
+        let json = if output.stdout.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&output.stdout).unwrap()
+        };
+        Self {
+            success: output.status.success(),
+            json,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// The record of a slot, if there is one.
+pub(crate) fn record(node: &Node, slot: u32) -> Option<Attachment> {
+    records::read(&node.paths(), &format!("dataplaneMvp{slot}").parse().unwrap()).unwrap()
+}
+
+/// What `ip -d -j link` says about the pod's `net1`; null when there is none.
+pub(crate) fn link(pod: &Holder) -> Value {
+    let links: Value = serde_json::from_str(&Node::ip(pod, "-d -j link")).unwrap();
+    let found = links.as_array().unwrap().iter().find(|link| link["ifname"] == "net1");
+    found.cloned().unwrap_or_default()
+}
