@@ -124,21 +124,30 @@ impl Cluster {
         }
     }
 
-    /// [`Cluster::from_env`], once per process. Nothing when a local cluster would be needed and this is not root,
-    /// which fails where `REQUIRE_ROOT=1` is set: a test that was left out must not look like one that passed.
+    /// [`Cluster::from_env`], once per process. Nothing when a local cluster would be needed and is not
+    /// [permitted](Self::permitted).
     pub fn shared() -> Result<Option<&'static Self>> {
         static SHARED: OnceLock<Result<Cluster, String>> = OnceLock::new();
         let foreign = env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty());
-        if !foreign && !rustix::process::geteuid().is_root() {
-            ensure!(
-                env::var_os("REQUIRE_ROOT").is_none_or(|value| value != "1"),
-                "REQUIRE_ROOT=1, but this is not root"
-            );
-            say("skipped: needs root");
+        if !foreign && !Self::permitted()? {
             return Ok(None);
         }
         let shared = SHARED.get_or_init(|| Self::from_env().map_err(|error| format!("{error:#}")));
         shared.as_ref().map(Some).map_err(|error| anyhow!("the shared cluster did not start: {error}"))
+    }
+
+    /// Whether this user may run a local cluster. An error where `REQUIRE_ROOT=1` is set: a test that was left out must
+    /// not look like one that passed.
+    pub fn permitted() -> Result<bool> {
+        if rustix::process::geteuid().is_root() {
+            return Ok(true);
+        }
+        ensure!(
+            env::var_os("REQUIRE_ROOT").is_none_or(|value| value != "1"),
+            "REQUIRE_ROOT=1, but this is not root"
+        );
+        say("skipped: needs root");
+        Ok(false)
     }
 
     /// A cluster that somebody else runs.
