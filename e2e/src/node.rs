@@ -217,9 +217,8 @@ impl Node {
     }
 
     fn install_cni_plugins(&self) -> Result<()> {
-        let from = self.layout.cluster.checkout.debian().join("usr/lib/cni");
         for plugin in CNI_PLUGINS {
-            install(&from.join(plugin), &self.cni_bin().join(plugin))?;
+            install(&Path::new("/usr/lib/cni").join(plugin), &self.cni_bin().join(plugin))?;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! What the machine itself must have, beside Rust and Go.
 //!
-//! A few small tools are installed as Debian packages when they are missing. containerd, runc, busybox and the CNI
-//! plugins are only unpacked below `target/e2e`: installed, they would start a service, and they would replace what
-//! another container engine on this machine brought along.
+//! A few small tools are installed as Debian packages when they are missing. containerd, runc and the like are only
+//! unpacked below `target/e2e`: installed, they would start a service, and they would replace what another container
+//! engine on this machine brought along.
 
 use std::env;
 use std::fs;
@@ -15,27 +15,27 @@ use crate::layout::{self, Checkout};
 use crate::process;
 use crate::progress::{self, say};
 
-/// Program, Debian package, why.
+/// Program (or a file, by its full path), Debian package, why.
 const INSTALLED: [(&str, &str, &str); 9] = [
     ("ip", "iproute2", "makes the nodes' network namespaces and links"),
     ("iptables", "iptables", "kube-proxy and the portmap plugin write their rules with it"),
     ("nsenter", "util-linux", "starts the nodes' processes in their namespaces"),
     ("mount", "mount", "gives each node its own mounts"),
     ("gcc", "gcc", "compiles the sandbox process, and the crypto library links with it"),
-    ("c++", "g++", "some Rust build scripts call it"),
     ("tar", "tar", "unpacks Debian packages"),
-    ("git", "git", "Cargo and Go look at the checkout with it"),
     ("make", "make", "runs the targets of the Makefile"),
+    ("/usr/include/stdlib.h", "libc6-dev", "headers and the static C library"),
+    (
+        "/usr/lib/cni/host-local",
+        "containernetworking-plugins",
+        "the pods' default network, and addresses in tests",
+    ),
 ];
 
-/// A file of a package, not a program: the static C library.
-const LIBC: (&str, &str) = ("/usr/include/stdlib.h", "libc6-dev");
-
 /// Package, a file in it, why.
-const UNPACKED: [(&str, &str, &str); 5] = [
+const UNPACKED: [(&str, &str, &str); 4] = [
     ("containerd", "usr/bin/containerd", "the container runtime 1.6 of node n2"),
     ("runc", "usr/sbin/runc", "starts the containers of both nodes"),
-    ("containernetworking-plugins", "usr/lib/cni/bridge", "the pods' default network"),
     ("busybox-static", "bin/busybox", "the shell in test pods"),
     ("docker-registry", "usr/bin/docker-registry", "serves the image that manifests call busybox"),
 ];
@@ -46,14 +46,11 @@ pub fn ensure(checkout: &Checkout) -> Result<()> {
         ensure!(in_path(program), "{program} is not installed; get it from {remedy}");
     }
     let _lock = checkout.lock("prerequisites")?;
-    let mut missing: Vec<(&str, &str)> = INSTALLED
+    let missing: Vec<(&str, &str)> = INSTALLED
         .iter()
-        .filter(|(program, _, _)| !in_path(program))
+        .filter(|(program, _, _)| !present(program))
         .map(|(_, package, reason)| (*package, *reason))
         .collect();
-    if !PathBuf::from(LIBC.0).exists() {
-        missing.push((LIBC.1, "headers and the static C library"));
-    }
     let unpack: Vec<_> =
         UNPACKED.iter().filter(|(_, file, _)| !checkout.debian().join(file).exists()).collect();
     if missing.is_empty() && unpack.is_empty() {
@@ -137,6 +134,10 @@ fn download(checkout: &Checkout, packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
+fn present(program: &str) -> bool {
+    if program.starts_with('/') { PathBuf::from(program).exists() } else { in_path(program) }
+}
+
 fn in_path(program: &str) -> bool {
     // A user's PATH often lacks the directories of the system's tools.
     let path = env::var_os("PATH").unwrap_or_default();
@@ -147,7 +148,7 @@ fn in_path(program: &str) -> bool {
 /// Prints what is there.
 pub fn report(checkout: &Checkout) {
     for (program, package, reason) in INSTALLED {
-        let state = if in_path(program) { "present" } else { "missing" };
+        let state = if present(program) { "present" } else { "missing" };
         progress::say(format_args!("  {state}  {package:28} {reason}"));
     }
     for (package, file, reason) in UNPACKED {
