@@ -103,14 +103,8 @@ pub fn empty(boot_id: &str, standalone: bool) -> DeviceTable {
 /// What a link is known by across boots: a NIC by the device it is on, everything else by kind and name.
 pub fn identity(link: &Link) -> LinkIdentity {
     match (&link.kind, link.own_mac(), &link.hardware.parent) {
-        (Kind::Physical, Some(mac), Some(parent)) => LinkIdentity::Hardware {
-            mac,
-            parent: parent.clone(),
-        },
-        _ => LinkIdentity::Name {
-            kind: link.kind.rtnetlink().to_owned(),
-            name: link.name.clone(),
-        },
+        (Kind::Physical, Some(mac), Some(parent)) => LinkIdentity::Hardware { mac, parent: parent.clone() },
+        _ => LinkIdentity::Name { kind: link.kind.rtnetlink().to_owned(), name: link.name.clone() },
     }
 }
 
@@ -121,9 +115,7 @@ pub fn share(per_link: u32, per_node: Option<u32>, links: usize) -> Vec<u32> {
     let (Some(each), Some(rest)) = (total.checked_div(links), total.checked_rem(links)) else {
         return Vec::new();
     };
-    (0..links)
-        .map(|place| (each + u32::from(place < rest)).min(per_link))
-        .collect()
+    (0..links).map(|place| (each + u32::from(place < rest)).min(per_link)).collect()
 }
 
 /// The next table.
@@ -151,17 +143,9 @@ pub fn evolve(
         let Some(entry) = demand.map(|d| &d.entry).or(before) else {
             continue;
         };
-        let mut resource = Resource {
-            links: Vec::new(),
-            ..entry.clone()
-        };
-        let mut work = Work {
-            name,
-            around,
-            withdrawals,
-            still_withdrawn: &mut still_withdrawn,
-            next: &mut next,
-        };
+        let mut resource = Resource { links: Vec::new(), ..entry.clone() };
+        let mut work =
+            Work { name, around, withdrawals, still_withdrawn: &mut still_withdrawn, next: &mut next };
         let links = before.map_or(&[][..], |resource| resource.links.as_slice());
         let mut links = adopt(links, demand, around, same_boot);
         for link in &mut links {
@@ -207,22 +191,16 @@ fn adopt(
             continue;
         }
         let lost = |link: &&mut LowerLink| !around.links.contains_key(&link.ifindex);
-        if let Some(link) = links
-            .iter_mut()
-            .filter(lost)
-            .find(|link| link.identity == known.identity)
-        {
+        if let Some(link) = links.iter_mut().filter(lost).find(|link| link.identity == known.identity) {
             link.ifindex = *ifindex;
             link.name.clone_from(&known.name);
         }
     }
     for wish in demand.map_or(&[][..], |demand| demand.links.as_slice()) {
         let known = around.links.get(&wish.ifindex);
-        if let (Some(known), Some(demand), false) = (
-            known,
-            demand,
-            links.iter().any(|link| link.ifindex == wish.ifindex),
-        ) {
+        if let (Some(known), Some(demand), false) =
+            (known, demand, links.iter().any(|link| link.ifindex == wish.ifindex))
+        {
             links.push(LowerLink {
                 ifindex: wish.ifindex,
                 name: known.name.clone(),
@@ -237,10 +215,7 @@ fn adopt(
 
 fn wanted(demand: Option<&Demand>, ifindex: u32) -> u32 {
     let links = demand.map_or(&[][..], |demand| demand.links.as_slice());
-    links
-        .iter()
-        .find(|link| link.ifindex == ifindex)
-        .map_or(0, |link| link.count)
+    links.iter().find(|link| link.ifindex == ifindex).map_or(0, |link| link.count)
 }
 
 /// One resource on its way from the old table to the new one.
@@ -299,11 +274,7 @@ impl Work<'_> {
         let Some(ifindex) = links.get(place).map(|link| link.ifindex) else {
             return;
         };
-        let offered = self
-            .next
-            .offers
-            .get(self.name)
-            .map_or(0, |runs| slots::advertised(runs, ifindex));
+        let offered = self.next.offers.get(self.name).map_or(0, |runs| slots::advertised(runs, ifindex));
         let mut missing = wanted(demand, ifindex).saturating_sub(offered);
         while missing > 0 {
             let taken = links.iter().flat_map(|link| &link.ranges);
@@ -311,19 +282,13 @@ impl Work<'_> {
                 self.next.exhausted = true;
                 return;
             };
-            let left = IFINDEX_LAST
-                .saturating_add(1)
-                .saturating_sub(self.next.table.next_ifindex);
+            let left = IFINDEX_LAST.saturating_add(1).saturating_sub(self.next.table.next_ifindex);
             let count = missing.min(gap).min(left);
             if count == 0 {
                 self.next.exhausted = true;
                 return;
             }
-            let range = SlotRange {
-                first_slot,
-                count,
-                first_ifindex: self.next.table.next_ifindex,
-            };
+            let range = SlotRange { first_slot, count, first_ifindex: self.next.table.next_ifindex };
             self.next.table.next_ifindex += count;
             missing -= count;
             if let Some(link) = links.get_mut(place) {

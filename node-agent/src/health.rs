@@ -28,7 +28,7 @@ pub struct Sight {
 }
 
 /// Remembers how each link of each policy did.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tracker<K> {
     states: BTreeMap<K, State>,
 }
@@ -52,6 +52,19 @@ impl From<&settings::Health> for Policy {
     }
 }
 
+impl<K> Default for Tracker<K> {
+    fn default() -> Self {
+        Self { states: BTreeMap::new() }
+    }
+}
+
+impl Default for Policy {
+    /// What a pool has that says nothing.
+    fn default() -> Self {
+        Self::from(&settings::Health::default())
+    }
+}
+
 impl Policy {
     fn is_up(self, sight: Sight) -> bool {
         sight.admin_up && (sight.carrier || self.carrier == Carrier::Ignored)
@@ -62,12 +75,7 @@ impl<K: Ord> Tracker<K> {
     /// Whether the link is healthy now, and when that may change by itself.
     pub fn observe(&mut self, key: K, policy: Policy, sight: Sight, now: Instant) -> (bool, Option<Instant>) {
         let up = policy.is_up(sight);
-        let first = State {
-            healthy: up,
-            was_healthy: up,
-            differs_since: None,
-            last_seen: now,
-        };
+        let first = State { healthy: up, was_healthy: up, differs_since: None, last_seen: now };
         let state = self.states.entry(key).or_insert(first);
         state.last_seen = now;
         if up == state.healthy {
@@ -99,42 +107,20 @@ impl<K: Ord> Tracker<K> {
 mod tests {
     use super::*;
 
-    const UP: Sight = Sight {
-        admin_up: true,
-        carrier: true,
-    };
-    const NO_CARRIER: Sight = Sight {
-        admin_up: true,
-        carrier: false,
-    };
-    const ADMIN_DOWN: Sight = Sight {
-        admin_up: false,
-        carrier: false,
-    };
+    const UP: Sight = Sight { admin_up: true, carrier: true };
+    const NO_CARRIER: Sight = Sight { admin_up: true, carrier: false };
+    const ADMIN_DOWN: Sight = Sight { admin_up: false, carrier: false };
 
     fn policy(carrier: Carrier) -> Policy {
-        Policy {
-            carrier,
-            down_delay: Duration::from_secs(3),
-            up_delay: Duration::from_secs(5),
-        }
+        Policy { carrier, down_delay: Duration::from_secs(3), up_delay: Duration::from_secs(5) }
     }
 
     #[test]
     fn a_link_with_carrier_at_start_is_healthy_at_once_and_so_is_one_that_gets_it_for_the_first_time() {
         let (mut tracker, now) = (Tracker::default(), Instant::now());
-        assert_eq!(
-            tracker.observe("a", policy(Carrier::Required), UP, now),
-            (true, None)
-        );
-        assert_eq!(
-            tracker.observe("b", policy(Carrier::Required), NO_CARRIER, now),
-            (false, None)
-        );
-        assert_eq!(
-            tracker.observe("b", policy(Carrier::Required), UP, now),
-            (true, None)
-        );
+        assert_eq!(tracker.observe("a", policy(Carrier::Required), UP, now), (true, None));
+        assert_eq!(tracker.observe("b", policy(Carrier::Required), NO_CARRIER, now), (false, None));
+        assert_eq!(tracker.observe("b", policy(Carrier::Required), UP, now), (true, None));
     }
 
     #[test]
@@ -169,14 +155,8 @@ mod tests {
     #[test]
     fn ignoring_carrier_does_not_ignore_that_the_link_is_switched_off() {
         let (mut tracker, now) = (Tracker::default(), Instant::now());
-        assert_eq!(
-            tracker.observe("a", policy(Carrier::Ignored), NO_CARRIER, now),
-            (true, None)
-        );
-        assert_eq!(
-            tracker.observe("b", policy(Carrier::Ignored), ADMIN_DOWN, now),
-            (false, None)
-        );
+        assert_eq!(tracker.observe("a", policy(Carrier::Ignored), NO_CARRIER, now), (true, None));
+        assert_eq!(tracker.observe("b", policy(Carrier::Ignored), ADMIN_DOWN, now), (false, None));
     }
 
     #[test]
@@ -185,9 +165,6 @@ mod tests {
         let later = start + Duration::from_secs(1);
         tracker.observe((), policy(Carrier::Required), UP, start);
         tracker.forget_unseen(later);
-        assert_eq!(
-            tracker.observe((), policy(Carrier::Required), NO_CARRIER, later),
-            (false, None)
-        );
+        assert_eq!(tracker.observe((), policy(Carrier::Required), NO_CARRIER, later), (false, None));
     }
 }

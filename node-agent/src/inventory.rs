@@ -135,17 +135,13 @@ impl Inventory {
             return Some(Tie::HostAddress);
         }
         // Our own devices are links on it too, where a pod has the tap alone.
-        let upper = self
-            .children(link.ifindex)
-            .find(|child| child.ifindex < IFINDEX_FIRST);
+        let upper = self.children(link.ifindex).find(|child| child.ifindex < IFINDEX_FIRST);
         upper.map(|upper| Tie::Upper(upper.name.clone()))
     }
 
     /// Links made on this one, in this namespace. A veth's other end is no child.
     fn children(&self, ifindex: u32) -> impl Iterator<Item = &Link> {
-        self.links
-            .values()
-            .filter(move |child| child.lower == Some(ifindex) && child.kind != Kind::Veth)
+        self.links.values().filter(move |child| child.lower == Some(ifindex) && child.kind != Kind::Veth)
     }
 
     fn name_of(&self, ifindex: u32) -> String {

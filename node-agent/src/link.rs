@@ -127,16 +127,10 @@ impl Link {
             link.take(attribute, &mut parts);
         }
         if link.name.is_empty() || link.name.len() > NAME_MAX {
-            return Err(LinkError::Name {
-                ifindex: link.ifindex,
-                name: link.name,
-            });
+            return Err(LinkError::Name { ifindex: link.ifindex, name: link.name });
         }
         link.lower = parts.lower.filter(|_| !parts.lower_is_elsewhere);
-        link.master = parts.master.map(|ifindex| Master {
-            ifindex,
-            kind: parts.port_kind,
-        });
+        link.master = parts.master.map(|ifindex| Master { ifindex, kind: parts.port_kind });
         let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
         link.kind = if flags.contains(LinkFlags::Loopback) {
             Kind::Loopback

@@ -91,29 +91,16 @@ pub enum PoolError {
 impl Pool {
     /// Checks and compiles a pool of a node state.
     pub fn compile(pool: NodePool) -> Result<Self, PoolError> {
-        let NodePool {
-            name,
-            uid: _,
-            generation,
-            phase,
-            resource_name,
-            settings,
-        } = pool;
+        let NodePool { name, uid: _, generation, phase, resource_name, settings } = pool;
         let naming = match (settings.resource_per, resource_name) {
             (ResourcePer::Link, _) => Naming::AfterLink,
             (ResourcePer::Pool, None) => return Err(PoolError::ResourceNameMissing(name)),
-            (ResourcePer::Pool, Some(text)) => {
-                Naming::Fixed(text.parse().map_err(|source| PoolError::ResourceName {
-                    pool: name.clone(),
-                    source,
-                })?)
-            }
+            (ResourcePer::Pool, Some(text)) => Naming::Fixed(
+                text.parse().map_err(|source| PoolError::ResourceName { pool: name.clone(), source })?,
+            ),
         };
         let compile = |entries: &[LinkSelector]| -> Result<Vec<Selector>, PoolError> {
-            entries
-                .iter()
-                .map(|entry| Selector::compile(&name, entry))
-                .collect()
+            entries.iter().map(|entry| Selector::compile(&name, entry)).collect()
         };
         let links = compile(&settings.links)?;
         let exclude = compile(settings.exclude.as_deref().unwrap_or_default())?;
@@ -158,12 +145,7 @@ impl Pool {
 
     /// The mode of its devices.
     pub fn mode(&self) -> Mode {
-        match self
-            .settings
-            .macvtap
-            .as_ref()
-            .map_or(settings::Mode::Bridge, |m| m.mode)
-        {
+        match self.settings.macvtap.as_ref().map_or(settings::Mode::Bridge, |m| m.mode) {
             settings::Mode::Bridge => Mode::Bridge,
             settings::Mode::Vepa => Mode::Vepa,
             settings::Mode::Private => Mode::Private,
@@ -183,10 +165,7 @@ impl Pool {
             mtu: macvtap.mtu,
             promiscuous: macvtap.promiscuous,
             all_multicast: macvtap.all_multicast,
-            owner: table::Owner {
-                uid: macvtap.owner.uid,
-                gid: macvtap.owner.gid,
-            },
+            owner: table::Owner { uid: macvtap.owner.uid, gid: macvtap.owner.gid },
             tap_only: match self.settings.tap_only {
                 settings::TapOnly::Allowed => table::TapOnly::Allowed,
                 settings::TapOnly::Forbidden => table::TapOnly::Forbidden,
@@ -206,21 +185,11 @@ impl Selector {
             })
         };
         let address = |text: &String| {
-            text.parse().map_err(|source| PoolError::MacAddress {
-                pool: pool.to_owned(),
-                source,
-            })
+            text.parse().map_err(|source| PoolError::MacAddress { pool: pool.to_owned(), source })
         };
-        let names = entry
-            .names
-            .as_ref()
-            .map(|list| list.iter().map(pattern).collect())
-            .transpose()?;
-        let mac_addresses = entry
-            .mac_addresses
-            .as_ref()
-            .map(|list| list.iter().map(address).collect())
-            .transpose()?;
+        let names = entry.names.as_ref().map(|list| list.iter().map(pattern).collect()).transpose()?;
+        let mac_addresses =
+            entry.mac_addresses.as_ref().map(|list| list.iter().map(address).collect()).transpose()?;
         let any_kind = names.is_some() || entry.pci_addresses.is_some() || mac_addresses.is_some();
         let default_kinds = (!any_kind).then(|| vec![LinkKind::Physical, LinkKind::Bond]);
         Ok(Self {
@@ -243,12 +212,9 @@ impl Selector {
             && among(self.drivers.as_ref(), hardware.driver.as_ref())
             && among(self.mac_addresses.as_ref(), link.own_mac().as_ref())
             && among(self.numa_nodes.as_ref(), hardware.numa_node.as_ref())
-            && self
-                .min_speed_mbps
-                .is_none_or(|min| hardware.speed_mbps.is_some_and(|speed| speed >= min))
+            && self.min_speed_mbps.is_none_or(|min| hardware.speed_mbps.is_some_and(|speed| speed >= min))
             && self.names.as_ref().is_none_or(|patterns| {
-                link.names()
-                    .any(|name| patterns.iter().any(|pattern| pattern.matches(name)))
+                link.names().any(|name| patterns.iter().any(|pattern| pattern.matches(name)))
             })
     }
 }

@@ -77,23 +77,16 @@ pub struct PoolOutcome {
 
 /// Decides for all links.
 pub fn select(pools: &[Pool], inventory: &Inventory, held: &Holdings) -> Selection {
-    let mut selection = Selection {
-        pools: vec![PoolOutcome::default(); pools.len()],
-        ..Selection::default()
-    };
+    let mut selection =
+        Selection { pools: vec![PoolOutcome::default(); pools.len()], ..Selection::default() };
     let mut names = reserved_names(pools, &mut selection.pools);
     for link in inventory.iter() {
         let holdings = held.get(&link.ifindex).map_or(&[][..], Vec::as_slice);
         let outcome = decide(pools, inventory, link, holdings, &mut names, &selection.pools);
         for &pool in &outcome.pools {
             selection.record(pool, &pools[pool], link);
-            let others = outcome
-                .refusals
-                .iter()
-                .filter(|(_, r)| r.reason == LinkReason::LostToPool);
-            selection.pools[pool]
-                .contenders
-                .extend(others.map(|(other, _)| *other));
+            let others = outcome.refusals.iter().filter(|(_, r)| r.reason == LinkReason::LostToPool);
+            selection.pools[pool].contenders.extend(others.map(|(other, _)| *other));
         }
         for (pool, refusal) in &outcome.refusals {
             if refusal.reason == LinkReason::LostToPool {
@@ -110,37 +103,25 @@ pub fn select(pools: &[Pool], inventory: &Inventory, held: &Holdings) -> Selecti
 pub fn obstacle(inventory: &Inventory, link: &Link) -> Option<Refusal> {
     let name = &link.name;
     let (reason, message) = match inventory.obstacle(link)? {
-        Obstacle::Kind(Kind::Loopback) => (
-            LinkReason::KindNotSupported,
-            "no macvtap can be made on the loopback link".to_owned(),
-        ),
-        Obstacle::Kind(Kind::Macvtap) => (
-            LinkReason::KindNotSupported,
-            format!("{name} is itself a macvtap; use the link below it"),
-        ),
-        Obstacle::Kind(kind) => {
-            let kind = if kind.rtnetlink().is_empty() {
-                "no kind"
-            } else {
-                kind.rtnetlink()
-            };
-            (
-                LinkReason::KindNotSupported,
-                format!("{name} ({kind}) is not an Ethernet link"),
-            )
+        Obstacle::Kind(Kind::Loopback) => {
+            (LinkReason::KindNotSupported, "no macvtap can be made on the loopback link".to_owned())
         }
-        Obstacle::EnslavedTo(master) => (
-            LinkReason::EnslavedTo,
-            format!("{name} is a port of {master}; use {master}"),
-        ),
-        Obstacle::IpvlanParent(child) => (
-            LinkReason::HasUpper,
-            format!("ipvlan {child} takes what {name} receives; remove {child}"),
-        ),
-        Obstacle::Passthru(child) => (
-            LinkReason::PassthruInUse,
-            format!("{child} has {name} in passthru mode; remove {child}"),
-        ),
+        Obstacle::Kind(Kind::Macvtap) => {
+            (LinkReason::KindNotSupported, format!("{name} is itself a macvtap; use the link below it"))
+        }
+        Obstacle::Kind(kind) => {
+            let kind = if kind.rtnetlink().is_empty() { "no kind" } else { kind.rtnetlink() };
+            (LinkReason::KindNotSupported, format!("{name} ({kind}) is not an Ethernet link"))
+        }
+        Obstacle::EnslavedTo(master) => {
+            (LinkReason::EnslavedTo, format!("{name} is a port of {master}; use {master}"))
+        }
+        Obstacle::IpvlanParent(child) => {
+            (LinkReason::HasUpper, format!("ipvlan {child} takes what {name} receives; remove {child}"))
+        }
+        Obstacle::Passthru(child) => {
+            (LinkReason::PassthruInUse, format!("{child} has {name} in passthru mode; remove {child}"))
+        }
     };
     Some(Refusal { reason, message })
 }
@@ -149,14 +130,8 @@ pub fn obstacle(inventory: &Inventory, link: &Link) -> Option<Refusal> {
 pub fn tie(inventory: &Inventory, link: &Link) -> Option<Refusal> {
     let name = &link.name;
     let (reason, message) = match inventory.tie(link)? {
-        Tie::DefaultRoute => (
-            LinkReason::DefaultRoute,
-            format!("a default route of the node uses {name}"),
-        ),
-        Tie::HostAddress => (
-            LinkReason::HostAddress,
-            format!("the node has an address on {name}"),
-        ),
+        Tie::DefaultRoute => (LinkReason::DefaultRoute, format!("a default route of the node uses {name}")),
+        Tie::HostAddress => (LinkReason::HostAddress, format!("the node has an address on {name}")),
         Tie::Upper(upper) => (LinkReason::HasUpper, format!("{upper} is built on {name}")),
     };
     Some(Refusal { reason, message })
@@ -166,10 +141,7 @@ impl Selection {
     fn record(&mut self, index: usize, pool: &Pool, link: &Link) {
         self.pools[index].links.push(link.ifindex);
         if let Ok(resource) = pool.resource_for(link) {
-            let claim = self.resources.entry(resource).or_insert(Claim {
-                pool: index,
-                links: Vec::new(),
-            });
+            let claim = self.resources.entry(resource).or_insert(Claim { pool: index, links: Vec::new() });
             claim.links.push(link.ifindex);
         }
     }
@@ -203,9 +175,7 @@ fn decide(
         }
         let holds = |pool: &Pool| {
             let resource = pool.resource_for(link).ok();
-            holdings
-                .iter()
-                .any(|holding| Some(&holding.resource) == resource.as_ref())
+            holdings.iter().any(|holding| Some(&holding.resource) == resource.as_ref())
         };
         match consider(pool, inventory, link) {
             None => {}
@@ -235,36 +205,23 @@ fn share_out(
     outcome: &mut Outcome,
 ) {
     let has = |index: usize, holding: &Holding| {
-        pools[index]
-            .resource_for(link)
-            .is_ok_and(|resource| resource == holding.resource)
+        pools[index].resource_for(link).is_ok_and(|resource| resource == holding.resource)
     };
     // Devices in use whose pool is gone, or no longer matches: nobody else's until they are free.
-    let orphan = holdings
-        .iter()
-        .find(|holding| !eligible.iter().any(|(index, _)| has(*index, holding)));
+    let orphan = holdings.iter().find(|holding| !eligible.iter().any(|(index, _)| has(*index, holding)));
     for &(index, _) in eligible {
         let pool = &pools[index];
-        let foreign_passthru = holdings
-            .iter()
-            .find(|holding| holding.mode == Mode::Passthru && !has(index, holding));
+        let foreign_passthru =
+            holdings.iter().find(|holding| holding.mode == Mode::Passthru && !has(index, holding));
         let blocked = orphan.filter(|_| !pool.shares()).or(foreign_passthru);
         match outcome.pools.first() {
             _ if blocked.is_some() => {
-                let resource = blocked
-                    .map(|holding| holding.resource.to_string())
-                    .unwrap_or_default();
+                let resource = blocked.map(|holding| holding.resource.to_string()).unwrap_or_default();
                 let message = format!(
                     "devices of resource {resource} on {} are in use; their pods must end first",
                     link.name
                 );
-                outcome.refusals.push((
-                    index,
-                    Refusal {
-                        reason: LinkReason::LostToPool,
-                        message,
-                    },
-                ));
+                outcome.refusals.push((index, Refusal { reason: LinkReason::LostToPool, message }));
             }
             None => outcome.pools.push(index),
             Some(&first) if pools[first].shares() && pool.shares() => outcome.pools.push(index),
@@ -280,25 +237,16 @@ fn consider(pool: &Pool, inventory: &Inventory, link: &Link) -> Option<Result<Re
         return None;
     }
     if pool.excludes(link) {
-        return refuse(
-            LinkReason::Excluded,
-            format!("pool {} excludes {}", pool.name, link.name),
-        );
+        return refuse(LinkReason::Excluded, format!("pool {} excludes {}", pool.name, link.name));
     }
     if let Some(refusal) = obstacle(inventory, link) {
         return Some(Err(refusal));
     }
     if pool.settings.device_type == DeviceType::HostDevice && link.kind != Kind::Physical {
-        return refuse(
-            LinkReason::KindNotSupported,
-            format!("{} is not a NIC", link.name),
-        );
+        return refuse(LinkReason::KindNotSupported, format!("{} is not a NIC", link.name));
     }
     if pool.settings.exclude_default_route && inventory.has_default_route(link.ifindex) {
-        return refuse(
-            LinkReason::DefaultRoute,
-            format!("a default route of the node uses {}", link.name),
-        );
+        return refuse(LinkReason::DefaultRoute, format!("a default route of the node uses {}", link.name));
     }
     if let Some(refusal) = tie(inventory, link).filter(|_| pool.settings.takes_whole_links()) {
         return Some(Err(refusal));
@@ -321,39 +269,23 @@ fn dry_run(
         if !matches!(consider(pool, inventory, link), Some(Ok(_))) {
             continue;
         }
-        let free = outcome
-            .pools
-            .iter()
-            .all(|other| pools[*other].shares() && pool.shares());
-        let list = if free {
-            &mut outcomes[index].links
-        } else {
-            &mut outcomes[index].contested
-        };
+        let free = outcome.pools.iter().all(|other| pools[*other].shares() && pool.shares());
+        let list = if free { &mut outcomes[index].links } else { &mut outcomes[index].contested };
         list.push(link.ifindex);
     }
 }
 
 fn lost(link: &Link, winner: &Pool) -> Refusal {
-    Refusal {
-        reason: LinkReason::LostToPool,
-        message: format!("pool {} has {}", winner.name, link.name),
-    }
+    Refusal { reason: LinkReason::LostToPool, message: format!("pool {} has {}", winner.name, link.name) }
 }
 
 fn draining(pool: &Pool) -> Refusal {
-    Refusal {
-        reason: LinkReason::Draining,
-        message: format!("pool {} is being deleted", pool.name),
-    }
+    Refusal { reason: LinkReason::Draining, message: format!("pool {} is being deleted", pool.name) }
 }
 
 fn name_taken(link: &Link, owner: &Pool) -> Refusal {
     let message = format!("pool {} has the resource name {}", owner.name, link.name);
-    Refusal {
-        reason: LinkReason::NameNotUsable,
-        message,
-    }
+    Refusal { reason: LinkReason::NameNotUsable, message }
 }
 
 #[cfg(test)]

@@ -56,13 +56,13 @@ pub enum StandaloneError {
     #[error("the configuration is not a JSON array of objects")]
     Json(#[source] serde_json::Error),
     /// An entry is wrong.
-    #[error("{place}: {problem}")]
+    #[error("{place}")]
     Entry {
         /// Which one.
         place: Place,
         /// In what way.
         #[source]
-        problem: Problem,
+        problem: Box<Problem>,
     },
 }
 
@@ -165,28 +165,16 @@ impl Standalone {
         let objects: Option<Vec<Object>> = serde_json::from_str(text).map_err(StandaloneError::Json)?;
         let objects = objects.unwrap_or_default();
         if objects.is_empty() {
-            return Ok(Self {
-                pools: vec![every_link()?],
-                warnings: Vec::new(),
-            });
+            return Ok(Self { pools: vec![every_link()?], warnings: Vec::new() });
         }
         let (mut pools, mut warnings) = (Vec::new(), Vec::new());
         let mut numbers: BTreeMap<ResourceName, usize> = BTreeMap::new();
         for (index, object) in objects.iter().enumerate() {
-            let place = Place {
-                number: index + 1,
-                name: object.text("name").map(str::to_owned),
-            };
-            let at = |problem| StandaloneError::Entry {
-                place: place.clone(),
-                problem,
-            };
+            let place = Place { number: index + 1, name: object.text("name").map(str::to_owned) };
+            let at = |problem| StandaloneError::Entry { place: place.clone(), problem: Box::new(problem) };
             let entry = Entry::check(object, &place, &mut warnings).map_err(at)?;
             if let Some(first) = numbers.insert(entry.name.clone(), place.number) {
-                return Err(at(Problem::Duplicate {
-                    name: entry.name.to_string(),
-                    first,
-                }));
+                return Err(at(Problem::Duplicate { name: entry.name.to_string(), first }));
             }
             pools.push(entry.into_pool().map_err(|error| at(Problem::Pool(error)))?);
         }
@@ -204,9 +192,7 @@ impl Entry {
                 return Err(Problem::KeyTwice(key.clone()));
             }
         }
-        let name = required(object, "name", "\"name\": \"dataplane\"")?
-            .parse()
-            .map_err(Problem::Name)?;
+        let name = required(object, "name", "\"name\": \"dataplane\"")?.parse().map_err(Problem::Name)?;
         let lower_device = Self::lower_device(object, place, warnings)?;
         let mode = match string(object, "mode")? {
             // macvtap-cni's default has two spellings.
@@ -217,12 +203,7 @@ impl Entry {
         if let Some(capacity) = capacity.filter(|capacity| mode == Mode::Passthru && *capacity > 1) {
             return Err(Problem::PassthruCapacity(capacity.into()));
         }
-        Ok(Self {
-            name,
-            lower_device,
-            mode,
-            capacity,
-        })
+        Ok(Self { name, lower_device, mode, capacity })
     }
 
     fn lower_device(object: &Object, place: &Place, warnings: &mut Vec<String>) -> Result<String, Problem> {
@@ -235,9 +216,8 @@ impl Entry {
             }
             (Some(name), _) => name,
             (None, Some(name)) => {
-                warnings.push(format!(
-                    "{place}: master is the older word for lowerDevice; write lowerDevice"
-                ));
+                warnings
+                    .push(format!("{place}: master is the older word for lowerDevice; write lowerDevice"));
                 name
             }
             (None, None) => required(object, "lowerDevice", "\"lowerDevice\": \"eth0\"")?,
@@ -245,11 +225,7 @@ impl Entry {
         let usable = (1..=LINK_NAME_MAX).contains(&name.len())
             && !name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control())
             && !matches!(name, "." | "..");
-        if usable {
-            Ok(name.to_owned())
-        } else {
-            Err(Problem::LowerDevice(name.to_owned()))
-        }
+        if usable { Ok(name.to_owned()) } else { Err(Problem::LowerDevice(name.to_owned())) }
     }
 
     fn into_pool(self) -> Result<Pool, PoolError> {
@@ -265,39 +241,22 @@ impl Entry {
             Mode::Passthru => settings::Mode::Passthru,
         };
         let settings = PoolSettings {
-            macvtap: Some(settings::Macvtap {
-                mode,
-                ..settings::Macvtap::default()
-            }),
-            capacity: self.capacity.map(|count| Capacity {
-                per_link: Some(count),
-                per_node: None,
-            }),
+            macvtap: Some(settings::Macvtap { mode, ..settings::Macvtap::default() }),
+            capacity: self.capacity.map(|count| Capacity { per_link: Some(count), per_node: None }),
             ..pool_settings(selector)
         };
-        Pool::compile(NodePool {
-            resource_name: Some(name.clone()),
-            ..node_pool(name, settings)
-        })
+        Pool::compile(NodePool { resource_name: Some(name.clone()), ..node_pool(name, settings) })
     }
 }
 
 /// The pool that `[]` means.
 fn every_link() -> Result<Pool, StandaloneError> {
-    let selector = LinkSelector {
-        kinds: Some(vec![LinkKind::Physical, LinkKind::Bond]),
-        ..LinkSelector::default()
-    };
-    let settings = PoolSettings {
-        resource_per: ResourcePer::Link,
-        ..pool_settings(selector)
-    };
+    let selector =
+        LinkSelector { kinds: Some(vec![LinkKind::Physical, LinkKind::Bond]), ..LinkSelector::default() };
+    let settings = PoolSettings { resource_per: ResourcePer::Link, ..pool_settings(selector) };
     Pool::compile(node_pool("every-link".to_owned(), settings)).map_err(|error| StandaloneError::Entry {
-        place: Place {
-            number: 0,
-            name: None,
-        },
-        problem: Problem::Pool(error),
+        place: Place { number: 0, name: None },
+        problem: Box::new(Problem::Pool(error)),
     })
 }
 
@@ -341,9 +300,7 @@ fn capacity(object: &Object, place: &Place, warnings: &mut Vec<String>) -> Resul
     };
     match value.as_u64() {
         Some(0) => {
-            warnings.push(format!(
-                "{place}: capacity 0 means 100, as it does to macvtap-cni; leave it out"
-            ));
+            warnings.push(format!("{place}: capacity 0 means 100, as it does to macvtap-cni; leave it out"));
             Ok(None)
         }
         Some(number) if number <= CAPACITY_MAX => Ok(u32::try_from(number).ok()),
@@ -359,23 +316,18 @@ fn string<'o>(object: &'o Object, key: &'static str) -> Result<Option<&'o str>, 
     match object.get(key) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(value) => Err(Problem::Type {
-            key,
-            value: value.to_string(),
-            expected: "a text in double quotes",
-        }),
+        Some(value) => {
+            Err(Problem::Type { key, value: value.to_string(), expected: "a text in double quotes" })
+        }
     }
 }
 
 /// The known key a mistyped one is meant to be, if only case or separators differ.
 fn similar(key: &str) -> String {
     let plain = |text: &str| text.replace(['-', '_'], "").to_lowercase();
-    let known = ["name", "lowerDevice", "mode", "capacity"]
-        .into_iter()
-        .find(|known| plain(known) == plain(key));
-    known
-        .map(|known| format!(", is {known:?} meant?"))
-        .unwrap_or_default()
+    let known =
+        ["name", "lowerDevice", "mode", "capacity"].into_iter().find(|known| plain(known) == plain(key));
+    known.map(|known| format!(", is {known:?} meant?")).unwrap_or_default()
 }
 
 impl fmt::Display for Place {

@@ -30,21 +30,14 @@ impl Split {
     }
 
     pub(super) fn runs(&self, lower: u32) -> impl Iterator<Item = Run> {
-        self.runs.iter().map(move |(range, advertised)| Run {
-            range: *range,
-            lower,
-            advertised: *advertised,
-        })
+        self.runs.iter().map(move |(range, advertised)| Run { range: *range, lower, advertised: *advertised })
     }
 
     /// As few ranges as possible: for the table it does not matter what is advertised.
     pub(super) fn ranges(&self) -> Vec<SlotRange> {
         let mut ranges: Vec<SlotRange> = Vec::new();
         for (range, _) in &self.runs {
-            match ranges
-                .last_mut()
-                .filter(|last| continues(last, range.first_slot, range.first_ifindex))
-            {
+            match ranges.last_mut().filter(|last| continues(last, range.first_slot, range.first_ifindex)) {
                 Some(last) => last.count += range.count,
                 None => ranges.push(*range),
             }
@@ -56,11 +49,7 @@ impl Split {
         match self.runs.last_mut() {
             Some((last, kind)) if *kind == advertised && continues(last, slot, ifindex) => last.count += 1,
             _ => {
-                let range = SlotRange {
-                    first_slot: slot,
-                    count: 1,
-                    first_ifindex: ifindex,
-                };
+                let range = SlotRange { first_slot: slot, count: 1, first_ifindex: ifindex };
                 self.runs.push((range, advertised));
             }
         }
@@ -69,17 +58,12 @@ impl Split {
 
 /// How many devices of a link are advertised.
 pub(super) fn advertised(runs: &[Run], lower: u32) -> u32 {
-    runs.iter()
-        .filter(|run| run.lower == lower && run.advertised)
-        .map(|run| run.range.count)
-        .sum()
+    runs.iter().filter(|run| run.lower == lower && run.advertised).map(|run| run.range.count).sum()
 }
 
 /// The lowest slot that is in none of the ranges, and how many follow it that are not either.
 pub(super) fn first_gap<'r>(taken: impl Iterator<Item = &'r SlotRange>) -> Option<(u32, u32)> {
-    let mut taken: Vec<(u32, u32)> = taken
-        .map(|range| (range.slots().start, range.slots().end))
-        .collect();
+    let mut taken: Vec<(u32, u32)> = taken.map(|range| (range.slots().start, range.slots().end)).collect();
     taken.sort_unstable();
     let mut first = 0;
     for (start, end) in taken {

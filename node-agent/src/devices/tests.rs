@@ -24,24 +24,12 @@ fn entry() -> Resource {
 }
 
 fn known(link: &str) -> Known {
-    Known {
-        name: link.into(),
-        identity: LinkIdentity::Name {
-            kind: "veth".into(),
-            name: link.into(),
-        },
-    }
+    Known { name: link.into(), identity: LinkIdentity::Name { kind: "veth".into(), name: link.into() } }
 }
 
 fn nic(link: &str, number: u8) -> Known {
     let mac = [2, 0, 0, 0, 0, number].try_into().unwrap();
-    Known {
-        name: link.into(),
-        identity: LinkIdentity::Hardware {
-            mac,
-            parent: "virtio1".into(),
-        },
-    }
+    Known { name: link.into(), identity: LinkIdentity::Hardware { mac, parent: "virtio1".into() } }
 }
 
 /// A node whose table evolves step by step.
@@ -80,18 +68,8 @@ impl Node {
     }
 
     fn evolve_in(&mut self, mode: Mode, demand: &[(u32, u32)]) -> Evolution {
-        let links = demand
-            .iter()
-            .map(|&(ifindex, count)| DemandedLink { ifindex, count })
-            .collect();
-        let demands = BTreeMap::from([(
-            name("a"),
-            Demand {
-                entry: entry(),
-                mode,
-                links,
-            },
-        )]);
+        let links = demand.iter().map(|&(ifindex, count)| DemandedLink { ifindex, count }).collect();
+        let demands = BTreeMap::from([(name("a"), Demand { entry: entry(), mode, links })]);
         self.evolve_to(&demands)
     }
 
@@ -121,11 +99,8 @@ impl Node {
 
 fn advertised(evolution: &Evolution) -> Vec<u32> {
     let runs = evolution.offers.get(&name("a")).map_or(&[][..], Vec::as_slice);
-    let mut slots: Vec<u32> = runs
-        .iter()
-        .filter(|run| run.advertised)
-        .flat_map(|run| run.range.slots())
-        .collect();
+    let mut slots: Vec<u32> =
+        runs.iter().filter(|run| run.advertised).flat_map(|run| run.range.slots()).collect();
     slots.sort_unstable();
     slots
 }
@@ -146,10 +121,7 @@ fn shrinking_takes_free_devices_from_the_top_and_honours_them_for_a_minute() {
     node.evolve(&[(3, 5)]);
     node.uses(&["aMvp4"]);
     assert_eq!(advertised(&node.evolve(&[(3, 2)])), [0, 4]);
-    assert!(
-        node.ifindex("aMvp2").is_some(),
-        "an Allocate under way must end well"
-    );
+    assert!(node.ifindex("aMvp2").is_some(), "an Allocate under way must end well");
     node.pass(59);
     let soon = node.evolve(&[(3, 2)]);
     assert_eq!(soon.next_deadline, Some(node.now + Duration::from_secs(1)));
@@ -192,10 +164,7 @@ fn a_renamed_link_keeps_its_devices() {
     node.evolve(&[(3, 2)]);
     node.links.insert(3, nic("ens7", 1));
     let evolution = node.evolve(&[(3, 2)]);
-    assert_eq!(
-        (advertised(&evolution), node.ifindex("aMvp0")),
-        (vec![0, 1], Some(IFINDEX_FIRST))
-    );
+    assert_eq!((advertised(&evolution), node.ifindex("aMvp0")), (vec![0, 1], Some(IFINDEX_FIRST)));
     assert_eq!(node.table.resources[&name("a")].links[0].name, "ens7");
 }
 
@@ -258,10 +227,7 @@ fn a_changed_mode_waits_for_the_last_device() {
     let mut node = Node::new().with(3, known("x"));
     node.evolve(&[(3, 2)]);
     node.uses(&["aMvp0"]);
-    assert_eq!(
-        node.evolve_in(Mode::Private, &[(3, 2)]).mode_pending,
-        [(name("a"), 3)].into()
-    );
+    assert_eq!(node.evolve_in(Mode::Private, &[(3, 2)]).mode_pending, [(name("a"), 3)].into());
     assert_eq!(node.table.resources[&name("a")].links[0].mode, Mode::Bridge);
     node.uses(&[]);
     assert!(node.evolve_in(Mode::Private, &[(3, 2)]).mode_pending.is_empty());

@@ -18,10 +18,7 @@ pub(crate) fn link(ifindex: u32, name: &str, kind: Kind) -> Link {
         master: None,
         lower: None,
         passthru: false,
-        hardware: Hardware {
-            parent: physical.then(|| format!("virtio{ifindex}")),
-            ..Hardware::default()
-        },
+        hardware: Hardware { parent: physical.then(|| format!("virtio{ifindex}")), ..Hardware::default() },
     }
 }
 
@@ -40,10 +37,7 @@ fn obstacle_of(links: Vec<Link>, ifindex: u32) -> Option<Obstacle> {
 fn a_port_cannot_be_used_but_a_link_in_a_vrf_can() {
     let port = |kind: &str| {
         let mut port = link(1, "a", Kind::Physical);
-        port.master = Some(Master {
-            ifindex: 2,
-            kind: kind.into(),
-        });
+        port.master = Some(Master { ifindex: 2, kind: kind.into() });
         obstacle_of(vec![port, link(2, "up", Kind::Other(kind.into()))], 1)
     };
     for kind in ["bond", "bridge", "team", "openvswitch", ""] {
@@ -59,18 +53,9 @@ fn children_that_take_the_whole_link_are_named() {
         (child.lower, child.passthru) = (Some(1), passthru);
         obstacle_of(vec![link(1, "a", Kind::Physical), child], 1)
     };
-    assert_eq!(
-        child(Kind::Macvlan, true),
-        Some(Obstacle::Passthru("child".into()))
-    );
-    assert_eq!(
-        child(Kind::Macvtap, true),
-        Some(Obstacle::Passthru("child".into()))
-    );
-    assert_eq!(
-        child(Kind::Other("ipvlan".into()), false),
-        Some(Obstacle::IpvlanParent("child".into()))
-    );
+    assert_eq!(child(Kind::Macvlan, true), Some(Obstacle::Passthru("child".into())));
+    assert_eq!(child(Kind::Macvtap, true), Some(Obstacle::Passthru("child".into())));
+    assert_eq!(child(Kind::Other("ipvlan".into()), false), Some(Obstacle::IpvlanParent("child".into())));
     assert_eq!(child(Kind::Macvlan, false), None);
     assert_eq!(child(Kind::Vlan, false), None);
 }
@@ -92,10 +77,7 @@ fn what_ties_a_link_to_the_host_is_found() {
 
 #[test]
 fn the_other_end_of_a_veth_and_our_own_devices_tie_nothing() {
-    let (mut peer, mut tap) = (
-        link(2, "peer", Kind::Veth),
-        link(IFINDEX_FIRST, "tap", Kind::Macvtap),
-    );
+    let (mut peer, mut tap) = (link(2, "peer", Kind::Veth), link(IFINDEX_FIRST, "tap", Kind::Macvtap));
     (peer.lower, tap.lower) = (Some(1), Some(1));
     let a = link(1, "a", Kind::Veth);
     assert_eq!(inventory(vec![a.clone(), peer, tap]).tie(&a), None);

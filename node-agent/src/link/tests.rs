@@ -64,10 +64,7 @@ fn a_nic_is_physical_by_its_device() {
         .with(57, &c_string("virtio"))
         .link();
     assert_eq!((link.ifindex, link.name.as_str(), link.mtu), (4, "eth0", 1400));
-    assert_eq!(
-        (link.kind, link.admin_up, link.carrier),
-        (Kind::Physical, true, true)
-    );
+    assert_eq!((link.kind, link.admin_up, link.carrier), (Kind::Physical, true, true));
     assert_eq!(link.hardware.parent.as_deref(), Some("virtio2"));
     assert_eq!(link.mac.unwrap().octets(), MAC);
 }
@@ -81,10 +78,7 @@ fn kindless_links_without_a_nic_are_not_physical() {
     let unknown = Recorded::new(ETHER, 6, UP).named("odd0").link();
     assert_eq!(unknown.kind, Kind::Other(String::new()));
     // A network over Thunderbolt is Ethernet on a device: a NIC, to be excluded by name or driver where unwanted.
-    let thunderbolt = Recorded::new(ETHER, 7, UP)
-        .named("thunderbolt0")
-        .with(56, &c_string("0-1.0"))
-        .link();
+    let thunderbolt = Recorded::new(ETHER, 7, UP).named("thunderbolt0").with(56, &c_string("0-1.0")).link();
     assert_eq!(thunderbolt.kind, Kind::Physical);
     let tun = Recorded::new(0xfffe, 8, UP).named("tun0").kind("tun").link();
     assert_eq!(tun.kind, Kind::NotEthernet("tun".into()));
@@ -119,22 +113,13 @@ fn a_bond_member_keeps_its_own_address_and_names_its_bond() {
         .with(18, &info)
         .link();
     assert_eq!(member.own_mac().unwrap().octets(), MAC);
-    assert_eq!(
-        member.master,
-        Some(Master {
-            ifindex: 7,
-            kind: "bond".into()
-        })
-    );
+    assert_eq!(member.master, Some(Master { ifindex: 7, kind: "bond".into() }));
     assert_eq!(member.kind, Kind::Physical);
 }
 
 #[test]
 fn a_lower_link_in_another_namespace_is_none_of_ours() {
-    let vlan = Recorded::new(ETHER, 3, UP)
-        .named("v")
-        .kind("vlan")
-        .with(5, &4_u32.to_ne_bytes());
+    let vlan = Recorded::new(ETHER, 3, UP).named("v").kind("vlan").with(5, &4_u32.to_ne_bytes());
     assert_eq!(vlan.link().lower, Some(4));
     assert_eq!(vlan.with(37, &0_u32.to_ne_bytes()).link().lower, None);
 }
@@ -146,29 +131,14 @@ fn altnames_and_passthru_are_read() {
     assert_eq!(link.names().collect::<Vec<_>>(), ["a", "enp1s0"]);
     let data = attribute(1, &8_u32.to_ne_bytes());
     let info = [attribute(1, &c_string("macvtap")), attribute(2, &data)].concat();
-    assert!(
-        Recorded::new(ETHER, 3, UP)
-            .named("p")
-            .with(18, &info)
-            .link()
-            .passthru
-    );
+    assert!(Recorded::new(ETHER, 3, UP).named("p").with(18, &info).link().passthru);
 }
 
 #[test]
 fn a_message_that_describes_no_link_is_refused() {
-    assert_eq!(
-        Recorded::new(ETHER, 0, UP).named("a").parse(),
-        Err(LinkError::Index)
-    );
-    assert_eq!(
-        Recorded::new(ETHER, u32::MAX, UP).named("a").parse(),
-        Err(LinkError::Index)
-    );
-    assert!(matches!(
-        Recorded::new(ETHER, 1, UP).parse(),
-        Err(LinkError::Name { .. })
-    ));
+    assert_eq!(Recorded::new(ETHER, 0, UP).named("a").parse(), Err(LinkError::Index));
+    assert_eq!(Recorded::new(ETHER, u32::MAX, UP).named("a").parse(), Err(LinkError::Index));
+    assert!(matches!(Recorded::new(ETHER, 1, UP).parse(), Err(LinkError::Name { .. })));
     assert!(matches!(
         Recorded::new(ETHER, 1, UP).named(&"a".repeat(16)).parse(),
         Err(LinkError::Name { .. })
@@ -178,15 +148,9 @@ fn a_message_that_describes_no_link_is_refused() {
 #[test]
 fn a_device_that_only_sysfs_knows_makes_a_nic() {
     let mut link = Recorded::new(ETHER, 4, UP).named("eth0").link();
-    link.set_hardware(Hardware {
-        parent: Some("virtio0".into()),
-        ..Hardware::default()
-    });
+    link.set_hardware(Hardware { parent: Some("virtio0".into()), ..Hardware::default() });
     assert_eq!(link.kind, Kind::Physical);
     let mut vlan = Recorded::new(ETHER, 4, UP).named("v").kind("vlan").link();
-    vlan.set_hardware(Hardware {
-        parent: Some("virtio0".into()),
-        ..Hardware::default()
-    });
+    vlan.set_hardware(Hardware { parent: Some("virtio0".into()), ..Hardware::default() });
     assert_eq!(vlan.kind, Kind::Vlan);
 }

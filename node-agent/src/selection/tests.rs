@@ -26,20 +26,12 @@ fn nics(count: u32) -> Inventory {
 }
 
 fn holding(resource: &str, mode: Mode) -> Holding {
-    Holding {
-        resource: resource.parse().unwrap(),
-        mode,
-    }
+    Holding { resource: resource.parse().unwrap(), mode }
 }
 
 fn reason(selection: &Selection, ifindex: u32, pool: usize) -> LinkReason {
     let refusals = &selection.links[&ifindex].refusals;
-    refusals
-        .iter()
-        .find(|(index, _)| *index == pool)
-        .unwrap()
-        .1
-        .reason
+    refusals.iter().find(|(index, _)| *index == pool).unwrap().1.reason
 }
 
 #[test]
@@ -57,10 +49,7 @@ fn a_link_in_use_stays_with_its_pool_whatever_the_order() {
     let pools = [pool("a", &json!({})), pool("b", &json!({}))];
     let held = Holdings::from([(1, vec![holding("b", Mode::Bridge)])]);
     let selection = select(&pools, &nics(2), &held);
-    assert_eq!(
-        (&selection.links[&1].pools[..], &selection.links[&2].pools[..]),
-        (&[1][..], &[0][..])
-    );
+    assert_eq!((&selection.links[&1].pools[..], &selection.links[&2].pools[..]), (&[1][..], &[0][..]));
 }
 
 #[test]
@@ -91,33 +80,15 @@ fn entries_are_alternatives_fields_add_up_and_exclude_wins() {
     fast.altnames = vec!["enp9s0".into()];
     let mut slow = link(2, "ens2", Kind::Physical);
     slow.hardware.speed_mbps = Some(1000);
-    let links = [
-        fast,
-        slow,
-        link(3, "bond0", Kind::Bond),
-        link(4, "veth9", Kind::Veth),
-    ];
+    let links = [fast, slow, link(3, "bond0", Kind::Bond), link(4, "veth9", Kind::Veth)];
     let inventory = inventory(links);
-    let chosen = |fields| {
-        select(&[pool("a", &fields)], &inventory, &Holdings::new()).pools[0]
-            .links
-            .clone()
-    };
+    let chosen = |fields| select(&[pool("a", &fields)], &inventory, &Holdings::new()).pools[0].links.clone();
     assert_eq!(chosen(json!({"links": [{"minSpeedMbps": 10000}]})), [1]);
-    assert_eq!(
-        chosen(json!({"links": [{"names": ["enp?s0"]}, {"kinds": ["Bond"]}]})),
-        [1, 3]
-    );
-    assert_eq!(
-        chosen(json!({"links": [{"names": ["ens*"], "minSpeedMbps": 10000}]})),
-        [1]
-    );
+    assert_eq!(chosen(json!({"links": [{"names": ["enp?s0"]}, {"kinds": ["Bond"]}]})), [1, 3]);
+    assert_eq!(chosen(json!({"links": [{"names": ["ens*"], "minSpeedMbps": 10000}]})), [1]);
     assert_eq!(chosen(json!({"links": [{"names": ["*"]}]})), [1, 2, 3, 4]);
     assert_eq!(chosen(json!({"links": [{"drivers": ["mlx5_core"]}]})), [0; 0]);
-    assert_eq!(
-        chosen(json!({"links": [{"names": ["ens*"]}], "exclude": [{"names": ["ens2"]}]})),
-        [1]
-    );
+    assert_eq!(chosen(json!({"links": [{"names": ["ens*"]}], "exclude": [{"names": ["ens2"]}]})), [1]);
 }
 
 #[test]
@@ -128,10 +99,8 @@ fn without_kinds_and_names_only_nics_and_bonds_are_meant() {
         link(3, "v", Kind::Vlan),
         link(4, "x", Kind::Veth),
     ]);
-    let pools = [pool(
-        "a",
-        &json!({"links": [{"numaNodes": [0]}, {"minSpeedMbps": 1}, {"kinds": ["Vlan"]}]}),
-    )];
+    let pools =
+        [pool("a", &json!({"links": [{"numaNodes": [0]}, {"minSpeedMbps": 1}, {"kinds": ["Vlan"]}]}))];
     assert_eq!(select(&pools, &inventory, &Holdings::new()).pools[0].links, [3]);
 }
 
@@ -145,11 +114,7 @@ fn whole_links_are_not_taken_from_the_host() {
     assert_eq!(selection.pools[0].links, [2]);
     let bridge = select(&[pool("a", &json!({}))], &inventory, &Holdings::new());
     assert_eq!(bridge.pools[0].links, [1, 2]);
-    let careful = select(
-        &[pool("a", &json!({"excludeDefaultRoute": true}))],
-        &inventory,
-        &Holdings::new(),
-    );
+    let careful = select(&[pool("a", &json!({"excludeDefaultRoute": true}))], &inventory, &Holdings::new());
     assert_eq!(reason(&careful, 1, 0), LinkReason::DefaultRoute);
 }
 
@@ -158,14 +123,7 @@ fn a_resource_for_each_link_is_named_after_it_if_it_can_be() {
     let inventory = inventory([link(1, "eth0", Kind::Physical), link(2, "_x", Kind::Physical)]);
     let pools = [pool("all", &json!({"resourcePer": "Link"}))];
     let selection = select(&pools, &inventory, &Holdings::new());
-    assert_eq!(
-        selection
-            .resources
-            .keys()
-            .map(ResourceName::as_str)
-            .collect::<Vec<_>>(),
-        ["eth0"]
-    );
+    assert_eq!(selection.resources.keys().map(ResourceName::as_str).collect::<Vec<_>>(), ["eth0"]);
     assert_eq!(reason(&selection, 2, 0), LinkReason::NameNotUsable);
 }
 
@@ -175,10 +133,8 @@ fn two_pools_never_have_one_resource_name() {
     let selection = select(&twice, &nics(1), &Holdings::new());
     assert_eq!(selection.pools[1].name_taken_by, Some(0));
     let inventory = inventory([link(1, "a", Kind::Physical)]);
-    let pools = [
-        pool("l", &json!({"resourcePer": "Link"})),
-        pool("a", &json!({"links": [{"kinds": ["Bond"]}]})),
-    ];
+    let pools =
+        [pool("l", &json!({"resourcePer": "Link"})), pool("a", &json!({"links": [{"kinds": ["Bond"]}]}))];
     let selection = select(&pools, &inventory, &Holdings::new());
     assert_eq!(reason(&selection, 1, 0), LinkReason::NameNotUsable);
 }
@@ -191,10 +147,7 @@ fn a_dry_run_takes_nothing_and_says_what_it_would_have() {
     ];
     let selection = select(&pools, &nics(2), &Holdings::new());
     assert_eq!(selection.links[&1].pools, [1]);
-    assert_eq!(
-        (&selection.pools[0].links[..], &selection.pools[0].contested[..]),
-        (&[2][..], &[1][..])
-    );
+    assert_eq!((&selection.pools[0].links[..], &selection.pools[0].contested[..]), (&[2][..], &[1][..]));
     assert!(!selection.resources.contains_key(&"dry".parse().unwrap()));
 }
 
@@ -203,10 +156,7 @@ fn a_draining_pool_keeps_what_is_in_use_and_takes_no_more() {
     let pools = [pool("a", &json!({"phase": "Draining"})), pool("b", &json!({}))];
     let held = Holdings::from([(1, vec![holding("a", Mode::Bridge)])]);
     let selection = select(&pools, &nics(2), &held);
-    assert_eq!(
-        (&selection.links[&1].pools[..], &selection.links[&2].pools[..]),
-        (&[0][..], &[1][..])
-    );
+    assert_eq!((&selection.links[&1].pools[..], &selection.links[&2].pools[..]), (&[0][..], &[1][..]));
     assert_eq!(reason(&selection, 2, 0), LinkReason::Draining);
 }
 

@@ -9,10 +9,7 @@ pub(super) struct Object(pub(super) Vec<(String, Value)>);
 
 impl Object {
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
-        self.0
-            .iter()
-            .find(|(known, _)| known == key)
-            .map(|(_, value)| value)
+        self.0.iter().find(|(known, _)| known == key).map(|(_, value)| value)
     }
 
     pub(super) fn text(&self, key: &str) -> Option<&str> {

@@ -29,37 +29,19 @@ fn the_documented_example_is_read_as_it_always_was() {
 
 #[test]
 fn mode_and_capacity_have_the_usual_defaults() {
-    for text in [
-        r#"[{"name":"a","lowerDevice":"b"}]"#,
-        r#"[{"name":"a","lowerDevice":"b","mode":""}]"#,
-    ] {
-        assert_eq!(
-            (pool(text).mode(), pool(text).settings.per_link()),
-            (Mode::Bridge, 100)
-        );
+    for text in [r#"[{"name":"a","lowerDevice":"b"}]"#, r#"[{"name":"a","lowerDevice":"b","mode":""}]"#] {
+        assert_eq!((pool(text).mode(), pool(text).settings.per_link()), (Mode::Bridge, 100));
     }
-    assert_eq!(
-        pool(r#"[{"name":"a","lowerDevice":"b","mode":"passthru"}]"#)
-            .settings
-            .per_link(),
-        1
-    );
+    assert_eq!(pool(r#"[{"name":"a","lowerDevice":"b","mode":"passthru"}]"#).settings.per_link(), 1);
 }
 
 #[test]
 fn the_older_word_for_the_lower_device_works_with_a_warning() {
     let standalone = Standalone::parse(r#"[{"name":"eth0","master":"eth0"}]"#).unwrap();
     assert_eq!(standalone.warnings.len(), 1);
+    assert!(standalone.warnings[0].contains("entry 1 (\"eth0\"): master"), "{:?}", standalone.warnings);
     assert!(
-        standalone.warnings[0].contains("entry 1 (\"eth0\"): master"),
-        "{:?}",
-        standalone.warnings
-    );
-    assert!(
-        Standalone::parse(r#"[{"name":"a","master":"b","lowerDevice":"b"}]"#)
-            .unwrap()
-            .warnings
-            .is_empty()
+        Standalone::parse(r#"[{"name":"a","master":"b","lowerDevice":"b"}]"#).unwrap().warnings.is_empty()
     );
 }
 
@@ -93,61 +75,22 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         ("", &["is empty", "[]"][..]),
         ("{}", &["not a JSON array", "expected a sequence"]),
         ("[1]", &["not a JSON array of objects", "object with the keys"]),
-        (
-            r#"[{"name":"a","lowerDevice":"b"},]"#,
-            &["trailing comma", "line 1 column 33"],
-        ),
+        (r#"[{"name":"a","lowerDevice":"b"},]"#, &["trailing comma", "line 1 column 33"]),
         ("[]x", &["trailing characters"]),
-        (
-            r#"[{"name":"a"}]"#,
-            &["entry 1 (\"a\")", "\"lowerDevice\" is missing", "eth0"],
-        ),
+        (r#"[{"name":"a"}]"#, &["entry 1 (\"a\")", "\"lowerDevice\" is missing", "eth0"]),
         (r#"[{"lowerDevice":"b"}]"#, &["entry 1:", "\"name\" is missing"]),
-        (
-            r#"[{"name":"a","lower-device":"b"}]"#,
-            &["unknown key \"lower-device\"", "\"lowerDevice\" meant"],
-        ),
-        (
-            r#"[{"name":"a","lowerDevice":"b","vlan":5}]"#,
-            &["unknown key \"vlan\"", "name, lowerDevice"],
-        ),
-        (
-            r#"[{"name":"","lowerDevice":"b"}]"#,
-            &["entry 1 (\"\")", "name", "1 to 63"],
-        ),
+        (r#"[{"name":"a","lower-device":"b"}]"#, &["unknown key \"lower-device\"", "\"lowerDevice\" meant"]),
+        (r#"[{"name":"a","lowerDevice":"b","vlan":5}]"#, &["unknown key \"vlan\"", "name, lowerDevice"]),
+        (r#"[{"name":"","lowerDevice":"b"}]"#, &["entry 1 (\"\")", "name", "1 to 63"]),
         (r#"[{"name":"a/b","lowerDevice":"b"}]"#, &["\"a/b\"", "1 to 63"]),
-        (
-            r#"[{"name":"a","lowerDevice":""}]"#,
-            &["lowerDevice \"\"", "ip link"],
-        ),
-        (
-            r#"[{"name":"a","lowerDevice":"../x"}]"#,
-            &["lowerDevice \"../x\""],
-        ),
-        (
-            r#"[{"name":"a","lowerDevice":"b","mode":"brigde"}]"#,
-            &["mode \"brigde\"", "bridge, vepa"],
-        ),
-        (
-            r#"[{"name":"a","lowerDevice":"b","mode":7}]"#,
-            &["mode is 7", "double quotes"],
-        ),
-        (
-            r#"[{"name":"a","lowerDevice":"b","capacity":-1}]"#,
-            &["capacity is -1", "1 to 4096"],
-        ),
-        (
-            r#"[{"name":"a","lowerDevice":"b","capacity":"50"}]"#,
-            &["capacity is \"50\""],
-        ),
-        (
-            r#"[{"name":"a","lowerDevice":"b","capacity":1.5}]"#,
-            &["capacity is 1.5"],
-        ),
-        (
-            r#"[{"name":"a","lowerDevice":"b","capacity":99999}]"#,
-            &["capacity is 99999"],
-        ),
+        (r#"[{"name":"a","lowerDevice":""}]"#, &["lowerDevice \"\"", "ip link"]),
+        (r#"[{"name":"a","lowerDevice":"../x"}]"#, &["lowerDevice \"../x\""]),
+        (r#"[{"name":"a","lowerDevice":"b","mode":"brigde"}]"#, &["mode \"brigde\"", "bridge, vepa"]),
+        (r#"[{"name":"a","lowerDevice":"b","mode":7}]"#, &["mode is 7", "double quotes"]),
+        (r#"[{"name":"a","lowerDevice":"b","capacity":-1}]"#, &["capacity is -1", "1 to 4096"]),
+        (r#"[{"name":"a","lowerDevice":"b","capacity":"50"}]"#, &["capacity is \"50\""]),
+        (r#"[{"name":"a","lowerDevice":"b","capacity":1.5}]"#, &["capacity is 1.5"]),
+        (r#"[{"name":"a","lowerDevice":"b","capacity":99999}]"#, &["capacity is 99999"]),
         (
             r#"[{"name":"a","lowerDevice":"b","mode":"passthru","capacity":5}]"#,
             &["passthru", "capacity is 5"],
@@ -156,14 +99,8 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
             r#"[{"name":"a","lowerDevice":"b"},{"name":"a","lowerDevice":"c"}]"#,
             &["entry 2 (\"a\")", "entry 1 too"],
         ),
-        (
-            r#"[{"name":"a","name":"b","lowerDevice":"b"}]"#,
-            &["key \"name\" occurs twice"],
-        ),
-        (
-            r#"[{"name":"a","master":"x","lowerDevice":"b"}]"#,
-            &["\"b\"", "\"x\"", "keep lowerDevice"],
-        ),
+        (r#"[{"name":"a","name":"b","lowerDevice":"b"}]"#, &["key \"name\" occurs twice"]),
+        (r#"[{"name":"a","master":"x","lowerDevice":"b"}]"#, &["\"b\"", "\"x\"", "keep lowerDevice"]),
     ] {
         let error = error(text);
         for part in parts {

@@ -1,0 +1,249 @@
+//! What pods left behind, and what they lost: which records are without a pod, which devices without a link. Pure.
+//!
+//! A record is removed only when it is certain that nobody needs its device: a link that is deleted under a running
+//! virtual machine cannot be given back. The kubelet knows no pods for a while after its start, hence the conditions.
+
+use crate::kubelet::podresources::{Listing, PodName};
+use macvtap::device_id::DeviceId;
+use macvtap::record::{Attachment, Holder, State};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// How long a device must be without a pod.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a kubelet must be up for its list to be believed.
+pub const WARM_UP: Duration = Duration::from_mins(1);
+
+/// What is seen at a moment.
+#[derive(Debug)]
+pub struct Observation<'o> {
+    /// All records.
+    pub records: &'o [Attachment],
+    /// What the kubelet says; none when it says nothing.
+    pub listing: Option<&'o Listing>,
+    /// The pod we run in, if we know it. A kubelet that does not list it does not list everything.
+    pub own_pod: Option<&'o PodName>,
+    /// Since when this kubelet is up, as far as we saw.
+    pub kubelet_since: Instant,
+    /// This moment.
+    pub now: Instant,
+}
+
+/// What the collector asks of the kernel. A record that cannot be checked counts as alive.
+pub trait Liveness {
+    /// Whether the link of the record exists.
+    fn link_exists(&self, record: &Attachment) -> bool;
+    /// Whether the namespace of the record's pod exists.
+    fn sandbox_exists(&self, record: &Attachment) -> bool;
+}
+
+/// Remembers since when each device has been without a pod.
+#[derive(Debug, Default)]
+pub struct Collector {
+    missing: BTreeMap<DeviceId, Instant>,
+}
+
+/// What is to be done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Records to undo, if nobody holds the device's lock.
+    pub leftovers: Vec<Attachment>,
+    /// Devices that pods have and whose link is gone.
+    pub dead: Vec<(Attachment, PodName)>,
+}
+
+impl Collector {
+    /// Decides.
+    pub fn plan(&mut self, seen: &Observation<'_>, alive: &impl Liveness) -> Plan {
+        let mut plan = Plan::default();
+        let mut missing = BTreeMap::new();
+        for record in seen.records {
+            if record.state == State::Creating {
+                // Whoever makes it holds the lock; if it is free, the maker was killed.
+                plan.leftovers.push(record.clone());
+                continue;
+            }
+            let Some(listing) = seen.listing else { continue };
+            match listing.devices.get(&record.device) {
+                Some(pod) if is_theirs(record, pod) => {
+                    if !alive.link_exists(record) {
+                        plan.dead.push((record.clone(), pod.clone()));
+                    }
+                }
+                // The device is another pod's by now: its ADD takes over, its Allocate removes a tap without network.
+                Some(_) => {}
+                None => {
+                    let since = self.missing.get(&record.device).copied().unwrap_or(seen.now);
+                    missing.insert(record.device.clone(), since);
+                    let waited = seen.now.saturating_duration_since(since) >= PATIENCE;
+                    if waited && (trusted(seen, listing) || is_shell(record, alive)) {
+                        plan.leftovers.push(record.clone());
+                    }
+                }
+            }
+        }
+        self.missing = missing;
+        plan
+    }
+}
+
+/// Whether the kubelet's list is complete.
+fn trusted(seen: &Observation<'_>, listing: &Listing) -> bool {
+    let warm = seen.now.saturating_duration_since(seen.kubelet_since) >= WARM_UP;
+    warm && seen.own_pod.is_some_and(|own| listing.pods.contains(own))
+}
+
+/// Whether nothing is left but node and record.
+fn is_shell(record: &Attachment, alive: &impl Liveness) -> bool {
+    !alive.link_exists(record) && !alive.sandbox_exists(record)
+}
+
+fn is_theirs(record: &Attachment, pod: &PodName) -> bool {
+    match &record.holder {
+        Holder::Host => true,
+        // Some runtimes do not tell the pod.
+        Holder::Pod { pod_name, pod_namespace, .. } => {
+            pod_name.is_empty() || (*pod_name == pod.name && *pod_namespace == pod.namespace)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct World {
+        link: bool,
+        sandbox: bool,
+    }
+
+    impl Liveness for World {
+        fn link_exists(&self, _: &Attachment) -> bool {
+            self.link
+        }
+        fn sandbox_exists(&self, _: &Attachment) -> bool {
+            self.sandbox
+        }
+    }
+
+    const ALIVE: World = World { link: true, sandbox: true };
+    const LINK_LOST: World = World { link: false, sandbox: true };
+    const GONE: World = World { link: false, sandbox: false };
+
+    fn pod(name: &str) -> PodName {
+        PodName { namespace: "default".into(), name: name.into() }
+    }
+
+    fn record(state: State) -> Attachment {
+        Attachment {
+            version: macvtap::record::VERSION,
+            device: "aMvp0".parse().unwrap(),
+            holder: Holder::Pod {
+                container_id: "c".into(),
+                ifname: "net1".into(),
+                pod_uid: "u".into(),
+                pod_namespace: "default".into(),
+                pod_name: "vm".into(),
+                netns: "/run/netns/x".into(),
+                netns_inode: 1,
+            },
+            state,
+            ifindex: 0x0100_0000,
+            lower_ifindex: 3,
+            mac: None,
+            tap: None,
+            netns_id: None,
+            network: None,
+        }
+    }
+
+    /// The plans of two looks, ten seconds apart, at the same things.
+    fn twice(
+        record: &Attachment,
+        listing: Option<&Listing>,
+        own: Option<&PodName>,
+        up: u64,
+        world: &World,
+    ) -> [Plan; 2] {
+        let start = Instant::now();
+        let mut collector = Collector::default();
+        [0, 10].map(|seconds| {
+            let seen = Observation {
+                records: std::slice::from_ref(record),
+                listing,
+                own_pod: own,
+                kubelet_since: start,
+                now: start + Duration::from_secs(up + seconds),
+            };
+            collector.plan(&seen, world)
+        })
+    }
+
+    fn listing(devices: &[(&str, &str)], pods: &[&str]) -> Listing {
+        Listing {
+            devices: devices.iter().map(|(id, name)| (id.parse().unwrap(), pod(name))).collect(),
+            pods: pods.iter().map(|name| pod(name)).collect(),
+        }
+    }
+
+    #[test]
+    fn a_record_whose_maker_was_killed_is_undone_at_once_whatever_the_kubelet_says() {
+        let record = record(State::Creating);
+        let [first, _] = twice(&record, None, None, 0, &ALIVE);
+        assert_eq!(first.leftovers, [record]);
+    }
+
+    #[test]
+    fn a_link_that_vanished_under_a_listed_pod_is_a_dead_device_and_nothing_is_removed() {
+        let record = record(State::Attached);
+        let listing = listing(&[("aMvp0", "vm")], &["vm", "agent"]);
+        let [first, second] = twice(&record, Some(&listing), Some(&pod("agent")), 100, &LINK_LOST);
+        assert_eq!(first.dead, [(record, pod("vm"))]);
+        assert_eq!((first.leftovers, second.leftovers), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_record_without_a_pod_is_undone_after_two_looks() {
+        let record = record(State::Attached);
+        let listing = listing(&[], &["agent"]);
+        let [first, second] = twice(&record, Some(&listing), Some(&pod("agent")), 100, &ALIVE);
+        assert_eq!(first, Plan::default());
+        assert_eq!(second.leftovers, [record]);
+    }
+
+    #[test]
+    fn a_live_link_is_left_alone_while_the_kubelets_list_may_be_incomplete() {
+        let record = record(State::Attached);
+        let agent = pod("agent");
+        let complete = listing(&[], &["agent"]);
+        let incomplete = listing(&[], &["other"]);
+        for (listing, own, up) in [
+            (None, Some(&agent), 100),
+            (Some(&incomplete), Some(&agent), 100),
+            (Some(&complete), None, 100),
+            (Some(&complete), Some(&agent), 20),
+        ] {
+            let [_, second] = twice(&record, listing, own, up, &ALIVE);
+            assert_eq!(second, Plan::default());
+        }
+    }
+
+    #[test]
+    fn what_is_left_when_link_and_sandbox_are_gone_is_removed_without_further_proof() {
+        let record = record(State::Attached);
+        let [first, second] = twice(&record, Some(&listing(&[], &[])), None, 0, &GONE);
+        assert_eq!(first, Plan::default());
+        assert_eq!(second.leftovers, std::slice::from_ref(&record));
+        let [_, second] = twice(&record, None, None, 0, &GONE);
+        assert_eq!(second, Plan::default(), "the kubelet said nothing");
+    }
+
+    #[test]
+    fn a_device_that_another_pod_has_by_now_is_its_business() {
+        let record = record(State::Attached);
+        let listing = listing(&[("aMvp0", "next")], &["next", "agent"]);
+        let [first, second] = twice(&record, Some(&listing), Some(&pod("agent")), 100, &LINK_LOST);
+        assert_eq!((first, second), (Plan::default(), Plan::default()));
+    }
+}

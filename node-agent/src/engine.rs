@@ -1,0 +1,221 @@
+//! The agent's state and its one step: links, pools and use go in; table, offers and findings come out.
+//!
+//! No sockets, no files, no clock: the caller brings them. Whatever order changes come in, the next step depends only
+//! on where they ended.
+
+use crate::devices::{self, Demand, DemandedLink, Evolution, Known, Run, Surroundings, Withdrawals};
+use crate::health::{Policy, Sight, Tracker};
+use crate::inventory::Inventory;
+use crate::link::Link;
+use crate::offer::{LinkState, Offer, OfferedRun};
+use crate::pool::{Naming, Pool};
+use crate::selection::{self, Holding, Holdings, Selection};
+use macvtap::device_id::{DeviceId, ResourceName};
+use macvtap::table::DeviceTable;
+use macvtap_crds::v1alpha1::reason::LinkReason;
+use macvtap_crds::v1alpha1::settings::{Allocation, DeviceType, Topology};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+/// Everything the agent knows.
+#[derive(Debug)]
+pub struct Engine {
+    /// The links.
+    pub inventory: Inventory,
+    /// The pools, in the order in which they choose.
+    pub pools: Vec<Pool>,
+    /// Devices that a pod has.
+    pub in_use: BTreeSet<DeviceId>,
+    table: DeviceTable,
+    boot_id: String,
+    standalone: bool,
+    withdrawals: Withdrawals,
+    tracker: Tracker<(ResourceName, u32)>,
+}
+
+/// What a step found.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Table and what became of devices.
+    pub evolution: Evolution,
+    /// Whether the table is another one than the stored one.
+    pub table_changed: bool,
+    /// What to offer, by resource.
+    pub offers: BTreeMap<ResourceName, Offer>,
+    /// Who has which link.
+    pub selection: Selection,
+    /// When the next step is due although nothing happened.
+    pub wake: Option<Instant>,
+}
+
+impl Engine {
+    /// Starts from the stored table; an empty one when there is none.
+    pub fn new(table: DeviceTable, boot_id: String, standalone: bool) -> Self {
+        Self {
+            inventory: Inventory::default(),
+            pools: Vec::new(),
+            in_use: BTreeSet::new(),
+            table,
+            boot_id,
+            standalone,
+            withdrawals: Withdrawals::new(),
+            tracker: Tracker::default(),
+        }
+    }
+
+    /// The table as it is on the disk.
+    pub fn table(&self) -> &DeviceTable {
+        &self.table
+    }
+
+    /// The boot it runs in.
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    /// Takes over the table of a step, once it is on the disk.
+    pub fn stored(&mut self, table: DeviceTable) {
+        self.table = table;
+    }
+
+    /// Decides everything anew.
+    pub fn step(&mut self, now: Instant) -> Step {
+        let selection = selection::select(&self.pools, &self.inventory, &self.holdings());
+        let demands = self.demands(&selection);
+        let links = self.inventory.iter().map(known).collect();
+        let around = Surroundings {
+            boot_id: &self.boot_id,
+            links: &links,
+            in_use: &self.in_use,
+            standalone: self.standalone,
+            now,
+        };
+        let mut evolution = devices::evolve(&self.table, &demands, around, &mut self.withdrawals);
+        let mut wake = evolution.next_deadline;
+        let mut offers = BTreeMap::new();
+        let names: BTreeSet<ResourceName> = evolution.offers.keys().chain(demands.keys()).cloned().collect();
+        for resource in names {
+            let runs = evolution.offers.remove(&resource).unwrap_or_default();
+            let offer = self.offer(&resource, &runs, &demands, &evolution.table, &selection, now, &mut wake);
+            offers.extend(offer.map(|offer| (resource, offer)));
+        }
+        self.tracker.forget_unseen(now);
+        let table_changed = evolution.table != self.table;
+        Step { evolution, table_changed, offers, selection, wake }
+    }
+
+    /// Devices in use, by link.
+    fn holdings(&self) -> Holdings {
+        let mut holdings = Holdings::new();
+        for device in &self.in_use {
+            let Some(found) = self.table.device(device) else {
+                continue;
+            };
+            let holding = Holding { resource: device.resource().clone(), mode: found.link.mode };
+            let list = holdings.entry(found.link.ifindex).or_default();
+            if !list.contains(&holding) {
+                list.push(holding);
+            }
+        }
+        holdings
+    }
+
+    fn demands(&self, selection: &Selection) -> BTreeMap<ResourceName, Demand> {
+        let mut demands: BTreeMap<ResourceName, Demand> = BTreeMap::new();
+        for (index, pool) in self.pools.iter().enumerate() {
+            let outcome = &selection.pools[index];
+            let serves = !pool.is_dry_run()
+                && outcome.name_taken_by.is_none()
+                && pool.settings.device_type == DeviceType::Macvtap;
+            if !serves {
+                continue;
+            }
+            let demand = |links| Demand { entry: pool.table_entry(), mode: pool.mode(), links };
+            // Known to the kubelet even without a link, as a resource of which there is none.
+            if let Naming::Fixed(resource) = &pool.naming {
+                demands.insert(resource.clone(), demand(Vec::new()));
+            }
+            let shares =
+                devices::share(pool.settings.per_link(), pool.settings.per_node(), outcome.links.len());
+            for (ifindex, count) in outcome.links.iter().zip(shares) {
+                let link = self.inventory.get(*ifindex);
+                let Some(resource) = link.and_then(|link| pool.resource_for(link).ok()) else {
+                    continue;
+                };
+                let count = if pool.draining { 0 } else { count };
+                let links = &mut demands.entry(resource).or_insert_with(|| demand(Vec::new())).links;
+                links.push(DemandedLink { ifindex: *ifindex, count });
+            }
+        }
+        demands
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the results of the earlier parts of one step")]
+    fn offer(
+        &mut self,
+        resource: &ResourceName,
+        runs: &[Run],
+        demands: &BTreeMap<ResourceName, Demand>,
+        table: &DeviceTable,
+        selection: &Selection,
+        now: Instant,
+        wake: &mut Option<Instant>,
+    ) -> Option<Offer> {
+        let stored = table.resources.get(resource);
+        let entry = demands.get(resource).map(|demand| &demand.entry).or(stored)?;
+        let claimed = selection.resources.get(resource).and_then(|claim| self.pools.get(claim.pool));
+        let pool = claimed.or_else(|| {
+            let named = |pool: &&Pool| pool.naming == Naming::Fixed(resource.clone());
+            self.pools.iter().find(named)
+        });
+        let settings = pool.map(|pool| pool.settings.clone());
+        let mut offered = Vec::with_capacity(runs.len());
+        for run in runs {
+            let known = stored.and_then(|stored| stored.links.iter().find(|link| link.ifindex == run.lower));
+            let name = known.map(|link| link.name.clone()).unwrap_or_default();
+            let (state, numa_node) = match self.inventory.get(run.lower) {
+                None => (LinkState::Unhealthy(LinkReason::LinkGone), None),
+                Some(link) => {
+                    let policy = settings.as_ref().map_or_else(Policy::default, |s| Policy::from(&s.health));
+                    let sight = Sight { admin_up: link.admin_up, carrier: link.carrier };
+                    let key = (resource.clone(), run.lower);
+                    let (healthy, due) = self.tracker.observe(key, policy, sight, now);
+                    *wake = (*wake).into_iter().chain(due).min();
+                    let hint = settings.as_ref().is_some_and(|s| s.topology == Topology::Hint);
+                    let state = link_state(&self.inventory, link, healthy, entry.mtu);
+                    (state, link.hardware.numa_node.filter(|_| hint))
+                }
+            };
+            offered.push(OfferedRun { run: *run, link: name, state, numa_node });
+        }
+        Some(Offer {
+            resource: resource.clone(),
+            full_name: format!("{}/{resource}", entry.prefix),
+            tap_only: entry.tap_only,
+            allocation: settings.as_ref().map_or(Allocation::default(), |s| s.allocation),
+            runs: offered,
+        })
+    }
+}
+
+fn known(link: &Link) -> (u32, Known) {
+    (link.ifindex, Known { name: link.name.clone(), identity: devices::identity(link) })
+}
+
+fn link_state(inventory: &Inventory, link: &Link, healthy: bool, mtu: Option<u32>) -> LinkState {
+    let reason = if let Some(refusal) = selection::obstacle(inventory, link) {
+        refusal.reason
+    } else if mtu.is_some_and(|mtu| mtu > link.mtu) {
+        LinkReason::MtuTooSmall
+    } else if healthy {
+        return LinkState::Healthy;
+    } else if link.admin_up {
+        LinkReason::NoCarrier
+    } else {
+        LinkReason::AdminDown
+    };
+    LinkState::Unhealthy(reason)
+}
+
+#[cfg(test)]
+mod tests;

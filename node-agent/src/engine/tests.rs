@@ -1,0 +1,137 @@
+use super::*;
+use crate::inventory::tests::link;
+use crate::link::Kind;
+use crate::offer::Counts;
+use crate::selection::tests::pool;
+use proptest::prelude::*;
+use serde_json::json;
+use std::time::Duration;
+
+fn engine(pools: Vec<Pool>) -> Engine {
+    let mut engine = Engine::new(devices::empty("boot", false), "boot".into(), false);
+    engine.pools = pools;
+    engine
+}
+
+fn step(engine: &mut Engine, now: Instant) -> Step {
+    let step = engine.step(now);
+    engine.stored(step.evolution.table.clone());
+    step
+}
+
+fn counts(step: &Step, resource: &str) -> Counts {
+    step.offers[&resource.parse().unwrap()].counts()
+}
+
+#[test]
+fn a_resource_without_links_is_offered_empty() {
+    let mut engine = engine(vec![pool("a", &json!({"links": [{"names": ["dp0"]}]}))]);
+    assert_eq!(counts(&step(&mut engine, Instant::now()), "a"), Counts::default());
+}
+
+#[test]
+fn a_link_that_comes_and_goes_brings_and_takes_its_devices_at_once() {
+    let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 10}}))]);
+    let now = Instant::now();
+    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    assert_eq!(counts(&step(&mut engine, now), "a"), Counts { capacity: 10, allocatable: 10 });
+    assert!(!engine.step(now).table_changed);
+    let _ = engine.inventory.remove(3);
+    assert_eq!(counts(&step(&mut engine, now), "a"), Counts::default());
+    let _ = engine.inventory.apply(link(9, "dp0", Kind::Veth));
+    assert_eq!(counts(&step(&mut engine, now), "a"), Counts { capacity: 10, allocatable: 10 });
+}
+
+#[test]
+fn devices_in_use_on_a_link_that_is_gone_are_listed_unhealthy() {
+    let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 10}}))]);
+    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    step(&mut engine, Instant::now());
+    engine.in_use.insert("aMvp4".parse().unwrap());
+    let _ = engine.inventory.remove(3);
+    assert_eq!(counts(&step(&mut engine, Instant::now()), "a"), Counts { capacity: 1, allocatable: 0 });
+}
+
+#[test]
+fn a_loss_of_carrier_counts_after_its_delay_and_asks_to_be_woken() {
+    let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 2}}))]);
+    let now = Instant::now();
+    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    step(&mut engine, now);
+    let mut down = link(3, "dp0", Kind::Veth);
+    down.carrier = false;
+    let _ = engine.inventory.apply(down);
+    let first = step(&mut engine, now);
+    assert_eq!(counts(&first, "a").allocatable, 2);
+    assert_eq!(first.wake, Some(now + Duration::from_secs(3)));
+    let then = step(&mut engine, now + Duration::from_secs(3));
+    assert_eq!(counts(&then, "a"), Counts { capacity: 2, allocatable: 0 });
+    let offer = &then.offers[&"a".parse().unwrap()];
+    assert_eq!(offer.runs[0].state, LinkState::Unhealthy(LinkReason::NoCarrier));
+}
+
+#[test]
+fn an_mtu_the_link_cannot_have_and_a_master_make_its_devices_unhealthy() {
+    let mut engine = engine(vec![pool("a", &json!({"macvtap": {"mtu": 9000}}))]);
+    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    let step = step(&mut engine, Instant::now());
+    let offer = &step.offers[&"a".parse().unwrap()];
+    assert_eq!(offer.runs[0].state, LinkState::Unhealthy(LinkReason::MtuTooSmall));
+}
+
+#[test]
+fn a_pool_that_is_gone_keeps_its_devices_in_use_and_offers_no_other() {
+    let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 5}}))]);
+    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    step(&mut engine, Instant::now());
+    engine.in_use.insert("aMvp4".parse().unwrap());
+    engine.pools.clear();
+    assert_eq!(counts(&step(&mut engine, Instant::now()), "a"), Counts { capacity: 1, allocatable: 1 });
+    engine.in_use.clear();
+    let now = Instant::now();
+    step(&mut engine, now);
+    let later = step(&mut engine, now + devices::GRACE);
+    assert!(later.offers.is_empty() || counts(&later, "a") == Counts::default());
+    assert!(engine.step(now + devices::GRACE).offers.is_empty());
+}
+
+#[test]
+fn a_limit_for_the_node_holds_over_all_links() {
+    let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 10, "perNode": 15}}))]);
+    for ifindex in 1..=3 {
+        let _ = engine.inventory.apply(link(ifindex, &format!("e{ifindex}"), Kind::Physical));
+    }
+    assert_eq!(counts(&step(&mut engine, Instant::now()), "a").capacity, 15);
+}
+
+proptest! {
+    /// Offers depend on what there is, not on how it came to be.
+    #[test]
+    fn any_order_of_events_offers_what_a_fresh_start_would(
+        events in prop::collection::vec((1..5_u32, prop::option::of(any::<bool>())), 0..40)
+    ) {
+        let pools = || vec![
+            pool("a", &json!({"links": [{"names": ["e1", "e2"]}], "capacity": {"perLink": 3}, "health": {"downDelaySeconds": 0, "upDelaySeconds": 0}})),
+            pool("b", &json!({"links": [{"names": ["e*"]}], "capacity": {"perLink": 3, "perNode": 4}, "health": {"downDelaySeconds": 0, "upDelaySeconds": 0}})),
+        ];
+        let (mut followed, now) = (engine(pools()), Instant::now());
+        for (ifindex, carrier) in events {
+            let _ = match carrier {
+                None => followed.inventory.remove(ifindex),
+                Some(carrier) => {
+                    let mut link = link(ifindex, &format!("e{ifindex}"), Kind::Physical);
+                    link.carrier = carrier;
+                    followed.inventory.apply(link)
+                }
+            };
+            step(&mut followed, now);
+        }
+        let mut fresh = engine(pools());
+        let _ = fresh.inventory.reset(followed.inventory.iter().cloned());
+        let (followed, fresh) = (step(&mut followed, now), step(&mut fresh, now));
+        prop_assert_eq!(&followed.selection, &fresh.selection);
+        for (resource, offer) in &fresh.offers {
+            prop_assert_eq!(followed.offers[resource].counts(), offer.counts());
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The kubelet: its device plugin directory, one endpoint per resource in it, and its pod resources.
+
+pub mod directory;
+pub mod endpoint;
+pub mod podresources;
+mod service;
+
+pub use service::{Ledger, Shared};
+
+/// The kubelet's socket in its device plugin directory.
+pub const KUBELET_SOCKET: &str = "kubelet.sock";
+
+/// The interface version we speak.
+pub const VERSION: &str = "v1beta1";

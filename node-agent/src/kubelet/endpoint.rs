@@ -1,0 +1,344 @@
+//! One resource's socket: made, registered, and made anew whenever the kubelet has lost it.
+//!
+//! The kubelet empties its directory when it starts, and admits pods about a second later; a pod admitted before the
+//! resource is registered fails for good. So everything here happens at once, and waits only after a failure.
+
+use super::directory::Happened;
+use super::service::{Service, Shared, StreamEvent, options};
+use super::{KUBELET_SOCKET, VERSION};
+use crate::offer::Offer;
+use macvtap::device_id::ResourceName;
+use macvtap::table::TapOnly;
+use macvtap_proto::deviceplugin::RegisterRequest;
+use macvtap_proto::deviceplugin::device_plugin_server::DevicePluginServer;
+use macvtap_proto::deviceplugin::registration_client::RegistrationClient;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Endpoint, Server};
+use tracing::{debug, info, warn};
+
+/// What every socket of ours is called first.
+const PREFIX: &str = "mvt-";
+
+/// How long the kubelet may take to answer. It calls back before it does.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long after its answer the kubelet may take to ask for the list.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Waits after failures in a row: this long first, twice as long each time, up to the maximum.
+const BACKOFF_FIRST: Duration = Duration::from_millis(2);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// A registration that held this long was no failure.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// One resource that the kubelet shall know.
+pub struct Resource {
+    /// Its bare name.
+    pub name: ResourceName,
+    /// The kubelet's device plugin directory.
+    pub directory: PathBuf,
+    /// What it offers.
+    pub offer: watch::Receiver<Arc<Offer>>,
+    /// What happens in the directory.
+    pub happened: watch::Receiver<Happened>,
+    /// What all resources share.
+    pub shared: Arc<Shared>,
+    /// Ends it.
+    pub stop: CancellationToken,
+    /// Whether the kubelet has it, for readiness.
+    pub registered: watch::Sender<Registration>,
+}
+
+/// What is known of a resource's registration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Registration {
+    /// Under way for the first time.
+    #[default]
+    Pending,
+    /// The kubelet reads the list.
+    Done,
+    /// The kubelet does not have it; why.
+    Failed(String),
+}
+
+/// A registration failed.
+#[derive(Debug, thiserror::Error)]
+enum EndpointError {
+    #[error("make socket {}", path.display())]
+    Bind {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("reach the kubelet at {}; is it running?", path.display())]
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: tonic::transport::Error,
+    },
+    #[error("kubelet refused the resource: {0}")]
+    Refused(String),
+    #[error("kubelet did not answer within {} s", REGISTER_TIMEOUT.as_secs())]
+    Silent,
+}
+
+/// Why a socket is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Stopped,
+    KubeletStarted,
+    SocketRemoved,
+    StreamLost,
+    NeverAsked,
+    OptionsChanged,
+}
+
+/// A socket that is being served.
+struct Served {
+    path: PathBuf,
+    ended: CancellationToken,
+    streams: mpsc::UnboundedReceiver<StreamEvent>,
+    task: JoinHandle<()>,
+}
+
+impl Resource {
+    /// Keeps the resource registered until it is stopped. Leaves no socket.
+    pub async fn run(mut self) {
+        let mut failures: u32 = 0;
+        loop {
+            let begun = Instant::now();
+            let end = match self.once().await {
+                Ok(end) => end,
+                Err(error) => {
+                    let reason = crate::error_chain(&error);
+                    if failures == 0 {
+                        warn!(resource = %self.name, %reason, "resource not registered, trying again");
+                    }
+                    self.registered.send_replace(Registration::Failed(reason));
+                    if self.pause(&mut failures).await {
+                        continue;
+                    }
+                    End::Stopped
+                }
+            };
+            if end == End::Stopped {
+                return;
+            }
+            info!(resource = %self.name, reason = ?end, "registering again");
+            self.registered.send_replace(Registration::Failed(format!("{end:?}")));
+            if begun.elapsed() > SETTLED || end == End::KubeletStarted {
+                failures = 0;
+            } else if end == End::StreamLost || end == End::NeverAsked {
+                // The first time at once: every millisecond without a list costs pods.
+                if failures > 0 && !self.pause(&mut failures).await {
+                    return;
+                }
+                failures = failures.max(1);
+            }
+        }
+    }
+
+    /// Makes a socket, registers it, and waits for the reason to make another one.
+    async fn once(&mut self) -> Result<End, EndpointError> {
+        // Everything before this moment concerns an earlier socket.
+        let before = *self.happened.borrow_and_update();
+        let tap_only = self.offer.borrow().tap_only;
+        let mut served = self.serve()?;
+        let stop = self.stop.clone();
+        let end = tokio::select! {
+            end = self.hold(&mut served, tap_only, before) => end,
+            () = stop.cancelled() => Ok(End::Stopped),
+        };
+        // A stream that ended by itself is gone already; others end here, before there is a successor whose connection
+        // the kubelet would close in their place.
+        served.ended.cancel();
+        let _ = std::fs::remove_file(&served.path);
+        if end.as_ref().is_ok_and(|end| *end == End::OptionsChanged) {
+            let _ = tokio::time::timeout(REGISTER_TIMEOUT, &mut served.task).await;
+        }
+        end
+    }
+
+    fn serve(&self) -> Result<Served, EndpointError> {
+        let path = self.directory.join(socket_name(&self.name));
+        let bind = |source| EndpointError::Bind { path: path.clone(), source };
+        let listener = UnixListener::bind(&path).map_err(bind)?;
+        let ended = CancellationToken::new();
+        let (sender, streams) = mpsc::unbounded_channel();
+        let service = Service {
+            shared: Arc::clone(&self.shared),
+            resource: self.name.clone(),
+            offer: self.offer.clone(),
+            ended: ended.clone(),
+            streams: sender,
+        };
+        let shutdown = ended.clone().cancelled_owned();
+        let name = self.name.clone();
+        let task = tokio::spawn(async move {
+            let server = Server::builder().add_service(DevicePluginServer::new(service));
+            let connections = UnixListenerStream::new(listener);
+            if let Err(error) = server.serve_with_incoming_shutdown(connections, shutdown).await {
+                warn!(resource = %name, %error, "socket served no longer");
+            }
+        });
+        Ok(Served { path, ended, streams, task })
+    }
+
+    async fn hold(
+        &mut self,
+        served: &mut Served,
+        tap_only: TapOnly,
+        before: Happened,
+    ) -> Result<End, EndpointError> {
+        let begun = Instant::now();
+        let mut happened = self.happened.clone();
+        tokio::select! {
+            registered = self.register(&served.path, tap_only) => registered?,
+            _ = happened.wait_for(|now| now.kubelet_starts != before.kubelet_starts) => {
+                return Ok(End::KubeletStarted);
+            }
+        }
+        debug!(resource = %self.name, "kubelet accepted the resource");
+        let mut open: usize = 0;
+        let deadline = tokio::time::sleep(STREAM_TIMEOUT);
+        tokio::pin!(deadline);
+        loop {
+            tokio::select! {
+                event = served.streams.recv() => match event {
+                    Some(StreamEvent::Opened) => {
+                        open += 1;
+                        if open == 1 {
+                            let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
+                            info!(resource = %self.name, milliseconds, "resource registered");
+                            self.shared.metrics.registration(&self.name);
+                            self.registered.send_replace(Registration::Done);
+                        }
+                    }
+                    Some(StreamEvent::Lost) => {
+                        open = open.saturating_sub(1);
+                        if open == 0 {
+                            return Ok(End::StreamLost);
+                        }
+                    }
+                    None => return Ok(End::StreamLost),
+                },
+                () = &mut deadline, if open == 0 => return Ok(End::NeverAsked),
+                _ = self.happened.changed() => {
+                    if self.happened.borrow_and_update().kubelet_starts != before.kubelet_starts {
+                        return Ok(End::KubeletStarted);
+                    }
+                    if !served.path.exists() {
+                        return Ok(End::SocketRemoved);
+                    }
+                }
+                _ = self.offer.changed() => {
+                    if self.offer.borrow_and_update().tap_only != tap_only {
+                        return Ok(End::OptionsChanged);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn register(&self, socket: &Path, tap_only: TapOnly) -> Result<(), EndpointError> {
+        let path = self.directory.join(KUBELET_SOCKET);
+        let failed = |source| EndpointError::Connect { path: path.clone(), source };
+        let endpoint = Endpoint::try_from(format!("unix:{}", path.display())).map_err(failed)?;
+        let request = RegisterRequest {
+            version: VERSION.to_owned(),
+            endpoint: socket.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            resource_name: self.offer.borrow().full_name.clone(),
+            options: Some(options(tap_only)),
+        };
+        let answer = tokio::time::timeout(REGISTER_TIMEOUT, async {
+            let channel = endpoint.connect().await.map_err(failed)?;
+            let answer = RegistrationClient::new(channel).register(request).await;
+            answer.map_err(|status| EndpointError::Refused(status.message().to_owned()))
+        });
+        answer.await.map_err(|_| EndpointError::Silent)??;
+        Ok(())
+    }
+
+    /// Waits after a failure, or until the kubelet starts; false when it is time to stop.
+    async fn pause(&mut self, failures: &mut u32) -> bool {
+        let wait = BACKOFF_FIRST.saturating_mul(1 << (*failures).min(16)).min(BACKOFF_MAX);
+        *failures = failures.saturating_add(1);
+        tokio::select! {
+            () = self.stop.cancelled() => false,
+            () = tokio::time::sleep(wait) => true,
+            _ = self.happened.changed() => true,
+        }
+    }
+}
+
+/// `mvt-<8 hex digits of the resource>-<8 of this socket>.sock`: short enough for any resource (107 bytes with the
+/// directory), and never an earlier socket's name.
+fn socket_name(resource: &ResourceName) -> String {
+    let stable = resource
+        .as_str()
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let mut random = RandomState::new().build_hasher();
+    random.write_u32(std::process::id());
+    let instance = random.finish() & 0xffff_ffff;
+    format!("{PREFIX}{stable:08x}-{instance:08x}.sock")
+}
+
+/// Removes sockets of ours that nobody serves any more.
+pub fn remove_dead_sockets(directory: &Path) {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX));
+        let path = entry.path();
+        let refused = || {
+            let connected = std::os::unix::net::UnixStream::connect(&path);
+            connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        };
+        if ours && refused() {
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn socket_names_fit_are_of_one_resource_and_never_come_again() {
+        let resource: ResourceName = "a".repeat(63).parse().unwrap();
+        let (one, two) = (socket_name(&resource), socket_name(&resource));
+        assert_ne!(one, two);
+        assert_eq!(one[..13], two[..13]);
+        assert_eq!(one.len(), "mvt-01234567-01234567.sock".len());
+        assert!(format!("/var/lib/kubelet/device-plugins/{one}").len() <= 107);
+        assert_ne!(one[..13], socket_name(&"b".parse().unwrap())[..13]);
+    }
+
+    #[test]
+    fn only_dead_sockets_of_ours_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let bind = |name: &str| std::os::unix::net::UnixListener::bind(path(name)).unwrap();
+        let _alive = bind("mvt-00000000-00000001.sock");
+        drop(bind("mvt-00000000-00000002.sock"));
+        drop(bind("kubelet.sock"));
+        remove_dead_sockets(dir.path());
+        assert!(path("mvt-00000000-00000001.sock").exists());
+        assert!(!path("mvt-00000000-00000002.sock").exists());
+        assert!(path("kubelet.sock").exists());
+    }
+}

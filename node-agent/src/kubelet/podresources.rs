@@ -1,0 +1,73 @@
+//! Which devices pods have, as the kubelet says.
+
+use macvtap::device_id::DeviceId;
+use macvtap_proto::podresources::ListPodResourcesRequest;
+use macvtap_proto::podresources::pod_resources_lister_client::PodResourcesListerClient;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+use tonic::transport::Endpoint;
+
+/// A pod by name. The interface tells no UID.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// What the kubelet says at a moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Devices of ours, with the pod that has each.
+    pub devices: BTreeMap<DeviceId, PodName>,
+    /// Every pod it knows, with devices or without.
+    pub pods: Vec<PodName>,
+}
+
+/// The kubelet did not tell.
+#[derive(Debug, thiserror::Error)]
+pub enum PodResourcesError {
+    /// No connection.
+    #[error("reach the kubelet's pod resources")]
+    Connect(#[source] tonic::transport::Error),
+    /// No answer.
+    #[error("list pod resources: {0}")]
+    List(String),
+    /// No answer in time.
+    #[error("the kubelet did not list pod resources within {} s", TIMEOUT.as_secs())]
+    Silent,
+}
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A node with hundreds of pods and thousands of devices; the default is too small for those.
+const ANSWER_MAX: usize = 64 << 20;
+
+/// Asks the kubelet. `is_ours` tells a full resource name of ours from others.
+pub async fn list(
+    socket: &Path,
+    is_ours: impl Fn(&str, &DeviceId) -> bool,
+) -> Result<Listing, PodResourcesError> {
+    let answer = tokio::time::timeout(TIMEOUT, async {
+        let endpoint = Endpoint::try_from(format!("unix:{}", socket.display()));
+        let channel = endpoint.map_err(PodResourcesError::Connect)?.connect().await;
+        let channel = channel.map_err(PodResourcesError::Connect)?;
+        let mut client = PodResourcesListerClient::new(channel).max_decoding_message_size(ANSWER_MAX);
+        let answer = client.list(ListPodResourcesRequest {}).await;
+        answer.map_err(|status| PodResourcesError::List(status.message().to_owned()))
+    });
+    let answer = answer.await.map_err(|_| PodResourcesError::Silent)??.into_inner();
+    let mut listing = Listing::default();
+    for pod in answer.pod_resources {
+        let name = PodName { namespace: pod.namespace, name: pod.name };
+        for devices in pod.containers.into_iter().flat_map(|container| container.devices) {
+            let ids = devices.device_ids.iter().filter_map(|id| id.parse().ok());
+            let ours = ids.filter(|id| is_ours(&devices.resource_name, id));
+            listing.devices.extend(ours.map(|id| (id, name.clone())));
+        }
+        listing.pods.push(name);
+    }
+    Ok(listing)
+}

@@ -1,0 +1,243 @@
+//! The device plugin interface of one resource.
+
+use crate::offer::{Offer, Refusal};
+use crate::taps::{self, TapOnlyError};
+use futures::Stream;
+use macvtap::device_id::{DeviceId, ResourceName};
+use macvtap::paths::Paths;
+use macvtap::table::TapOnly;
+use macvtap_proto::deviceplugin::device_plugin_server::DevicePlugin;
+use macvtap_proto::deviceplugin::{
+    AllocateRequest, AllocateResponse, ContainerAllocateResponse, ContainerPreferredAllocationResponse,
+    DevicePluginOptions, DeviceSpec, Empty, ListAndWatchResponse, PreStartContainerRequest,
+    PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse,
+};
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::WatchStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+/// Devices handed out so recently that the kubelet may not list them yet.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    allocated: Mutex<BTreeMap<DeviceId, Instant>>,
+}
+
+/// What every endpoint needs.
+#[derive(Debug)]
+pub struct Shared {
+    /// Where things are.
+    pub paths: Paths,
+    /// Allocations.
+    pub ledger: Ledger,
+    /// Told of every allocation.
+    pub metrics: crate::metrics::Metrics,
+    /// Woken after every allocation: what is in use has changed.
+    pub allocated: tokio::sync::Notify,
+}
+
+/// One resource on one socket.
+pub(super) struct Service {
+    pub(super) shared: Arc<Shared>,
+    pub(super) resource: ResourceName,
+    pub(super) offer: watch::Receiver<Arc<Offer>>,
+    /// Ends the streams of this socket.
+    pub(super) ended: CancellationToken,
+    /// Told when a stream begins and ends.
+    pub(super) streams: mpsc::UnboundedSender<StreamEvent>,
+}
+
+/// What a kubelet does with the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamEvent {
+    Opened,
+    Lost,
+}
+
+/// The list, told when it ends.
+pub(super) struct DeviceStream {
+    updates: Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    streams: mpsc::UnboundedSender<StreamEvent>,
+}
+
+impl Ledger {
+    /// Notes an allocation.
+    pub fn note(&self, device: DeviceId) {
+        self.lock().insert(device, Instant::now());
+    }
+
+    /// Devices allocated less than `age` ago; older notes are dropped.
+    pub fn recent(&self, age: Duration) -> Vec<DeviceId> {
+        let mut allocated = self.lock();
+        allocated.retain(|_, at| at.elapsed() < age);
+        allocated.keys().cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<DeviceId, Instant>> {
+        // A map of plain values is sound whoever died while holding it.
+        self.allocated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The options that go with an offer, for `Register` and for `GetDevicePluginOptions`.
+pub(super) fn options(tap_only: TapOnly) -> DevicePluginOptions {
+    DevicePluginOptions {
+        pre_start_required: tap_only == TapOnly::Allowed,
+        get_preferred_allocation_available: true,
+    }
+}
+
+impl Service {
+    fn offer(&self) -> Arc<Offer> {
+        Arc::clone(&self.offer.borrow())
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Status {
+        warn!(resource = %self.resource, reason = %refusal, "allocation refused");
+        self.shared.metrics.allocation(&self.resource, false);
+        Status::invalid_argument(refusal.to_string())
+    }
+
+    /// A device whose last holder had the tap alone still has its link: nobody told us that the pod ended.
+    async fn remove_former(&self, device: &DeviceId) -> Result<(), Status> {
+        if !taps::has_host_record(&self.shared.paths, device) {
+            return Ok(());
+        }
+        let (paths, device) = (self.shared.paths.clone(), device.clone());
+        let removed = tokio::task::spawn_blocking(move || taps::remove_host(&paths, &device)).await;
+        match removed {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Status::internal(crate::error_chain(&error))),
+            Err(error) => Err(Status::internal(error.to_string())),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl DevicePlugin for Service {
+    type ListAndWatchStream = DeviceStream;
+
+    async fn get_device_plugin_options(
+        &self,
+        _request: Request<Empty>,
+    ) -> Result<Response<DevicePluginOptions>, Status> {
+        Ok(Response::new(options(self.offer().tap_only)))
+    }
+
+    async fn list_and_watch(&self, _request: Request<Empty>) -> Result<Response<DeviceStream>, Status> {
+        let resource = self.resource.clone();
+        // The first item is the offer of this moment.
+        let updates = WatchStream::new(self.offer.clone()).map(move |offer| {
+            let devices = offer.devices();
+            info!(resource = %resource, devices = devices.len(), "list sent");
+            Ok(ListAndWatchResponse { devices })
+        });
+        let _ = self.streams.send(StreamEvent::Opened);
+        Ok(Response::new(DeviceStream {
+            updates: Box::pin(updates),
+            ended: Box::pin(self.ended.clone().cancelled_owned()),
+            streams: self.streams.clone(),
+        }))
+    }
+
+    async fn get_preferred_allocation(
+        &self,
+        request: Request<PreferredAllocationRequest>,
+    ) -> Result<Response<PreferredAllocationResponse>, Status> {
+        let offer = self.offer();
+        let requests = request.into_inner().container_requests.into_iter();
+        let container_responses = requests
+            .map(|request| {
+                let size = usize::try_from(request.allocation_size).unwrap_or_default();
+                let device_i_ds =
+                    offer.prefer(&request.available_device_i_ds, &request.must_include_device_i_ds, size);
+                ContainerPreferredAllocationResponse { device_i_ds }
+            })
+            .collect();
+        Ok(Response::new(PreferredAllocationResponse { container_responses }))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
+        let begun = Instant::now();
+        let offer = self.offer();
+        // All containers or none, before anything is done.
+        let grants = request.into_inner().container_requests.into_iter();
+        let grants = grants.map(|container| offer.grant(&container.devices_ids));
+        let grants: Vec<_> = grants.collect::<Result<_, _>>().map_err(|refusal| self.refused(&refusal))?;
+        for granted in grants.iter().flatten() {
+            // Noted first: from here on the device counts as in use.
+            self.shared.ledger.note(granted.device.clone());
+            self.remove_former(&granted.device).await?;
+        }
+        let container_responses = grants
+            .iter()
+            .map(|container| {
+                let devices = container.iter().map(|granted| DeviceSpec {
+                    container_path: format!("/dev/tap{}", granted.ifindex),
+                    host_path: self.shared.paths.device_node(granted.ifindex).display().to_string(),
+                    permissions: "rw".to_owned(),
+                });
+                ContainerAllocateResponse { devices: devices.collect(), ..Default::default() }
+            })
+            .collect();
+        for granted in grants.iter().flatten() {
+            info!(device = %granted.device, ifindex = granted.ifindex, "allocated");
+        }
+        self.shared.metrics.allocation(&self.resource, true);
+        self.shared.metrics.allocate_seconds(begun.elapsed());
+        self.shared.allocated.notify_one();
+        Ok(Response::new(AllocateResponse { container_responses }))
+    }
+
+    async fn pre_start_container(
+        &self,
+        request: Request<PreStartContainerRequest>,
+    ) -> Result<Response<PreStartContainerResponse>, Status> {
+        let offer = self.offer();
+        let ids = request.into_inner().devices_ids;
+        let granted = offer.grant(&ids).map_err(|refusal| self.refused(&refusal))?;
+        let devices: Vec<DeviceId> = granted.into_iter().map(|granted| granted.device).collect();
+        let paths = self.shared.paths.clone();
+        let made = tokio::task::spawn_blocking(move || -> Result<(), TapOnlyError> {
+            devices.iter().try_for_each(|device| taps::ensure(&paths, device))
+        });
+        match made.await {
+            Ok(Ok(())) => Ok(Response::new(PreStartContainerResponse {})),
+            Ok(Err(error)) => {
+                let reason = crate::error_chain(&error);
+                warn!(resource = %self.resource, %reason, "container not started");
+                Err(Status::failed_precondition(reason))
+            }
+            Err(error) => Err(Status::internal(error.to_string())),
+        }
+    }
+}
+
+impl Stream for DeviceStream {
+    type Item = Result<ListAndWatchResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        use std::future::Future;
+        if self.ended.as_mut().poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        self.updates.as_mut().poll_next(context)
+    }
+}
+
+impl Drop for DeviceStream {
+    fn drop(&mut self) {
+        let _ = self.streams.send(StreamEvent::Lost);
+    }
+}

@@ -1,0 +1,71 @@
+//! One agent serves a node. A second one on the same state directory (during an upgrade) waits until the first is gone.
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Held for as long as this lives.
+#[derive(Debug)]
+pub struct NodeLock {
+    _file: File,
+}
+
+/// The lock could not be taken, nor waited for.
+#[derive(Debug, thiserror::Error)]
+#[error("lock {}", path.display())]
+pub struct NodeLockError {
+    /// The file.
+    path: PathBuf,
+    /// Why not.
+    #[source]
+    source: io::Error,
+}
+
+/// Takes the lock if it is free.
+pub fn try_take(state: &Path) -> Result<Option<NodeLock>, NodeLockError> {
+    match take(state, FlockOperation::NonBlockingLockExclusive) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) if error.source.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits for the lock. Blocks the thread.
+pub fn wait(state: &Path) -> Result<NodeLock, NodeLockError> {
+    take(state, FlockOperation::LockExclusive)
+}
+
+fn take(state: &Path, operation: FlockOperation) -> Result<NodeLock, NodeLockError> {
+    let path = state.join("agent.lock");
+    let failed = |source| NodeLockError { path: path.clone(), source };
+    DirBuilder::new().recursive(true).mode(0o755).create(state).map_err(failed)?;
+    let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = open.map_err(failed)?;
+    loop {
+        match flock(&file, operation) {
+            Ok(()) => return Ok(NodeLock { _file: file }),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(failed(errno.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_one_gets_it_when_the_first_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = try_take(dir.path()).unwrap().unwrap();
+        assert!(try_take(dir.path()).unwrap().is_none());
+        let state = dir.path().to_owned();
+        let second = std::thread::spawn(move || wait(&state).unwrap());
+        drop(first);
+        drop(second.join().unwrap());
+        assert!(try_take(dir.path()).unwrap().is_some());
+    }
+}

@@ -1,0 +1,328 @@
+//! What one resource offers the kubelet at a moment, and what follows from it: the list, which allocations are
+//! honoured, which devices are preferred. Pure.
+
+use crate::devices::Run;
+use macvtap::device_id::{DeviceId, DeviceIdError, ResourceName};
+use macvtap::table::TapOnly;
+use macvtap_crds::v1alpha1::reason::LinkReason;
+use macvtap_crds::v1alpha1::settings::Allocation;
+use macvtap_proto::deviceplugin as kubelet;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The kubelet's word for a device that can be allocated.
+pub const HEALTHY: &str = "Healthy";
+
+/// The kubelet's word for one that cannot.
+pub const UNHEALTHY: &str = "Unhealthy";
+
+/// One resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Its bare name.
+    pub resource: ResourceName,
+    /// Its name with prefix.
+    pub full_name: String,
+    /// Whether a pod may take the tap alone.
+    pub tap_only: TapOnly,
+    /// Which free device is preferred.
+    pub allocation: Allocation,
+    /// Its devices.
+    pub runs: Vec<OfferedRun>,
+}
+
+/// Consecutive devices of one link, and how the link is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfferedRun {
+    /// The devices.
+    pub run: Run,
+    /// Name of the link.
+    pub link: String,
+    /// How the link is.
+    pub state: LinkState,
+    /// Memory node of the link, if the kubelet shall know it.
+    pub numa_node: Option<u32>,
+}
+
+/// How a link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// Its devices work.
+    Healthy,
+    /// They do not.
+    Unhealthy(LinkReason),
+}
+
+/// How many devices there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Advertised, healthy or not.
+    pub capacity: u32,
+    /// Advertised and healthy.
+    pub allocatable: u32,
+}
+
+/// A device that may be allocated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// The device.
+    pub device: DeviceId,
+    /// The index its link will have.
+    pub ifindex: u32,
+}
+
+/// Why a device is not allocated. The kubelet shows the text as the pod's message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Not even of the right form.
+    #[error(transparent)]
+    Id(#[from] DeviceIdError),
+    /// Of another resource.
+    #[error("device {device} is not of resource {resource}")]
+    OtherResource {
+        /// The device.
+        device: DeviceId,
+        /// This resource.
+        resource: String,
+    },
+    /// Never offered, or withdrawn too long ago.
+    #[error("device {device} is not offered by resource {resource} on this node (any more)")]
+    Unknown {
+        /// The device.
+        device: DeviceId,
+        /// This resource.
+        resource: String,
+    },
+    /// Its link is gone.
+    #[error("link {link} of device {device} does not exist any more")]
+    LinkGone {
+        /// The device.
+        device: DeviceId,
+        /// The link.
+        link: String,
+    },
+    /// Twice in one request.
+    #[error("device {0} is asked for twice")]
+    Twice(DeviceId),
+}
+
+impl Offer {
+    /// The list for the kubelet.
+    pub fn devices(&self) -> Vec<kubelet::Device> {
+        let advertised = self.runs.iter().filter(|offered| offered.run.advertised);
+        let devices = advertised.flat_map(|offered| {
+            let health = match offered.state {
+                LinkState::Healthy => HEALTHY,
+                LinkState::Unhealthy(_) => UNHEALTHY,
+            };
+            let topology = offered
+                .numa_node
+                .map(|node| kubelet::TopologyInfo { nodes: vec![kubelet::NumaNode { id: i64::from(node) }] });
+            offered.run.range.slots().map(move |slot| kubelet::Device {
+                id: DeviceId::new(self.resource.clone(), slot).to_string(),
+                health: health.to_owned(),
+                topology: topology.clone(),
+            })
+        });
+        devices.collect()
+    }
+
+    /// How many devices there are.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for offered in self.runs.iter().filter(|offered| offered.run.advertised) {
+            counts.capacity += offered.run.range.count;
+            if offered.state == LinkState::Healthy {
+                counts.allocatable += offered.run.range.count;
+            }
+        }
+        counts
+    }
+
+    /// Whether these devices may be allocated together, to one container. All or none.
+    pub fn grant(&self, ids: &[String]) -> Result<Vec<Granted>, Refusal> {
+        let mut seen = BTreeSet::new();
+        ids.iter()
+            .map(|id| {
+                let granted = self.grant_one(id)?;
+                if seen.insert(granted.device.slot()) {
+                    Ok(granted)
+                } else {
+                    Err(Refusal::Twice(granted.device))
+                }
+            })
+            .collect()
+    }
+
+    fn grant_one(&self, id: &str) -> Result<Granted, Refusal> {
+        let device: DeviceId = id.parse()?;
+        let resource = || self.full_name.clone();
+        if *device.resource() != self.resource {
+            return Err(Refusal::OtherResource { device, resource: resource() });
+        }
+        // Also devices withdrawn less than a minute ago and unhealthy ones: the kubelet may not have read the last
+        // list yet, and a refusal would end the pod for good.
+        let Some((offered, ifindex)) = self.find(device.slot()) else {
+            return Err(Refusal::Unknown { device, resource: resource() });
+        };
+        if offered.state == LinkState::Unhealthy(LinkReason::LinkGone) {
+            return Err(Refusal::LinkGone { device, link: offered.link.clone() });
+        }
+        Ok(Granted { device, ifindex })
+    }
+
+    /// Which of the available devices a container should get.
+    pub fn prefer(&self, available: &[String], must: &[String], size: usize) -> Vec<String> {
+        let mut free: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        let mut used: BTreeMap<u32, usize> = BTreeMap::new();
+        for offered in self.runs.iter().filter(|offered| offered.run.advertised) {
+            *used.entry(offered.run.lower).or_default() += offered.run.range.count as usize;
+        }
+        for slot in available.iter().filter(|id| !must.contains(id)).filter_map(|id| self.slot(id)) {
+            if let Some((offered, _)) = self.find(slot) {
+                free.entry(offered.run.lower).or_default().insert(slot);
+            }
+        }
+        for (lower, slots) in &free {
+            let used = used.entry(*lower).or_default();
+            *used = used.saturating_sub(slots.len());
+        }
+        let mut chosen = must.to_vec();
+        while chosen.len() < size {
+            let candidates = free.iter_mut().filter(|(_, slots)| !slots.is_empty());
+            let in_use = |lower: &u32| used.get(lower).copied().unwrap_or_default();
+            let best = match self.allocation {
+                Allocation::Spread => candidates.min_by_key(|(lower, _)| (in_use(lower), **lower)),
+                Allocation::Pack => {
+                    candidates.min_by_key(|(lower, _)| (std::cmp::Reverse(in_use(lower)), **lower))
+                }
+            };
+            let Some((lower, slots)) = best else { break };
+            let Some(slot) = slots.pop_first() else { break };
+            *used.entry(*lower).or_default() += 1;
+            chosen.push(DeviceId::new(self.resource.clone(), slot).to_string());
+        }
+        chosen
+    }
+
+    /// What of this offer the earlier one had too, with the same index on the same link: it can be offered before a new
+    /// table is on the disk.
+    #[must_use]
+    pub fn common_with(&self, earlier: Option<&Self>) -> Self {
+        let known = |offered: &OfferedRun| {
+            let slots = offered.run.range.slots();
+            let (first, last) = (slots.start, slots.end.saturating_sub(1));
+            let same = |slot| {
+                earlier.and_then(|earlier| earlier.find(slot)).is_some_and(|(before, ifindex)| {
+                    before.run.lower == offered.run.lower
+                        && offered.run.range.ifindex_of(slot) == Some(ifindex)
+                })
+            };
+            // A run is new as a whole or not at all: ranges are only ever added whole.
+            same(first) && same(last)
+        };
+        Self { runs: self.runs.iter().filter(|offered| known(offered)).cloned().collect(), ..self.clone() }
+    }
+
+    fn find(&self, slot: u32) -> Option<(&OfferedRun, u32)> {
+        self.runs.iter().find_map(|offered| Some((offered, offered.run.range.ifindex_of(slot)?)))
+    }
+
+    fn slot(&self, id: &str) -> Option<u32> {
+        let device: DeviceId = id.parse().ok()?;
+        (*device.resource() == self.resource).then(|| device.slot())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use macvtap::table::SlotRange;
+
+    fn run(first_slot: u32, count: u32, lower: u32) -> OfferedRun {
+        OfferedRun {
+            run: Run {
+                range: SlotRange { first_slot, count, first_ifindex: 1000 + first_slot },
+                lower,
+                advertised: true,
+            },
+            link: format!("eth{lower}"),
+            state: LinkState::Healthy,
+            numa_node: None,
+        }
+    }
+
+    fn offer(allocation: Allocation, runs: Vec<OfferedRun>) -> Offer {
+        Offer {
+            resource: "a".parse().unwrap(),
+            full_name: "example.com/a".into(),
+            tap_only: TapOnly::Forbidden,
+            allocation,
+            runs,
+        }
+    }
+
+    fn ids(slots: impl IntoIterator<Item = u32>) -> Vec<String> {
+        slots.into_iter().map(|slot| format!("aMvp{slot}")).collect()
+    }
+
+    #[test]
+    fn unknown_foreign_and_repeated_devices_are_refused_with_the_reason_and_nothing_is_granted() {
+        let mut gone = run(4, 1, 3);
+        gone.state = LinkState::Unhealthy(LinkReason::LinkGone);
+        let offer = offer(Allocation::Spread, vec![run(0, 4, 2), gone]);
+        assert_eq!(offer.grant(&ids([1, 3])).unwrap()[1].ifindex, 1003);
+        for (ids, text) in [
+            (vec!["aMvp0", "aMvp9"], "device aMvp9 is not offered by resource example.com/a"),
+            (vec!["bMvp0"], "device bMvp0 is not of resource example.com/a"),
+            (vec!["nonsense"], "\"nonsense\" is not of the form"),
+            (vec![""], "is not of the form"),
+            (vec!["aMvp0", "aMvp0"], "device aMvp0 is asked for twice"),
+            (vec!["aMvp4"], "link eth3 of device aMvp4 does not exist"),
+        ] {
+            let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
+            let error = offer.grant(&ids).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_withdrawn_or_unhealthy_device_is_still_honoured_but_not_listed_as_healthy() {
+        let mut withdrawn = run(4, 1, 2);
+        withdrawn.run.advertised = false;
+        let mut down = run(5, 1, 3);
+        down.state = LinkState::Unhealthy(LinkReason::NoCarrier);
+        let offer = offer(Allocation::Spread, vec![run(0, 2, 2), withdrawn, down]);
+        assert!(offer.grant(&ids([4, 5])).is_ok());
+        assert_eq!(offer.counts(), Counts { capacity: 3, allocatable: 2 });
+        let listed: Vec<(String, String)> = offer.devices().into_iter().map(|d| (d.id, d.health)).collect();
+        let expected = [("aMvp0", HEALTHY), ("aMvp1", HEALTHY), ("aMvp5", UNHEALTHY)];
+        assert_eq!(listed, expected.map(|(id, health)| (id.to_owned(), health.to_owned())));
+    }
+
+    #[test]
+    fn spread_takes_from_the_link_with_the_fewest_in_use_and_pack_from_the_one_with_the_most() {
+        let runs = || vec![run(0, 4, 2), run(4, 4, 3)];
+        // One device of the first link is in use.
+        let available = ids([1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(offer(Allocation::Spread, runs()).prefer(&available, &[], 3), ids([4, 1, 5]));
+        assert_eq!(offer(Allocation::Pack, runs()).prefer(&available, &[], 4), ids([1, 2, 3, 4]));
+    }
+
+    #[test]
+    fn preferences_keep_what_must_be_and_end_with_what_there_is() {
+        let offer = offer(Allocation::Spread, vec![run(0, 4, 2)]);
+        assert_eq!(offer.prefer(&ids([1, 2]), &ids([2]), 3), ids([2, 1]));
+        assert_eq!(offer.prefer(&["junk".into()], &[], 1), [""; 0]);
+    }
+
+    #[test]
+    fn before_the_table_is_stored_only_what_it_had_is_offered() {
+        let before = offer(Allocation::Spread, vec![run(0, 2, 2)]);
+        let mut moved = run(0, 2, 9);
+        moved.run.range.first_ifindex = 1000;
+        let after = offer(Allocation::Spread, vec![run(0, 2, 2), run(2, 2, 2)]);
+        assert_eq!(after.common_with(Some(&before)).runs, before.runs);
+        assert_eq!(offer(Allocation::Spread, vec![moved]).common_with(Some(&before)).runs, []);
+        assert_eq!(after.common_with(None).runs, []);
+    }
+}

@@ -1,0 +1,280 @@
+//! The node's own `MacvtapNodeState`: its spec is what to serve, its status is where to report.
+//!
+//! The last spec stays on the disk, and is served from the start when the API server cannot be reached: a node that
+//! comes up while the control plane is down still admits its pods.
+
+use super::Configuration;
+use futures::StreamExt;
+use kube::api::{Api, Patch, PatchParams};
+use kube::core::DeserializeGuard;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Config};
+use macvtap_crds::AGENT_FIELD_MANAGER;
+use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateSpec, MacvtapNodeStateStatus};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+/// The last spec.
+const FILE: &str = "nodestate.json";
+
+/// Between tries to find the API server.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Numbers of allocated devices change with every pod; they are written this often at most.
+const COUNTS_PERIOD: Duration = Duration::from_secs(30);
+
+/// Everything else is written at once, but not more often than this.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// Waits after failed writes, doubled each time.
+const WRITE_RETRY: Duration = Duration::from_secs(1);
+const WRITE_RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Which node, and where its last spec is.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    node: String,
+    saved: PathBuf,
+}
+
+type State = DeserializeGuard<MacvtapNodeState>;
+
+impl Cluster {
+    pub(super) fn new(node: String, state: &Path) -> Self {
+        Self { node, saved: state.join(FILE) }
+    }
+
+    pub(super) async fn follow(
+        self,
+        pools: mpsc::Sender<Configuration>,
+        status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
+    ) {
+        let mut current = self.load();
+        if let Some(spec) = &current {
+            info!(hash = spec.config_hash, "last configuration served until the API server answers");
+            let _ = pools.send(configuration(spec.clone())).await;
+        }
+        let client = client().await;
+        let reporter = tokio::spawn(report(Api::all(client.clone()), self.node.clone(), status));
+        let api: Api<State> = Api::all(client);
+        let seen = watcher::watch_object(api, &self.node).default_backoff();
+        futures::pin_mut!(seen);
+        let mut told = false;
+        while let Some(state) = seen.next().await {
+            let wanted = match state {
+                Ok(state) => {
+                    told = false;
+                    state
+                }
+                Err(problem) => {
+                    if !std::mem::replace(&mut told, true) {
+                        let reason = crate::error_chain(&problem);
+                        warn!(%reason, "node state not read, the last configuration stays in force");
+                    }
+                    continue;
+                }
+            };
+            if let Some(next) = self.next(wanted, &mut current)
+                && pools.send(next).await.is_err()
+            {
+                break;
+            }
+        }
+        reporter.abort();
+    }
+
+    /// What to serve from now on; nothing when that is what is served.
+    fn next(
+        &self,
+        state: Option<State>,
+        current: &mut Option<MacvtapNodeStateSpec>,
+    ) -> Option<Configuration> {
+        let spec = match state {
+            // Nobody wants anything of this node: what is in use drains.
+            None => MacvtapNodeStateSpec::default(),
+            Some(DeserializeGuard(Ok(state))) => state.spec,
+            Some(DeserializeGuard(Err(invalid))) => {
+                error!(
+                    reason = invalid.error,
+                    "node state of another release, the last configuration stays in force"
+                );
+                let served = current.clone().map(configuration).unwrap_or_default();
+                return Some(Configuration { problem: Some(invalid.error), ..served });
+            }
+        };
+        if current.as_ref() == Some(&spec) {
+            return None;
+        }
+        self.save(&spec);
+        *current = Some(spec.clone());
+        Some(configuration(spec))
+    }
+
+    fn load(&self) -> Option<MacvtapNodeStateSpec> {
+        let text = std::fs::read(&self.saved).ok()?;
+        match serde_json::from_slice(&text) {
+            Ok(spec) => Some(spec),
+            Err(problem) => {
+                warn!(path = %self.saved.display(), %problem, "last configuration not readable");
+                None
+            }
+        }
+    }
+
+    fn save(&self, spec: &MacvtapNodeStateSpec) {
+        let temporary = self.saved.with_extension("json.new");
+        let saved = serde_json::to_vec(spec)
+            .map_err(std::io::Error::from)
+            .and_then(|json| std::fs::write(&temporary, json))
+            .and_then(|()| std::fs::rename(&temporary, &self.saved));
+        if let Err(problem) = saved {
+            warn!(path = %self.saved.display(), %problem, "configuration not saved for the next start");
+        }
+    }
+}
+
+fn configuration(spec: MacvtapNodeStateSpec) -> Configuration {
+    Configuration::compile(spec.pools, spec.config_hash)
+}
+
+async fn client() -> Client {
+    let mut told = false;
+    loop {
+        let problem = match Config::infer().await.map(Client::try_from) {
+            Ok(Ok(client)) => return client,
+            Ok(Err(problem)) => crate::error_chain(&problem),
+            Err(problem) => crate::error_chain(&problem),
+        };
+        if !std::mem::replace(&mut told, true) {
+            error!(reason = problem, "no way to the API server");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Writes the status whenever it changes.
+async fn report(
+    api: Api<MacvtapNodeState>,
+    node: String,
+    mut status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
+) {
+    let mut written: Option<MacvtapNodeStateStatus> = None;
+    let mut wrote_at = Instant::now();
+    let mut retry = WRITE_RETRY;
+    loop {
+        let wanted = status.borrow_and_update().clone();
+        let wait = match &wanted {
+            Some(wanted) if written.as_ref() != Some(wanted) => {
+                let only_counts = written.as_ref().is_some_and(|before| differ_in_use_only(before, wanted));
+                let period = if only_counts { COUNTS_PERIOD } else { PERIOD };
+                let first = written.is_none();
+                Some(if first { Duration::ZERO } else { period.saturating_sub(wrote_at.elapsed()) })
+            }
+            _ => None,
+        };
+        let Some(wait) = wait else {
+            if status.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        if !wait.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // Something more important may have come.
+                changed = status.changed() => if changed.is_err() { return },
+            }
+            continue;
+        }
+        wrote_at = Instant::now();
+        match write(&api, &node, wanted.as_ref()).await {
+            Ok(()) => {
+                debug!("status written");
+                (written, retry) = (wanted, WRITE_RETRY);
+            }
+            Err(problem) => {
+                let reason = crate::error_chain(&problem);
+                warn!(%reason, "status not written, trying again");
+                tokio::time::sleep(retry).await;
+                retry = retry.saturating_mul(2).min(WRITE_RETRY_MAX);
+            }
+        }
+    }
+}
+
+async fn write(
+    api: &Api<MacvtapNodeState>,
+    node: &str,
+    status: Option<&MacvtapNodeStateStatus>,
+) -> Result<(), kube::Error> {
+    let patch = json!({
+        "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
+        "kind": "MacvtapNodeState",
+        "metadata": {"name": node},
+        "status": status,
+    });
+    let parameters = PatchParams::apply(AGENT_FIELD_MANAGER).force();
+    api.patch_status(node, &parameters, &Patch::Apply(&patch)).await?;
+    Ok(())
+}
+
+/// Whether nothing but numbers of devices in use changed.
+fn differ_in_use_only(one: &MacvtapNodeStateStatus, other: &MacvtapNodeStateStatus) -> bool {
+    let without = |status: &MacvtapNodeStateStatus| {
+        let mut status = status.clone();
+        status.totals.allocated = 0;
+        for pool in &mut status.pools {
+            pool.allocated = 0;
+        }
+        status
+    };
+    without(one) == without(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(hash: &str) -> MacvtapNodeStateSpec {
+        MacvtapNodeStateSpec { config_hash: hash.into(), ..MacvtapNodeStateSpec::default() }
+    }
+
+    #[test]
+    fn the_last_configuration_is_found_again_and_a_damaged_one_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = Cluster::new("n1".into(), dir.path());
+        assert_eq!(cluster.load(), None);
+        cluster.save(&spec("h1"));
+        assert_eq!(cluster.load(), Some(spec("h1")));
+        std::fs::write(&cluster.saved, "{").unwrap();
+        assert_eq!(cluster.load(), None);
+    }
+
+    #[test]
+    fn what_is_served_already_is_not_served_again_and_a_state_that_is_gone_means_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = Cluster::new("n1".into(), dir.path());
+        let state = |hash| DeserializeGuard(Ok(MacvtapNodeState::new("n1", spec(hash))));
+        let mut current = None;
+        assert_eq!(cluster.next(Some(state("h1")), &mut current).unwrap().hash.as_deref(), Some("h1"));
+        assert!(cluster.next(Some(state("h1")), &mut current).is_none());
+        assert!(cluster.next(Some(state("h2")), &mut current).is_some());
+        assert_eq!(cluster.next(None, &mut current).unwrap().pools.len(), 0);
+        assert_eq!(cluster.load(), Some(spec("")));
+    }
+
+    #[test]
+    fn numbers_in_use_alone_can_wait() {
+        let mut one = MacvtapNodeStateStatus::default();
+        one.totals.allocated = 3;
+        let mut other = one.clone();
+        other.totals.allocated = 4;
+        assert!(differ_in_use_only(&one, &other));
+        other.totals.dead = 1;
+        assert!(!differ_in_use_only(&one, &other));
+    }
+}

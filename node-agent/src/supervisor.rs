@@ -1,0 +1,129 @@
+//! The parent process: starts the worker, and again within milliseconds when it dies. It does nothing else, so that
+//! nothing else can end it: pods that are admitted while no worker is registered fail for good.
+
+use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// The hidden command by which the program starts itself as a worker; the parent's process ID follows.
+pub const WORKER: &str = "worker";
+
+/// Exit code of a worker whose configuration is wrong: starting it again would not help.
+pub const EXIT_CONFIGURATION: u8 = 78;
+
+/// Exit code of a command line that cannot be read.
+const EXIT_USAGE: i32 = 2;
+
+/// A worker that lived this long was no failure.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// This many deaths in a row are answered at once; then the wait begins here and doubles.
+const QUICK_RESTARTS: u32 = 3;
+const WAIT_FIRST: Duration = Duration::from_millis(100);
+const WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// The worker could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// No signals.
+    #[error("wait for signals")]
+    Signals(#[source] io::Error),
+    /// No process.
+    #[error("start the worker")]
+    Start(#[source] io::Error),
+    /// No answer about it.
+    #[error("wait for the worker")]
+    Wait(#[source] io::Error),
+}
+
+/// Runs workers with these arguments until one ends as asked, or for good.
+pub fn run(arguments: &[OsString]) -> Result<ExitCode, SupervisorError> {
+    // Before the first child, so that its death is not missed.
+    let watched = [SIGCHLD, SIGTERM, SIGINT, SIGQUIT, SIGHUP];
+    let mut signals = Signals::new(watched).map_err(SupervisorError::Signals)?;
+    let mut failures: u32 = 0;
+    loop {
+        let begun = Instant::now();
+        let mut worker = start(arguments)?;
+        let (status, asked) = supervise(&mut worker, &mut signals)?;
+        if asked || is_final(status) {
+            return Ok(exit_code(status, asked));
+        }
+        failures = if begun.elapsed() > SETTLED { 0 } else { failures + 1 };
+        if let Some(more) = failures.checked_sub(QUICK_RESTARTS) {
+            let wait = WAIT_FIRST.saturating_mul(1 << more.min(16)).min(WAIT_MAX);
+            if asked_while_waiting(&mut signals, wait) {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
+
+/// To be called first in a worker: dies with its parent, also if that is gone already.
+pub fn die_with_parent(parent: i32) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let now = rustix::process::getppid().map(Pid::as_raw_nonzero);
+    if now.is_none_or(|now| now.get() != parent) {
+        return Err(io::Error::other("the parent process is gone"));
+    }
+    Ok(())
+}
+
+fn start(arguments: &[OsString]) -> Result<Child, SupervisorError> {
+    // Also when the file was replaced meanwhile: parent and worker are of one version.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(WORKER).arg(std::process::id().to_string()).args(arguments);
+    command.spawn().map_err(SupervisorError::Start)
+}
+
+/// Waits for the end of the worker; hands on what asks for it.
+fn supervise(worker: &mut Child, signals: &mut Signals) -> Result<(ExitStatus, bool), SupervisorError> {
+    let mut asked = false;
+    loop {
+        // First: the worker may have died before its death could be signalled.
+        if let Some(status) = worker.try_wait().map_err(SupervisorError::Wait)? {
+            return Ok((status, asked));
+        }
+        for signal in signals.wait() {
+            if signal == SIGCHLD || signal == SIGHUP {
+                continue;
+            }
+            // Who asks twice does not want to wait.
+            let signal = if asked { Signal::KILL } else { Signal::TERM };
+            asked = true;
+            let worker = i32::try_from(worker.id()).ok().and_then(Pid::from_raw);
+            if let Some(worker) = worker {
+                let _ = kill_process(worker, signal);
+            }
+        }
+    }
+}
+
+fn asked_while_waiting(signals: &mut Signals, wait: Duration) -> bool {
+    let until = Instant::now() + wait;
+    loop {
+        if signals.pending().any(|signal| signal != SIGCHLD && signal != SIGHUP) {
+            return true;
+        }
+        let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+        std::thread::sleep(left.min(Duration::from_millis(20)));
+    }
+}
+
+fn is_final(status: ExitStatus) -> bool {
+    let code = status.code();
+    code == Some(0) || code == Some(EXIT_USAGE) || code == Some(EXIT_CONFIGURATION.into())
+}
+
+fn exit_code(status: ExitStatus, asked: bool) -> ExitCode {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        (None, Some(_)) if asked => ExitCode::SUCCESS,
+        (None, _) => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,201 @@
+//! The worker: joins what watches (links, configuration, kubelet, pods) to the engine, and what the engine decides to
+//! what acts (device table, sockets, status).
+
+mod serving;
+mod usage;
+
+use crate::args::{LogFormat, Run};
+use crate::engine::Engine;
+use crate::kubelet::endpoint;
+use crate::kubelet::{Ledger, Shared, directory};
+use crate::lock::{self, NodeLock, NodeLockError};
+use crate::metrics::Metrics;
+use crate::netlink::{self, News};
+use crate::probe::{self, Readiness};
+use crate::source::{Source, SourceError};
+use crate::{devices, recovery};
+use macvtap::boot::{self, BootIdError};
+use macvtap::paths::Paths;
+use macvtap::table::DeviceTable;
+use macvtap::table_file::{self, TableFileError};
+use serving::Serving;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+/// Why the worker ends.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// No runtime.
+    #[error("start the runtime")]
+    Runtime(#[source] io::Error),
+    /// A log level nobody knows.
+    #[error("--log-level {0:?} is no level; write error, warn, info, debug or trace")]
+    LogLevel(String),
+    /// No lock.
+    #[error(transparent)]
+    Lock(#[from] NodeLockError),
+    /// The boot is unknown.
+    #[error(transparent)]
+    BootId(#[from] BootIdError),
+    /// The configuration is wrong.
+    #[error("configuration")]
+    Source(#[from] SourceError),
+}
+
+impl WorkerError {
+    /// Whether starting again would end the same way.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::LogLevel(_) => true,
+            Self::Source(error) => error.is_final(),
+            Self::Runtime(_) | Self::Lock(_) | Self::BootId(_) => false,
+        }
+    }
+}
+
+/// News are small and handled in microseconds; more than this wait in the kernel's buffer.
+const NEWS: usize = 64;
+
+/// After SIGTERM the process is gone within this time, whatever still hangs.
+const SHUTDOWN: Duration = Duration::from_millis(1500);
+
+/// Serves until it is asked to end.
+pub fn run(arguments: Run) -> Result<(), WorkerError> {
+    start_log(&arguments)?;
+    // Before anything is touched: a mistake is told within milliseconds, and nothing has happened.
+    let source = Source::open(&arguments)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .thread_stack_size(256 << 10)
+        .build()
+        .map_err(WorkerError::Runtime)?;
+    let done = runtime.block_on(serve(arguments, source));
+    // A thread that waits for a lock or a disk does not hold up the end.
+    runtime.shutdown_background();
+    done
+}
+
+async fn serve(arguments: Run, source: Source) -> Result<(), WorkerError> {
+    let mut end = signal(SignalKind::terminate()).map_err(WorkerError::Runtime)?;
+    let (readiness, asked) = watch::channel(Readiness::NotReady("starting".to_owned()));
+    tokio::spawn(probe::serve(arguments.run_dir.clone(), asked));
+    let served = tokio::select! {
+        held = hold_node(&arguments, &readiness) => {
+            let lock = held?;
+            let served = lead(&arguments, source, &readiness, &mut end).await;
+            drop(lock);
+            served
+        }
+        _ = end.recv() => Ok(()),
+    };
+    let _ = std::fs::remove_file(probe::socket(&arguments.run_dir));
+    info!("ended");
+    served
+}
+
+/// Waits until no other agent serves this node.
+async fn hold_node(arguments: &Run, readiness: &watch::Sender<Readiness>) -> Result<NodeLock, WorkerError> {
+    if let Some(lock) = lock::try_take(&arguments.state_dir)? {
+        return Ok(lock);
+    }
+    info!("another agent serves this node, standing by");
+    readiness.send_replace(Readiness::Standby);
+    let state = arguments.state_dir.clone();
+    let waited = tokio::task::spawn_blocking(move || lock::wait(&state)).await;
+    readiness.send_replace(Readiness::NotReady("taking over".to_owned()));
+    Ok(waited.map_err(|error| WorkerError::Runtime(io::Error::other(error)))??)
+}
+
+/// Serves as the only agent of the node.
+async fn lead(
+    arguments: &Run,
+    source: Source,
+    readiness: &watch::Sender<Readiness>,
+    end: &mut Signal,
+) -> Result<(), WorkerError> {
+    let paths = Paths::new(&arguments.state_dir, &arguments.run_dir);
+    let boot_id = boot::boot_id()?;
+    let standalone = source.is_standalone();
+    let table = starting_table(&paths, &boot_id, standalone);
+    let shared = Arc::new(Shared {
+        paths,
+        ledger: Ledger::default(),
+        metrics: Metrics::default(),
+        allocated: tokio::sync::Notify::new(),
+    });
+    endpoint::remove_dead_sockets(&arguments.device_plugin_dir);
+    let (happened_sender, happened) = watch::channel(directory::Happened::default());
+    tokio::spawn(directory::watch(arguments.device_plugin_dir.clone(), happened_sender));
+    let (news_sender, news) = mpsc::channel::<News>(NEWS);
+    tokio::spawn(netlink::follow(news_sender, Arc::clone(&shared)));
+    let (pools_sender, pools) = mpsc::channel(1);
+    let (status_sender, status) = watch::channel(None);
+    tokio::spawn(source.follow(pools_sender, status, Arc::clone(&shared)));
+    let (usage_sender, used) = mpsc::channel(1);
+    tokio::spawn(usage::follow(arguments.clone(), Arc::clone(&shared), happened.clone(), usage_sender));
+    tokio::spawn(crate::admin::serve(arguments.listen, Arc::clone(&shared), readiness.subscribe()));
+    if let Some(directory) = arguments.cni_bin_dir.clone() {
+        tokio::task::spawn_blocking({
+            let plugin = arguments.cni_plugin.clone();
+            move || crate::install::install_and_tell(&plugin, &directory)
+        });
+    }
+    let mut engine = Engine::new(table, boot_id, standalone);
+    engine.in_use = usage::at_start(&shared.paths, &arguments.device_plugin_dir);
+    let directory = arguments.device_plugin_dir.clone();
+    let mut serving =
+        Serving::new(engine, directory, happened, Arc::clone(&shared), readiness.clone(), status_sender);
+    tokio::select! {
+        () = serving.run(news, pools, used) => {}
+        _ = end.recv() => {}
+    }
+    // Whatever hangs from here on, a file system or a peer, the kubelet's patience is not ours to spend.
+    std::thread::spawn(|| {
+        std::thread::sleep(SHUTDOWN);
+        #[expect(clippy::exit, reason = "what hangs cannot be asked to end")]
+        std::process::exit(0);
+    });
+    serving.stop().await;
+    Ok(())
+}
+
+/// The stored table, or the best substitute.
+fn starting_table(paths: &Paths, boot_id: &str, standalone: bool) -> DeviceTable {
+    match table_file::load(paths) {
+        Ok(Some(table)) => table,
+        Ok(None) => devices::empty(boot_id, standalone),
+        Err(error) => {
+            let reason = crate::error_chain(&error);
+            error!(%reason, "device table lost, rebuilding it from what pods have");
+            set_aside(paths, &error);
+            recovery::rebuild(paths, boot_id, standalone)
+        }
+    }
+}
+
+/// Keeps a damaged table for whoever wants to know what happened to it.
+fn set_aside(paths: &Paths, error: &TableFileError) {
+    if matches!(error, TableFileError::Content { .. }) {
+        let table = paths.table();
+        if let Err(error) = std::fs::rename(&table, table.with_extension("json.damaged")) {
+            warn!(%error, "damaged device table not set aside");
+        }
+    }
+}
+
+fn start_log(arguments: &Run) -> Result<(), WorkerError> {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let level = &arguments.log_level;
+    let filter = EnvFilter::try_new(level).map_err(|_| WorkerError::LogLevel(level.clone()))?;
+    let log = fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    match arguments.log_format {
+        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.with_ansi(false).init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,350 @@
+//! The loop around the engine: takes news, lets it decide, acts.
+
+use super::usage::Usage;
+use crate::engine::{Engine, Step};
+use crate::inventory::Change;
+use crate::kubelet::Shared;
+use crate::kubelet::directory::Happened;
+use crate::kubelet::endpoint::{Registration, Resource};
+use crate::metrics::DeviceCounts;
+use crate::netlink::News;
+use crate::nodestate::{self, View};
+use crate::offer::Offer;
+use crate::probe::Readiness;
+use crate::source::Configuration;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use macvtap::device_id::ResourceName;
+use macvtap::table_file;
+use macvtap_crds::v1alpha1::MacvtapNodeStateStatus;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+/// How long the end of one resource may take.
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Between tries to write a table that could not be written.
+const TABLE_RETRY: Duration = Duration::from_secs(1);
+
+/// What the loop holds.
+pub(super) struct Serving {
+    engine: Engine,
+    directory: PathBuf,
+    happened: watch::Receiver<Happened>,
+    shared: Arc<Shared>,
+    readiness: watch::Sender<Readiness>,
+    status: watch::Sender<Option<MacvtapNodeStateStatus>>,
+    resources: BTreeMap<ResourceName, Running>,
+    registrations: mpsc::UnboundedSender<()>,
+    registration_news: Option<mpsc::UnboundedReceiver<()>>,
+    configuration: Option<Configuration>,
+    usage: Usage,
+    has_links: bool,
+    table_error: Option<String>,
+}
+
+/// A resource the kubelet knows, or shall.
+struct Running {
+    offer: watch::Sender<Arc<Offer>>,
+    stop: CancellationToken,
+    registered: watch::Receiver<Registration>,
+    task: JoinHandle<()>,
+    relay: JoinHandle<()>,
+}
+
+impl Serving {
+    pub(super) fn new(
+        engine: Engine,
+        directory: PathBuf,
+        happened: watch::Receiver<Happened>,
+        shared: Arc<Shared>,
+        readiness: watch::Sender<Readiness>,
+        status: watch::Sender<Option<MacvtapNodeStateStatus>>,
+    ) -> Self {
+        let (registrations, registration_news) = mpsc::unbounded_channel();
+        let usage = Usage { in_use: engine.in_use.clone(), ..Usage::default() };
+        Self {
+            engine,
+            directory,
+            happened,
+            shared,
+            readiness,
+            status,
+            resources: BTreeMap::new(),
+            registrations,
+            registration_news: Some(registration_news),
+            configuration: None,
+            usage,
+            has_links: false,
+            table_error: None,
+        }
+    }
+
+    /// Runs until one of its inputs ends, which none does before the process.
+    pub(super) async fn run(
+        &mut self,
+        mut news: mpsc::Receiver<News>,
+        mut pools: mpsc::Receiver<Configuration>,
+        mut usage: mpsc::Receiver<Usage>,
+    ) {
+        let Some(mut registrations) = self.registration_news.take() else { return };
+        let mut wake: Option<Instant> = None;
+        loop {
+            let mut change = Change::Nothing;
+            tokio::select! {
+                heard = news.recv() => {
+                    let Some(heard) = heard else { return };
+                    change = change | self.hear(heard);
+                    // What came meanwhile belongs to the same decision.
+                    while let Ok(heard) = news.try_recv() {
+                        change = change | self.hear(heard);
+                    }
+                }
+                configuration = pools.recv() => {
+                    let Some(configuration) = configuration else { return };
+                    self.configure(configuration);
+                    change = Change::Something;
+                }
+                used = usage.recv() => {
+                    let Some(used) = used else { return };
+                    change = Change::from(used != self.usage);
+                    self.engine.in_use.clone_from(&used.in_use);
+                    self.usage = used;
+                }
+                _ = registrations.recv() => {
+                    while registrations.try_recv().is_ok() {}
+                    self.tell(None);
+                }
+                () = sleep_until(wake) => change = Change::Something,
+            }
+            let complete = self.has_links && self.configuration.is_some();
+            if change == Change::Something && complete {
+                wake = self.step().await;
+            }
+        }
+    }
+
+    /// Ends every resource and leaves no socket.
+    pub(super) async fn stop(self) {
+        for running in self.resources.values() {
+            running.stop.cancel();
+        }
+        for running in self.resources.into_values() {
+            running.relay.abort();
+            let _ = tokio::time::timeout(STOP_TIMEOUT, running.task).await;
+        }
+    }
+
+    fn hear(&mut self, news: News) -> Change {
+        let inventory = &mut self.engine.inventory;
+        match news {
+            News::All(links) => {
+                let first = !std::mem::replace(&mut self.has_links, true);
+                inventory.reset(links) | Change::from(first)
+            }
+            News::Changed(link) => inventory.apply(*link),
+            News::Gone(ifindex) => inventory.remove(ifindex),
+            News::Ties { addressed, default_routes } => {
+                inventory.set_addressed(addressed) | inventory.set_default_routes(default_routes)
+            }
+        }
+    }
+
+    fn configure(&mut self, configuration: Configuration) {
+        info!(
+            pools = configuration.pools.len(),
+            hash = configuration.hash.as_deref(),
+            "configuration applied"
+        );
+        self.engine.pools.clone_from(&configuration.pools);
+        self.configuration = Some(configuration);
+    }
+
+    /// Lets the engine decide, and acts. Tells when to come back.
+    async fn step(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let step = self.engine.step(now);
+        let mut wake = step.wake;
+        if step.table_changed {
+            // Losses at once; what is new must be on the disk first, or the plugin would not know it.
+            for (resource, offer) in &step.offers {
+                if let Some(running) = self.resources.get(resource) {
+                    let before = Arc::clone(&running.offer.borrow());
+                    running.publish(offer.common_with(Some(&before)));
+                }
+            }
+            let (table, paths) = (step.evolution.table.clone(), self.shared.paths.clone());
+            let stored = tokio::task::spawn_blocking(move || table_file::store(&paths, &table)).await;
+            let failure = match stored {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(crate::error_chain(&error)),
+                Err(error) => Some(error.to_string()),
+            };
+            match &failure {
+                None => {
+                    self.shared.metrics.table_writes.inc();
+                    self.engine.stored(step.evolution.table.clone());
+                }
+                Some(reason) => {
+                    self.shared.metrics.table_write_failures.inc();
+                    if self.table_error.is_none() {
+                        error!(%reason, "device table not written, the last list is served");
+                    }
+                    wake = wake.into_iter().chain([now + TABLE_RETRY]).min();
+                }
+            }
+            self.table_error = failure;
+        } else {
+            self.table_error = None;
+        }
+        if self.table_error.is_none() {
+            self.publish(&step);
+        }
+        self.tell(Some(&step));
+        wake
+    }
+
+    fn publish(&mut self, step: &Step) {
+        for (resource, offer) in &step.offers {
+            if let Some(running) = self.resources.get(resource) {
+                running.publish(offer.clone());
+            } else {
+                let running = self.start(resource.clone(), offer.clone());
+                self.resources.insert(resource.clone(), running);
+            }
+        }
+        let metrics = &self.shared.metrics;
+        self.resources.retain(|resource, running| {
+            let stays = step.offers.contains_key(resource);
+            if !stays {
+                info!(%resource, "resource ended");
+                running.stop.cancel();
+                running.relay.abort();
+                metrics.forget(resource);
+            }
+            stays
+        });
+    }
+
+    fn start(&self, name: ResourceName, offer: Offer) -> Running {
+        let (offer, offered) = watch::channel(Arc::new(offer));
+        let (registered, mut registration) = watch::channel(Registration::Pending);
+        let stop = CancellationToken::new();
+        let resource = Resource {
+            name,
+            directory: self.directory.clone(),
+            offer: offered,
+            happened: self.happened.clone(),
+            shared: Arc::clone(&self.shared),
+            stop: stop.clone(),
+            registered,
+        };
+        let task = tokio::spawn(resource.run());
+        let (told, registered) = (self.registrations.clone(), registration.clone());
+        let relay = tokio::spawn(async move {
+            while registration.changed().await.is_ok() {
+                let _ = told.send(());
+            }
+        });
+        Running { offer, stop, registered, task, relay }
+    }
+
+    /// Tells everybody who asks how things are.
+    fn tell(&mut self, step: Option<&Step>) {
+        let registrations: BTreeMap<ResourceName, Registration> = self
+            .resources
+            .iter()
+            .map(|(resource, running)| (resource.clone(), running.registered.borrow().clone()))
+            .collect();
+        let readiness = self.readiness_of(&registrations);
+        self.readiness.send_if_modified(|before| {
+            let changed = *before != readiness;
+            if changed {
+                info!(?readiness, "readiness changed");
+                *before = readiness;
+            }
+            changed
+        });
+        for (resource, running) in &self.resources {
+            let counts = running.offer.borrow().counts();
+            let of = |devices: &mut dyn Iterator<Item = &macvtap::device_id::DeviceId>| {
+                u32::try_from(devices.filter(|device| device.resource() == resource).count())
+                    .unwrap_or(u32::MAX)
+            };
+            self.shared.metrics.devices(
+                resource,
+                DeviceCounts {
+                    healthy: counts.allocatable,
+                    unhealthy: counts.capacity.saturating_sub(counts.allocatable),
+                    allocated: of(&mut self.usage.in_use.iter()),
+                    dead: of(&mut self.usage.dead.iter()),
+                },
+            );
+        }
+        let Some(configuration) = self.configuration.as_ref().filter(|c| c.hash.is_some()) else { return };
+        let owned = step.is_none().then(|| self.engine.step(Instant::now()));
+        let Some(step) = step.or(owned.as_ref()) else { return };
+        let before = self.status.borrow().clone();
+        let view = View {
+            engine: &self.engine,
+            step,
+            configuration,
+            registrations: &registrations,
+            in_use: &self.usage.in_use,
+            dead: &self.usage.dead,
+            table_error: self.table_error.as_deref(),
+            boot_id: self.engine.boot_id(),
+            before: before.as_ref(),
+            now: &Time(Timestamp::now()),
+        };
+        let status = nodestate::status(&view);
+        self.status.send_if_modified(|before| {
+            let changed = before.as_ref() != Some(&status);
+            *before = Some(status);
+            changed
+        });
+    }
+
+    fn readiness_of(&self, registrations: &BTreeMap<ResourceName, Registration>) -> Readiness {
+        if let Some(reason) = &self.table_error {
+            return Readiness::NotReady(reason.clone());
+        }
+        if self.configuration.is_none() {
+            return Readiness::NotReady("no configuration yet".to_owned());
+        }
+        if !self.has_links {
+            return Readiness::NotReady("links not read yet".to_owned());
+        }
+        let waiting = registrations.iter().find_map(|(resource, registration)| match registration {
+            Registration::Done => None,
+            Registration::Pending => Some(format!("resource {resource} is being registered")),
+            Registration::Failed(reason) => Some(format!("resource {resource}: {reason}")),
+        });
+        waiting.map_or(Readiness::Ready, Readiness::NotReady)
+    }
+}
+
+impl Running {
+    fn publish(&self, offer: Offer) {
+        self.offer.send_if_modified(|before| {
+            let changed = **before != offer;
+            if changed {
+                *before = Arc::new(offer);
+            }
+            changed
+        });
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,214 @@
+//! Which devices pods have, from the kubelet, from records and from what was just allocated; and the removal of what
+//! pods left behind.
+
+use crate::args::Run;
+use crate::checkpoint;
+use crate::collector::{Collector, Liveness, Observation, Plan};
+use crate::devices::GRACE;
+use crate::kubelet::Shared;
+use crate::kubelet::directory::Happened;
+use crate::kubelet::podresources::{self, Listing, PodName};
+use macvtap::detach::{self, Detached};
+use macvtap::device_id::DeviceId;
+use macvtap::kernel::Rtnl;
+use macvtap::paths::Paths;
+use macvtap::record::{Attachment, Holder};
+use macvtap::{netns, park, records, tap};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+/// Between looks. Two of them are the collector's patience.
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// Devices that pods have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// As far as anybody knows: the kubelet, records, or an Allocate of the last minute.
+    pub(super) in_use: BTreeSet<DeviceId>,
+    /// Those whose link vanished.
+    pub(super) dead: BTreeSet<DeviceId>,
+}
+
+/// What is known before the kubelet was asked: enough never to move a device that a pod has.
+pub(super) fn at_start(paths: &Paths, plugins: &Path) -> BTreeSet<DeviceId> {
+    let mut in_use = checkpoint::devices(plugins);
+    in_use.extend(recorded(paths).into_iter().map(|record| record.device));
+    in_use
+}
+
+/// Looks again and again, and tells every time. Removes what is left over.
+pub(super) async fn follow(
+    arguments: Run,
+    shared: Arc<Shared>,
+    happened: watch::Receiver<Happened>,
+    usage: mpsc::Sender<Usage>,
+) {
+    let kubelet_starts = happened.borrow().kubelet_starts;
+    let own_pod = arguments.pod_name.clone().zip(arguments.pod_namespace.clone());
+    let mut look = Look {
+        own_pod: own_pod.map(|(name, namespace)| PodName { namespace, name }),
+        arguments,
+        shared,
+        collector: Collector::default(),
+        kubelet_starts,
+        kubelet_since: Instant::now(),
+        happened,
+        told: false,
+    };
+    loop {
+        let Some(seen) = look.once().await else { return };
+        if usage.send(seen).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => {}
+            // What was allocated is in use from now on, and soon the kubelet will say whose it is.
+            () = look.shared.allocated.notified() => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+struct Look {
+    arguments: Run,
+    shared: Arc<Shared>,
+    own_pod: Option<PodName>,
+    collector: Collector,
+    kubelet_starts: u64,
+    kubelet_since: Instant,
+    happened: watch::Receiver<Happened>,
+    told: bool,
+}
+
+impl Look {
+    async fn once(&mut self) -> Option<Usage> {
+        let now = Instant::now();
+        let starts = self.happened.borrow().kubelet_starts;
+        if std::mem::replace(&mut self.kubelet_starts, starts) != starts {
+            self.kubelet_since = now;
+        }
+        let listing = self.ask_kubelet().await;
+        let (paths, plugins) = (self.shared.paths.clone(), self.arguments.device_plugin_dir.clone());
+        let mut collector = std::mem::take(&mut self.collector);
+        let (own_pod, since) = (self.own_pod.clone(), self.kubelet_since);
+        // Files, and deletions that take the kernel 20 ms each: off the thread that answers the kubelet.
+        let looked = tokio::task::spawn_blocking(move || {
+            let records = recorded(&paths);
+            let seen = Observation {
+                records: &records,
+                listing: listing.as_ref(),
+                own_pod: own_pod.as_ref(),
+                kubelet_since: since,
+                now,
+            };
+            let plan = collector.plan(&seen, &Kernel);
+            let removed = remove(&paths, &plan);
+            let mut in_use = match listing {
+                Some(listing) => listing.devices.into_keys().collect(),
+                // Without pod resources its checkpoint is all the kubelet tells; it forgets late, never early.
+                None => checkpoint::devices(&plugins),
+            };
+            in_use.extend(recorded(&paths).into_iter().map(|record| record.device));
+            let dead = plan.dead.into_iter().map(|(record, _)| record.device).collect();
+            (collector, Usage { in_use, dead }, removed)
+        });
+        let (collector, mut usage, removed) = looked.await.ok()?;
+        self.collector = collector;
+        self.shared.metrics.leftovers.inc_by(removed);
+        usage.in_use.extend(self.shared.ledger.recent(GRACE));
+        Some(usage)
+    }
+
+    async fn ask_kubelet(&mut self) -> Option<Listing> {
+        let socket = &self.arguments.pod_resources_socket;
+        if !socket.exists() {
+            return None;
+        }
+        let is_ours = |resource: &str, device: &DeviceId| {
+            resource.rsplit_once('/').is_some_and(|(_, name)| name == device.resource().as_str())
+        };
+        match podresources::list(socket, is_ours).await {
+            Ok(listing) => {
+                self.told = false;
+                Some(listing)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    let reason = crate::error_chain(&error);
+                    warn!(%reason, "the kubelet does not say which devices pods have");
+                }
+                None
+            }
+        }
+    }
+}
+
+struct Kernel;
+
+impl Liveness for Kernel {
+    fn link_exists(&self, record: &Attachment) -> bool {
+        // One look into sysfs, in whatever namespace the link is.
+        record.tap.is_none_or(|number| tap::link_with(number) == Some(record.ifindex))
+    }
+
+    fn sandbox_exists(&self, record: &Attachment) -> bool {
+        match &record.holder {
+            Holder::Pod { netns, netns_inode, .. } => netns::is_at(Path::new(netns), *netns_inode),
+            Holder::Host => true,
+        }
+    }
+}
+
+fn recorded(paths: &Paths) -> Vec<Attachment> {
+    match records::list(paths) {
+        Ok(listing) => {
+            for (device, error) in &listing.damaged {
+                let reason = crate::error_chain(error);
+                warn!(%device, %reason, "attachment record not readable");
+            }
+            listing.records
+        }
+        Err(error) => {
+            let reason = crate::error_chain(&error);
+            warn!(%reason, "attachment records not readable");
+            Vec::new()
+        }
+    }
+}
+
+/// Removes leftovers, then the placeholders nobody needs any more. Goes on after an error.
+fn remove(paths: &Paths, plan: &Plan) -> u64 {
+    for (record, pod) in &plan.dead {
+        debug!(device = %record.device, pod = %pod.name, namespace = %pod.namespace, "link lost under a pod");
+    }
+    let mut kernel = match Rtnl::node() {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            let reason = crate::error_chain(&error);
+            warn!(%reason, "leftovers not removed");
+            return 0;
+        }
+    };
+    let mut removed = 0;
+    for record in &plan.leftovers {
+        match detach::collect(paths, &mut kernel, record) {
+            Ok(Detached::Removed(record)) => {
+                info!(device = %record.device, holder = ?record.holder, "leftover removed");
+                removed += 1;
+            }
+            Ok(Detached::NotTheirs(_) | Detached::Absent) => {}
+            Err(error) => {
+                let reason = crate::error_chain(&error);
+                warn!(device = %record.device, %reason, "leftover not removed");
+            }
+        }
+    }
+    if let Err(error) = park::release(paths, &mut kernel) {
+        let reason = crate::error_chain(&error);
+        warn!(%reason, "placeholders not released");
+    }
+    removed
+}
