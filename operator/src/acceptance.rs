@@ -60,11 +60,7 @@ pub fn judge<'p>(
 /// The order in which pools choose links: higher priority, then older, then by name.
 pub fn precedence(a: &MacvtapResourcePool, b: &MacvtapResourcePool) -> Ordering {
     let key = |pool: &MacvtapResourcePool| {
-        (
-            Reverse(pool.spec.settings.priority),
-            pool.creation_timestamp(),
-            pool.metadata.name.clone(),
-        )
+        (Reverse(pool.spec.settings.priority), pool.creation_timestamp(), pool.metadata.name.clone())
     };
     key(a).cmp(&key(b))
 }
@@ -88,31 +84,21 @@ fn claim<'p>(
     };
     match *owners.entry(resource).or_insert(name) {
         owner if owner == name => Ok(()),
-        older => Err(Rejection::ResourceNameConflict {
-            resource: resource.to_owned(),
-            older: older.to_owned(),
-        }),
+        older => {
+            Err(Rejection::ResourceNameConflict { resource: resource.to_owned(), older: older.to_owned() })
+        }
     }
 }
 
 fn check_selectors(pool: &MacvtapResourcePool) -> Result<(), Rejection> {
-    let nodes = pool
-        .spec
-        .node_selector
-        .as_ref()
-        .map(|selector| ("nodeSelector".to_owned(), selector));
+    let nodes = pool.spec.node_selector.as_ref().map(|selector| ("nodeSelector".to_owned(), selector));
     let networks = pool.spec.networks.iter().flatten().filter_map(|network| {
         let selector = network.namespaces.selector.as_ref()?;
-        Some((
-            format!("networks[{}].namespaces.selector", network.name),
-            selector,
-        ))
+        Some((format!("networks[{}].namespaces.selector", network.name), selector))
     });
     for (field, selector) in nodes.into_iter().chain(networks) {
-        Selector::try_from(selector.clone()).map_err(|problem| Rejection::InvalidSelector {
-            field,
-            problem: problem.to_string(),
-        })?;
+        Selector::try_from(selector.clone())
+            .map_err(|problem| Rejection::InvalidSelector { field, problem: problem.to_string() })?;
     }
     Ok(())
 }
@@ -124,23 +110,14 @@ mod tests {
     use serde_json::json;
 
     fn verdicts(pools: &[MacvtapResourcePool]) -> Vec<(&str, Option<Rejection>)> {
-        judge(pools)
-            .into_iter()
-            .map(|(name, verdict)| (name, verdict.err()))
-            .collect()
+        judge(pools).into_iter().map(|(name, verdict)| (name, verdict.err())).collect()
     }
 
     #[test]
     fn of_two_pools_with_one_resource_name_the_older_has_it_whatever_its_prefix() {
-        let young = created(
-            pool("a", json!({"resourceName": "dp", "resourcePrefix": "x.example"})),
-            20,
-        );
+        let young = created(pool("a", json!({"resourceName": "dp", "resourcePrefix": "x.example"})), 20);
         let old = created(pool("b", json!({"resourceName": "dp"})), 10);
-        let conflict = Rejection::ResourceNameConflict {
-            resource: "dp".into(),
-            older: "b".into(),
-        };
+        let conflict = Rejection::ResourceNameConflict { resource: "dp".into(), older: "b".into() };
         assert_eq!(verdicts(&[young, old]), [("a", Some(conflict)), ("b", None)]);
     }
 
@@ -169,13 +146,8 @@ mod tests {
     #[test]
     fn a_selector_with_an_operator_that_does_not_exist_is_refused_with_its_place() {
         let selector = json!({"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]});
-        let bad = created(
-            pool(
-                "a",
-                json!({"networks": [{"name": "n", "namespaces": {"selector": selector}}]}),
-            ),
-            1,
-        );
+        let bad =
+            created(pool("a", json!({"networks": [{"name": "n", "namespaces": {"selector": selector}}]})), 1);
         let text = verdicts(&[bad])[0].1.as_ref().unwrap().to_string();
         assert!(text.contains("networks[n].namespaces.selector"), "{text}");
     }

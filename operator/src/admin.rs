@@ -27,9 +27,7 @@ pub enum AdminError {
 
 /// Takes the address.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, AdminError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| AdminError::Listen { address, source })
+    TcpListener::bind(address).await.map_err(|source| AdminError::Listen { address, source })
 }
 
 /// Serves the probes until the shutdown: alive while it answers, ready once the caches are filled.
@@ -48,9 +46,7 @@ pub async fn serve(
             }
         }
     };
-    let router = Router::new()
-        .route("/livez", get(|| async { "alive\n" }))
-        .route("/readyz", get(readyz));
+    let router = Router::new().route("/livez", get(|| async { "alive\n" })).route("/readyz", get(readyz));
     axum::serve(listener, router)
         .with_graceful_shutdown(shutdown.cancelled_owned())
         .await

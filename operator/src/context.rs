@@ -56,12 +56,8 @@ impl Context {
         let present = *self.network_kind.borrow() == NetworkKind::Present;
         let (name, uid) = (pool.name_any(), pool.uid().unwrap_or_default());
         present.then(|| {
-            let ours = self
-                .networks
-                .state_filter(|network| is_ours(network, &name, &uid));
-            ours.iter()
-                .map(|network| NetworkAttachmentDefinition::clone(network))
-                .collect()
+            let ours = self.networks.state_filter(|network| is_ours(network, &name, &uid));
+            ours.iter().map(|network| NetworkAttachmentDefinition::clone(network)).collect()
         })
     }
 

@@ -4,19 +4,19 @@ use anyhow::Context;
 use clap::Parser;
 use macvtap_operator::args::{Args, LogFormat};
 use macvtap_operator::run;
+use std::io::IsTerminal;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let Args {
-        listen,
-        log_format,
-        log_level,
-    } = Args::parse();
-    let filter = EnvFilter::try_new(&log_level).with_context(|| format!("read --log-level {log_level:?}"))?;
+    let Args { listen, log_format, log_level } = Args::parse();
+    // The runtime's own spans repeat what our messages say.
+    let filter = EnvFilter::try_new(format!("kube_runtime=warn,{log_level}"))
+        .with_context(|| format!("read --log-level {log_level:?}"))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match log_format {
         LogFormat::Text => subscriber.init(),

@@ -66,9 +66,5 @@ fn missing_kind(pool: &MacvtapResourcePool) -> NetworkReport {
         reason: PoolReason::NADKindMissing,
         message: "the cluster has no NetworkAttachmentDefinitions; install Multus".to_owned(),
     });
-    NetworkReport {
-        desired,
-        ready: 0,
-        problems: problems.into_iter().collect(),
-    }
+    NetworkReport { desired, ready: 0, problems: problems.into_iter().collect() }
 }

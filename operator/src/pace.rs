@@ -22,20 +22,12 @@ struct Turns {
 impl Pace {
     /// Takes the turn to look at a pool, or says how long to wait for it.
     pub fn run(&self, pool: &str) -> Option<Duration> {
-        take(
-            &mut self.turns().entry(pool.to_owned()).or_default().run,
-            POOL_EVERY,
-            Instant::now(),
-        )
+        take(&mut self.turns().entry(pool.to_owned()).or_default().run, POOL_EVERY, Instant::now())
     }
 
     /// Takes the turn to write a pool's counts, or says how long to wait for it.
     pub fn counts(&self, pool: &str, every: Duration) -> Option<Duration> {
-        take(
-            &mut self.turns().entry(pool.to_owned()).or_default().counts,
-            every,
-            Instant::now(),
-        )
+        take(&mut self.turns().entry(pool.to_owned()).or_default().counts, every, Instant::now())
     }
 
     /// Forgets a pool that is gone.

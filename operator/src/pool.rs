@@ -71,32 +71,22 @@ pub async fn reconcile(
             return Ok(Action::await_change());
         }
     };
-    if let Some(wait) = context.pace.run(&pool.name_any()) {
-        return Ok(Action::requeue(wait));
-    }
-    if pool.metadata.deletion_timestamp.is_some() {
-        return terminate(pool, &context).await;
-    }
-    if !pool
-        .finalizers()
-        .iter()
-        .any(|finalizer| finalizer == POOL_FINALIZER)
-    {
-        let finalizers = pool
-            .finalizers()
-            .iter()
-            .map(String::as_str)
-            .chain([POOL_FINALIZER]);
+    let ending = pool.metadata.deletion_timestamp.is_some();
+    if !ending && !pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER) {
+        let finalizers = pool.finalizers().iter().map(String::as_str).chain([POOL_FINALIZER]);
         set_finalizers(pool, finalizers, &context).await?;
         return Ok(Action::await_change());
     }
+    if let Some(wait) = context.pace.run(&pool.name_any()) {
+        return Ok(Action::requeue(wait));
+    }
+    if ending {
+        return terminate(pool, &context).await;
+    }
     let verdict = verdict(pool, &context);
     // A pool that is not accepted keeps what it has: its networks work as long as its devices do.
-    let networks = if verdict.is_ok() {
-        network::reconcile(pool, &context).await
-    } else {
-        NetworkReport::default()
-    };
+    let networks =
+        if verdict.is_ok() { network::reconcile(pool, &context).await } else { NetworkReport::default() };
     let retry = networks.retry().then_some(RETRY);
     let recheck = observe_and_publish(pool, &verdict, &networks, &context).await?;
     Ok(match retry.into_iter().chain(recheck).min() {
@@ -107,11 +97,7 @@ pub async fn reconcile(
 
 async fn terminate(pool: &MacvtapResourcePool, context: &Context) -> Result<Action, PoolError> {
     let name = pool.name_any();
-    if !pool
-        .finalizers()
-        .iter()
-        .any(|finalizer| finalizer == POOL_FINALIZER)
-    {
+    if !pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER) {
         return Ok(Action::await_change());
     }
     let mut left = None;
@@ -119,16 +105,9 @@ async fn terminate(pool: &MacvtapResourcePool, context: &Context) -> Result<Acti
         // Networks go last: pods being started and machines being migrated still look them up.
         let networks = network::remove(pool, context)
             .await
-            .map_err(|source| PoolError::Networks {
-                pool: name.clone(),
-                source: Box::new(source),
-            })?;
+            .map_err(|source| PoolError::Networks { pool: name.clone(), source: Box::new(source) })?;
         if networks == 0 {
-            let others = pool
-                .finalizers()
-                .iter()
-                .map(String::as_str)
-                .filter(|f| *f != POOL_FINALIZER);
+            let others = pool.finalizers().iter().map(String::as_str).filter(|f| *f != POOL_FINALIZER);
             set_finalizers(pool, others, context).await?;
             context.pace.forget(&name);
             tracing::info!(pool = %name, "pool drained and released");
@@ -136,18 +115,12 @@ async fn terminate(pool: &MacvtapResourcePool, context: &Context) -> Result<Acti
         }
         left = Some(networks);
     }
-    let networks = NetworkReport {
-        desired: left.unwrap_or_default(),
-        ready: 0,
-        problems: Vec::new(),
-    };
+    let networks = NetworkReport { desired: left.unwrap_or_default(), ready: 0, problems: Vec::new() };
     let recheck = observe_and_publish(pool, &Ok(()), &networks, context).await?;
-    Ok(
-        match left.map(|_| RETRY_REMOVAL).into_iter().chain(recheck).min() {
-            Some(wait) => Action::requeue(wait),
-            None => Action::await_change(),
-        },
-    )
+    Ok(match left.map(|_| RETRY_REMOVAL).into_iter().chain(recheck).min() {
+        Some(wait) => Action::requeue(wait),
+        None => Action::await_change(),
+    })
 }
 
 /// Reports what is known and writes it if it is worth a write; says when to look again although nothing happens.
@@ -158,29 +131,18 @@ async fn observe_and_publish(
     context: &Context,
 ) -> Result<Option<Duration>, PoolError> {
     let nodes = context.nodes.state();
-    let states: Vec<Option<Arc<Guarded<MacvtapNodeState>>>> = nodes
-        .iter()
-        .map(|node| context.states.get(&ObjectRef::new(&node.name_any())))
-        .collect();
+    let states: Vec<Option<Arc<Guarded<MacvtapNodeState>>>> =
+        nodes.iter().map(|node| context.states.get(&ObjectRef::new(&node.name_any()))).collect();
     let views: Vec<NodeView<'_>> = nodes
         .iter()
         .zip(&states)
         .map(|(node, state)| view(node, state.as_ref().and_then(|state| state.0.as_ref().ok())))
         .collect();
-    let observed = report::Observed {
-        pool,
-        verdict,
-        nodes: &views,
-        networks,
-        now: jiff::Timestamp::now(),
-    };
+    let observed = report::Observed { pool, verdict, nodes: &views, networks, now: jiff::Timestamp::now() };
     let report = report::report(&observed);
     let delayed = publish::publish(pool, report.status, context)
         .await
-        .map_err(|source| PoolError::Status {
-            pool: pool.name_any(),
-            source: Box::new(source),
-        })?;
+        .map_err(|source| PoolError::Status { pool: pool.name_any(), source: Box::new(source) })?;
     Ok(report.recheck.into_iter().chain(delayed).min())
 }
 
@@ -218,16 +180,10 @@ async fn set_finalizers(
         // The list is replaced as a whole, so it must be the one that was read.
         "resourceVersion": pool.resource_version(),
     }});
-    let params = PatchParams {
-        field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()),
-        ..Default::default()
-    };
+    let params = PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
     Api::<MacvtapResourcePool>::all(context.client.clone())
         .patch_metadata(&name, &params, &Patch::Merge(patch))
         .await
-        .map_err(|source| PoolError::Finalizer {
-            pool: name,
-            source: Box::new(source),
-        })?;
+        .map_err(|source| PoolError::Finalizer { pool: name, source: Box::new(source) })?;
     Ok(())
 }

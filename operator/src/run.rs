@@ -84,13 +84,7 @@ pub async fn run(client: Client, listen: SocketAddr, shutdown: CancellationToken
     tasks.spawn(named("watch of namespaces", follow));
     let follow = watches::follow_networks(networks.events.take_until(end()).boxed(), queues, kind_sender);
     tasks.spawn(named("watch of networks", follow));
-    let reconcile = reconcile(
-        Arc::clone(&context),
-        pool_queue,
-        node_queue,
-        ready_sender,
-        shutdown.clone(),
-    );
+    let reconcile = reconcile(Arc::clone(&context), pool_queue, node_queue, ready_sender, shutdown.clone());
     tasks.spawn(async move { reconcile.await.map(|()| "reconcilers") });
 
     while let Some(ended) = tasks.join_next().await {
@@ -138,9 +132,7 @@ async fn reconcile(
         |_, error, _| retry(error),
         Arc::clone(&context),
         context.pools.clone(),
-        ReceiverStream::new(pools)
-            .take_until(shutdown.clone().cancelled_owned())
-            .map(Ok::<_, Infallible>),
+        ReceiverStream::new(pools).take_until(shutdown.clone().cancelled_owned()).map(Ok::<_, Infallible>),
         config(POOLS_AT_ONCE),
     );
     let nodes = applier(
@@ -148,9 +140,7 @@ async fn reconcile(
         |_, error, _| retry(error),
         Arc::clone(&context),
         context.nodes.clone(),
-        ReceiverStream::new(nodes)
-            .take_until(shutdown.cancelled_owned())
-            .map(Ok::<_, Infallible>),
+        ReceiverStream::new(nodes).take_until(shutdown.cancelled_owned()).map(Ok::<_, Infallible>),
         config(NODES_AT_ONCE),
     );
     // Outcomes are logged where they happen; what is gone from the cache needs no reconcile.
@@ -175,10 +165,7 @@ async fn wait<K>(what: &str, store: &Store<K>) -> anyhow::Result<()>
 where
     K: kube::Resource<DynamicType = ()> + Clone + 'static,
 {
-    store
-        .wait_until_ready()
-        .await
-        .with_context(|| format!("fill the cache of {what}"))
+    store.wait_until_ready().await.with_context(|| format!("fill the cache of {what}"))
 }
 
 fn retry(error: &(impl std::error::Error + 'static)) -> Action {
@@ -187,11 +174,7 @@ fn retry(error: &(impl std::error::Error + 'static)) -> Action {
     while let Some(error) = cause {
         text = format!("{text}: {error}");
         // The text of a kube error holds those of its causes already.
-        cause = if error.is::<kube::Error>() {
-            None
-        } else {
-            error.source()
-        };
+        cause = if error.is::<kube::Error>() { None } else { error.source() };
     }
     tracing::warn!(error = %text, "reconcile failed, trying again");
     Action::requeue(RETRY)

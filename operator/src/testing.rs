@@ -38,10 +38,7 @@ pub(crate) fn at(second: i64) -> Time {
 }
 
 pub(crate) fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
-    labels
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-        .collect()
+    labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 /// A node state with this spec, written by the operator at that second.

@@ -80,74 +80,53 @@ where
 
 /// All pools.
 pub fn pools(client: &Client) -> Watched<Guarded<MacvtapResourcePool>> {
-    watched(
-        watch_objects(Api::all(client.clone()), watcher::Config::default()),
-        |pool: &mut Guarded<_>| {
-            pool.meta_mut().managed_fields = None;
-        },
-    )
+    watched(watch_objects(Api::all(client.clone()), watcher::Config::default()), |pool: &mut Guarded<_>| {
+        pool.meta_mut().managed_fields = None;
+    })
 }
 
 /// All nodes, without what we never look at: a Node is mostly a list of images.
 pub fn nodes(client: &Client) -> Watched<Node> {
-    watched(
-        watch_objects(Api::all(client.clone()), watcher::Config::default()),
-        |node: &mut Node| {
-            node.metadata.managed_fields = None;
-            node.metadata.annotations = None;
-            node.spec = None;
-            let conditions = node.status.take().and_then(|status| status.conditions);
-            let ready = conditions.map(|all| {
-                all.into_iter()
-                    .filter(|condition| condition.type_ == "Ready")
-                    .collect()
-            });
-            node.status = Some(NodeStatus {
-                conditions: ready,
-                ..Default::default()
-            });
-        },
-    )
+    watched(watch_objects(Api::all(client.clone()), watcher::Config::default()), |node: &mut Node| {
+        node.metadata.managed_fields = None;
+        node.metadata.annotations = None;
+        node.spec = None;
+        let conditions = node.status.take().and_then(|status| status.conditions);
+        let ready =
+            conditions.map(|all| all.into_iter().filter(|condition| condition.type_ == "Ready").collect());
+        node.status = Some(NodeStatus { conditions: ready, ..Default::default() });
+    })
 }
 
 /// All node states, with the time of our last write as the only managed field.
 pub fn states(client: &Client) -> Watched<Guarded<MacvtapNodeState>> {
-    watched(
-        watch_objects(Api::all(client.clone()), watcher::Config::default()),
-        |state: &mut Guarded<_>| {
-            if let Some(fields) = &mut state.meta_mut().managed_fields {
-                fields.retain(|entry| {
-                    entry.manager.as_deref() == Some(OPERATOR_FIELD_MANAGER) && entry.subresource.is_none()
-                });
-                for entry in fields {
-                    entry.fields_v1 = None;
-                }
+    watched(watch_objects(Api::all(client.clone()), watcher::Config::default()), |state: &mut Guarded<_>| {
+        if let Some(fields) = &mut state.meta_mut().managed_fields {
+            fields.retain(|entry| {
+                entry.manager.as_deref() == Some(OPERATOR_FIELD_MANAGER) && entry.subresource.is_none()
+            });
+            for entry in fields {
+                entry.fields_v1 = None;
             }
-        },
-    )
+        }
+    })
 }
 
 /// All namespaces' names and labels.
 pub fn namespaces(client: &Client) -> Watched<PartialObjectMeta<Namespace>> {
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-    watched(
-        watch_objects(api, watcher::Config::default()),
-        |namespace: &mut PartialObjectMeta<Namespace>| {
-            namespace.metadata.managed_fields = None;
-            namespace.metadata.annotations = None;
-        },
-    )
+    watched(watch_objects(api, watcher::Config::default()), |namespace: &mut PartialObjectMeta<Namespace>| {
+        namespace.metadata.managed_fields = None;
+        namespace.metadata.annotations = None;
+    })
 }
 
 /// Networks that carry our label.
 pub fn networks(client: &Client) -> Watched<NetworkAttachmentDefinition> {
     let config = watcher::Config::default().labels(POOL_LABEL);
-    watched(
-        watch_objects(Api::all(client.clone()), config),
-        |network: &mut NetworkAttachmentDefinition| {
-            network.metadata.managed_fields = None;
-        },
-    )
+    watched(watch_objects(Api::all(client.clone()), config), |network: &mut NetworkAttachmentDefinition| {
+        network.metadata.managed_fields = None;
+    })
 }
 
 fn watched<K>(
@@ -159,10 +138,7 @@ where
 {
     let (store, writer) = store();
     let events = events.default_backoff().modify(prune).reflect(writer);
-    Watched {
-        store,
-        events: events.boxed(),
-    }
+    Watched { store, events: events.boxed() }
 }
 
 /// Tells of pools. A pool's acceptance depends on the others, and every node's state on all of them; its own status
@@ -175,12 +151,7 @@ pub async fn follow_pools(mut events: Events<Guarded<MacvtapResourcePool>>, queu
         };
         let changed = seen.changed(&event, |pool| {
             let meta = pool.meta();
-            fingerprint(&(
-                &meta.uid,
-                meta.generation,
-                meta.deletion_timestamp.is_some(),
-                &meta.finalizers,
-            ))
+            fingerprint(&(&meta.uid, meta.generation, meta.deletion_timestamp.is_some(), &meta.finalizers))
         });
         if changed {
             queues.every_pool().await;
@@ -197,10 +168,7 @@ pub async fn follow_nodes(mut events: Events<Node>, queues: Queues) {
             continue;
         };
         let changed = seen.changed(&event, |node| {
-            let conditions = node
-                .status
-                .iter()
-                .flat_map(|status| status.conditions.iter().flatten());
+            let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
             let ready: Vec<&str> = conditions.map(|condition| condition.status.as_str()).collect();
             fingerprint(&(
                 &node.metadata.uid,
@@ -247,10 +215,7 @@ pub async fn follow_namespaces(mut events: Events<PartialObjectMeta<Namespace>>,
             continue;
         };
         let changed = seen.changed(&event, |namespace| {
-            fingerprint(&(
-                &namespace.metadata.labels,
-                namespace.metadata.deletion_timestamp.is_some(),
-            ))
+            fingerprint(&(&namespace.metadata.labels, namespace.metadata.deletion_timestamp.is_some()))
         });
         if changed {
             queues.every_pool().await;
@@ -304,9 +269,7 @@ fn kind_is_missing(error: &watcher::Error) -> bool {
 }
 
 fn logged<K>(what: &str, event: watcher::Result<Event<K>>) -> Option<Event<K>> {
-    event
-        .inspect_err(|error| tracing::warn!(%error, "watch of {what} interrupted"))
-        .ok()
+    event.inspect_err(|error| tracing::warn!(%error, "watch of {what} interrupted")).ok()
 }
 
 /// What was seen of each object, so that changes of what we do not use are no changes.
@@ -318,12 +281,8 @@ struct Seen {
 impl Seen {
     /// Whether the event is worth telling. A list that was read anew always is.
     fn changed<K: Resource>(&mut self, event: &Event<K>, fingerprint: impl Fn(&K) -> u64) -> bool {
-        let key = |object: &K| {
-            (
-                object.meta().namespace.clone(),
-                object.meta().name.clone().unwrap_or_default(),
-            )
-        };
+        let key =
+            |object: &K| (object.meta().namespace.clone(), object.meta().name.clone().unwrap_or_default());
         match event {
             Event::Apply(object) => {
                 let new = fingerprint(object);

@@ -10,10 +10,7 @@ use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_LABEL};
 
 /// Does what the plan says, and goes on after an error.
 pub async fn apply(client: &Client, desired: Desired, plan: Plan) -> NetworkReport {
-    let Desired {
-        networks,
-        problems: unusable,
-    } = desired;
+    let Desired { networks, problems: unusable } = desired;
     let mut problems = Vec::new();
     let mut ready = plan.keep.len();
     for key in plan.create.iter().chain(&plan.repair) {
@@ -21,12 +18,7 @@ pub async fn apply(client: &Client, desired: Desired, plan: Plan) -> NetworkRepo
             continue;
         };
         let written = if plan.repair.contains(key) {
-            write(
-                client,
-                network,
-                &PatchParams::apply(OPERATOR_FIELD_MANAGER).force(),
-            )
-            .await
+            write(client, network, &PatchParams::apply(OPERATOR_FIELD_MANAGER).force()).await
         } else {
             create(client, network).await
         };
@@ -44,21 +36,14 @@ pub async fn apply(client: &Client, desired: Desired, plan: Plan) -> NetworkRepo
         }
     }
     problems.extend(unusable);
-    NetworkReport {
-        desired: networks.len(),
-        ready,
-        problems,
-    }
+    NetworkReport { desired: networks.len(), ready, problems }
 }
 
 /// Deletes every network of a pool. Asks the API server, not the cache: what the cache has not seen yet would remain
 /// for ever. Says how many are still there.
 pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<usize, kube::Error> {
     let all: Api<NetworkAttachmentDefinition> = Api::all(client.clone());
-    let found = match all
-        .list(&ListParams::default().labels(&format!("{POOL_LABEL}={pool}")))
-        .await
-    {
+    let found = match all.list(&ListParams::default().labels(&format!("{POOL_LABEL}={pool}"))).await {
         Ok(found) => found.items,
         // No such kind, hence no such object.
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(0),
@@ -68,23 +53,13 @@ pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<usize,
     for network in found.iter().filter(|network| is_ours(*network, pool, uid)) {
         let (namespace, name) = key(network);
         let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &namespace);
-        let precondition = Preconditions {
-            uid: network.uid(),
-            resource_version: None,
-        };
-        let params = DeleteParams {
-            preconditions: Some(precondition),
-            ..Default::default()
-        };
+        let precondition = Preconditions { uid: network.uid(), resource_version: None };
+        let params = DeleteParams { preconditions: Some(precondition), ..Default::default() };
         ignore_missing(api.delete(&name, &params).await)?;
         tracing::info!(namespace, network = %name, "network removed");
         // A finalizer of somebody else may keep it; the pool then waits.
         left += usize::from(
-            network
-                .metadata
-                .finalizers
-                .as_ref()
-                .is_some_and(|finalizers| !finalizers.is_empty()),
+            network.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty()),
         );
     }
     Ok(left)
@@ -99,12 +74,7 @@ async fn create(client: &Client, network: &NetworkAttachmentDefinition) -> Resul
         Ok(None) => write(client, network, &PatchParams::apply(OPERATOR_FIELD_MANAGER)).await,
         // Ours already: the cache has not seen it yet.
         Ok(Some(there)) if same_owner(&there, network) => {
-            write(
-                client,
-                network,
-                &PatchParams::apply(OPERATOR_FIELD_MANAGER).force(),
-            )
-            .await
+            write(client, network, &PatchParams::apply(OPERATOR_FIELD_MANAGER).force()).await
         }
         Ok(Some(_)) => Err(conflict(&key)),
         Err(error) => Err(failed(&key, &error)),

@@ -29,17 +29,11 @@ pub fn config(template: &NetworkTemplate, name: &str, namespace: &str) -> String
             ("search", dns.search.as_ref().map(|list| json!(list))),
             ("options", dns.options.as_ref().map(|list| json!(list))),
         ];
-        let dns: Map<String, Value> = fields
-            .into_iter()
-            .filter_map(|(key, value)| Some((key.to_owned(), value?)))
-            .collect();
+        let dns: Map<String, Value> =
+            fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
         plugin.insert("dns".to_owned(), dns.into());
     }
-    if let Some(ipam) = template
-        .ipam
-        .as_ref()
-        .and_then(|ipam| ipam_config(ipam, name, namespace))
-    {
+    if let Some(ipam) = template.ipam.as_ref().and_then(|ipam| ipam_config(ipam, name, namespace)) {
         plugin.insert("ipam".to_owned(), ipam);
     }
     if let Some(capabilities) = &template.capabilities {
@@ -55,10 +49,7 @@ pub fn config(template: &NetworkTemplate, name: &str, namespace: &str) -> String
     let mut config = match &template.meta_plugins {
         None => plugin,
         Some(others) => {
-            let plugins = std::iter::once(plugin)
-                .chain(others.iter().cloned())
-                .map(Value::Object)
-                .collect();
+            let plugins = std::iter::once(plugin).chain(others.iter().cloned()).map(Value::Object).collect();
             Map::from_iter([("plugins".to_owned(), Value::Array(plugins))])
         }
     };
@@ -95,19 +86,14 @@ mod tests {
 
     fn made(template: &Value) -> Value {
         let mut full = json!({"name": "p4p1", "namespaces": {"names": ["default"]}});
-        full.as_object_mut()
-            .unwrap()
-            .extend(template.as_object().unwrap().clone());
+        full.as_object_mut().unwrap().extend(template.as_object().unwrap().clone());
         let template: NetworkTemplate = serde_json::from_value(full).unwrap();
         serde_json::from_str(&config(&template, "p4p1", "default")).unwrap()
     }
 
     #[test]
     fn the_smallest_network_says_no_more_than_it_must() {
-        assert_eq!(
-            made(&json!({})),
-            json!({"cniVersion": "1.0.0", "name": "p4p1", "type": "macvtap"})
-        );
+        assert_eq!(made(&json!({})), json!({"cniVersion": "1.0.0", "name": "p4p1", "type": "macvtap"}));
     }
 
     #[test]

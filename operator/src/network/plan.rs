@@ -45,17 +45,14 @@ pub fn desired<'n>(
     link_resources: &BTreeSet<String>,
 ) -> Desired {
     let mut desired = Desired::default();
-    let namespaces: BTreeMap<&str, &PartialObjectMeta<Namespace>> = namespaces
-        .filter_map(|namespace| Some((namespace.metadata.name.as_deref()?, namespace)))
-        .collect();
+    let namespaces: BTreeMap<&str, &PartialObjectMeta<Namespace>> =
+        namespaces.filter_map(|namespace| Some((namespace.metadata.name.as_deref()?, namespace))).collect();
     for template in pool.spec.networks.iter().flatten() {
         let (places, missing) = places(&template.namespaces, &namespaces);
-        desired
-            .problems
-            .extend(missing.into_iter().map(|namespace| Problem {
-                reason: PoolReason::NamespaceNotFound,
-                message: format!("network {}: namespace {namespace} does not exist", template.name),
-            }));
+        desired.problems.extend(missing.into_iter().map(|namespace| Problem {
+            reason: PoolReason::NamespaceNotFound,
+            message: format!("network {}: namespace {namespace} does not exist", template.name),
+        }));
         match pool.resource_name() {
             Some(resource) => add(&mut desired, pool, template, &template.name, resource, &places),
             None => {
@@ -101,14 +98,8 @@ pub fn plan<'n>(desired: &Desired, ours: impl IntoIterator<Item = &'n NetworkAtt
 
 /// Whether the pool with this name and UID made the network.
 pub fn is_ours(network: &impl Resource, pool: &str, uid: &str) -> bool {
-    let label = |key: &str| {
-        network
-            .meta()
-            .labels
-            .as_ref()
-            .and_then(|labels| labels.get(key))
-            .map(String::as_str)
-    };
+    let label =
+        |key: &str| network.meta().labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
     label(POOL_LABEL) == Some(pool) && label(POOL_UID_LABEL) == Some(uid)
 }
 
@@ -128,16 +119,10 @@ fn places(
     namespaces: &BTreeMap<&str, &PartialObjectMeta<Namespace>>,
 ) -> (BTreeSet<String>, Vec<String>) {
     let alive = |name: &str| {
-        namespaces
-            .get(name)
-            .is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_none())
+        namespaces.get(name).is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_none())
     };
-    let (mut places, missing): (BTreeSet<String>, BTreeSet<String>) = selector
-        .names
-        .iter()
-        .flatten()
-        .cloned()
-        .partition(|name| alive(name));
+    let (mut places, missing): (BTreeSet<String>, BTreeSet<String>) =
+        selector.names.iter().flatten().cloned().partition(|name| alive(name));
     if let Some(labels) = &selector.selector {
         let selected = namespaces
             .iter()
@@ -158,9 +143,7 @@ fn add(
     for namespace in places {
         let mut network = NetworkAttachmentDefinition::new(
             name,
-            NetworkAttachmentDefinitionSpec {
-                config: config::config(template, name, namespace),
-            },
+            NetworkAttachmentDefinitionSpec { config: config::config(template, name, namespace) },
         );
         network.metadata.namespace = Some(namespace.clone());
         network.metadata.labels = Some(BTreeMap::from([
@@ -185,16 +168,8 @@ fn add(
 
 /// The network's name for a link: what no DNS label may contain becomes `-`. None when that is not enough.
 fn network_name(template: &str, link: &str) -> Option<String> {
-    let link: String = link
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '-'
-            }
-        })
-        .collect();
+    let link: String =
+        link.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
     let name = template.replace(LINK_PLACEHOLDER, &link);
     (name.len() <= NAME_MAX && !name.starts_with('-') && !name.ends_with('-')).then_some(name)
 }
@@ -209,11 +184,7 @@ mod tests {
     fn namespace(name: &str, labels: &[(&str, &str)]) -> PartialObjectMeta<Namespace> {
         let labels = Some(crate::testing::labels(labels));
         PartialObjectMeta {
-            metadata: ObjectMeta {
-                name: Some(name.into()),
-                labels,
-                ..Default::default()
-            },
+            metadata: ObjectMeta { name: Some(name.into()), labels, ..Default::default() },
             ..Default::default()
         }
     }
@@ -223,28 +194,17 @@ mod tests {
         namespaces: &[PartialObjectMeta<Namespace>],
         links: &[&str],
     ) -> Desired {
-        desired(
-            pool,
-            namespaces.iter(),
-            &links.iter().map(|link| (*link).to_owned()).collect(),
-        )
+        desired(pool, namespaces.iter(), &links.iter().map(|link| (*link).to_owned()).collect())
     }
 
     fn keys(desired: &Desired) -> Vec<String> {
-        desired
-            .networks
-            .keys()
-            .map(|(namespace, name)| format!("{namespace}/{name}"))
-            .collect()
+        desired.networks.keys().map(|(namespace, name)| format!("{namespace}/{name}")).collect()
     }
 
     #[test]
     fn named_and_selected_namespaces_get_the_network_once() {
         let selector = json!({"names": ["a", "gone"], "selector": {"matchLabels": {"macvtap": "yes"}}});
-        let pool = pool(
-            "dp",
-            json!({"networks": [{"name": "net", "namespaces": selector}]}),
-        );
+        let pool = pool("dp", json!({"networks": [{"name": "net", "namespaces": selector}]}));
         let namespaces = [
             namespace("a", &[("macvtap", "yes")]),
             namespace("b", &[("macvtap", "yes")]),
@@ -253,10 +213,7 @@ mod tests {
         let desired = wanted(&pool, &namespaces, &[]);
         assert_eq!(keys(&desired), ["a/net", "b/net"]);
         let network = &desired.networks[&("a".into(), "net".into())];
-        assert_eq!(
-            network.annotations()[RESOURCE_NAME_ANNOTATION],
-            "macvtap.network.kubevirt.io/dp"
-        );
+        assert_eq!(network.annotations()[RESOURCE_NAME_ANNOTATION], "macvtap.network.kubevirt.io/dp");
         assert!(is_ours(network, "dp", "uid-dp"));
         assert!(!is_ours(network, "dp", "uid-of-an-earlier-pool"));
         assert!(
@@ -266,16 +223,10 @@ mod tests {
 
     #[test]
     fn a_namespace_that_is_being_deleted_gets_none() {
-        let pool = pool(
-            "dp",
-            json!({"networks": [{"name": "net", "namespaces": {"selector": {}}}]}),
-        );
+        let pool = pool("dp", json!({"networks": [{"name": "net", "namespaces": {"selector": {}}}]}));
         let mut ending = namespace("b", &[]);
         ending.metadata.deletion_timestamp = Some(crate::testing::at(1));
-        assert_eq!(
-            keys(&wanted(&pool, &[namespace("a", &[]), ending], &[])),
-            ["a/net"]
-        );
+        assert_eq!(keys(&wanted(&pool, &[namespace("a", &[]), ending], &[])), ["a/net"]);
     }
 
     #[test]
@@ -321,10 +272,7 @@ mod tests {
 
     #[test]
     fn labels_of_others_on_our_network_do_not_matter() {
-        let pool = pool(
-            "dp",
-            json!({"networks": [{"name": "net", "namespaces": {"selector": {}}}]}),
-        );
+        let pool = pool("dp", json!({"networks": [{"name": "net", "namespaces": {"selector": {}}}]}));
         let desired = wanted(&pool, &[namespace("a", &[])], &[]);
         let mut labelled = desired.networks.values().next().unwrap().clone();
         labelled.labels_mut().insert("team".into(), "x".into());

@@ -35,23 +35,14 @@ pub fn wanted(
 
 /// Applies the spec of a node's state; its status is the agent's and is never sent.
 pub async fn apply(client: &Client, node: &str, state: &MacvtapNodeState) -> Result<(), NodeStateError> {
-    let mut body = serde_json::to_value(state).map_err(|source| NodeStateError::Encode {
-        node: node.to_owned(),
-        source,
-    })?;
+    let mut body = serde_json::to_value(state)
+        .map_err(|source| NodeStateError::Encode { node: node.to_owned(), source })?;
     if let Some(fields) = body.as_object_mut() {
         fields.remove("status");
     }
     Api::<MacvtapNodeState>::all(client.clone())
-        .patch(
-            node,
-            &PatchParams::apply(OPERATOR_FIELD_MANAGER).force(),
-            &Patch::Apply(body),
-        )
+        .patch(node, &PatchParams::apply(OPERATOR_FIELD_MANAGER).force(), &Patch::Apply(body))
         .await
-        .map_err(|source| NodeStateError::Apply {
-            node: node.to_owned(),
-            source: Box::new(source),
-        })?;
+        .map_err(|source| NodeStateError::Apply { node: node.to_owned(), source: Box::new(source) })?;
     Ok(())
 }

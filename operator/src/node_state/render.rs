@@ -20,16 +20,9 @@ pub fn active<'p>(
     let verdicts = judge(pools.clone());
     let mut active: Vec<_> = pools
         .filter(|pool| pool.metadata.deletion_timestamp.is_none())
+        .filter(|pool| pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER))
         .filter(|pool| {
-            pool.finalizers()
-                .iter()
-                .any(|finalizer| finalizer == POOL_FINALIZER)
-        })
-        .filter(|pool| {
-            pool.metadata
-                .name
-                .as_deref()
-                .is_some_and(|name| matches!(verdicts.get(name), Some(Ok(()))))
+            pool.metadata.name.as_deref().is_some_and(|name| matches!(verdicts.get(name), Some(Ok(()))))
         })
         .collect();
     active.sort_by(|a, b| precedence(a, b));
@@ -55,10 +48,7 @@ pub fn render(
         .iter()
         .filter(|old| !wanted.iter().any(|new| new.uid == old.uid))
         .filter(|old| !current.is_some_and(|state| drained(state, old)))
-        .map(|old| NodePool {
-            phase: PoolPhase::Draining,
-            ..old.clone()
-        })
+        .map(|old| NodePool { phase: PoolPhase::Draining, ..old.clone() })
         .collect();
     // A pool made anew under an old name, or with an old resource name, waits for the old one's last device.
     let taken = |new: &NodePool| {
@@ -116,14 +106,7 @@ fn entry(pool: &MacvtapResourcePool, before: &[NodePool]) -> NodePool {
     };
     // The generation grows with every edit, also of what no node needs to know; nodes hear of the others only.
     match before.iter().find(|old| old.uid == new.uid) {
-        Some(old)
-            if (NodePool {
-                generation: old.generation,
-                ..new.clone()
-            }) == *old =>
-        {
-            old.clone()
-        }
+        Some(old) if (NodePool { generation: old.generation, ..new.clone() }) == *old => old.clone(),
         _ => new,
     }
 }
@@ -131,10 +114,7 @@ fn entry(pool: &MacvtapResourcePool, before: &[NodePool]) -> NodePool {
 /// The settings with every default that depends on others filled in.
 fn filled(settings: &PoolSettings) -> PoolSettings {
     let mut filled = settings.clone();
-    filled.capacity = Some(Capacity {
-        per_link: Some(settings.per_link()),
-        per_node: settings.per_node(),
-    });
+    filled.capacity = Some(Capacity { per_link: Some(settings.per_link()), per_node: settings.per_node() });
     if filled.device_type == DeviceType::Macvtap {
         filled.macvtap.get_or_insert_default();
     }
@@ -151,10 +131,7 @@ mod tests {
     use serde_json::json;
 
     fn names(spec: &MacvtapNodeStateSpec) -> Vec<(&str, PoolPhase)> {
-        spec.pools
-            .iter()
-            .map(|pool| (pool.name.as_str(), pool.phase))
-            .collect()
+        spec.pools.iter().map(|pool| (pool.name.as_str(), pool.phase)).collect()
     }
 
     fn rendered(pools: &[MacvtapResourcePool], current: Option<&MacvtapNodeState>) -> MacvtapNodeStateSpec {
@@ -165,19 +142,10 @@ mod tests {
     fn applied(spec: MacvtapNodeStateSpec, allocated: u32) -> MacvtapNodeState {
         let mut state = state("n1", spec.pools, 0);
         let pools = state.spec.pools.iter();
-        let pools = pools
-            .map(|p| NodePoolStatus {
-                name: p.name.clone(),
-                allocated,
-                ..Default::default()
-            })
-            .collect();
+        let pools =
+            pools.map(|p| NodePoolStatus { name: p.name.clone(), allocated, ..Default::default() }).collect();
         let hash = Some(state.spec.config_hash.clone());
-        state.status = Some(MacvtapNodeStateStatus {
-            observed_hash: hash,
-            pools,
-            ..Default::default()
-        });
+        state.status = Some(MacvtapNodeStateStatus { observed_hash: hash, pools, ..Default::default() });
         state
     }
 
@@ -185,26 +153,11 @@ mod tests {
     fn a_node_gets_the_pools_that_select_it_in_order_of_precedence() {
         let pools = [
             created(pool("low", json!({})), 1),
-            created(
-                pool(
-                    "high",
-                    json!({"priority": 7, "nodeSelector": {"matchLabels": {"zone": "a"}}}),
-                ),
-                2,
-            ),
-            created(
-                pool(
-                    "elsewhere",
-                    json!({"nodeSelector": {"matchLabels": {"zone": "b"}}}),
-                ),
-                3,
-            ),
+            created(pool("high", json!({"priority": 7, "nodeSelector": {"matchLabels": {"zone": "a"}}})), 2),
+            created(pool("elsewhere", json!({"nodeSelector": {"matchLabels": {"zone": "b"}}})), 3),
         ];
         let spec = render(&labels(&[("zone", "a")]), &active(pools.iter()), None);
-        assert_eq!(
-            names(&spec),
-            [("high", PoolPhase::Active), ("low", PoolPhase::Active)]
-        );
+        assert_eq!(names(&spec), [("high", PoolPhase::Active), ("low", PoolPhase::Active)]);
         assert_eq!(spec.pools[0].resource_name.as_deref(), Some("high"));
     }
 
@@ -224,30 +177,15 @@ mod tests {
         let passthru = pool("p", json!({"macvtap": {"mode": "Passthru"}}));
         let spec = rendered(&[pool("a", json!({"capacity": {"perNode": 7}})), passthru], None);
         let settings = |i: usize| &spec.pools[i].settings;
-        assert_eq!(
-            settings(0).capacity,
-            Some(Capacity {
-                per_link: Some(100),
-                per_node: Some(7)
-            })
-        );
+        assert_eq!(settings(0).capacity, Some(Capacity { per_link: Some(100), per_node: Some(7) }));
         assert_eq!(settings(0).macvtap.as_ref().map(|m| m.mode), Some(Mode::Bridge));
-        assert_eq!(
-            settings(1).capacity,
-            Some(Capacity {
-                per_link: Some(1),
-                per_node: None
-            })
-        );
+        assert_eq!(settings(1).capacity, Some(Capacity { per_link: Some(1), per_node: None }));
     }
 
     #[test]
     fn an_edit_that_no_node_needs_to_know_changes_nothing() {
         let before = state("n1", rendered(&[pool("a", json!({}))], None).pools, 0);
-        let mut edited = pool(
-            "a",
-            json!({"networks": [{"name": "a", "namespaces": {"names": ["x"]}}]}),
-        );
+        let mut edited = pool("a", json!({"networks": [{"name": "a", "namespaces": {"names": ["x"]}}]}));
         edited.metadata.generation = Some(2);
         assert_eq!(rendered(&[edited], Some(&before)), before.spec);
         let mut relevant = pool("a", json!({"priority": 3}));
@@ -270,10 +208,7 @@ mod tests {
         let told_but_not_applied = state("n1", draining.pools.clone(), 0);
         let mut not_applied = applied(draining.clone(), 0);
         not_applied.status.as_mut().unwrap().observed_hash = Some("sha256:other".into());
-        assert_eq!(
-            names(&rendered(&gone, Some(&not_applied))),
-            [("a", PoolPhase::Draining)]
-        );
+        assert_eq!(names(&rendered(&gone, Some(&not_applied))), [("a", PoolPhase::Draining)]);
         assert_eq!(
             names(&rendered(&gone, Some(&told_but_not_applied))),
             [],
@@ -298,21 +233,13 @@ mod tests {
         let mut anew = pool("a", json!({}));
         anew.metadata.uid = Some("another".into());
         let heir = pool("heir", json!({"resourceName": "a"}));
-        assert_eq!(
-            names(&rendered(&[anew], Some(&old))),
-            [("a", PoolPhase::Draining)]
-        );
-        assert_eq!(
-            names(&rendered(&[heir], Some(&old))),
-            [("a", PoolPhase::Draining)]
-        );
+        assert_eq!(names(&rendered(&[anew], Some(&old))), [("a", PoolPhase::Draining)]);
+        assert_eq!(names(&rendered(&[heir], Some(&old))), [("a", PoolPhase::Draining)]);
     }
 
     #[test]
     fn a_node_has_at_most_as_many_pools_as_the_schema_allows() {
-        let pools: Vec<_> = (0..70)
-            .map(|i| created(pool(&format!("p{i:02}"), json!({})), i))
-            .collect();
+        let pools: Vec<_> = (0..70).map(|i| created(pool(&format!("p{i:02}"), json!({})), i)).collect();
         let spec = rendered(&pools, None);
         assert_eq!(spec.pools.len(), POOLS_MAX);
         assert_eq!(spec.pools[POOLS_MAX - 1].name, "p63");

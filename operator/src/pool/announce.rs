@@ -9,24 +9,19 @@ const NOTE_MAX: usize = 1024;
 
 /// One event for each condition that people wait for and that changed.
 pub fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
-    [
-        ConditionType::Accepted,
-        ConditionType::Ready,
-        ConditionType::NetworksReady,
-        ConditionType::Terminating,
-    ]
-    .into_iter()
-    .filter_map(|kind| {
-        let new = condition::find(after, kind)?;
-        let old = condition::find(before, kind);
-        let changed = old.is_none_or(|old| (&old.status, &old.reason) != (&new.status, &new.reason));
-        let good = new.status == "True";
-        // A pool that begins by having what it should is no news, except for being ready.
-        let news = matches!(kind, ConditionType::Ready | ConditionType::Terminating);
-        let expected = old.is_none() && good && !news;
-        (changed && !expected).then(|| event(new, good || kind == ConditionType::Terminating, kind))
-    })
-    .collect()
+    [ConditionType::Accepted, ConditionType::Ready, ConditionType::NetworksReady, ConditionType::Terminating]
+        .into_iter()
+        .filter_map(|kind| {
+            let new = condition::find(after, kind)?;
+            let old = condition::find(before, kind);
+            let changed = old.is_none_or(|old| (&old.status, &old.reason) != (&new.status, &new.reason));
+            let good = new.status == "True";
+            // A pool that begins by having what it should is no news, except for being ready.
+            let news = matches!(kind, ConditionType::Ready | ConditionType::Terminating);
+            let expected = old.is_none() && good && !news;
+            (changed && !expected).then(|| event(new, good || kind == ConditionType::Terminating, kind))
+        })
+        .collect()
 }
 
 fn event(condition: &Condition, good: bool, kind: ConditionType) -> Event {
@@ -35,11 +30,7 @@ fn event(condition: &Condition, good: bool, kind: ConditionType) -> Event {
         note.pop();
     }
     Event {
-        type_: if good {
-            EventType::Normal
-        } else {
-            EventType::Warning
-        },
+        type_: if good { EventType::Normal } else { EventType::Warning },
         reason: condition.reason.clone(),
         note: Some(note),
         action: kind.to_string(),
@@ -67,10 +58,7 @@ mod tests {
     }
 
     fn reasons(before: &[Condition], after: &[Condition]) -> Vec<(String, EventType)> {
-        events(before, after)
-            .into_iter()
-            .map(|event| (event.reason, event.type_))
-            .collect()
+        events(before, after).into_iter().map(|event| (event.reason, event.type_)).collect()
     }
 
     #[test]
@@ -87,19 +75,10 @@ mod tests {
             (Ready, true, "AllNodesReady"),
             (Terminating, true, "DevicesInUse"),
         ]);
-        assert_eq!(
-            reasons(&[], &first),
-            [("NodesNotReady".into(), EventType::Warning)]
-        );
-        assert_eq!(
-            reasons(&first, &later),
-            [("AllNodesReady".into(), EventType::Normal)]
-        );
+        assert_eq!(reasons(&[], &first), [("NodesNotReady".into(), EventType::Warning)]);
+        assert_eq!(reasons(&first, &later), [("AllNodesReady".into(), EventType::Normal)]);
         assert_eq!(reasons(&later, &later), []);
-        assert_eq!(
-            reasons(&later, &ending),
-            [("DevicesInUse".into(), EventType::Normal)]
-        );
+        assert_eq!(reasons(&later, &ending), [("DevicesInUse".into(), EventType::Normal)]);
     }
 
     #[test]

@@ -65,10 +65,8 @@ pub struct Assessment<'v> {
 /// Without a node selector the pool means every node that runs the agent, so one that never reported is not meant.
 pub fn assess<'v>(pool: &MacvtapResourcePool, node: &NodeView<'v>, now: Timestamp) -> Option<Assessment<'v>> {
     let selector = pool.spec.node_selector.as_ref();
-    let agent = node
-        .state
-        .and_then(|state| state.status.as_ref())
-        .filter(|status| status.observed_hash.is_some());
+    let agent =
+        node.state.and_then(|state| state.status.as_ref()).filter(|status| status.observed_hash.is_some());
     if !selects(selector, node.labels) || (selector.is_none() && agent.is_none()) {
         return None;
     }
@@ -79,27 +77,15 @@ pub fn assess<'v>(pool: &MacvtapResourcePool, node: &NodeView<'v>, now: Timestam
     let pool_name = pool.metadata.name.as_deref().unwrap_or_default();
     let status = agent.and_then(|status| status.pools.iter().find(|entry| entry.name == pool_name));
 
-    let unheard_since = if applied {
-        None
-    } else {
-        node.state.and_then(written)
-    };
+    let unheard_since = if applied { None } else { node.state.and_then(written) };
     let silent_since = node.not_ready_since.into_iter().chain(unheard_since).min();
     let deadline = silent_since.and_then(|since| since.checked_add(SILENCE).ok());
     let sample = |reason: &str, message: &str| Some(sample(node.name, reason, message));
 
-    let mut assessment = Assessment {
-        standing: Standing::Updating,
-        ready: false,
-        sample: None,
-        status,
-        deadline,
-    };
+    let mut assessment =
+        Assessment { standing: Standing::Updating, ready: false, sample: None, status, deadline };
     if let Some(deadline) = deadline.filter(|deadline| *deadline <= now) {
-        let message = format!(
-            "no answer since {}",
-            deadline.checked_sub(SILENCE).unwrap_or(deadline)
-        );
+        let message = format!("no answer since {}", deadline.checked_sub(SILENCE).unwrap_or(deadline));
         assessment.standing = Standing::Unreachable;
         assessment.sample = sample(SampleReason::Unreachable.as_str(), &message);
         assessment.deadline = None;
@@ -121,10 +107,7 @@ pub fn assess<'v>(pool: &MacvtapResourcePool, node: &NodeView<'v>, now: Timestam
             }
         };
     } else {
-        assessment.sample = sample(
-            SampleReason::Updating.as_str(),
-            "the last change is not applied yet",
-        );
+        assessment.sample = sample(SampleReason::Updating.as_str(), "the last change is not applied yet");
     }
     Some(assessment)
 }
@@ -139,11 +122,7 @@ enum Told {
 }
 
 fn told(state: &MacvtapNodeState, pool: &MacvtapResourcePool) -> Option<Told> {
-    let entry = state
-        .spec
-        .pools
-        .iter()
-        .find(|entry| Some(&entry.uid) == pool.metadata.uid.as_ref());
+    let entry = state.spec.pools.iter().find(|entry| Some(&entry.uid) == pool.metadata.uid.as_ref());
     match entry {
         Some(entry) if entry.phase == PoolPhase::Active => Some(Told::Active),
         None if state.spec.pools.len() >= POOLS_MAX => Some(Told::NoRoom),
@@ -156,9 +135,7 @@ fn written(state: &MacvtapNodeState) -> Option<Timestamp> {
     let fields = state.metadata.managed_fields.iter().flatten();
     let ours = fields.filter(|entry| entry.manager.as_deref() == Some(OPERATOR_FIELD_MANAGER));
     let times = ours.filter_map(|entry| entry.time.as_ref()).map(|time| time.0);
-    times
-        .max()
-        .or_else(|| state.metadata.creation_timestamp.as_ref().map(|time| time.0))
+    times.max().or_else(|| state.metadata.creation_timestamp.as_ref().map(|time| time.0))
 }
 
 fn sample(node: &str, reason: &str, message: &str) -> NodeSample {

@@ -29,16 +29,9 @@ pub fn change(old: Option<&MacvtapResourcePoolStatus>, new: &MacvtapResourcePool
     if old == new {
         return Change::Nothing;
     }
-    let with_counts_of_new = MacvtapResourcePoolStatus {
-        devices: new.devices.clone(),
-        links: new.links.clone(),
-        ..old.clone()
-    };
-    if with_counts_of_new == *new {
-        Change::Counts
-    } else {
-        Change::Facts
-    }
+    let with_counts_of_new =
+        MacvtapResourcePoolStatus { devices: new.devices.clone(), links: new.links.clone(), ..old.clone() };
+    if with_counts_of_new == *new { Change::Counts } else { Change::Facts }
 }
 
 /// Writes the status if need be and announces what changed; says how long counts must wait for their turn.
@@ -83,23 +76,10 @@ mod tests {
     #[test]
     fn numbers_of_devices_can_wait_and_everything_else_cannot() {
         let old = MacvtapResourcePoolStatus::default();
-        let devices = DeviceCounts {
-            allocated: 1,
-            ..Default::default()
-        };
-        let counts = MacvtapResourcePoolStatus {
-            devices: devices.clone(),
-            ..Default::default()
-        };
-        let nodes = NodeCounts {
-            ready: 1,
-            ..Default::default()
-        };
-        let facts = MacvtapResourcePoolStatus {
-            devices,
-            nodes,
-            ..Default::default()
-        };
+        let devices = DeviceCounts { allocated: 1, ..Default::default() };
+        let counts = MacvtapResourcePoolStatus { devices: devices.clone(), ..Default::default() };
+        let nodes = NodeCounts { ready: 1, ..Default::default() };
+        let facts = MacvtapResourcePoolStatus { devices, nodes, ..Default::default() };
         assert_eq!(change(None, &old), Change::Facts);
         assert_eq!(change(Some(&old), &old.clone()), Change::Nothing);
         assert_eq!(change(Some(&old), &counts), Change::Counts);

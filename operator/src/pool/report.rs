@@ -47,22 +47,12 @@ pub struct Report {
 
 /// Whether a node still has the pool in its spec, in whatever phase.
 pub fn holds_entry(state: &MacvtapNodeState, pool: &MacvtapResourcePool) -> bool {
-    state
-        .spec
-        .pools
-        .iter()
-        .any(|entry| Some(&entry.uid) == pool.metadata.uid.as_ref())
+    state.spec.pools.iter().any(|entry| Some(&entry.uid) == pool.metadata.uid.as_ref())
 }
 
 /// The status of a pool.
 pub fn report(observed: &Observed<'_>) -> Report {
-    let Observed {
-        pool,
-        nodes,
-        networks,
-        now,
-        ..
-    } = observed;
+    let Observed { pool, nodes, networks, now, .. } = observed;
     let assessments: Vec<Assessment<'_>> = nodes.iter().filter_map(|node| assess(pool, node, *now)).collect();
     let counts = count_nodes(&assessments);
     let samples = samples(&assessments);
@@ -79,16 +69,10 @@ pub fn report(observed: &Observed<'_>) -> Report {
         nodes: counts,
         links: count_links(&assessments),
         devices: count_devices(&assessments),
-        networks: NetworkCounts {
-            desired: small(networks.desired),
-            ready: small(networks.ready),
-        },
+        networks: NetworkCounts { desired: small(networks.desired), ready: small(networks.ready) },
         samples,
     };
-    let deadline = assessments
-        .iter()
-        .filter_map(|assessment| assessment.deadline)
-        .min();
+    let deadline = assessments.iter().filter_map(|assessment| assessment.deadline).min();
     let recheck = deadline.map(|deadline| {
         Duration::try_from(deadline.duration_since(*now)).unwrap_or_default() + Duration::from_secs(1)
     });
@@ -111,18 +95,8 @@ fn findings(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]
 
 fn accepted(verdict: &Result<(), Rejection>) -> Finding {
     match verdict {
-        Ok(()) => finding(
-            ConditionType::Accepted,
-            true,
-            PoolReason::Valid,
-            "the pool has an effect",
-        ),
-        Err(rejection) => finding(
-            ConditionType::Accepted,
-            false,
-            rejection.reason(),
-            rejection.to_string(),
-        ),
+        Ok(()) => finding(ConditionType::Accepted, true, PoolReason::Valid, "the pool has an effect"),
+        Err(rejection) => finding(ConditionType::Accepted, false, rejection.reason(), rejection.to_string()),
     }
 }
 
@@ -158,16 +132,8 @@ fn progressing(counts: &NodeCounts) -> Finding {
     let answering = counts.matched.saturating_sub(counts.unreachable);
     let waiting = answering.saturating_sub(counts.updated);
     if waiting > 0 {
-        let message = format!(
-            "{} of {answering} nodes have applied the last change",
-            counts.updated
-        );
-        finding(
-            ConditionType::Progressing,
-            true,
-            PoolReason::NodesUpdating,
-            message,
-        )
+        let message = format!("{} of {answering} nodes have applied the last change", counts.updated);
+        finding(ConditionType::Progressing, true, PoolReason::NodesUpdating, message)
     } else {
         let message = "every node that answers has applied the last change";
         finding(ConditionType::Progressing, false, PoolReason::UpToDate, message)
@@ -176,33 +142,15 @@ fn progressing(counts: &NodeCounts) -> Finding {
 
 fn degraded(counts: &NodeCounts, samples: &[NodeSample]) -> Finding {
     if counts.degraded > 0 {
-        let message = format!(
-            "{} of {} nodes report problems{}",
-            counts.degraded,
-            counts.matched,
-            named(samples)
-        );
+        let message =
+            format!("{} of {} nodes report problems{}", counts.degraded, counts.matched, named(samples));
         finding(ConditionType::Degraded, true, PoolReason::NodesDegraded, message)
     } else if counts.unreachable > 0 {
-        let message = format!(
-            "{} of {} nodes do not answer{}",
-            counts.unreachable,
-            counts.matched,
-            named(samples)
-        );
-        finding(
-            ConditionType::Degraded,
-            true,
-            PoolReason::NodesUnreachable,
-            message,
-        )
+        let message =
+            format!("{} of {} nodes do not answer{}", counts.unreachable, counts.matched, named(samples));
+        finding(ConditionType::Degraded, true, PoolReason::NodesUnreachable, message)
     } else {
-        finding(
-            ConditionType::Degraded,
-            false,
-            PoolReason::AsExpected,
-            "no node reports a problem",
-        )
+        finding(ConditionType::Degraded, false, PoolReason::AsExpected, "no node reports a problem")
     }
 }
 
@@ -212,31 +160,15 @@ fn networks_ready(observed: &Observed<'_>) -> Finding {
         finding(ConditionType::NetworksReady, status, reason, message)
     };
     if observed.pool.metadata.deletion_timestamp.is_some() {
-        state(
-            false,
-            PoolReason::Terminating,
-            "the pool is being deleted".to_owned(),
-        )
+        state(false, PoolReason::Terminating, "the pool is being deleted".to_owned())
     } else if observed.verdict.is_err() {
-        state(
-            false,
-            PoolReason::NotAccepted,
-            "the pool is not accepted".to_owned(),
-        )
+        state(false, PoolReason::NotAccepted, "the pool is not accepted".to_owned())
     } else if let Some(problem) = networks.problems.first() {
         let more = networks.problems.len().saturating_sub(1);
-        let more = if more > 0 {
-            format!("; and {more} more")
-        } else {
-            String::new()
-        };
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
         state(false, problem.reason, format!("{}{more}", problem.message))
     } else if observed.pool.spec.networks.iter().flatten().next().is_none() {
-        state(
-            true,
-            PoolReason::NoNetworks,
-            "the pool asks for no network".to_owned(),
-        )
+        state(true, PoolReason::NoNetworks, "the pool asks for no network".to_owned())
     } else if networks.ready < networks.desired {
         let message = format!("{} of {} networks are in place", networks.ready, networks.desired);
         state(false, PoolReason::NetworksUpdating, message)
@@ -261,12 +193,7 @@ fn terminating(observed: &Observed<'_>) -> Finding {
         .collect();
     if holders.is_empty() {
         let message = format!("{} networks are being removed", observed.networks.desired);
-        return finding(
-            ConditionType::Terminating,
-            true,
-            PoolReason::RemovingNetworks,
-            message,
-        );
+        return finding(ConditionType::Terminating, true, PoolReason::RemovingNetworks, message);
     }
     holders.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
     let devices: u64 = holders.iter().map(|(allocated, _)| u64::from(*allocated)).sum();
@@ -275,23 +202,12 @@ fn terminating(observed: &Observed<'_>) -> Finding {
         // Writing to a String cannot fail.
         let _ = write!(message, "{} {node} ({allocated})", if i == 0 { "" } else { "," });
     }
-    finding(
-        ConditionType::Terminating,
-        true,
-        PoolReason::DevicesInUse,
-        message,
-    )
+    finding(ConditionType::Terminating, true, PoolReason::DevicesInUse, message)
 }
 
 fn count_nodes(assessments: &[Assessment<'_>]) -> NodeCounts {
-    let count = |standing: &[Standing]| {
-        small(
-            assessments
-                .iter()
-                .filter(|a| standing.contains(&a.standing))
-                .count(),
-        )
-    };
+    let count =
+        |standing: &[Standing]| small(assessments.iter().filter(|a| standing.contains(&a.standing)).count());
     let matched = small(assessments.len());
     let ready = small(assessments.iter().filter(|assessment| assessment.ready).count());
     NodeCounts {
@@ -308,12 +224,8 @@ fn count_links(assessments: &[Assessment<'_>]) -> LinkCounts {
     let mut counts = LinkCounts::default();
     for status in assessments.iter().filter_map(|assessment| assessment.status) {
         counts.claimed = counts.claimed.saturating_add(small(status.links.len()));
-        counts.unhealthy = counts
-            .unhealthy
-            .saturating_add(small(status.unhealthy_links.len()));
-        counts.contested = counts
-            .contested
-            .saturating_add(small(status.contested_links.len()));
+        counts.unhealthy = counts.unhealthy.saturating_add(small(status.unhealthy_links.len()));
+        counts.contested = counts.contested.saturating_add(small(status.contested_links.len()));
     }
     counts
 }
@@ -336,11 +248,7 @@ fn samples(assessments: &[Assessment<'_>]) -> Vec<NodeSample> {
         .filter_map(|assessment| Some((assessment.standing, assessment.sample.as_ref()?)))
         .collect();
     worst.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.node.cmp(&b.1.node)));
-    worst
-        .into_iter()
-        .take(SAMPLES_MAX)
-        .map(|(_, sample)| sample.clone())
-        .collect()
+    worst.into_iter().take(SAMPLES_MAX).map(|(_, sample)| sample.clone()).collect()
 }
 
 fn named(samples: &[NodeSample]) -> String {
@@ -350,11 +258,7 @@ fn named(samples: &[NodeSample]) -> String {
         .map(|sample| format!("{}: {}", sample.node, sample.reason))
         .collect();
     let more = if samples.len() > named.len() { ", ..." } else { "" };
-    if named.is_empty() {
-        String::new()
-    } else {
-        format!(" ({}{more})", named.join(", "))
-    }
+    if named.is_empty() { String::new() } else { format!(" ({}{more})", named.join(", ")) }
 }
 
 fn finding(condition: ConditionType, holds: bool, reason: PoolReason, message: impl Into<String>) -> Finding {

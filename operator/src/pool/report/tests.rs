@@ -23,29 +23,18 @@ struct TestNode {
 fn told(name: &'static str, pool: &MacvtapResourcePool, seconds_ago: i64) -> TestNode {
     let spec = render::render(&labels(&[]), &render::active([pool].into_iter()), None);
     let state = Some(state(name, spec.pools, NOW - seconds_ago));
-    TestNode {
-        name,
-        labels: labels(&[]),
-        not_ready_since: None,
-        state,
-    }
+    TestNode { name, labels: labels(&[]), not_ready_since: None, state }
 }
 
 /// The same after its agent answered with this entry for the pool.
 fn answered(name: &'static str, pool: &MacvtapResourcePool, entry: &serde_json::Value) -> TestNode {
     let mut node = told(name, pool, 0);
     let mut full = json!({"name": pool.name_any(), "generation": 1});
-    full.as_object_mut()
-        .unwrap()
-        .extend(entry.as_object().unwrap().clone());
+    full.as_object_mut().unwrap().extend(entry.as_object().unwrap().clone());
     let entry: NodePoolStatus = serde_json::from_value(full).unwrap();
     let state = node.state.as_mut().unwrap();
     let observed_hash = Some(state.spec.config_hash.clone());
-    state.status = Some(MacvtapNodeStateStatus {
-        observed_hash,
-        pools: vec![entry],
-        ..Default::default()
-    });
+    state.status = Some(MacvtapNodeStateStatus { observed_hash, pools: vec![entry], ..Default::default() });
     node
 }
 
@@ -81,13 +70,7 @@ fn status_with(
         })
         .collect();
     let now = Timestamp::from_second(NOW).unwrap();
-    report(&Observed {
-        pool,
-        verdict,
-        nodes: &views,
-        networks,
-        now,
-    })
+    report(&Observed { pool, verdict, nodes: &views, networks, now })
 }
 
 fn status(pool: &MacvtapResourcePool, nodes: &[TestNode]) -> MacvtapResourcePoolStatus {
@@ -101,12 +84,7 @@ fn condition(status: &MacvtapResourcePoolStatus, kind: ConditionType) -> (String
 
 fn says(status: &MacvtapResourcePoolStatus, kind: ConditionType, holds: bool, reason: PoolReason) {
     let expected = (ConditionStatus::from(holds).to_string(), reason.to_string());
-    assert_eq!(
-        condition(status, kind),
-        expected,
-        "{kind}: {:?}",
-        find(&status.conditions, kind)
-    );
+    assert_eq!(condition(status, kind), expected, "{kind}: {:?}", find(&status.conditions, kind));
 }
 
 use ConditionType::{Accepted, Degraded, NetworksReady, Progressing, Ready, Terminating};
@@ -122,14 +100,7 @@ fn every_node_with_a_healthy_device_makes_the_pool_ready() {
     says(&status, NetworksReady, true, PoolReason::NoNetworks);
     assert_eq!(find(&status.conditions, Terminating), None);
     assert_eq!(status.nodes.summary, "2/2");
-    assert_eq!(
-        (
-            status.devices.allocatable,
-            status.devices.allocated,
-            status.links.claimed
-        ),
-        (100, 4, 2)
-    );
+    assert_eq!((status.devices.allocatable, status.devices.allocated, status.links.claimed), (100, 4, 2));
     assert_eq!(status.resource.as_deref(), Some("macvtap.network.kubevirt.io/dp"));
     assert!(status.samples.is_empty());
 }
@@ -140,17 +111,9 @@ fn a_pool_that_no_node_matches_says_so() {
     let without_agent = told("n1", &everywhere, 1);
     let found = status(&everywhere, &[without_agent]);
     says(&found, Ready, false, PoolReason::NoMatchingNodes);
-    assert_eq!(
-        found.nodes.matched, 0,
-        "a node without agent is not meant by a pool without selector"
-    );
+    assert_eq!(found.nodes.matched, 0, "a node without agent is not meant by a pool without selector");
     let labelled = pool("dp", json!({"nodeSelector": {"matchLabels": {"zone": "a"}}}));
-    says(
-        &status(&labelled, &[healthy("n1", &everywhere)]),
-        Ready,
-        false,
-        PoolReason::NoMatchingNodes,
-    );
+    says(&status(&labelled, &[healthy("n1", &everywhere)]), Ready, false, PoolReason::NoMatchingNodes);
 }
 
 #[test]
@@ -169,165 +132,88 @@ fn the_reason_of_each_node_is_in_the_samples_the_worst_first() {
         told("e", &dp, 91),
     ];
     let status = status(&dp, &nodes);
-    let samples: Vec<_> = status
-        .samples
-        .iter()
-        .map(|s| (s.node.as_str(), s.reason.as_str()))
-        .collect();
-    let expected = [
-        ("e", "Unreachable"),
-        ("d", "NoMatchingLink"),
-        ("c", "LinksUnhealthy"),
-        ("b", "Updating"),
-    ];
+    let samples: Vec<_> = status.samples.iter().map(|s| (s.node.as_str(), s.reason.as_str())).collect();
+    let expected =
+        [("e", "Unreachable"), ("d", "NoMatchingLink"), ("c", "LinksUnhealthy"), ("b", "Updating")];
     assert_eq!(samples, expected);
     says(&status, Ready, false, PoolReason::NodesNotReady);
     says(&status, Progressing, true, PoolReason::NodesUpdating);
     says(&status, Degraded, true, PoolReason::NodesDegraded);
     let counts = &status.nodes;
     assert_eq!(
-        (
-            counts.matched,
-            counts.updated,
-            counts.ready,
-            counts.degraded,
-            counts.unreachable
-        ),
+        (counts.matched, counts.updated, counts.ready, counts.degraded, counts.unreachable),
         (5, 3, 2, 2, 1)
     );
-    assert!(
-        find(&status.conditions, Ready)
-            .unwrap()
-            .message
-            .contains("d: NoMatchingLink")
-    );
+    assert!(find(&status.conditions, Ready).unwrap().message.contains("d: NoMatchingLink"));
 }
 
 #[test]
 fn a_silent_node_is_unreachable_after_ninety_seconds_and_does_not_take_readiness_away() {
     let dp = pool("dp", json!({"nodeSelector": {}}));
-    let waiting = status_with(
-        &dp,
-        &[healthy("a", &dp), told("b", &dp, 30)],
-        &Ok(()),
-        &NetworkReport::default(),
-    );
+    let waiting =
+        status_with(&dp, &[healthy("a", &dp), told("b", &dp, 30)], &Ok(()), &NetworkReport::default());
     assert_eq!(waiting.recheck, Some(Duration::from_secs(61)));
     says(&waiting.status, Ready, false, PoolReason::NodesNotReady);
     let mut gone = healthy("b", &dp);
     gone.not_ready_since = Some(Timestamp::from_second(NOW - 90).unwrap());
-    let silent = status_with(
-        &dp,
-        &[healthy("a", &dp), gone],
-        &Ok(()),
-        &NetworkReport::default(),
-    );
+    let silent = status_with(&dp, &[healthy("a", &dp), gone], &Ok(()), &NetworkReport::default());
     says(&silent.status, Ready, true, PoolReason::AllNodesReady);
     says(&silent.status, Degraded, true, PoolReason::NodesUnreachable);
     assert_eq!(silent.recheck, None);
-    says(
-        &status(&dp, &[told("b", &dp, 100)]),
-        Ready,
-        false,
-        PoolReason::NodesNotReady,
-    );
+    says(&status(&dp, &[told("b", &dp, 100)]), Ready, false, PoolReason::NodesNotReady);
 }
 
 #[test]
 fn a_dry_run_is_never_ready() {
     let dry = pool("dp", json!({"advertisement": "DryRun"}));
-    says(
-        &status(&dry, &[healthy("n1", &dry)]),
-        Ready,
-        false,
-        PoolReason::DryRun,
-    );
+    says(&status(&dry, &[healthy("n1", &dry)]), Ready, false, PoolReason::DryRun);
 }
 
 #[test]
 fn a_pool_that_is_not_accepted_names_the_one_that_is() {
     let dp = pool("dp", json!({}));
-    let verdict = Err(Rejection::ResourceNameConflict {
-        resource: "dp".into(),
-        older: "first".into(),
-    });
+    let verdict = Err(Rejection::ResourceNameConflict { resource: "dp".into(), older: "first".into() });
     let found = status_with(&dp, &[], &verdict, &NetworkReport::default()).status;
     says(&found, Accepted, false, PoolReason::ResourceNameConflict);
     says(&found, Ready, false, PoolReason::NotAccepted);
     says(&found, NetworksReady, false, PoolReason::NotAccepted);
-    assert!(
-        find(&found.conditions, Accepted)
-            .unwrap()
-            .message
-            .contains("first")
-    );
+    assert!(find(&found.conditions, Accepted).unwrap().message.contains("first"));
 }
 
 #[test]
 fn the_first_problem_of_the_networks_is_the_reason() {
     let networks = json!([{"name": "n", "namespaces": {"names": ["a"]}}]);
     let dp = pool("dp", json!({"networks": networks}));
-    let problem = |reason| Problem {
-        reason,
-        message: "m".into(),
-    };
+    let problem = |reason| Problem { reason, message: "m".into() };
     let report = NetworkReport {
         desired: 2,
         ready: 1,
-        problems: vec![
-            problem(PoolReason::NADConflict),
-            problem(PoolReason::NamespaceNotFound),
-        ],
+        problems: vec![problem(PoolReason::NADConflict), problem(PoolReason::NamespaceNotFound)],
     };
     let found = status_with(&dp, &[], &Ok(()), &report).status;
     says(&found, NetworksReady, false, PoolReason::NADConflict);
     assert_eq!((found.networks.desired, found.networks.ready), (2, 1));
-    assert!(
-        find(&found.conditions, NetworksReady)
-            .unwrap()
-            .message
-            .contains("and 1 more")
-    );
-    let fine = NetworkReport {
-        desired: 1,
-        ready: 1,
-        problems: Vec::new(),
-    };
-    says(
-        &status_with(&dp, &[], &Ok(()), &fine).status,
-        NetworksReady,
-        true,
-        PoolReason::AllNetworksReady,
-    );
+    assert!(find(&found.conditions, NetworksReady).unwrap().message.contains("and 1 more"));
+    let fine = NetworkReport { desired: 1, ready: 1, problems: Vec::new() };
+    says(&status_with(&dp, &[], &Ok(()), &fine).status, NetworksReady, true, PoolReason::AllNetworksReady);
 }
 
 #[test]
 fn a_pool_that_is_being_deleted_names_the_nodes_it_waits_for() {
     let dp = pool("dp", json!({}));
     let gone = deleted(dp.clone());
-    let found = status(
-        &gone,
-        &[healthy("n1", &dp), answered("n2", &dp, &json!({"allocated": 7}))],
-    );
+    let found = status(&gone, &[healthy("n1", &dp), answered("n2", &dp, &json!({"allocated": 7}))]);
     says(&found, Terminating, true, PoolReason::DevicesInUse);
     says(&found, Ready, false, PoolReason::Terminating);
     let message = &find(&found.conditions, Terminating).unwrap().message;
     assert_eq!(message, "9 devices in use on 2 nodes: n2 (7), n1 (2)");
-    says(
-        &status(&gone, &[]),
-        Terminating,
-        true,
-        PoolReason::RemovingNetworks,
-    );
+    says(&status(&gone, &[]), Terminating, true, PoolReason::RemovingNetworks);
 }
 
 #[test]
 fn a_pool_for_each_link_says_what_its_resources_look_like() {
     let found = status(&pool("dp", json!({"resourcePer": "Link"})), &[]);
-    assert_eq!(
-        found.resource.as_deref(),
-        Some("macvtap.network.kubevirt.io/{link}")
-    );
+    assert_eq!(found.resource.as_deref(), Some("macvtap.network.kubevirt.io/{link}"));
 }
 
 #[test]
@@ -339,12 +225,7 @@ fn an_agent_that_states_no_condition_is_judged_by_its_devices() {
         true,
         PoolReason::AllNodesReady,
     );
-    says(
-        &status(&dp, &[answered("n1", &dp, &json!({}))]),
-        Ready,
-        false,
-        PoolReason::NodesNotReady,
-    );
+    says(&status(&dp, &[answered("n1", &dp, &json!({}))]), Ready, false, PoolReason::NodesNotReady);
 }
 
 #[test]

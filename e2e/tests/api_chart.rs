@@ -1,0 +1,217 @@
+//! The chart on a real API server: what it installs, and that the rights it gives are enough and not too many.
+
+mod api;
+
+use anyhow::{Context as _, Result, ensure};
+use api::{Api, Program};
+use e2e::layout::Checkout;
+use e2e::{Kubectl, process};
+use serde_json::{Value, json};
+use std::process::Command;
+use std::time::Duration;
+
+const NAMESPACE: &str = "macvtap-system";
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Runs Helm and gives what it printed.
+fn helm(api: &Api, args: &[&str]) -> Result<String> {
+    let checkout = Checkout::here();
+    let home = checkout.artefacts().join("helm");
+    let mut command = Command::new(checkout.bin().join("helm"));
+    command.env("HELM_CACHE_HOME", home.join("cache")).env("HELM_CONFIG_HOME", home.join("config"));
+    command.env("HELM_DATA_HOME", home.join("data")).env("KUBECONFIG", api.kubectl.kubeconfig());
+    process::output(command.args(args))
+}
+
+fn install(api: &Api, values: &[&str]) -> Result<String> {
+    let chart = Checkout::here().path("charts/macvtap-operator");
+    let chart = chart.to_string_lossy();
+    let mut args = vec!["upgrade", "--install", "release", &chart, "-n", NAMESPACE, "--create-namespace"];
+    for value in values {
+        args.extend(["--set", value]);
+    }
+    helm(api, &args)
+}
+
+/// kubectl with the token of a service account, bound to a node if one is given.
+fn account(api: &Api, account: &str, node: Option<&str>) -> Result<Kubectl> {
+    let mut args = vec!["-n", NAMESPACE, "create", "token", account];
+    if let Some(node) = node {
+        args.extend(["--bound-object-kind=Node", "--bound-object-name", node]);
+    }
+    let token = api.kubectl.run(&args)?;
+    let text = api.kubectl.run(&["config", "view", "--raw", "-o", "json"])?;
+    let mut config: Value = serde_json::from_str(&text)?;
+    config["users"][0]["user"] = json!({"token": token.trim()});
+    let path = api.kubectl.kubeconfig().with_file_name(format!("{account}-{}", node.unwrap_or("none")));
+    std::fs::write(&path, config.to_string())?;
+    Ok(Kubectl::new(&Checkout::here(), &path))
+}
+
+fn node(api: &Api, name: &str) -> Result<()> {
+    api.replace(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}))
+}
+
+fn state(api: &Api, name: &str) -> Result<()> {
+    api.replace(&json!({
+        "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
+        "kind": "MacvtapNodeState",
+        "metadata": {"name": name},
+        "spec": {"configHash": "sha256:0", "pools": []},
+    }))
+}
+
+/// Writes a status as the agent does: by server-side apply, without reading it first.
+fn report(agent: &Kubectl, node: &str) -> Result<String> {
+    let state = json!({
+        "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
+        "kind": "MacvtapNodeState",
+        "metadata": {"name": node},
+        "status": {"agentVersion": "test"},
+    });
+    let args = ["apply", "--server-side", "--subresource=status", "-f", "-"];
+    process::output_with_input(agent.command().args(args), &state.to_string())
+}
+
+fn refused<T>(result: Result<T>, words: &str) -> Result<()> {
+    let error = result.err().with_context(|| format!("it was allowed, without {words:?}"))?;
+    let text = format!("{error:#}");
+    ensure!(text.contains(words), "refused without {words:?}: {text}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_reports_for_its_own_node_and_may_do_nothing_else() -> Result<()> {
+    let api = Api::without_crds()?;
+    install(&api, &[])?;
+    for name in ["n1", "n2"] {
+        node(&api, name)?;
+        state(&api, name)?;
+    }
+    let agent = account(&api, "macvtap-node-agent", Some("n1"))?;
+    e2e::wait::until("the fence and the rights", DEADLINE, || report(&agent, "n1").map(Some))?;
+    // The policy takes effect a moment after it is stored.
+    e2e::wait::until("the fence", DEADLINE, || {
+        refused(report(&agent, "n2"), "an agent may write the state of its own node only").map(Some)
+    })?;
+    refused(report(&agent, "n2"), "its token is for node n1, the object for n2")?;
+    let stolen = account(&api, "macvtap-node-agent", None)?;
+    refused(report(&stolen, "n1"), "its token is for no node")?;
+
+    agent.run(&["get", "mns", "n1"])?;
+    let spec = r#"{"spec": {"configHash": "mine"}}"#;
+    refused(agent.run(&["patch", "mns", "n1", "--type=merge", "-p", spec]), "Forbidden")?;
+    refused(agent.run(&["delete", "mns", "n1"]), "Forbidden")?;
+    for resource in ["nodes", "pods", "secrets", "configmaps", "namespaces", "mrp"] {
+        refused(agent.run(&["get", resource, "-A"]), "Forbidden")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_operator_works_with_the_rights_the_chart_gives_it() -> Result<()> {
+    let api = Api::without_crds()?;
+    api.kubectl.apply(include_str!("api/network-kind.yaml"))?;
+    install(&api, &[])?;
+    node(&api, "n1")?;
+    let operator = account(&api, "macvtap-operator", None)?;
+    let running = Program::start("macvtap-operator", &["--listen", "127.0.0.1:0"], operator.kubeconfig())?;
+    api.replace(&json!({
+        "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
+        "kind": "MacvtapResourcePool",
+        "metadata": {"name": "dp"},
+        "spec": {
+            "links": [{"names": ["dp0"]}],
+            "networks": [{"name": "net", "namespaces": {"names": ["default"]}}],
+        },
+    }))?;
+    let network = "network-attachment-definitions.k8s.cni.cncf.io/net";
+    api.kubectl.wait_until("default", network, DEADLINE, |_| Some(()))?;
+    api.kubectl.wait_until("", "mns/n1", DEADLINE, |state| state.pointer("/spec/pools/0/name").cloned())?;
+    let status =
+        api.kubectl.wait_until("", "mrp/dp", DEADLINE, |pool| pool.pointer("/status/resource").cloned())?;
+    assert_eq!(status, "macvtap.network.kubevirt.io/dp");
+    e2e::wait::until("an event", DEADLINE, || {
+        let events = api.kubectl.run(&["get", "events", "-A", "-o", "name"])?;
+        Ok((!events.trim().is_empty()).then_some(()))
+    })?;
+    api.kubectl.run(&["delete", "mrp", "dp", "--timeout=20s"])?;
+    let log = running.log();
+    for bad in ["orbidden", "not published", "failed"] {
+        ensure!(!log.contains(bad), "the operator's log says {bad:?}:\n{log}");
+    }
+    refused(operator.run(&["get", "secrets", "-A"]), "Forbidden")?;
+    refused(operator.run(&["patch", "node", "n1", "--type=merge", "-p", "{}"]), "Forbidden")?;
+    refused(operator.run(&["delete", "mrp", "dp"]), "Forbidden")
+}
+
+#[test]
+fn the_kinds_are_upgraded_with_the_release_and_outlive_it() -> Result<()> {
+    let api = Api::without_crds()?;
+    install(&api, &[])?;
+    let crd = "macvtapresourcepools.macvtap.network.kubevirt.io";
+    let old = r#"[{"op": "remove", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/priority"}]"#;
+    api.kubectl.run(&["patch", "crd", crd, "--type=json", "-p", old])?;
+    install(&api, &["logLevel=debug"])?;
+    let explained = e2e::wait::until("the new schema", DEADLINE, || {
+        let crd = api.kubectl.get("", &format!("crd/{crd}"))?;
+        let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/priority";
+        Ok(crd.pointer(path).cloned())
+    });
+    explained?;
+    helm(&api, &["uninstall", "release", "-n", NAMESPACE])?;
+    api.kubectl.get("", &format!("crd/{crd}")).context("the kind went with the release")?;
+    install(&api, &[]).context("install it again")?;
+    Ok(())
+}
+
+#[test]
+fn values_that_are_not_known_or_not_possible_are_refused() -> Result<()> {
+    let api = Api::shared()?;
+    refused(install(&api, &["operator.imag=x"]), "imag")?;
+    refused(install(&api, &["imagePullPolicy=Sometimes"]), "imagePullPolicy")?;
+    refused(install(&api, &["agent.cniBinDir=relative/path"]), "cniBinDir")
+}
+
+#[test]
+fn the_agent_is_not_privileged() -> Result<()> {
+    let api = Api::without_crds()?;
+    install(&api, &[])?;
+    let pod = api.kubectl.get(NAMESPACE, "daemonset/macvtap-node-agent")?["spec"]["template"]["spec"].clone();
+    assert_eq!(pod.get("hostPID"), None);
+    let containers = [&pod["containers"], &pod["initContainers"]];
+    for container in containers.iter().flat_map(|list| list.as_array().into_iter().flatten()) {
+        let context = &container["securityContext"];
+        ensure!(context.get("privileged").is_none_or(|privileged| privileged == false), "{container}");
+        assert_eq!(context["capabilities"]["drop"], json!(["ALL"]));
+        assert_eq!(context["allowPrivilegeEscalation"], false);
+    }
+    assert_eq!(
+        pod["containers"][0]["securityContext"]["capabilities"]["add"],
+        json!(["NET_ADMIN", "CHOWN", "MKNOD"])
+    );
+    Ok(())
+}
+
+#[test]
+fn the_examples_are_taken_by_the_server() -> Result<()> {
+    let api = Api::shared()?;
+    let examples = Checkout::here().path("examples");
+    let files = ["pools", "pods", "standalone"].map(|folder| std::fs::read_dir(examples.join(folder)));
+    let mut checked = 0;
+    for folder in files {
+        for file in folder? {
+            let path = file?.path();
+            let text = std::fs::read_to_string(&path)?;
+            // The kind of networks is Multus', and this server has none.
+            if text.contains("kind: NetworkAttachmentDefinition") {
+                continue;
+            }
+            let mut command = api.kubectl.command();
+            process::output(command.args(["create", "--dry-run=server", "-f"]).arg(&path))?;
+            checked += 1;
+        }
+    }
+    ensure!(checked >= 6, "only {checked} examples were found");
+    Ok(())
+}
