@@ -140,6 +140,13 @@ fn built(checkout: &Checkout, krate: Crate) -> Result<PathBuf> {
     Ok(checkout.path("target").join(host()?).join(krate.profile).join(krate.program))
 }
 
+/// Builds the CNI plugin as it is shipped, and says where it is.
+pub fn plugin(checkout: &Checkout) -> Result<PathBuf> {
+    let _lock = checkout.lock("images")?;
+    compile(checkout, &[PLUGIN])?;
+    built(checkout, PLUGIN)
+}
+
 /// Puts what was built into a directory that stands for `/out` of the building stage, and packs what the last stage
 /// copies from it.
 fn assemble(checkout: &Checkout, name: &str, sources: &[Source]) -> Result<Image> {

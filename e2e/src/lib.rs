@@ -16,6 +16,7 @@ pub mod cluster;
 pub mod components;
 pub mod containerfile;
 pub mod control_plane;
+pub mod demo;
 pub mod diagnose;
 pub mod images;
 pub mod install;
@@ -30,6 +31,7 @@ pub mod process;
 pub mod progress;
 pub mod registry;
 pub mod relay;
+pub mod suite;
 pub mod wait;
 
 pub use api_server::ApiServer;

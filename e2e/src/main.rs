@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use e2e::layout::{Checkout, Layout};
 use e2e::progress::{self, say};
-use e2e::{Cluster, Multus, Options, components, images, prerequisites, relay};
+use e2e::suite::{self, Selection, Stage};
+use e2e::{Cluster, Multus, Options, components, demo, images, prerequisites, relay};
 
 /// A real Kubernetes on this machine: etcd, control plane, and one or two nodes with kubelet, containerd and Multus.
 #[derive(Parser)]
@@ -95,6 +96,21 @@ enum Command {
         #[arg(value_parser = images::ALL)]
         names: Vec<String>,
     },
+    /// Show the whole product: build, cluster, install, pools, pods that ping each other
+    Demo,
+    /// Run checks and tests, and print a summary
+    Test {
+        /// Which kinds; all of them if none is named
+        stages: Vec<Stage>,
+        /// Only tests whose name contains this
+        #[arg(long)]
+        matching: Option<String>,
+        /// Run them so many times, until one fails
+        #[arg(long)]
+        repeat: Option<u32>,
+    },
+    /// Measure the CNI plugin as it is shipped
+    Bench,
     /// Passes connections to a cluster's API server on
     #[command(hide = true)]
     Relay { netns: PathBuf, port_file: PathBuf, wanted: u16 },
@@ -144,6 +160,12 @@ fn run(command: Command) -> Result<ExitCode> {
             components::build(&checkout)?;
         }
         Command::Images { names } => build_images(&checkout, &names)?,
+        Command::Demo => demo::run()?,
+        Command::Test { stages, matching, repeat } => {
+            let stages = if stages.is_empty() { Stage::ALL.to_vec() } else { stages };
+            suite::run(&stages, &Selection { matching, repeat })?;
+        }
+        Command::Bench => return bench(&checkout),
         Command::Relay { netns, port_file, wanted } => relay::serve(&netns, &port_file, wanted)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -190,6 +212,14 @@ fn build_images(checkout: &Checkout, names: &[String]) -> Result<()> {
         say(format_args!("  {step}: {seconds} s last time"));
     }
     Ok(())
+}
+
+fn bench(checkout: &Checkout) -> Result<ExitCode> {
+    prerequisites::ensure(checkout)?;
+    let plugin = images::plugin(checkout)?;
+    let mut command = std::process::Command::new("cargo");
+    command.args(["bench", "--locked", "-p", "macvtap-cni"]).env("MACVTAP_PLUGIN", plugin);
+    exit(command.current_dir(checkout.root()))
 }
 
 /// Runs a command on our terminal and ends as it ended.

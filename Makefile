@@ -1,0 +1,59 @@
+# Every target is one command; what it does is in e2e/ (`macvtap-cluster help`) or in Cargo.
+
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+# The same profile and flags as the product's: what they share is compiled once.
+STATIC := --locked --release --target $(HOST) --config images/static.toml
+CLUSTER := target/$(HOST)/release/macvtap-cluster
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-unit test-kernel test-api test-cluster bench chaos generate images cluster-up cluster-down fmt lint tool
+
+help: ## Show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
+
+demo: tool ## Install what is missing, build, start a cluster, let pods ping each other over macvtap
+	@$(CLUSTER) demo
+
+test: tool ## Everything that CI runs: format, lint, unit, kernel, API and cluster tests
+	@$(CLUSTER) test
+
+test-unit: tool ## Tests that need nothing
+	@$(CLUSTER) test unit
+
+test-kernel: tool ## Tests in network namespaces (root)
+	@$(CLUSTER) test kernel
+
+test-api: tool ## Tests on a real API server
+	@$(CLUSTER) test api
+
+test-cluster: tool ## Tests on a real cluster (root), or on that of KUBECONFIG
+	@$(CLUSTER) test cluster
+
+bench: tool ## Measure the CNI plugin against the kernel's own cost (root); results in target/bench
+	@$(CLUSTER) bench
+
+chaos: tool ## The cluster tests that break things, twenty times (root)
+	@$(CLUSTER) test cluster --matching failures --repeat 20
+
+generate: ## Write the CRDs from their Rust types
+	cargo run --locked -p macvtap-crds --bin crdgen
+
+images: tool ## Build the container images and print their sizes
+	@$(CLUSTER) images
+
+cluster-up: tool ## Start the demo's cluster, or repair it
+	@$(CLUSTER) up
+
+cluster-down: tool ## End the demo's cluster and leave nothing of it
+	@$(CLUSTER) down
+
+fmt: ## Format all Rust code
+	cargo fmt --all
+
+lint: ## Check format and lints
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+tool:
+	@.ci/compiler
+	@cargo build --quiet $(STATIC) -p e2e --bin macvtap-cluster

@@ -1,0 +1,181 @@
+//! `make demo`: from a fresh checkout to pods that ping each other over macvtap, and a cluster to play with.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+
+use crate::progress::say;
+use crate::{Cluster, Kubectl, Options, components, images, layout::Checkout, prerequisites};
+
+/// The demo's cluster.
+pub const NAME: &str = "demo";
+
+/// The network that `examples/pools/dataplane.yaml` makes in this namespace.
+const NAMESPACE: &str = "default";
+
+/// A virtual machine's stand-in: it has a tap, a number for its addresses, and either answers or asks.
+struct Guest {
+    node: &'static str,
+    number: u8,
+    asks: bool,
+}
+
+const GUESTS: [Guest; 4] = [
+    Guest { node: "n1", number: 1, asks: true },
+    Guest { node: "n1", number: 2, asks: false },
+    Guest { node: "n2", number: 3, asks: true },
+    Guest { node: "n2", number: 4, asks: false },
+];
+
+impl Guest {
+    fn pod(&self) -> String {
+        format!("guest-{}-{}", self.node, self.number)
+    }
+
+    fn v4(&self) -> String {
+        format!("10.90.0.{}", self.number)
+    }
+
+    fn v6(&self) -> String {
+        format!("fd90::{}", self.number)
+    }
+
+    fn manifest(&self) -> String {
+        let program = if self.asks {
+            "[sleep, infinity]".to_owned()
+        } else {
+            format!("[tapguest, respond, auto, \"-\", {}, \"{}\"]", self.v4(), self.v6())
+        };
+        format!(
+            "apiVersion: v1
+kind: Pod
+metadata:
+  name: {pod}
+  labels: {{app: macvtap-demo}}
+  annotations: {{k8s.v1.cni.cncf.io/networks: dataplane}}
+spec:
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
+  terminationGracePeriodSeconds: 1
+  # What KubeVirt runs a virtual machine as.
+  securityContext: {{runAsUser: 107, runAsGroup: 107, runAsNonRoot: true}}
+  containers:
+  - name: guest
+    image: {image}
+    imagePullPolicy: IfNotPresent
+    command: {program}
+    securityContext: {{allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}
+    resources: {{limits: {{macvtap.network.kubevirt.io/dataplane: 1}}}}
+---
+",
+            pod = self.pod(),
+            node = self.node,
+            image = images::reference("tapguest"),
+        )
+    }
+}
+
+/// Runs the demo and leaves the cluster up.
+pub fn run() -> Result<()> {
+    let start = Instant::now();
+    prerequisites::check_root()?;
+    let checkout = Checkout::here();
+    say("== what the machine needs");
+    prerequisites::ensure(&checkout)?;
+    say("== build");
+    let images = build(&checkout)?;
+    say("== cluster: two nodes, each with its own kubelet, containerd and Multus");
+    let cluster = Cluster::up(NAME, Options::default())?;
+    cluster.explain(|| {
+        say("== operator and node agents, by their Helm chart");
+        cluster.install(&images)?;
+        show(cluster.kubectl())
+    })?;
+    say(format_args!("== done in {:.0} s", start.elapsed().as_secs_f64()));
+    hint(&cluster);
+    Ok(())
+}
+
+/// Go and Rust at once: where one links with a single processor, the other has work for the second.
+fn build(checkout: &Checkout) -> Result<Vec<images::Image>> {
+    std::thread::scope(|scope| {
+        let components = scope.spawn(|| components::build(checkout));
+        let images = images::build(checkout, &images::ALL);
+        components.join().map_err(|_| anyhow!("building the components panicked"))??;
+        images
+    })
+}
+
+fn show(kubectl: &Kubectl) -> Result<()> {
+    say("== pools of examples/pools");
+    let pools = Checkout::here().path("examples/pools").display().to_string();
+    kubectl.run(&["apply", "-f", &pools])?;
+    let deadline = Duration::from_mins(1);
+    kubectl
+        .wait_for("", "macvtapresourcepool/dataplane", "condition=Ready", deadline)
+        .context("pool dataplane does not become Ready")?;
+    let network = "network-attachment-definition/dataplane";
+    kubectl.wait_until(NAMESPACE, network, deadline, |_| Some(()))?;
+    print(kubectl, "get macvtapresourcepools")?;
+    print(kubectl, "get macvtapnodestates")?;
+
+    say("\n== two pods on each node, each with a tap of the pool");
+    start_guests(kubectl)?;
+    print(kubectl, "get pods -o wide")?;
+
+    say("\n== they ping each other through their taps: ARP and IPv4, neighbour discovery and IPv6");
+    for from in GUESTS.iter().filter(|guest| guest.asks) {
+        for to in GUESTS.iter().filter(|guest| !guest.asks) {
+            for address in [to.v4(), to.v6()] {
+                ping(kubectl, from, to, &address)?;
+            }
+        }
+    }
+    say("\n== what kubectl shows");
+    print(kubectl, "get mrp,mns,net-attach-def,pods")
+}
+
+fn start_guests(kubectl: &Kubectl) -> Result<()> {
+    let manifests: String = GUESTS.iter().map(Guest::manifest).collect();
+    // A pod cannot be changed into what an older version of the demo did not know.
+    if kubectl.apply(&manifests).is_err() {
+        kubectl.delete(&manifests)?;
+        kubectl.apply(&manifests)?;
+    }
+    for guest in &GUESTS {
+        let pod = format!("pod/{}", guest.pod());
+        kubectl.wait_for(NAMESPACE, &pod, "condition=Ready", Duration::from_mins(1))?;
+    }
+    Ok(())
+}
+
+fn ping(kubectl: &Kubectl, from: &Guest, to: &Guest, address: &str) -> Result<()> {
+    let (v4, v6) = (from.v4(), from.v6());
+    let program = ["tapguest", "ping", "auto", "-", &v4, &v6, address, "5"];
+    let place = if from.node == to.node { "same node" } else { "other node" };
+    let said = kubectl
+        .exec(NAMESPACE, &from.pod(), &program)
+        .with_context(|| format!("{} cannot reach {} ({place})", from.pod(), to.pod()))?;
+    say(format_args!("  {} -> {} ({place}): {}", from.pod(), to.pod(), said.trim()));
+    Ok(())
+}
+
+fn print(kubectl: &Kubectl, question: &str) -> Result<()> {
+    let words: Vec<&str> = question.split(' ').collect();
+    let answer = kubectl.run(&words)?;
+    say(format_args!("\n$ kubectl {question}\n{}", answer.trim_end()));
+    Ok(())
+}
+
+fn hint(cluster: &Cluster) {
+    say(format_args!(
+        "
+The cluster stays up. Try it:
+  export KUBECONFIG={}
+  {} get mns n1 -o yaml        # every link of a node, and why it is or is not used
+  {} exec -it guest-n1-1 -- sh
+`make demo` again is quick and takes up what you changed; `make cluster-down` ends the cluster.",
+        cluster.kubectl().kubeconfig().display(),
+        cluster.checkout().bin().join("kubectl").display(),
+        cluster.checkout().bin().join("kubectl").display(),
+    ));
+}

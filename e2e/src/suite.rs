@@ -1,0 +1,308 @@
+//! `make test`: every kind of check in turn, each with its time and its result, all of them even after a failure.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use crate::layout::Checkout;
+use crate::progress::say;
+use crate::{Cluster, components, images, layout, prerequisites, process};
+
+/// One kind of check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Stage {
+    /// Layout of the code.
+    Format,
+    /// Lints, warnings denied.
+    Lint,
+    /// Tests inside the crates: they need nothing.
+    Unit,
+    /// Tests of whole crates, most of them in network namespaces.
+    Kernel,
+    /// Tests on a real API server.
+    Api,
+    /// Tests on a real cluster.
+    Cluster,
+}
+
+impl Stage {
+    /// All, the cheap ones first.
+    pub const ALL: [Self; 6] = [Self::Format, Self::Lint, Self::Unit, Self::Kernel, Self::Api, Self::Cluster];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Format => "format",
+            Self::Lint => "lint",
+            Self::Unit => "unit",
+            Self::Kernel => "kernel",
+            Self::Api => "api",
+            Self::Cluster => "cluster",
+        }
+    }
+}
+
+/// Which tests, and how often.
+#[derive(Debug, Default)]
+pub struct Selection {
+    /// Only tests whose name contains this.
+    pub matching: Option<String>,
+    /// How often; 1 when absent.
+    pub repeat: Option<u32>,
+}
+
+/// What one stage gave.
+#[derive(Debug)]
+struct Outcome {
+    stage: &'static str,
+    took: Duration,
+    counts: Counts,
+    failure: Option<String>,
+    log: PathBuf,
+}
+
+/// What the test programs reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+    /// Passed in name only: the test said that it cannot run here.
+    skipped: u32,
+}
+
+/// Runs the stages, prints a summary, and fails when one of them failed.
+pub fn run(stages: &[Stage], selection: &Selection) -> Result<()> {
+    let checkout = Checkout::here();
+    say("== what the tests need");
+    prepare(&checkout, stages)?;
+    let mut outcomes = Vec::new();
+    for stage in stages {
+        say(format_args!("== {}", stage.name()));
+        let outcome = run_stage(&checkout, *stage, selection)?;
+        say(&outcome);
+        if let Some(failure) = &outcome.failure {
+            say(format_args!(
+                "{failure}\n--- the end of {}\n{}",
+                outcome.log.display(),
+                process::tail(&outcome.log, 60)
+            ));
+        }
+        outcomes.push(outcome);
+    }
+    if stages.contains(&Stage::Cluster) && rustix::process::geteuid().is_root() {
+        Cluster::down("test").context("end the tests' cluster")?;
+    }
+    summary(&outcomes)
+}
+
+fn prepare(checkout: &Checkout, stages: &[Stage]) -> Result<()> {
+    prerequisites::ensure(checkout)?;
+    if stages.iter().any(|stage| matches!(stage, Stage::Api | Stage::Cluster)) {
+        components::build(checkout)?;
+    }
+    if stages.contains(&Stage::Cluster) {
+        images::build(checkout, &images::ALL)?;
+    }
+    Ok(())
+}
+
+fn run_stage(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<Outcome> {
+    let log = checkout.artefacts().join("test").join(format!("{}.log", stage.name()));
+    layout::write(&log, "")?;
+    let start = Instant::now();
+    let mut failure = None;
+    'repeat: for _ in 0..selection.repeat.unwrap_or(1) {
+        for mut command in commands(checkout, stage, selection)? {
+            if let Err(error) = logged(checkout, &mut command, &log) {
+                failure = Some(format!("{error:#}"));
+                // The next programs of the stage still say something, the next rounds do not.
+                if selection.repeat.is_some() {
+                    break 'repeat;
+                }
+            }
+        }
+    }
+    let text = fs::read(&log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    Ok(Outcome { stage: stage.name(), took: start.elapsed(), counts: count(&text), failure, log })
+}
+
+fn logged(checkout: &Checkout, command: &mut Command, log: &Path) -> Result<()> {
+    let file = File::options().append(true).open(log).with_context(|| format!("open {}", log.display()))?;
+    command.current_dir(checkout.root()).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    // A failed test's chain of causes says more than the stack at its end.
+    command.env("RUST_LIB_BACKTRACE", "0").env("CARGO_TERM_COLOR", "never");
+    let status = command.status().context("run cargo")?;
+    if status.success() {
+        return Ok(());
+    }
+    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+    bail!("cargo {} ended with {status}", words.join(" "))
+}
+
+fn commands(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<Vec<Command>> {
+    let cargo = |words: &[&str]| {
+        let mut command = Command::new("cargo");
+        command.args(words);
+        command
+    };
+    let select = |mut command: Command| {
+        command.args(&selection.matching);
+        command.args(["--", "--show-output"]);
+        command
+    };
+    Ok(match stage {
+        Stage::Format => vec![cargo(&["fmt", "--all", "--check"])],
+        Stage::Lint => {
+            vec![cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])]
+        }
+        Stage::Unit => {
+            vec![select(cargo(&["test", "--locked", "--no-fail-fast", "--workspace", "--lib", "--bins"]))]
+        }
+        Stage::Kernel | Stage::Api | Stage::Cluster => {
+            let programs = programs(checkout)?;
+            let wanted = programs.iter().filter(|program| program.stage() == stage);
+            wanted
+                .map(|program| {
+                    let words = [
+                        "test",
+                        "--locked",
+                        "--no-fail-fast",
+                        "-p",
+                        &program.package,
+                        "--test",
+                        &program.name,
+                    ];
+                    select(cargo(&words))
+                })
+                .collect()
+        }
+    })
+}
+
+/// A test program: a file in some crate's `tests`.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Program {
+    package: String,
+    name: String,
+}
+
+impl Program {
+    /// Everything finds a stage, so that no test program is forgotten.
+    fn stage(&self) -> Stage {
+        if self.name.starts_with("api") {
+            Stage::Api
+        } else if self.package == "e2e" {
+            Stage::Cluster
+        } else {
+            Stage::Kernel
+        }
+    }
+}
+
+/// The part of `cargo metadata` that is read here.
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    kind: Vec<String>,
+    name: String,
+}
+
+fn programs(checkout: &Checkout) -> Result<BTreeSet<Program>> {
+    let mut command = Command::new("cargo");
+    command.args(["metadata", "--locked", "--no-deps", "--format-version", "1"]).current_dir(checkout.root());
+    let metadata: Metadata =
+        serde_json::from_str(&process::output(&mut command)?).context("read cargo metadata")?;
+    let mut found = BTreeSet::new();
+    for package in metadata.packages {
+        for target in package.targets {
+            if target.kind.iter().any(|kind| kind == "test") {
+                found.insert(Program { package: package.name.clone(), name: target.name });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Adds up the lines `test result: ok. 3 passed; 0 failed; ...`, and those by which a test says that it was left out.
+fn count(log: &str) -> Counts {
+    let mut counts = Counts::default();
+    for line in log.lines() {
+        if line.trim_start().starts_with("skipped:") {
+            counts.skipped += 1;
+        }
+        let Some(result) = line.strip_prefix("test result: ") else { continue };
+        let words: Vec<&str> = result.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
+        for pair in words.windows(2) {
+            if let [number, kind] = pair {
+                let number: u32 = number.parse().unwrap_or(0);
+                match *kind {
+                    "passed" => counts.passed += number,
+                    "failed" => counts.failed += number,
+                    "ignored" => counts.ignored += number,
+                    _ => {}
+                }
+            }
+        }
+    }
+    counts
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let result = if self.failure.is_some() { "FAILED" } else { "ok" };
+        write!(formatter, "{:8} {result:6} {:7.1} s", self.stage, self.took.as_secs_f64())?;
+        let Counts { passed, failed, ignored, skipped } = self.counts;
+        if passed + failed > 0 {
+            write!(formatter, "   {passed} passed, {failed} failed, {ignored} ignored, {skipped} left out")?;
+        }
+        Ok(())
+    }
+}
+
+fn summary(outcomes: &[Outcome]) -> Result<()> {
+    say("== summary");
+    outcomes.iter().for_each(say);
+    match outcomes.iter().find(|outcome| outcome.failure.is_some()) {
+        Some(first) => {
+            bail!("the first failure is in stage {}; its log: {}", first.stage, first.log.display())
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_all_programs_add_up() {
+        let log = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+                   skipped: needs root\n\
+                   test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        assert_eq!(count(log), Counts { passed: 5, failed: 1, ignored: 1, skipped: 1 });
+    }
+
+    #[test]
+    fn every_test_program_of_the_workspace_has_a_stage() {
+        let programs = programs(&Checkout::here()).unwrap();
+        let own = Program { package: "e2e".to_owned(), name: "cluster".to_owned() };
+        assert_eq!(own.stage(), Stage::Cluster);
+        assert!(programs.contains(&own), "{programs:?}");
+    }
+}
