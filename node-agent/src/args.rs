@@ -48,15 +48,6 @@ pub enum Command {
         #[arg(long, value_name = "FILE", default_value = PLUGIN)]
         cni_plugin: PathBuf,
     },
-    /// Serve, as the child of the process that watches over it.
-    #[command(hide = true)]
-    Worker {
-        /// Process ID of that process.
-        parent: i32,
-        /// How to serve.
-        #[command(flatten)]
-        run: Box<Run>,
-    },
 }
 
 /// How a list is printed.
@@ -203,8 +194,7 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
-        let parsed = Arguments::try_parse_from(["a", "worker", "17", "--config", "/x"]).unwrap();
-        assert!(matches!(parsed.command, Some(Command::Worker { parent: 17, run }) if run.config.is_some()));
+        assert!(Arguments::try_parse_from(["a", "--config", "/x"]).unwrap().run.config.is_some());
         assert!(Arguments::try_parse_from(["a", "--unknown"]).is_err());
     }
 }

@@ -6,12 +6,15 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
-/// The hidden command by which the program starts itself as a worker; the parent's process ID follows.
-pub const WORKER: &str = "worker";
+/// The environment variable that makes the program a worker: the parent's process ID.
+pub const PARENT: &str = "MACVTAP_NODE_AGENT_PARENT";
+
+/// What the worker calls itself, in its messages too.
+const NAME: &str = "macvtap-node-agent";
 
 /// Exit code of a worker whose configuration is wrong: starting it again would not help.
 pub const EXIT_CONFIGURATION: u8 = 78;
@@ -23,7 +26,7 @@ const EXIT_USAGE: i32 = 2;
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// This many deaths in a row are answered at once; then the wait begins here and doubles.
-const QUICK_RESTARTS: u32 = 3;
+const QUICK_RESTARTS: u32 = 10;
 const WAIT_FIRST: Duration = Duration::from_millis(100);
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -77,7 +80,7 @@ pub fn die_with_parent(parent: i32) -> io::Result<()> {
 fn start(arguments: &[OsString]) -> Result<Child, SupervisorError> {
     // Also when the file was replaced meanwhile: parent and worker are of one version.
     let mut command = Command::new("/proc/self/exe");
-    command.arg(WORKER).arg(std::process::id().to_string()).args(arguments);
+    command.arg0(NAME).args(arguments).env(PARENT, std::process::id().to_string());
     command.spawn().map_err(SupervisorError::Start)
 }
 

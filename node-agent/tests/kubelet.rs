@@ -1,0 +1,221 @@
+//! The agent and a kubelet: registration, lists, allocations, restarts.
+
+#[cfg(test)]
+mod support;
+
+use rustix::process::Signal;
+use std::time::Instant;
+use support::kubelet::{Kubelet, await_true};
+use support::{Node, eventually, is_root, signal_to};
+
+const CONFIGURATION: &str = r#"[{"name":"dataplane","lowerDevice":"dp0","mode":"bridge","capacity":50}]"#;
+
+fn node_with_link() -> Node {
+    let node = Node::new();
+    node.add_link("dp0");
+    node
+}
+
+#[test]
+fn a_resource_is_registered_with_its_devices_at_once() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let begun = Instant::now();
+    let agent = node.agent(CONFIGURATION);
+    let plugin = kubelet.await_healthy("dataplane", 50);
+    println!("exec to registration: {:?}", plugin.registered_at - begun);
+    assert_eq!(plugin.lists, 1);
+    assert!(plugin.options.get_preferred_allocation_available && plugin.options.pre_start_required);
+    let devices = plugin.devices.unwrap();
+    assert_eq!((devices[0].id.as_str(), devices[49].id.as_str()), ("dataplaneMvp0", "dataplaneMvp49"));
+    assert_eq!(kubelet.registrations(), 1);
+    let ready = node.agent_command().arg("probe").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ready.stdout), "ready\n", "{}", agent.log());
+}
+
+#[test]
+fn an_allocation_names_the_node_and_touches_no_link() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let links = node.sh("ip -o link | wc -l");
+    let devices = kubelet.allocate("dataplane", &["dataplaneMvp3", "dataplaneMvp7"]).unwrap();
+    let expected = |slot: u32| {
+        let ifindex = 0x0100_0000 + slot;
+        (format!("/run/macvtap/dev/{ifindex}"), format!("/dev/tap{ifindex}"))
+    };
+    assert_eq!(devices, [expected(3), expected(7)]);
+    assert_eq!(node.sh("ip -o link | wc -l"), links);
+    assert_eq!(kubelet.allocate("dataplane", &["dataplaneMvp3"]).unwrap(), [expected(3)]);
+}
+
+#[test]
+fn what_is_not_offered_is_refused_as_a_whole_and_ends_nothing() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    for (ids, reason) in [
+        (&["nonsense"][..], "not of the form"),
+        (&[""], "not of the form"),
+        (&["dataplaneMvp50"], "not offered"),
+        (&["otherMvp1"], "not of resource"),
+        (&["dataplaneMvp1", "dataplaneMvp99"], "dataplaneMvp99 is not offered"),
+        (&["../../etc/passwdMvp0"], "resource name"),
+    ] {
+        let refused = kubelet.allocate("dataplane", ids).unwrap_err();
+        assert!(refused.message().contains(reason), "{ids:?}: {}", refused.message());
+    }
+    let both = kubelet.allocate_pod("dataplane", &[&["dataplaneMvp1"], &["dataplaneMvp99"]]);
+    assert!(both.is_err());
+    assert_eq!(kubelet.prefer("dataplane", &["dataplaneMvp9", "dataplaneMvp4"], 1), ["dataplaneMvp4"]);
+    assert!(kubelet.allocate("dataplane", &["dataplaneMvp1"]).is_ok());
+    assert_eq!(kubelet.registrations(), 1, "the agent has lost its stream");
+}
+
+#[test]
+fn a_kubelet_that_starts_anew_is_served_at_once_every_time_and_no_descriptor_is_lost() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let mut kubelet = Kubelet::start(&node);
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let worker = agent.worker().unwrap();
+    let descriptors = || std::fs::read_dir(format!("/proc/{worker}/fd")).unwrap().count();
+    let mut gaps = Vec::new();
+    let mut first = 0;
+    for round in 0..50 {
+        let begun = Instant::now();
+        kubelet = kubelet.restart();
+        let plugin = kubelet.await_healthy("dataplane", 50);
+        gaps.push(plugin.registered_at.saturating_duration_since(begun));
+        assert_eq!(node.agent_sockets(), [plugin.endpoint], "old sockets stay behind");
+        if round == 4 {
+            first = descriptors();
+        }
+    }
+    await_true("descriptors are closed", || descriptors() <= first + 1);
+    gaps.sort();
+    println!("kubelet start to registration: p50 {:?}, max {:?}", gaps[25], gaps[49]);
+    assert_eq!(agent.worker(), Some(worker), "the worker was replaced");
+}
+
+#[test]
+fn a_stream_that_is_lost_unasked_leads_to_a_new_registration() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(CONFIGURATION);
+    let before = kubelet.await_healthy("dataplane", 50).endpoint;
+    for _ in 0..3 {
+        kubelet.drop_stream("dataplane");
+        let plugin = kubelet.await_healthy("dataplane", 50);
+        assert_ne!(plugin.endpoint, before, "the socket is not a new one");
+    }
+    assert_eq!(node.agent_sockets().len(), 1);
+}
+
+#[test]
+fn a_socket_somebody_removed_is_made_anew() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(CONFIGURATION);
+    let before = kubelet.await_healthy("dataplane", 50).endpoint;
+    std::fs::remove_file(node.plugins().join(&before)).unwrap();
+    kubelet.await_plugin("dataplane", |plugin| plugin.endpoint != before && plugin.healthy() == Some(50));
+}
+
+#[test]
+fn a_worker_that_is_killed_is_back_at_once() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent(CONFIGURATION);
+    let mut endpoint = kubelet.await_healthy("dataplane", 50).endpoint;
+    for _ in 0..3 {
+        let worker = agent.worker().unwrap();
+        let begun = Instant::now();
+        signal_to(worker, Signal::KILL);
+        let plugin = kubelet
+            .await_plugin("dataplane", |plugin| plugin.endpoint != endpoint && plugin.healthy() == Some(50));
+        println!("worker killed to registered again: {:?}", plugin.registered_at - begun);
+        endpoint = plugin.endpoint;
+    }
+    assert_eq!(node.agent_sockets(), [endpoint], "sockets of dead workers stay behind");
+}
+
+#[test]
+fn the_worker_dies_with_its_parent() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let mut agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let worker = agent.worker().unwrap();
+    agent.signal(Signal::KILL);
+    agent.wait();
+    await_true("the worker is gone", || {
+        let status = std::fs::read_to_string(format!("/proc/{worker}/status")).unwrap_or_default();
+        status.is_empty() || status.contains("State:\tZ")
+    });
+}
+
+#[test]
+fn sigterm_ends_the_agent_soon_and_leaves_no_socket_whether_or_not_a_kubelet_listens() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let mut kubelet = Kubelet::start(&node);
+    let mut agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let with = agent.terminate();
+    assert_eq!(node.agent_sockets(), [""; 0]);
+    kubelet.kill();
+    let mut agent = node.agent(CONFIGURATION);
+    eventually("the agent tries", || agent.log().contains("not registered").then_some(()));
+    let without = agent.terminate();
+    assert_eq!(node.agent_sockets(), [""; 0]);
+    println!("SIGTERM to end: {with:?} with a kubelet, {without:?} without");
+    assert!(with.as_secs() < 2 && without.as_secs() < 2);
+    assert!(node.sh("ls /run/macvtap").lines().all(|name| !name.starts_with("probe-")));
+}
+
+#[test]
+fn a_second_agent_waits_as_standby_and_takes_over() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let mut first = node.agent(CONFIGURATION);
+    let endpoint = kubelet.await_healthy("dataplane", 50).endpoint;
+    let second = node.agent(CONFIGURATION);
+    eventually("the second stands by", || second.log().contains("standing by").then_some(()));
+    assert_eq!(kubelet.registrations(), 1);
+    first.terminate();
+    let plugin = kubelet
+        .await_plugin("dataplane", |plugin| plugin.endpoint != endpoint && plugin.healthy() == Some(50));
+    assert_eq!(node.agent_sockets(), [plugin.endpoint]);
+}

@@ -1,0 +1,213 @@
+//! The agent and the kernel's links, on the real kernel.
+
+#[cfg(test)]
+mod support;
+
+use std::time::{Duration, Instant};
+use support::kubelet::{Kubelet, await_true};
+use support::{Node, is_root};
+
+const CONFIGURATION: &str = r#"[{"name":"dataplane","lowerDevice":"dp0","capacity":50}]"#;
+
+#[test]
+fn a_link_that_appears_goes_and_comes_again_is_offered_accordingly() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent(CONFIGURATION);
+    let empty = kubelet.await_healthy("dataplane", 0);
+    assert_eq!(empty.lists, 1, "the first list comes at once, though it is empty");
+    node.add_link("dp0");
+    kubelet.await_healthy("dataplane", 50);
+    let first = kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap();
+    node.sh("ip link del dp0");
+    // Device 5 was allocated a moment ago, so it stays in the list.
+    kubelet.await_plugin("dataplane", |plugin| {
+        plugin.devices.as_ref().is_some_and(|d| d.len() == 1 && d[0].health == "Unhealthy")
+    });
+    let refused = kubelet.allocate("dataplane", &["dataplaneMvp6"]).unwrap_err();
+    assert!(refused.message().contains("link dp0"), "{}", refused.message());
+    node.add_link("dp0");
+    kubelet.await_healthy("dataplane", 50);
+    assert_eq!(kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap(), first);
+    assert_eq!(kubelet.registrations(), 1, "{}", agent.log());
+}
+
+#[test]
+fn a_renamed_link_keeps_its_devices_in_use_and_a_resource_by_name_loses_the_rest() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let before = kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap();
+    node.sh("ip link set dp0 down && ip link set dp0 name other && ip link set other up");
+    kubelet.await_plugin("dataplane", |plugin| plugin.devices.as_ref().is_some_and(|d| d.len() == 1));
+    node.sh("ip link property add dev other altname dp0");
+    kubelet.await_healthy("dataplane", 50);
+    assert_eq!(kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap(), before);
+}
+
+#[test]
+fn a_loss_of_carrier_makes_devices_unhealthy_after_its_delay() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let begun = Instant::now();
+    node.sh("ip link set dp0p down");
+    let plugin = kubelet.await_plugin("dataplane", |plugin| plugin.healthy() == Some(0));
+    assert_eq!(plugin.devices.unwrap().len(), 50, "unhealthy devices stay in the list");
+    assert!(begun.elapsed() >= Duration::from_secs(3), "the delay of 3 s was not kept");
+    node.sh("ip link set dp0p up");
+    kubelet.await_healthy("dataplane", 50);
+    assert!(begun.elapsed() >= Duration::from_secs(8), "the delay of 5 s was not kept");
+}
+
+#[test]
+fn a_link_that_joins_a_bridge_is_no_longer_offered_and_comes_back() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    node.sh("ip link add br0 type bridge && ip link set dp0 master br0");
+    kubelet.await_healthy("dataplane", 0);
+    node.sh("ip link set dp0 nomaster");
+    kubelet.await_healthy("dataplane", 50);
+}
+
+#[test]
+fn two_resources_on_one_link_have_devices_of_their_own() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(
+        r#"[{"name":"a","lowerDevice":"dp0","capacity":2},{"name":"b","lowerDevice":"dp0","mode":"private","capacity":3}]"#,
+    );
+    kubelet.await_healthy("a", 2);
+    kubelet.await_healthy("b", 3);
+    let (a, b) = (kubelet.allocate("a", &["aMvp0"]).unwrap(), kubelet.allocate("b", &["bMvp0"]).unwrap());
+    assert_ne!(a, b);
+}
+
+#[test]
+fn a_pod_that_takes_the_tap_alone_gets_a_link_when_it_starts_and_the_next_one_another() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let devices = kubelet.allocate("dataplane", &["dataplaneMvp9"]).unwrap();
+    let taps = || node.sh("ip -o link show type macvtap | wc -l");
+    assert_eq!(taps(), "0\n");
+    kubelet.pre_start("dataplane", &["dataplaneMvp9"]).unwrap();
+    assert_eq!(taps(), "1\n");
+    let stat = node.sh(&format!("stat -c '%F %u:%g' {}", devices[0].0));
+    assert_eq!(stat, "character special file 107:107\n");
+    // The container is started again: nothing is made anew.
+    let before = node.sh("ip -o link show type macvtap");
+    kubelet.pre_start("dataplane", &["dataplaneMvp9"]).unwrap();
+    assert_eq!(node.sh("ip -o link show type macvtap"), before);
+    // The pod ended without a word, and the next one gets the device.
+    kubelet.allocate("dataplane", &["dataplaneMvp9"]).unwrap();
+    assert_eq!(taps(), "0\n", "{}", agent.log());
+    let refused = kubelet.pre_start("dataplane", &["dataplaneMvp77"]).unwrap_err();
+    assert!(refused.message().contains("not offered"));
+}
+
+#[test]
+fn a_configuration_file_is_followed_and_a_bad_edit_changes_nothing() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let write = |text: &str| {
+        std::fs::write(node.path("/run/conf.new"), text).unwrap();
+        std::fs::rename(node.path("/run/conf.new"), node.path("/run/conf")).unwrap();
+    };
+    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":5}]"#);
+    let mut command = node.agent_command();
+    command.args(["--config", "/run/conf"]);
+    let agent = support::Agent::start(command);
+    kubelet.await_healthy("a", 5);
+    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":7},{"name":"b","lowerDevice":"dp0"}]"#);
+    kubelet.await_healthy("a", 7);
+    kubelet.await_healthy("b", 100);
+    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":-7}]"#);
+    await_true("the mistake is told", || agent.log().contains("capacity is -7"));
+    assert_eq!(kubelet.plugin("a").unwrap().healthy(), Some(7));
+    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":3}]"#);
+    kubelet.await_healthy("a", 3);
+    // What nobody asks for any more drains: first an empty list.
+    kubelet.await_healthy("b", 0);
+}
+
+#[test]
+fn the_table_survives_the_agent_and_so_do_indexes() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let mut agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let before = kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap();
+    agent.terminate();
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_plugin("dataplane", |plugin| plugin.connected && plugin.healthy() == Some(50));
+    assert_eq!(kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap(), before);
+}
+
+#[test]
+fn what_pods_left_behind_is_removed() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    // A record of a pod whose sandbox is long gone, and one whose maker was killed.
+    let record = |device: &str, state: &str, ifindex: u32| {
+        format!(
+            r#"{{"version":1,"device":"{device}","holder":{{"kind":"pod","containerId":"c","ifname":"net1","podUid":"u","podNamespace":"default","podName":"gone","netns":"/run/netns/none","netnsInode":1}},"state":"{state}","ifindex":{ifindex},"lowerIfindex":2,"tap":{{"major":4095,"minor":1}}}}"#
+        )
+    };
+    let attachments = node.path("/run/macvtap/attachments");
+    std::fs::create_dir_all(&attachments).unwrap();
+    std::fs::write(attachments.join("dataplaneMvp1"), record("dataplaneMvp1", "Attached", 0x0100_0001))
+        .unwrap();
+    std::fs::write(attachments.join("dataplaneMvp2"), record("dataplaneMvp2", "Creating", 0x0100_0002))
+        .unwrap();
+    let left = || std::fs::read_dir(&attachments).unwrap().count();
+    let begun = Instant::now();
+    let deadline = Duration::from_mins(1);
+    while left() > 0 {
+        assert!(begun.elapsed() < deadline, "left behind: {}", agent.log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("leftovers removed after {:?}", begun.elapsed());
+}

@@ -1,0 +1,197 @@
+//! A node and a kubelet for tests.
+//!
+//! A node is a process that holds a network and a mount namespace of its own, with tmpfs over the directories the
+//! product uses; it ends with the test, also when that fails. The kubelet double does what the real one does with a
+//! device plugin: takes registrations, calls back, follows the list, marks everything unhealthy when it ends.
+
+#![allow(dead_code, reason = "each test binary uses another part")]
+
+pub(crate) mod kubelet;
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Nothing the agent does takes this long, also on a busy machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Whether this is root. Without it a test that needs the kernel fails where `REQUIRE_ROOT=1`, else it says that it was
+/// skipped.
+pub(crate) fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    assert!(
+        root || std::env::var("REQUIRE_ROOT").as_deref() != Ok("1"),
+        "REQUIRE_ROOT=1, but this is not root"
+    );
+    if !root {
+        println!("skipped: needs root");
+    }
+    root
+}
+
+/// A machine of its own, as far as the agent can see.
+#[derive(Debug)]
+pub(crate) struct Node {
+    holder: Child,
+}
+
+impl Node {
+    pub(crate) fn new() -> Self {
+        let script = "set -e; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/lib; \
+                      mkdir -p /run/netns /var/lib/kubelet/device-plugins /var/lib/kubelet/pod-resources; \
+                      ip link set lo up; echo ready; exec sleep infinity";
+        // Ends with the thread that runs the test, should that be killed.
+        let mut holder = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "unshare", "--net", "--mount", "--propagation", "private"])
+            .args(["sh", "-c", script])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "namespaces could not be made");
+        Self { holder }
+    }
+
+    /// A path of the node, as seen from outside.
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+        format!("/proc/{}/root{inside}", self.holder.id()).into()
+    }
+
+    pub(crate) fn plugins(&self) -> PathBuf {
+        self.path("/var/lib/kubelet/device-plugins")
+    }
+
+    /// Sockets of the agent in the kubelet's directory.
+    pub(crate) fn agent_sockets(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.plugins()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("mvt-")).collect()
+    }
+
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        let target = self.holder.id().to_string();
+        command.args(["--target", &target, "--net", "--mount", "--", program]);
+        command
+    }
+
+    /// Runs a shell command inside and gives what it printed.
+    pub(crate) fn sh(&self, script: &str) -> String {
+        let output = self.command("sh").args(["-c", script]).output().unwrap();
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A cable whose near end is `name`, up.
+    pub(crate) fn add_link(&self, name: &str) {
+        self.sh(&format!("ip link add {name} type veth peer name {name}p && ip link set {name}p up && ip link set {name} up"));
+    }
+
+    /// Starts the agent with this configuration in the environment.
+    pub(crate) fn agent(&self, configuration: &str) -> Agent {
+        let mut command = self.agent_command();
+        command.env("DP_MACVTAP_CONF", configuration);
+        Agent::start(command)
+    }
+
+    pub(crate) fn agent_command(&self) -> Command {
+        let mut command = self.command(env!("CARGO_BIN_EXE_macvtap-node-agent"));
+        command.env_remove("DP_MACVTAP_CONF").env_remove("NODE_NAME");
+        command
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// A running agent, its log and its worker.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl Agent {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (stderr, copy) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let mut log = copy.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        Self { child, log }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Process ID of the parent.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Process ID of the worker.
+    pub(crate) fn worker(&self) -> Option<u32> {
+        let pid = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        signal_to(self.pid(), signal);
+    }
+
+    /// Waits for the end; gives how long it took, and whether it was a success.
+    pub(crate) fn wait(&mut self) -> (Duration, std::process::ExitStatus) {
+        let begun = Instant::now();
+        let status = eventually("the agent ends", || self.child.try_wait().unwrap());
+        (begun.elapsed(), status)
+    }
+
+    /// Asks it to end and waits.
+    pub(crate) fn terminate(&mut self) -> Duration {
+        self.signal(rustix::process::Signal::TERM);
+        self.wait().0
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            println!("--- agent\n{}---", self.log());
+        }
+    }
+}
+
+pub(crate) fn signal_to(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// Looks again until there is something, or fails with what was waited for.
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not in {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
