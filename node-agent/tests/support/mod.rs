@@ -61,6 +61,11 @@ impl Node {
         format!("/proc/{}/root{inside}", self.holder.id()).into()
     }
 
+    /// Where its network namespace is.
+    pub(crate) fn netns(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.holder.id()).into()
+    }
+
     pub(crate) fn plugins(&self) -> PathBuf {
         self.path("/var/lib/kubelet/device-plugins")
     }

@@ -1,0 +1,192 @@
+//! The agent and a real API server: its node state is what it serves, and where it reports.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, its helpers too")]
+
+#[cfg(test)]
+mod support;
+
+use e2e::layout::Checkout;
+use e2e::{ApiServer, Kubectl};
+use macvtap::netns::Netns;
+use serde_json::{Value, json};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use support::kubelet::{Kubelet, await_true};
+use support::{Agent, Node, is_root};
+
+const NODE: &str = "n1";
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A node, a kubelet, and an API server on the node's loopback address.
+struct Scene {
+    kubectl: Kubectl,
+    // Ends before the node does.
+    server: Option<ApiServer>,
+    kubelet: Kubelet,
+    node: Node,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let node = Node::new();
+        node.add_link("dp0");
+        let kubelet = Kubelet::start(&node);
+        let server = inside(&node, || ApiServer::start().unwrap());
+        let scene = Self { kubectl: server.kubectl().clone(), server: Some(server), kubelet, node };
+        let crds = Checkout::here().path("crds/yaml").to_string_lossy().into_owned();
+        scene.kubectl(&["apply", "--server-side", "-f", &crds]);
+        scene.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", "-f", &crds]);
+        scene
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> String {
+        inside(&self.node, || self.kubectl.run(arguments).unwrap())
+    }
+
+    /// Writes the node's spec, as the operator does.
+    fn tell(&self, hash: &str, pools: &[Value]) {
+        let state = json!({
+            "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
+            "kind": "MacvtapNodeState",
+            "metadata": {"name": NODE},
+            "spec": {"configHash": hash, "pools": pools},
+        });
+        inside(&self.node, || self.kubectl.apply(&state.to_string()).unwrap());
+    }
+
+    fn status(&self) -> Value {
+        let state = inside(&self.node, || self.kubectl.get("", &format!("mns/{NODE}")).unwrap());
+        state["status"].clone()
+    }
+
+    /// Waits until the status is as wanted.
+    fn await_status(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return status;
+            }
+            assert!(begun.elapsed() < DEADLINE, "not in {DEADLINE:?}: {what}: {status:#}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.node.agent_command();
+        command.env("KUBECONFIG", self.kubectl.kubeconfig()).args(["--node-name", NODE]);
+        command
+    }
+
+    fn agent(&self) -> Agent {
+        Agent::start(self.command())
+    }
+}
+
+fn inside<T: Send>(node: &Node, work: impl FnOnce() -> T + Send) -> T {
+    Netns::open(&node.netns()).unwrap().enter(work).unwrap()
+}
+
+fn pool(name: &str, fields: &Value) -> Value {
+    let mut pool = json!({
+        "name": name, "uid": "u", "generation": 3, "phase": "Active", "resourceName": name,
+        "links": [{"names": ["dp0"]}], "capacity": {"perLink": 20},
+    });
+    pool.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    pool
+}
+
+fn condition<'s>(entry: &'s Value, kind: &str) -> (&'s str, &'s str) {
+    let conditions = entry["conditions"].as_array().unwrap();
+    let found = conditions.iter().find(|condition| condition["type"] == kind).unwrap();
+    (found["status"].as_str().unwrap(), found["reason"].as_str().unwrap())
+}
+
+#[test]
+fn what_the_operator_writes_is_served_and_reported() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.tell("h1", &[pool("dataplane", &json!({}))]);
+    let begun = Instant::now();
+    let _agent = scene.agent();
+    let plugin = scene.kubelet.await_healthy("dataplane", 20);
+    println!("exec to registration with the API: {:?}", plugin.registered_at - begun);
+    assert!(!plugin.options.pre_start_required, "tap-only pods are forbidden in pools that say nothing");
+    let status = scene.await_status("the pool is ready", |status| {
+        status["observedHash"] == "h1"
+            && status["pools"][0]["allocatable"] == 20
+            && condition(&status["pools"][0], "Ready").0 == "True"
+    });
+    assert_eq!(condition(&status, "Ready"), ("True", "AsExpected"));
+    assert_eq!(condition(&status["pools"][0], "Ready"), ("True", "Serving"));
+    assert_eq!(status["totals"]["pools"], "1/1");
+    let link = status["links"].as_array().unwrap().iter().find(|link| link["name"] == "dp0").unwrap();
+    assert_eq!((&link["kind"], &link["pools"]), (&json!("Veth"), &json!(["dataplane"])));
+    let table = scene.kubectl(&["get", "mns", NODE, "--no-headers"]);
+    assert!(table.contains("1/1") && table.contains("True"), "{table}");
+
+    // Two pools want the link, and one asks for what is not there.
+    scene.tell(
+        "h2",
+        &[
+            pool("dataplane", &json!({"generation": 4, "capacity": {"perLink": 30}})),
+            pool("late", &json!({})),
+            pool("nowhere", &json!({"links": [{"names": ["nolink*"]}]})),
+        ],
+    );
+    scene.kubelet.await_healthy("dataplane", 30);
+    scene.kubelet.await_healthy("late", 0);
+    let status = scene.await_status("all three are told", |status| status["observedHash"] == "h2");
+    let [first, late, nowhere] = [0, 1, 2].map(|index| &status["pools"][index]);
+    assert_eq!((&first["generation"], &first["contenders"]), (&json!(4), &json!(["late"])));
+    assert_eq!(
+        (condition(late, "Ready"), &late["contestedLinks"]),
+        (("False", "NoMatchingLink"), &json!(["dp0"]))
+    );
+    assert_eq!(condition(nowhere, "Ready"), ("False", "NoMatchingLink"));
+    assert_eq!(condition(&status, "Ready"), ("False", "PoolsNotReady"));
+}
+
+#[test]
+fn a_pool_that_drains_keeps_what_is_in_use_and_goes_when_it_is_free() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.tell("h1", &[pool("dataplane", &json!({}))]);
+    let _agent = scene.agent();
+    scene.kubelet.await_healthy("dataplane", 20);
+    scene.kubelet.allocate("dataplane", &["dataplaneMvp3"]).unwrap();
+    scene.kubelet.add_pod("vm", "dataplaneMvp3");
+    scene.tell("h2", &[pool("dataplane", &json!({"phase": "Draining"}))]);
+    scene.kubelet.await_healthy("dataplane", 1);
+    scene.await_status("it drains", |status| {
+        status["observedHash"] == "h2" && condition(&status["pools"][0], "Ready") == ("False", "Draining")
+    });
+}
+
+#[test]
+fn an_agent_that_starts_while_the_api_server_is_down_serves_what_it_served_last() {
+    if !is_root() {
+        return;
+    }
+    let mut scene = Scene::new();
+    scene.tell("h1", &[pool("dataplane", &json!({}))]);
+    let mut agent = scene.agent();
+    let before = scene.kubelet.await_healthy("dataplane", 20).endpoint;
+    scene.await_status("it reports", |status| status["observedHash"] == "h1");
+    agent.terminate();
+    drop(scene.server.take());
+    let begun = Instant::now();
+    let agent = scene.agent();
+    let plugin = scene
+        .kubelet
+        .await_plugin("dataplane", |plugin| plugin.endpoint != before && plugin.healthy() == Some(20));
+    println!("exec to registration without the API: {:?}", plugin.registered_at - begun);
+    await_true("it is ready", || {
+        scene.node.agent_command().arg("probe").output().is_ok_and(|output| output.status.success())
+    });
+    assert!(agent.worker().is_some());
+}
