@@ -5,6 +5,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// Room for most of our files, so that one read gets them.
+const USUAL_SIZE: usize = 8 << 10;
+
 /// What must be on the disk when [`replace`] returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Durability {
@@ -55,7 +58,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed("open", path)(error)),
     };
-    let mut content = Vec::new();
+    let mut content = Vec::with_capacity(USUAL_SIZE);
     file.take(limit + 1).read_to_end(&mut content).map_err(failed("read", path))?;
     if content.len() as u64 > limit {
         let too_long = io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {limit} bytes"));

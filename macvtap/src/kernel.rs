@@ -4,12 +4,11 @@
 
 use crate::file::FileError;
 use crate::link::{self, By, Change, IfName, Link, Macvtap, Veth};
-use crate::netlink::{NetlinkError, Socket};
+use crate::netlink::{Kind, NetlinkError, Socket};
 use crate::netns::{Netns, NetnsError, NetnsId};
 use crate::record::DeviceNumber;
 use crate::tap::{self, Node, Sysfs, TapError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -149,7 +148,7 @@ impl Kernel for Rtnl {
     fn find(&mut self, place: Place, by: &By) -> Result<Option<Link>, NetlinkError> {
         let (socket, id) = self.reach(place);
         let what = format_args!("look for {by}");
-        match socket.get(RouteNetlinkMessage::GetLink(link::get(by, id)), &what) {
+        match socket.get(Kind::GetLink, &link::get(by, id), &what) {
             Ok(payload) => {
                 let unreadable = |problem| NetlinkError::Answer { what: what.to_string(), problem };
                 Link::parse(payload).map(Some).map_err(unreadable)
@@ -174,18 +173,23 @@ impl Kernel for Rtnl {
                 (link::create_veth(veth), format!("create veth pair {} {}", veth.name, veth.peer))
             }
         };
-        self.node.act(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, &what)
+        self.node.act(Kind::NewLink, &message, NLM_F_CREATE | NLM_F_EXCL, &what)
     }
 
     fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::SetLink(link::change(index, change));
-        self.socket(Home::Target).act(message, 0, &format_args!("{change} link with index {index}"))
+        let message = link::change(index, change);
+        self.socket(Home::Target).act(
+            Kind::SetLink,
+            &message,
+            0,
+            &format_args!("{change} link with index {index}"),
+        )
     }
 
     fn delete(&mut self, place: Place, index: u32) -> Result<(), NetlinkError> {
         let (socket, id) = self.reach(place);
-        let message = RouteNetlinkMessage::DelLink(link::delete(index, id));
-        match socket.act(message, 0, &format_args!("delete link with index {index}")) {
+        let message = link::delete(index, id);
+        match socket.act(Kind::DelLink, &message, 0, &format_args!("delete link with index {index}")) {
             Err(error) if !is_absent(&error, id) => Err(error),
             _ => Ok(()),
         }

@@ -5,10 +5,8 @@
 //! links must not make a request for one of them slow.
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NlasIterator,
+    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NlasIterator,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 use std::fmt::Display;
@@ -31,6 +29,32 @@ const HEADER_LEN: usize = 16;
 
 /// `NLMSGERR_ATTR_MSG`: a sentence from the kernel.
 const ATTR_MSG: u16 = 1;
+
+/// What is asked for, with the kernel's numbers (`linux/rtnetlink.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Kind {
+    /// `RTM_NEWLINK`
+    NewLink = 16,
+    /// `RTM_DELLINK`
+    DelLink = 17,
+    /// `RTM_GETLINK`
+    GetLink = 18,
+    /// `RTM_SETLINK`
+    SetLink = 19,
+    /// `RTM_NEWADDR`
+    NewAddress = 20,
+    /// `RTM_GETADDR`
+    GetAddress = 22,
+    /// `RTM_NEWROUTE`
+    NewRoute = 24,
+    /// `RTM_GETROUTE`
+    GetRoute = 26,
+    /// `RTM_NEWNSID`
+    NewNsId = 88,
+    /// `RTM_GETNSID`
+    GetNsId = 90,
+}
 
 /// A socket for requests.
 #[derive(Debug)]
@@ -115,17 +139,23 @@ impl Socket {
     /// says what is asked for, for the error.
     pub fn act(
         &mut self,
-        message: RouteNetlinkMessage,
+        kind: Kind,
+        message: &impl Emitable,
         flags: u16,
         what: &dyn Display,
     ) -> Result<(), NetlinkError> {
-        self.send(message, flags | NLM_F_ACK, what)?;
+        self.send(kind, message, flags | NLM_F_ACK, what)?;
         self.answer(what).map(|_| ())
     }
 
     /// Asks for one object; gives the payload of the answer, beginning with the object's fixed header.
-    pub fn get(&mut self, message: RouteNetlinkMessage, what: &dyn Display) -> Result<&[u8], NetlinkError> {
-        self.send(message, 0, what)?;
+    pub fn get(
+        &mut self,
+        kind: Kind,
+        message: &impl Emitable,
+        what: &dyn Display,
+    ) -> Result<&[u8], NetlinkError> {
+        self.send(kind, message, 0, what)?;
         match self.answer(what)? {
             Some(object) => Ok(self.buffer.get(object).unwrap_or_default()),
             None => Err(NetlinkError::Answer { what: what.to_string(), problem: "is empty" }),
@@ -134,18 +164,22 @@ impl Socket {
 
     fn send(
         &mut self,
-        message: RouteNetlinkMessage,
+        kind: Kind,
+        message: &impl Emitable,
         flags: u16,
         what: &dyn Display,
     ) -> Result<(), NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1);
+        let mut bytes = vec![0; HEADER_LEN + message.buffer_len()];
         let mut header = NetlinkHeader::default();
+        header.message_type = kind as u16;
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
-        let mut packet = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-        packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
-        packet.serialize(&mut bytes);
+        // Ours are a few hundred bytes.
+        header.length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let (head, body) = bytes.split_at_mut(HEADER_LEN);
+        header.emit(head);
+        message.emit(body);
         loop {
             match self.inner.send(&bytes, 0) {
                 Ok(_) => return Ok(()),

@@ -6,13 +6,13 @@ use crate::protocol::result::{CniResult, Ip, Route};
 use ipnet::IpNet;
 use macvtap::kernel::Rtnl;
 use macvtap::link::Link;
-use macvtap::netlink::NetlinkError;
+use macvtap::netlink::{Kind, NetlinkError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -39,8 +39,8 @@ pub fn addresses(
     prepare(kernel, link, result, announce)?;
     for ip in &result.ips {
         let what = format!("add address {} to {}", ip.address, link.name);
-        let request = RouteNetlinkMessage::NewAddress(address_message(link, ip));
-        let added = kernel.target_socket().act(request, NLM_F_CREATE | NLM_F_EXCL, &what);
+        let request = address_message(link, ip);
+        let added = kernel.target_socket().act(Kind::NewAddress, &request, NLM_F_CREATE | NLM_F_EXCL, &what);
         match added {
             // The plugin named it twice.
             Err(error) if error.errno() != Some(Errno::EXIST) => return Err(failed(&error)),
@@ -59,8 +59,8 @@ pub fn routes(kernel: &mut Rtnl, link: &Link, result: &CniResult) -> Result<(), 
             None => format!("add route {destination} on {}", link.name),
         };
         let mut send = |flags| {
-            let request = RouteNetlinkMessage::NewRoute(route_message(link, destination, gateway));
-            kernel.target_socket().act(request, flags, &what)
+            let request = route_message(link, destination, gateway);
+            kernel.target_socket().act(Kind::NewRoute, &request, flags, &what)
         };
         match send(NLM_F_CREATE | NLM_F_EXCL) {
             Ok(()) => {}
@@ -130,7 +130,7 @@ fn v4_is_local(kernel: &mut Rtnl, link: &Link, ip: &Ip) -> Result<bool, NetlinkE
     message.header.destination_prefix_length = ip.address.max_prefix_len();
     message.attributes.push(RouteAttribute::Destination(route_address(ip.address.addr())));
     let what = format!("look for address {} of {}", ip.address, link.name);
-    match kernel.target_socket().get(RouteNetlinkMessage::GetRoute(message), &what) {
+    match kernel.target_socket().get(Kind::GetRoute, &message, &what) {
         // `struct rtmsg`: the eighth byte is the type of the route.
         Ok(route) => Ok(route.get(7).copied() == Some(u8::from(RouteType::Local))),
         Err(error) => match error.errno() {
@@ -147,7 +147,7 @@ fn v6_flags(kernel: &mut Rtnl, link: &Link, ip: &Ip) -> Result<Option<u8>, Netli
     message.header.index = link.index;
     message.attributes.push(AddressAttribute::Address(ip.address.addr()));
     let what = format!("look for address {} of {}", ip.address, link.name);
-    match kernel.target_socket().get(RouteNetlinkMessage::GetAddress(message), &what) {
+    match kernel.target_socket().get(Kind::GetAddress, &message, &what) {
         // `struct ifaddrmsg`: the third byte has the flags.
         Ok(address) => Ok(address.get(2).copied()),
         Err(error) if error.errno() == Some(Errno::ADDRNOTAVAIL) => Ok(None),

@@ -130,7 +130,7 @@ impl Node {
     }
 
     /// Runs Rust inside the node's network namespace.
-    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn inside<T>(&self, work: impl FnOnce() -> T) -> T {
         Netns::open(&self.holder.netns()).unwrap().enter(work).unwrap()
     }
 
