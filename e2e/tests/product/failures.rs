@@ -155,7 +155,7 @@ fn agent_pid(node: &Node) -> Result<u32> {
 fn probe(node: &Node, worker: u32) -> bool {
     let root = format!("--root=/proc/{worker}/root");
     let target = worker.to_string();
-    let words = ["nsenter", "-t", &target, "-n", &root, "/usr/bin/macvtap-node-agent", "probe"];
+    let words = ["nsenter", "-t", &target, "-n", &root, "/usr/bin/macvtap-node-agent", "probe", "ready"];
     node.exec(&words).is_ok()
 }
 
