@@ -5,8 +5,8 @@
 //! ```
 //! Whatever fails, what was done before is undone, the IPAM plugin's part too.
 
-use crate::config::Network;
-use crate::ipam::{self, Delegate, Lease};
+use crate::config::{Announce, Network};
+use crate::ipam::{Delegate, Lease, configure};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Interface};
@@ -15,13 +15,14 @@ use crate::{Call, address};
 use macvtap::attach::{self, AttachError, Attached, Attaching, Begun, Repeat, Request};
 use macvtap::claim::ClaimError;
 use macvtap::device_id::DeviceId;
+use macvtap::host_link::{self, MoveError, Moving};
 use macvtap::kernel::{OpenError, Rtnl};
-use macvtap::link::{Change, Link, Macvtap};
+use macvtap::link::{Change, IfName, Link, Macvtap};
 use macvtap::mac::MacAddr;
 use macvtap::mode::Mode;
 use macvtap::netns::{Netns, NetnsError, NetnsId};
 use macvtap::record::Holder;
-use macvtap::table::{Device, Owner};
+use macvtap::table::{Device, DeviceTable, Owner};
 use tracing::{info, warn};
 
 /// Serves ADD.
@@ -31,10 +32,7 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
     let table = target::table(call);
     let id = match target::resolve(call, &network, &table)? {
         Target::Device(id) => id,
-        Target::HostLink(name) => {
-            let message = format!("deviceID {name} is no device of this node");
-            return Err(CniError::new(Code::Config, message));
-        }
+        Target::HostLink(name) => return add_host_link(call, attachment, &network, &table, netns, name),
     };
     let table = table?;
     let device = target::device(&table, &id)?;
@@ -45,13 +43,78 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
     let mut request = request(attachment, &network, id, &device, holder);
     request.netns_id = netns_id;
     request.network = Some(call.document.name.clone());
-    let explicit = network.mac.is_some() || request.link.mac.is_none();
+    let asked_for_mac = network.mac.is_some() || request.link.mac.is_none();
     match attach::begin(&call.paths, &mut kernel, request)? {
         Begun::Present(attached) => report(attachment, &network, &attached.link, None),
         Begun::New(attaching) => {
             let delegate = Delegate::new(call, network.ipam.as_ref())?;
-            make(*attaching, attachment, &network, delegate.as_ref(), explicit)
+            make(*attaching, attachment, &network, delegate.as_ref(), asked_for_mac)
         }
+    }
+}
+
+/// A link in the pod that is not in place yet.
+trait Raise {
+    fn kernel(&mut self) -> &mut Rtnl;
+    fn link(&mut self) -> Result<Link, CniError>;
+    fn change(&mut self, change: Change) -> Result<(), CniError>;
+    /// UP, where the kernel finds that an address is taken.
+    fn up(&mut self) -> Result<(), CniError>;
+}
+
+/// A device's link.
+struct DeviceLink<'a> {
+    attaching: Attaching<'a, Rtnl>,
+    /// Whose address it may get another one for, if nobody asked for the one it has.
+    derived_for: Option<&'a Attachment>,
+}
+
+impl Raise for DeviceLink<'_> {
+    fn kernel(&mut self) -> &mut Rtnl {
+        self.attaching.kernel()
+    }
+
+    fn link(&mut self) -> Result<Link, CniError> {
+        Ok(self.attaching.link()?)
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), CniError> {
+        Ok(self.attaching.change(change)?)
+    }
+
+    /// A derived address that is taken is exchanged for the next candidate.
+    fn up(&mut self) -> Result<(), CniError> {
+        let mut candidates = 1..address::CANDIDATES;
+        loop {
+            let taken = match self.attaching.change(Change::Up) {
+                Err(error @ AttachError::MacInUse { .. }) => error,
+                outcome => return Ok(outcome?),
+            };
+            let next = self.derived_for.zip(candidates.next());
+            let next = next.and_then(|(pod, n)| address::derived(&pod.args.pod_uid, pod.ifname.as_str(), n));
+            let Some(mac) = next else { return Err(taken.into()) };
+            info!(%mac, "derived MAC address was taken, next one used");
+            self.attaching.wish_mac(mac);
+            self.attaching.change(Change::Mac(mac))?;
+        }
+    }
+}
+
+impl Raise for Moving<'_> {
+    fn kernel(&mut self) -> &mut Rtnl {
+        Moving::kernel(self)
+    }
+
+    fn link(&mut self) -> Result<Link, CniError> {
+        Ok(Moving::link(self)?)
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), CniError> {
+        Ok(Moving::change(self, change)?)
+    }
+
+    fn up(&mut self) -> Result<(), CniError> {
+        Ok(Moving::change(self, Change::Up)?)
     }
 }
 
@@ -61,63 +124,64 @@ fn make(
     attachment: &Attachment,
     network: &Network,
     delegate: Option<&Delegate<'_>>,
-    explicit: bool,
+    asked_for_mac: bool,
 ) -> Result<CniResult, CniError> {
-    let lease = match delegate {
-        Some(delegate) => {
-            if attaching.is_repeat() {
-                // Plugins refuse a second lease for the same container and interface.
-                delegate.del()?;
-            }
-            Some(delegate.lease()?)
-        }
-        None => None,
-    };
+    if let (Some(delegate), true) = (delegate, attaching.is_repeat()) {
+        // Plugins refuse a second lease for the same container and interface.
+        delegate.del()?;
+    }
+    let lease = delegate.map(Delegate::lease).transpose()?;
     let leased_mac = lease.as_ref().and_then(Lease::mac);
     if let Some(mac) = leased_mac {
         tell_overruled(network.mac, mac);
         attaching.wish_mac(mac);
     }
     attaching.create_link()?;
-    match &lease {
-        Some(lease) => {
-            let link = attaching.link()?;
-            ipam::configure::addresses(attaching.kernel(), &link, lease.result(), network.announce)?;
-        }
-        None => attaching.change(Change::NoLinkLocalAddress)?,
-    }
-    set_up(&mut attaching, attachment, explicit || leased_mac.is_some())?;
-    if let Some(lease) = &lease {
-        let link = attaching.link()?;
-        ipam::configure::routes(attaching.kernel(), &link, lease.result())?;
-        ipam::configure::await_uniqueness(attaching.kernel(), &link, lease.result())?;
-    }
-    let Attached { link, .. } = attaching.finish()?;
+    let derived = !asked_for_mac && leased_mac.is_none();
+    let mut link = DeviceLink { attaching, derived_for: derived.then_some(attachment) };
+    raise(&mut link, lease.as_ref(), network.announce)?;
+    let Attached { link, .. } = link.attaching.finish()?;
     report(attachment, network, &link, lease.map(Lease::keep))
 }
 
-/// UP, where the kernel finds that an address is taken. One that nobody asked for is exchanged for the next candidate.
-fn set_up(
-    attaching: &mut Attaching<'_, Rtnl>,
+/// An existing macvtap of the node moves into the pod.
+fn add_host_link(
+    call: &Call,
     attachment: &Attachment,
-    explicit: bool,
-) -> Result<(), CniError> {
-    let mut candidate = 1;
-    loop {
-        let taken = match attaching.change(Change::Up) {
-            Ok(()) => return Ok(()),
-            Err(AttachError::MacInUse { mac, lower }) => AttachError::MacInUse { mac, lower },
-            Err(error) => return Err(error.into()),
-        };
-        let next = address::derived(&attachment.args.pod_uid, attachment.ifname.as_str(), candidate);
-        let Some(mac) = next.filter(|_| !explicit && candidate < address::CANDIDATES) else {
-            return Err(taken.into());
-        };
-        info!(%mac, "derived MAC address was taken, next one used");
-        attaching.wish_mac(mac);
-        attaching.change(Change::Mac(mac))?;
-        candidate += 1;
-    }
+    network: &Network,
+    table: &Result<DeviceTable, CniError>,
+    netns: Netns,
+    name: IfName,
+) -> Result<CniResult, CniError> {
+    let mut kernel = Rtnl::with_pod(netns).map_err(|error| open_error(&error))?;
+    let delegate = Delegate::new(call, network.ipam.as_ref())?;
+    let lease = delegate.as_ref().map(Delegate::lease).transpose()?;
+    let mac = lease.as_ref().and_then(Lease::mac).or(network.mac);
+    let (mtu, promiscuous) = (network.mtu, network.promiscuous);
+    let request = host_link::Request { name, ifname: attachment.ifname.clone(), mac, mtu, promiscuous };
+    let mut link = match (host_link::begin(&call.paths, &mut kernel, &request), table) {
+        (Err(error @ MoveError::Missing(_)), Ok(table)) => {
+            // More likely a device that this node does not have.
+            let id = request.name.as_str().parse().ok();
+            return Err(id.map_or_else(|| error.into(), |id| target::unknown_device(&id, table)));
+        }
+        (begun, _) => begun?,
+    };
+    raise(&mut link, lease.as_ref(), network.announce)?;
+    report(attachment, network, &link.finish()?, lease.map(Lease::keep))
+}
+
+/// Addresses while the link is down, UP, and what the kernel takes only then.
+fn raise(link: &mut impl Raise, lease: Option<&Lease<'_>>, announce: Announce) -> Result<(), CniError> {
+    let Some(lease) = lease else {
+        link.change(Change::NoLinkLocalAddress)?;
+        return link.up();
+    };
+    let now = link.link()?;
+    configure::addresses(link.kernel(), &now, lease.result(), announce)?;
+    link.up()?;
+    configure::routes(link.kernel(), &now, lease.result())?;
+    configure::await_uniqueness(link.kernel(), &now, lease.result())
 }
 
 fn report(
@@ -267,6 +331,23 @@ impl From<AttachError> for CniError {
             | AttachError::Park(_)
             | AttachError::Node(_)
             | AttachError::Changed { .. } => Code::Attach,
+        };
+        Self::from_chain(code, &error)
+    }
+}
+
+impl From<MoveError> for CniError {
+    fn from(error: MoveError) -> Self {
+        let code = match &error {
+            MoveError::Missing(_)
+            | MoveError::NotMacvtap { .. }
+            | MoveError::Ours(_)
+            | MoveError::MtuTooHigh { .. } => Code::Config,
+            MoveError::NameTaken(_)
+            | MoveError::MacInUse { .. }
+            | MoveError::Node(_)
+            | MoveError::Record(_)
+            | MoveError::Netlink(_) => Code::Attach,
         };
         Self::from_chain(code, &error)
     }

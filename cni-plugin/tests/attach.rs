@@ -10,9 +10,11 @@
 
 mod support;
 
+use macvtap::detach;
+use macvtap::kernel::Rtnl;
 use macvtap::record::State;
 use macvtap::tap::{self, Node as DeviceNode};
-use macvtap::{lock, records, table_file};
+use macvtap::{lock, park, records, table_file};
 use serde_json::{Value, json};
 use std::os::unix::fs::MetadataExt;
 use support::{Answer, Call, Node, is_root, link, pod, record};
@@ -232,6 +234,63 @@ fn what_a_killed_add_left_is_cleared_by_the_next() {
 }
 
 #[test]
+fn an_add_killed_at_any_moment_is_undone_by_del_and_by_the_collector() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let before = (node.traces(), Node::ip(&pod, "-br link"));
+    let call = Call::new(&node, &pod, "c1");
+    let collect = || {
+        let leftover = record(&node, 0)?;
+        node.inside(|| detach::collect(&node.paths(), &mut Rtnl::node().unwrap(), &leftover).unwrap());
+        Some(leftover.state)
+    };
+    let mut killed = 0;
+    for step in 0..60_u32 {
+        let mut running = call.start("ADD");
+        // Not to wait for something, but to hit another moment each time.
+        std::thread::sleep(std::time::Duration::from_micros(u64::from(step) * 120));
+        running.kill().unwrap();
+        running.wait().unwrap();
+        let state = if step % 2 == 0 { collect() } else { record(&node, 0).map(|record| record.state) };
+        killed += u32::from(state == Some(State::Creating));
+        if step % 2 == 1 {
+            call.ok("DEL");
+        }
+        node.inside(|| park::release(&node.paths(), &mut Rtnl::node().unwrap()).unwrap());
+        assert_eq!((node.traces(), Node::ip(&pod, "-br link")), before, "step {step}, {state:?}");
+    }
+    println!("{killed} of 60 were killed while they made the link");
+    call.ok("ADD");
+}
+
+#[test]
+fn many_adds_at_once_each_get_a_tap_of_their_own() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let count = 24;
+    let mut table = node.table();
+    table.resources.values_mut().next().unwrap().links[0].ranges[0].count = count;
+    table_file::store(&node.paths(), &table).unwrap();
+    let pods: Vec<_> = (0..count).map(|_| pod()).collect();
+    let call = |slot: u32, pod| Call::new(&node, pod, &format!("c{slot}")).device(slot);
+    let running: Vec<_> = (0..).zip(&pods).map(|(slot, pod)| call(slot, pod).start("ADD")).collect();
+    for child in running {
+        let answer = Answer::of(child);
+        assert!(answer.success, "{answer:?}");
+    }
+    let taps: std::collections::HashSet<_> =
+        (0..count).map(|slot| record(&node, slot).unwrap().tap.unwrap().minor).collect();
+    assert_eq!(taps.len(), pods.len());
+    for (slot, pod) in (0..).zip(&pods) {
+        assert_eq!(tap_in(pod), record(&node, slot).unwrap().tap.unwrap().to_string());
+    }
+}
+
+#[test]
 fn an_add_waits_for_the_one_that_works_on_the_device() {
     if !is_root() {
         return;
@@ -435,6 +494,80 @@ fn a_device_id_that_is_none_of_this_nodes_is_refused_with_the_remedy() {
     assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
     let message = Call::new(&node, &pod, "c1").with(json!({"mode": "vepa"})).fails("ADD", 7);
     assert!(message.contains("mode is vepa, but device dataplaneMvp0 is bridge"), "{message}");
+}
+
+/// A node whose agent is standalone, with a macvtap that somebody made by hand.
+fn standalone_with_link(index: &str) -> Node {
+    let node = Node::new();
+    let mut table = node.table();
+    table.standalone = true;
+    table_file::store(&node.paths(), &table).unwrap();
+    node.sh(&format!("ip link add link dp0 name mvt0 {index} address 02:00:00:00:00:11 type macvtap mode vepa; ip link set mvt0 up"));
+    node
+}
+
+#[test]
+fn a_macvtap_of_a_standalone_node_moves_into_the_pod_that_names_it() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (standalone_with_link(""), pod());
+    let call =
+        Call::new(&node, &pod, "c1").with(json!({"deviceID": "mvt0", "mtu": 1300, "promiscMode": true}));
+    let result = call.ok("ADD");
+    assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:00:11");
+    let moved = link(&pod);
+    assert_eq!((&moved["mtu"], &moved["linkinfo"]["info_data"]["mode"]), (&json!(1300), &json!("vepa")));
+    let flags = moved["flags"].to_string();
+    assert!(flags.contains("\"UP\"") && flags.contains("PROMISC"), "{flags}");
+    assert!(!node.traces().contains("mvt0"));
+    call.clone().with(json!({"prevResult": result})).ok("CHECK");
+    call.ok("DEL");
+    assert_eq!(link(&pod), Value::Null);
+}
+
+#[test]
+fn a_macvtap_that_cannot_be_used_stays_on_the_node_as_it_was() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (standalone_with_link(""), pod());
+    let state = || node.sh("ip -d -o link show mvt0 | sed 's/qlen.*alias//'");
+    let before = state();
+    let call = Call::new(&node, &pod, "c1").with(json!({"deviceID": "mvt0"}));
+    let taken = node.sh("ip -o link show dp0").split("link/ether ").nth(1).unwrap()[..17].to_owned();
+    let message = call.clone().with(json!({"mac": taken})).fails("ADD", 100);
+    assert!(message.contains(&format!("MAC address {taken} is in use on lower link dp0")), "{message}");
+    assert_eq!((state(), link(&pod)), (before.clone(), Value::Null));
+    assert!(
+        call.clone().with(json!({"mtu": 9000})).fails("ADD", 7).contains("above the 1500 of lower link dp0")
+    );
+    Node::ip(&pod, "link add net1 type veth peer name net1p");
+    call.fails("ADD", 100);
+    assert_eq!(state(), before);
+}
+
+#[test]
+fn only_a_foreign_macvtap_is_moved_and_only_where_it_is_allowed() {
+    if !is_root() {
+        return;
+    }
+    let pod = pod();
+    let node = standalone_with_link("");
+    let call = |node: &Node, id: &str, code| {
+        Call::new(node, &pod, "c1").with(json!({"deviceID": id})).fails("ADD", code)
+    };
+    assert!(call(&node, "dp1", 7).contains("no macvtap (veth)"));
+    assert!(call(&node, "nosuch", 7).contains("neither a device of this node nor an interface on it"));
+    assert!(call(&node, "storageMvp0", 7).contains("it has no resource storage"));
+    let ours = standalone_with_link(&format!("index {}", support::first_ifindex()));
+    assert!(call(&ours, "mvt0", 7).contains("is the link of a device of this node"));
+    // Not standalone: only with the node's consent, which needs no table.
+    table_file::store(&node.paths(), &node.table()).unwrap();
+    assert!(call(&node, "mvt0", 7).contains("leave deviceID out"));
+    std::fs::remove_file(node.paths().table()).unwrap();
+    std::fs::write(node.paths().cni_settings(), "{\"moveHostLinks\": true}").unwrap();
+    Call::new(&node, &pod, "c1").with(json!({"deviceID": "mvt0"})).ok("ADD");
 }
 
 #[test]

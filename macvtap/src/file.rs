@@ -67,8 +67,14 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError
     Ok(Some(content))
 }
 
-/// Removes the file; succeeds when there is none.
+/// Removes the file and what a killed writer of it left; succeeds when there is neither.
 pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
+    remove_one(&temporary_beside(path))?;
+    remove_one(path)
+}
+
+/// Removes one file; succeeds when there is none.
+pub(crate) fn remove_one(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
         _ => Ok(()),

@@ -116,6 +116,11 @@ impl Rtnl {
         }
     }
 
+    /// The socket in the node's namespace.
+    pub(crate) fn node_socket(&mut self) -> &mut Socket {
+        &mut self.node
+    }
+
     /// The socket in the target namespace, for what a network needs beside its link.
     pub fn target_socket(&mut self) -> &mut Socket {
         self.socket(Home::Target)

@@ -10,6 +10,7 @@ pub mod claim;
 pub mod detach;
 pub mod device_id;
 pub mod file;
+pub mod host_link;
 pub mod kernel;
 pub mod link;
 pub mod lock;

@@ -109,6 +109,19 @@ pub enum Change {
     Up,
 }
 
+/// What an existing link shall have; absent: what it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Its address.
+    pub mac: Option<MacAddr>,
+    /// Its MTU.
+    pub mtu: Option<u32>,
+    /// Whether it takes every frame.
+    pub promiscuous: Option<bool>,
+    /// Whether it is up.
+    pub up: Option<bool>,
+}
+
 /// By what a link is looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum By {
@@ -260,6 +273,29 @@ pub fn create_veth(link: &Veth) -> LinkMessage {
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(named(&link.peer)))),
     ]));
+    message
+}
+
+/// Gives one link of the socket's namespace what it shall have.
+pub fn settings(index: u32, settings: Settings) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    for (wanted, flag) in [(settings.up, LinkFlags::Up), (settings.promiscuous, LinkFlags::Promisc)] {
+        let Some(on) = wanted else { continue };
+        message.header.change_mask |= flag;
+        message.header.flags.set(flag, on);
+    }
+    message.attributes.extend(settings.mac.map(|mac| LinkAttribute::Address(mac.octets().to_vec())));
+    message.attributes.extend(settings.mtu.map(LinkAttribute::Mtu));
+    message
+}
+
+/// Moves one link of the socket's namespace into `netns` under this name.
+pub fn relocate(index: u32, name: &IfName, netns: BorrowedFd<'_>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
+    message.attributes.push(LinkAttribute::IfName(name.to_string()));
     message
 }
 

@@ -11,7 +11,7 @@ use crate::mode::Mode;
 use crate::netlink::NetlinkError;
 use crate::paths::Paths;
 use crate::record::DeviceNumber;
-use crate::records;
+use crate::records::{self, RecordError};
 use crate::table::PLACEHOLDER_IFINDEX_FIRST;
 use crate::tap::{self, TapError};
 use rustix::io::Errno;
@@ -39,6 +39,9 @@ pub enum ParkError {
     /// The node-wide lock could not be taken.
     #[error("placeholder for a tap minor")]
     Lock(#[from] LockError),
+    /// The records of tap numbers could not be read.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// The taps of the machine could not be listed.
     #[error("list the taps of this machine")]
     List(#[source] std::io::Error),
@@ -83,9 +86,11 @@ pub(crate) fn park<K: Kernel>(kernel: &mut K, number: DeviceNumber) -> Result<()
     Ok(())
 }
 
-/// Removes the placeholders whose minor no record names, and the cable with the last one.
+/// Removes the placeholders whose minor no record names, and the cable with the last one; and what killed processes left
+/// where tap numbers are noted.
 pub fn release<K: Kernel>(paths: &Paths, kernel: &mut K) -> Result<Released, ParkError> {
     let _lock = lock::node(paths)?;
+    records::sweep_taps(paths)?;
     let mut released = Released::default();
     for (number, index) in tap::all().map_err(ParkError::List)? {
         if placeholder_index(number).ok() != Some(index) {

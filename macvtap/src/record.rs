@@ -89,3 +89,33 @@ impl std::fmt::Display for DeviceNumber {
         write!(f, "{}:{}", self.major, self.minor)
     }
 }
+
+/// A text that is no device number.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no device number of the form <major>:<minor>")]
+pub struct BadDeviceNumber(pub String);
+
+impl std::str::FromStr for DeviceNumber {
+    type Err = BadDeviceNumber;
+
+    fn from_str(text: &str) -> Result<Self, BadDeviceNumber> {
+        let number = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()));
+        let parts = text.split_once(':').and_then(|(major, minor)| number(major).zip(number(minor)));
+        let (major, minor) = parts.ok_or_else(|| BadDeviceNumber(text.to_owned()))?;
+        Ok(Self { major, minor })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_two_numbers_are_a_device_number() {
+        let number = DeviceNumber { major: 246, minor: 5 };
+        assert_eq!(number.to_string().parse(), Ok(number));
+        for text in ["", "246", "246:", ":5", "246:5:6", "a:b", "246:-5", "246:+5", "246: 5", ".246:5.new"] {
+            assert_eq!(text.parse::<DeviceNumber>(), Err(BadDeviceNumber(text.into())));
+        }
+    }
+}

@@ -86,6 +86,27 @@ pub fn release_tap(paths: &Paths, record: &Attachment) -> Result<(), RecordError
     if ours { Ok(file::remove(&entry)?) } else { Ok(()) }
 }
 
+/// Removes the entries of tap numbers that no record confirms, which killed processes leave. The caller holds the
+/// node-wide lock, under which entries are made.
+pub(crate) fn sweep_taps(paths: &Paths) -> Result<(), RecordError> {
+    let directory = paths.taps();
+    let failed = |source| FileError { step: "list", path: paths.taps(), source };
+    let entries = match std::fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error).into()),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        // A record that cannot be read might confirm its entry.
+        if number.is_none_or(|number| matches!(with_tap(paths, number), Ok(None))) {
+            file::remove_one(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 fn reserve_tap(paths: &Paths, tap: DeviceNumber, device: &DeviceId) -> Result<(), FileError> {
     let entry = paths.tap(tap);
     let target = device.to_string();
@@ -94,7 +115,7 @@ fn reserve_tap(paths: &Paths, tap: DeviceNumber, device: &DeviceId) -> Result<()
     }
     file::make_directory(&paths.taps())?;
     let temporary = file::temporary_beside(&entry);
-    file::remove(&temporary)?;
+    file::remove_one(&temporary)?;
     std::os::unix::fs::symlink(&target, &temporary).map_err(file::failed("create", &temporary))?;
     std::fs::rename(&temporary, &entry).map_err(file::failed("rename to", &entry))
 }

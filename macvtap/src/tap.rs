@@ -103,7 +103,7 @@ impl Sysfs {
         let file = file.map_err(|errno| unread(errno.into()))?;
         let text = io::read_to_string(fs::File::from(file)).map_err(unread)?;
         let no_number = || TapError::Number { ifindex, text: text.clone() };
-        parse_number(text.trim_end()).ok_or_else(no_number)
+        text.trim_end().parse().map_err(|_| no_number())
     }
 }
 
@@ -113,7 +113,7 @@ pub fn make_node(path: &Path, node: Node) -> Result<(), FileError> {
     file::make_directory(path.parent().unwrap_or(Path::new("/")))?;
     let temporary = file::temporary_beside(path);
     // Of a maker that was killed.
-    file::remove(&temporary)?;
+    file::remove_one(&temporary)?;
     let device = makedev(node.number.major, node.number.minor);
     let mode = Mode::from_raw_mode(NODE_MODE);
     mknodat(CWD, &temporary, FileType::CharacterDevice, mode, device)
@@ -154,7 +154,7 @@ pub fn all() -> io::Result<Vec<(DeviceNumber, u32)>> {
     let mut taps = Vec::new();
     for entry in fs::read_dir(CHARACTER_DEVICES)? {
         let entry = entry?;
-        let number = entry.file_name().to_str().and_then(parse_number);
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
         let target: Option<PathBuf> = fs::read_link(entry.path()).ok();
         taps.extend(number.zip(target.and_then(|target| tap_index(&target))));
     }
@@ -168,11 +168,6 @@ fn tap_index(target: &Path) -> Option<u32> {
     is_net.then_some(index)
 }
 
-fn parse_number(text: &str) -> Option<DeviceNumber> {
-    let (major, minor) = text.split_once(':')?;
-    Some(DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,13 +179,5 @@ mod tests {
         assert_eq!(index("../../devices/pci0000:00/0000:01:00.0/virtio1/net/m/tap7"), Some(7));
         assert_eq!(index("../../devices/virtual/tty/tty7"), None);
         assert_eq!(index("../../devices/virtual/misc/tap7"), None);
-    }
-
-    #[test]
-    fn only_two_numbers_are_a_device_number() {
-        assert_eq!(parse_number("246:5"), Some(DeviceNumber { major: 246, minor: 5 }));
-        for text in ["", "246", "246:", ":5", "246:5:6", "a:b", "246:-5", "246: 5"] {
-            assert_eq!(parse_number(text), None, "{text:?}");
-        }
     }
 }

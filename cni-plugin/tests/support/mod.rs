@@ -1,11 +1,11 @@
 //! Calls of the real binary inside a node.
 
-#![allow(dead_code, reason = "each test binary uses another part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses another part")]
 
 #[path = "../../../macvtap/tests/support/mod.rs"]
 mod namespaces;
 
-pub(crate) use namespaces::{Holder, Node, is_root, pod};
+pub(crate) use namespaces::{Holder, Node, first_ifindex, is_root, pod};
 
 use macvtap::record::Attachment;
 use macvtap::records;

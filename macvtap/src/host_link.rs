@@ -1,0 +1,234 @@
+//! A macvtap that somebody made on the node, moved into a pod: what `deviceID` meant before there were device tables.
+//!
+//! Allowed where the agent is standalone or the node's settings say so. There is no record and no node of ours: whoever
+//! made the link also gave the pod its tap. Links with our indexes are never moved.
+
+use crate::kernel::{Home, Kernel, Place, Rtnl};
+use crate::link::{self, By, Change, IfName, Link, Settings};
+use crate::mac::MacAddr;
+use crate::netlink::{Kind, NetlinkError};
+use crate::paths::Paths;
+use crate::records::{self, RecordError};
+use crate::table::IFINDEX_FIRST;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, OwnedFd};
+use tracing::warn;
+
+const NODE: Place = Place::Home(Home::Node);
+const TARGET: Place = Place::Home(Home::Target);
+
+/// What a pod asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The link's name on the node.
+    pub name: IfName,
+    /// Its name in the pod.
+    pub ifname: IfName,
+    /// Another address.
+    pub mac: Option<MacAddr>,
+    /// Another MTU.
+    pub mtu: Option<u32>,
+    /// Whether it takes every frame; absent: as it does now.
+    pub promiscuous: Option<bool>,
+}
+
+/// A link on its way into a pod, down. Dropping it takes the link back.
+#[derive(Debug)]
+pub struct Moving<'k> {
+    kernel: &'k mut Rtnl,
+    /// The way back.
+    node: OwnedFd,
+    before: Link,
+    ifname: IfName,
+    lower_name: String,
+    settled: bool,
+}
+
+/// A link of the node cannot be moved.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    /// There is no such link.
+    #[error("deviceID {0} is neither a device of this node nor an interface on it")]
+    Missing(IfName),
+    /// It is something else.
+    #[error(
+        "deviceID {name} is an interface of this node, but no macvtap ({kind}); only a macvtap is moved into a pod"
+    )]
+    NotMacvtap {
+        /// The link.
+        name: IfName,
+        /// What it is.
+        kind: String,
+    },
+    /// It is a device's.
+    #[error(
+        "deviceID {0} is the link of a device of this node; leave deviceID out of the configuration, Multus fills it in"
+    )]
+    Ours(IfName),
+    /// The name is taken.
+    #[error("interface {0} already exists in the pod's network namespace")]
+    NameTaken(IfName),
+    /// The MTU does not fit.
+    #[error(
+        "mtu {mtu} is above the {lower_mtu} of lower link {lower}; use {lower_mtu} or less, or raise the lower link's"
+    )]
+    MtuTooHigh {
+        /// As asked for.
+        mtu: u32,
+        /// The lower link.
+        lower: String,
+        /// Its MTU.
+        lower_mtu: u32,
+    },
+    /// The address is taken.
+    #[error(
+        "MAC address {mac} is in use on lower link {lower}: by the link itself or by another device on it; give this one another address"
+    )]
+    MacInUse {
+        /// The address.
+        mac: String,
+        /// The lower link.
+        lower: String,
+    },
+    /// The node's own namespace could not be opened.
+    #[error("open the network namespace of the node")]
+    Node(#[source] Errno),
+    /// The records could not be read.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// Moves the link, which is down then. Changes nothing when it fails.
+pub fn begin<'k>(paths: &Paths, kernel: &'k mut Rtnl, request: &Request) -> Result<Moving<'k>, MoveError> {
+    let before = find(paths, kernel, &request.name)?;
+    if kernel.find(TARGET, &By::Name(request.ifname.clone()))?.is_some() {
+        return Err(MoveError::NameTaken(request.ifname.clone()));
+    }
+    let lower = before.lower.map(|index| kernel.find(NODE, &By::Index(index))).transpose()?.flatten();
+    let lower_name = lower.as_ref().map(|lower| lower.name.clone()).unwrap_or_default();
+    if let (Some(mtu), Some(lower)) = (request.mtu, lower)
+        && mtu > lower.mtu
+    {
+        return Err(MoveError::MtuTooHigh { mtu, lower: lower.name, lower_mtu: lower.mtu });
+    }
+    let node = open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let node = node.map_err(MoveError::Node)?;
+    let mut moving =
+        Moving { kernel, node, before, ifname: request.ifname.clone(), lower_name, settled: false };
+    moving.change_and_move(request)?;
+    Ok(moving)
+}
+
+fn find(paths: &Paths, kernel: &mut Rtnl, name: &IfName) -> Result<Link, MoveError> {
+    let link = kernel.find(NODE, &By::Name(name.clone()))?.ok_or_else(|| MoveError::Missing(name.clone()))?;
+    if !link.is_macvtap() {
+        let kind = link.kind.unwrap_or_else(|| "a physical link".to_owned());
+        return Err(MoveError::NotMacvtap { name: name.clone(), kind });
+    }
+    let recorded =
+        || records::list(paths).map(|all| all.records.iter().any(|record| record.ifindex == link.index));
+    if link.index >= IFINDEX_FIRST || recorded()? {
+        return Err(MoveError::Ours(name.clone()));
+    }
+    Ok(link)
+}
+
+impl Moving<'_> {
+    /// The kernel, for what a network needs beside its link.
+    pub fn kernel(&mut self) -> &mut Rtnl {
+        self.kernel
+    }
+
+    /// The link as it is now, in the pod. Its index may be another than on the node.
+    pub fn link(&mut self) -> Result<Link, MoveError> {
+        let found = self.kernel.find(TARGET, &By::Name(self.ifname.clone()))?;
+        found.ok_or_else(|| MoveError::Missing(self.ifname.clone()))
+    }
+
+    /// Changes the link in the pod.
+    pub fn change(&mut self, change: Change) -> Result<(), MoveError> {
+        let link = self.link()?;
+        self.kernel.change(link.index, change).map_err(|error| self.explain(error, link.device_mac()))
+    }
+
+    /// The link stays in the pod.
+    pub fn finish(mut self) -> Result<Link, MoveError> {
+        let link = self.link()?;
+        self.settled = true;
+        Ok(link)
+    }
+
+    fn explain(&self, error: NetlinkError, mac: Option<MacAddr>) -> MoveError {
+        match (error.errno(), mac) {
+            (Some(Errno::ADDRINUSE), Some(mac)) => {
+                MoveError::MacInUse { mac: mac.to_string(), lower: self.lower_name.clone() }
+            }
+            _ => error.into(),
+        }
+    }
+
+    /// Down first: moving a link that is up makes the kernel wait twice as long.
+    fn change_and_move(&mut self, request: &Request) -> Result<(), MoveError> {
+        let index = self.before.index;
+        let settings = Settings {
+            mac: request.mac,
+            mtu: request.mtu,
+            promiscuous: request.promiscuous,
+            up: Some(false),
+        };
+        let what = format!("change {}", request.name);
+        let changed =
+            self.kernel.node_socket().act(Kind::SetLink, &link::settings(index, settings), 0, &what);
+        changed.map_err(|error| self.explain(error, request.mac))?;
+        let Some(netns) = self.kernel.netns().map(|netns| netns.as_fd().try_clone_to_owned()) else {
+            return Err(MoveError::Missing(request.name.clone()));
+        };
+        let netns =
+            netns.map_err(|error| MoveError::Node(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        let message = link::relocate(index, &request.ifname, netns.as_fd());
+        let what = format!("move {} into the pod as {}", request.name, request.ifname);
+        Ok(self.kernel.node_socket().act(Kind::SetLink, &message, 0, &what)?)
+    }
+
+    fn take_back(&mut self) -> Result<(), MoveError> {
+        let name: IfName = self.before.name.parse().map_err(|_| MoveError::Missing(self.ifname.clone()))?;
+        // A failed move may have moved the link nevertheless, under either name.
+        for known in [self.ifname.clone(), name.clone()] {
+            let found = self.kernel.find(TARGET, &By::Name(known))?;
+            if let Some(link) = found.filter(|link| link.is_macvtap() && link.lower == self.before.lower) {
+                let message = link::relocate(link.index, &name, self.node.as_fd());
+                self.kernel.target_socket().act(
+                    Kind::SetLink,
+                    &message,
+                    0,
+                    &format_args!("take {name} back"),
+                )?;
+            }
+        }
+        let Some(link) = self.kernel.find(NODE, &By::Name(name.clone()))? else {
+            return Err(MoveError::Missing(name));
+        };
+        let as_before = Settings {
+            mac: self.before.device_mac(),
+            mtu: Some(self.before.mtu),
+            promiscuous: Some(self.before.promiscuous),
+            up: Some(self.before.up),
+        };
+        let message = link::settings(link.index, as_before);
+        Ok(self.kernel.node_socket().act(Kind::SetLink, &message, 0, &format_args!("restore {name}"))?)
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        if !self.settled
+            && let Err(error) = self.take_back()
+        {
+            warn!(link = self.before.name, %error, "link not taken back to the node");
+        }
+    }
+}
