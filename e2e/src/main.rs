@@ -205,8 +205,10 @@ fn build_images(checkout: &Checkout, names: &[String]) -> Result<()> {
     prerequisites::ensure(checkout)?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     for image in images::build(checkout, if names.is_empty() { &images::ALL } else { &names })? {
-        let mebibytes = image.size.div_ceil(1024) / 1024;
-        print(format_args!("{:40} {mebibytes:3} MiB  {}", image.reference, &image.digest[..12]));
+        // Tenths, rounded up: a size is compared with a budget.
+        let tenths = (image.size * 10).div_ceil(1024 * 1024);
+        let digest = image.digest.get(..12).unwrap_or_default();
+        print(format_args!("{:36} {:3}.{} MiB  {digest}", image.reference, tenths / 10, tenths % 10));
     }
     for (step, seconds) in progress::times(checkout) {
         say(format_args!("  {step}: {seconds} s last time"));

@@ -15,26 +15,32 @@ use crate::layout::{self, Checkout};
 /// How often a long step says that it is still at it.
 const REMINDER: Duration = Duration::from_secs(30);
 
+/// Cargo and Go need about a second to see that everything is built.
+const NOTHING_TO_DO: Duration = Duration::from_millis(1500);
+
 /// Prints a line; a closed terminal is no reason to stop.
 pub fn say(line: impl Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Runs one long step and prints what it is, how long it took the last time, and a reminder every half minute.
-/// `expected` is the time on two cores, shown as long as there is no last time.
+/// `expected` is the time on two cores, shown as long as there is no last time. A step that finds nothing to do is not
+/// worth a line.
 pub fn timed<T>(step: &str, expected: Duration, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let times = Times::of(&Checkout::here());
     let before = times.get(step).map_or_else(
         || format!("about {} s on two cores", expected.as_secs()),
         |seconds| format!("last time {seconds:.0} s"),
     );
-    say(format_args!("  building {step} ... {before}"));
     let start = Instant::now();
     let (done, waiting) = channel::<()>();
     let result = thread::scope(|scope| {
         scope.spawn(move || {
-            while waiting.recv_timeout(REMINDER) == Err(RecvTimeoutError::Timeout) {
-                say(format_args!("  building {step} ... {} s so far, {before}", start.elapsed().as_secs()));
+            let mut pause = NOTHING_TO_DO;
+            while waiting.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                let so_far = start.elapsed().as_secs();
+                say(format_args!("  building {step} ... {so_far} s so far, {before}"));
+                pause = REMINDER;
             }
         });
         let result = work();
@@ -42,8 +48,10 @@ pub fn timed<T>(step: &str, expected: Duration, work: impl FnOnce() -> Result<T>
         result
     })?;
     let took = start.elapsed();
-    say(format_args!("  built {step} in {:.1} s", took.as_secs_f64()));
-    times.set(step, took)?;
+    if took >= NOTHING_TO_DO {
+        say(format_args!("  built {step} in {:.1} s", took.as_secs_f64()));
+        times.set(step, took)?;
+    }
     Ok(result)
 }
 
