@@ -21,8 +21,15 @@ const NODE: &str = "node";
 /// A held lock; released when dropped.
 #[derive(Debug)]
 pub struct Lock {
-    /// Open for its lock only.
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread is just starting has a copy of the descriptor until it
+        // executes its program. An error would mean that this is no lock any more.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// A lock could not be taken.
@@ -76,7 +83,7 @@ fn open(paths: &Paths, name: &str) -> Result<(File, PathBuf), FileError> {
 fn take(file: File, path: PathBuf, operation: FlockOperation) -> Result<Lock, LockError> {
     loop {
         match flock(&file, operation) {
-            Ok(()) => return Ok(Lock { _file: file }),
+            Ok(()) => return Ok(Lock { file }),
             Err(Errno::INTR) => {}
             Err(source) => return Err(LockError::Flock { path, source }),
         }
