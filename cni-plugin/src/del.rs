@@ -1,6 +1,7 @@
 //! DEL: what ADD made is gone afterwards. Succeeds when it was gone before, also with its namespace.
 
 use crate::Call;
+use crate::config::Ipam;
 use crate::ipam::Delegate;
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
@@ -17,12 +18,21 @@ use tracing::{info, warn};
 pub fn del(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
     let link = delete_link(call, attachment);
     let lease = match call.document.ipam(&call.settings) {
-        Ok(ipam) => {
-            Delegate::new(call, ipam.as_ref()).and_then(|delegate| delegate.map_or(Ok(()), |d| d.del()))
+        Ok(ipam) => give_back(call, ipam.as_ref()),
+        // No ADD leased anything by such a configuration.
+        Err(error) => {
+            warn!(%error, "no addresses to give back");
+            Ok(())
         }
-        Err(error) => Err(error),
     };
     link.and(lease)
+}
+
+fn give_back(call: &Call, ipam: Option<&Ipam>) -> Result<(), CniError> {
+    match Delegate::new(call, ipam)? {
+        Some(delegate) => delegate.del(),
+        None => Ok(()),
+    }
 }
 
 /// Whether a record is this container's and interface's.

@@ -79,7 +79,15 @@ fn serve(
     let document = Document::parse(&stdin)?;
     *version = document.version;
     let plugin_path = variables.get("CNI_PATH");
-    let call = Call { paths, settings: settings?, document, plugin_path };
+    let settings = match settings {
+        // A pod must be able to go whatever is wrong with the node's file.
+        Err(error) if command == Command::Del => {
+            tracing::warn!(%error, "defaults used");
+            Settings::default()
+        }
+        settings => settings?,
+    };
+    let call = Call { paths, settings, document, plugin_path };
     match (command, attachment) {
         (Command::Add, Some(attachment)) => {
             add::add(&call, &attachment).map(|result| Some(result.to_json(*version)))

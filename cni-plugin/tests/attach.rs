@@ -619,4 +619,6 @@ fn errors_are_logged_with_command_container_and_interface() {
     assert_eq!(node.sh(&format!("cat {log}")), answer.stderr);
     std::fs::write(node.paths().cni_settings(), "{\"logfile\": \"/a\"}").unwrap();
     assert!(Call::new(&node, &pod, "c1").fails("ADD", 7).contains("cni.json"));
+    Call::new(&node, &pod, "c1").ok("DEL");
+    Call::new(&node, &pod, "c1").with(json!({"ipam": {"type": "../sh"}})).ok("DEL");
 }

@@ -252,6 +252,7 @@ fn overlap(intervals: &mut [(u32, u32)]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn table(ranges: &[(u32, u32, u32)]) -> Vec<u8> {
         let ranges = ranges
@@ -312,6 +313,25 @@ mod tests {
                 matches!(DeviceTable::parse(&table(&ranges)), Err(TableError::Inconsistent { .. })),
                 "{why}"
             );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_table_makes_the_reader_panic_and_none_it_accepts_gives_two_devices_one_index(
+            ranges in prop::collection::vec((0..40_u32, 0..20_u32, 0..60_u32), 0..6),
+            at in 0..600_usize, value: u8,
+        ) {
+            let ranges: Vec<_> = ranges.into_iter().map(|(slot, count, index)| (slot, count, IFINDEX_FIRST + index)).collect();
+            let mut json = table(&ranges);
+            if let Ok(table) = DeviceTable::parse(&json) {
+                let index = |slot| table.device(&format!("dataplaneMvp{slot}").parse().unwrap()).map(|d| d.ifindex);
+                let all: Vec<_> = (0..100).filter_map(index).collect();
+                let distinct: std::collections::HashSet<_> = all.iter().collect();
+                prop_assert_eq!(all.len(), distinct.len());
+            }
+            if let Some(byte) = json.get_mut(at) { *byte = value; }
+            let _ = DeviceTable::parse(&json);
         }
     }
 

@@ -155,7 +155,22 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_the_reader_panic(key in "interfaces|ips|routes|dns|cniVersion", inner in "name|mac|address|gateway|interface|dst|gw|nameservers",
+                                            text in "\\PC{0,12}|[0-9a-f:./]{0,20}|-?[0-9]{0,22}|null|\\[\\]|\\{\\}") {
+            let value: Value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+            for json in [json!({&key: &value}), json!({&key: [{&inner: &value}]}), json!({&key: {inner: value}})] {
+                if let Ok(result) = CniResult::parse(json, "it", Code::Ipam) {
+                    let again = result.to_json(Version::V1_1_0);
+                    prop_assert_eq!(CniResult::parse(again, "it", Code::Ipam), Ok(result));
+                }
+            }
+        }
+    }
 
     fn result() -> CniResult {
         let json = json!({
