@@ -89,11 +89,12 @@ pub fn archives(checkout: &Checkout) -> Result<Vec<PathBuf>> {
 
 /// Builds the images with these names; unchanged programs and archives stay as they are.
 pub fn build(checkout: &Checkout, names: &[&str]) -> Result<Vec<Image>> {
-    let _lock = checkout.lock("images")?;
     let wanted: Vec<_> = IMAGES.iter().filter(|(name, _)| names.contains(name)).collect();
     let crates: Vec<Crate> =
         wanted.iter().flat_map(|(_, sources)| sources.iter()).filter_map(Source::as_crate).collect();
+    // Cargo has locks of its own, and takes minutes.
     compile(checkout, &crates)?;
+    let _lock = checkout.lock("images")?;
     wanted.iter().map(|(name, sources)| assemble(checkout, name, sources)).collect()
 }
 
@@ -142,7 +143,6 @@ fn built(checkout: &Checkout, krate: Crate) -> Result<PathBuf> {
 
 /// Builds the CNI plugin as it is shipped, and says where it is.
 pub fn plugin(checkout: &Checkout) -> Result<PathBuf> {
-    let _lock = checkout.lock("images")?;
     compile(checkout, &[PLUGIN])?;
     built(checkout, PLUGIN)
 }
