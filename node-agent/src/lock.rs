@@ -24,9 +24,24 @@ pub struct NodeLockError {
     source: io::Error,
 }
 
+/// What the holder has.
+const LOCK: &str = "agent.lock";
+
+/// What who waits for it has.
+const WAITING: &str = "agent.standby";
+
 /// Takes the lock if it is free.
 pub fn try_take(state: &Path) -> Result<Option<NodeLock>, NodeLockError> {
-    match take(state, FlockOperation::NonBlockingLockExclusive) {
+    try_lock(state, LOCK)
+}
+
+/// Whether another agent waits for the lock.
+pub fn successor_waits(state: &Path) -> bool {
+    matches!(try_lock(state, WAITING), Ok(None))
+}
+
+fn try_lock(state: &Path, name: &str) -> Result<Option<NodeLock>, NodeLockError> {
+    match take(state, name, FlockOperation::NonBlockingLockExclusive) {
         Ok(lock) => Ok(Some(lock)),
         Err(error) if error.source.kind() == io::ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(error),
@@ -35,11 +50,13 @@ pub fn try_take(state: &Path) -> Result<Option<NodeLock>, NodeLockError> {
 
 /// Waits for the lock. Blocks the thread.
 pub fn wait(state: &Path) -> Result<NodeLock, NodeLockError> {
-    take(state, FlockOperation::LockExclusive)
+    // Held while waiting: it tells the holder that there is a successor.
+    let _waiting = take(state, WAITING, FlockOperation::LockExclusive)?;
+    take(state, LOCK, FlockOperation::LockExclusive)
 }
 
-fn take(state: &Path, operation: FlockOperation) -> Result<NodeLock, NodeLockError> {
-    let path = state.join("agent.lock");
+fn take(state: &Path, name: &str, operation: FlockOperation) -> Result<NodeLock, NodeLockError> {
+    let path = state.join(name);
     let failed = |source| NodeLockError { path: path.clone(), source };
     DirBuilder::new().recursive(true).mode(0o755).create(state).map_err(failed)?;
     let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -63,9 +80,14 @@ mod tests {
         let first = try_take(dir.path()).unwrap().unwrap();
         assert!(try_take(dir.path()).unwrap().is_none());
         let state = dir.path().to_owned();
+        assert!(!successor_waits(dir.path()));
         let second = std::thread::spawn(move || wait(&state).unwrap());
+        while !successor_waits(dir.path()) {
+            std::thread::yield_now();
+        }
         drop(first);
         drop(second.join().unwrap());
         assert!(try_take(dir.path()).unwrap().is_some());
+        assert!(!successor_waits(dir.path()));
     }
 }

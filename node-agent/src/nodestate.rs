@@ -256,7 +256,7 @@ fn ready(
         return unready(NodePoolReason::NoMatchingLink, no_link(view, pool));
     }
     let failed = resources.iter().find_map(|resource| match view.registrations.get(*resource) {
-        Some(Registration::Done) => None,
+        Some(Registration::Done | Registration::HandedOver) => None,
         Some(Registration::Failed(reason)) => Some(reason.clone()),
         Some(Registration::Pending) | None => Some(format!("resource {resource} is being registered")),
     });

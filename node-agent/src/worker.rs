@@ -60,7 +60,10 @@ impl WorkerError {
 /// News are small and handled in microseconds; more than this wait in the kernel's buffer.
 const NEWS: usize = 64;
 
-/// After SIGTERM the process is gone within this time, whatever still hangs.
+/// How long allocations are answered after a hand-over.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// After SIGTERM the process is gone within this time, whatever still hangs, a hand-over apart.
 const SHUTDOWN: Duration = Duration::from_millis(1500);
 
 /// Serves until it is asked to end.
@@ -87,9 +90,7 @@ async fn serve(arguments: Run, source: Source) -> Result<(), WorkerError> {
     let served = tokio::select! {
         held = hold_node(&arguments, &readiness) => {
             let lock = held?;
-            let served = lead(&arguments, source, &readiness, &mut end).await;
-            drop(lock);
-            served
+            lead(&arguments, source, &readiness, &mut end, lock).await
         }
         _ = end.recv() => Ok(()),
     };
@@ -117,6 +118,7 @@ async fn lead(
     source: Source,
     readiness: &watch::Sender<Readiness>,
     end: &mut Signal,
+    lock: NodeLock,
 ) -> Result<(), WorkerError> {
     let paths = Paths::new(&arguments.state_dir, &arguments.run_dir);
     let boot_id = boot::boot_id()?;
@@ -153,6 +155,13 @@ async fn lead(
     tokio::select! {
         () = serving.run(news, pools, used) => {}
         _ = end.recv() => {}
+    }
+    if lock::successor_waits(&arguments.state_dir) {
+        info!("handing over to the agent that stands by");
+        serving.hand_over().await;
+        drop(lock);
+        // The kubelet asks here until the successor has registered.
+        tokio::time::sleep(LINGER).await;
     }
     // Whatever hangs from here on, a file system or a peer, the kubelet's patience is not ours to spend.
     std::thread::spawn(|| {

@@ -219,3 +219,55 @@ fn a_second_agent_waits_as_standby_and_takes_over() {
         .await_plugin("dataplane", |plugin| plugin.endpoint != endpoint && plugin.healthy() == Some(50));
     assert_eq!(node.agent_sockets(), [plugin.endpoint]);
 }
+
+#[test]
+fn a_hand_over_to_an_agent_that_stands_by_leaves_no_gap() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let mut serving = node.agent(CONFIGURATION);
+    let mut endpoint = kubelet.await_healthy("dataplane", 50).endpoint;
+    for _ in 0..3 {
+        let mut next = node.agent(CONFIGURATION);
+        eventually("the next stands by", || next.log().contains("standing by").then_some(()));
+        serving.signal(Signal::TERM);
+        // Pods come all the while.
+        let plugin = eventually("the next has registered", || {
+            kubelet.allocate("dataplane", &["dataplaneMvp1"]).unwrap();
+            kubelet
+                .plugin("dataplane")
+                .filter(|plugin| plugin.endpoint != endpoint && plugin.healthy() == Some(50))
+        });
+        endpoint = plugin.endpoint;
+        serving.wait();
+        kubelet.allocate("dataplane", &["dataplaneMvp2"]).unwrap();
+        std::mem::swap(&mut serving, &mut next);
+        assert_eq!(kubelet.losses(), 0, "devices were unhealthy for a moment: {}", next.log());
+        assert_eq!(node.agent_sockets(), [endpoint.clone()]);
+    }
+}
+
+#[test]
+fn metrics_are_served_and_count() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    kubelet.allocate("dataplane", &["dataplaneMvp1"]).unwrap();
+    let get = "exec 3<>/dev/tcp/127.0.0.1/9469; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+    let text = eventually("metrics", || {
+        let output = node.command("bash").args(["-c", get]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.contains("macvtap_devices{resource=\"dataplane\",state=\"healthy\"} 50").then_some(text)
+    });
+    assert!(
+        text.contains("macvtap_allocations_total{resource=\"dataplane\",result=\"granted\"} 1"),
+        "{text}"
+    );
+    assert!(text.contains("macvtap_registrations_total{resource=\"dataplane\"} 1"), "{text}");
+}

@@ -4,7 +4,7 @@
 //! resource is registered fails for good. So everything here happens at once, and waits only after a failure.
 
 use super::directory::Happened;
-use super::service::{Service, Shared, StreamEvent, options};
+use super::service::{Decoy, Service, Shared, StreamEvent, options};
 use super::{KUBELET_SOCKET, VERSION};
 use crate::offer::Offer;
 use macvtap::device_id::ResourceName;
@@ -55,6 +55,8 @@ pub struct Resource {
     pub shared: Arc<Shared>,
     /// Ends it.
     pub stop: CancellationToken,
+    /// Makes room for a successor that waits, before it ends.
+    pub hand_over: CancellationToken,
     /// Whether the kubelet has it, for readiness.
     pub registered: watch::Sender<Registration>,
 }
@@ -69,6 +71,8 @@ pub enum Registration {
     Done,
     /// The kubelet does not have it; why.
     Failed(String),
+    /// A successor may register it now; allocations are still answered.
+    HandedOver,
 }
 
 /// A registration failed.
@@ -96,6 +100,7 @@ enum EndpointError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Stopped,
+    HandOver,
     KubeletStarted,
     SocketRemoved,
     StreamLost,
@@ -106,7 +111,10 @@ enum End {
 /// A socket that is being served.
 struct Served {
     path: PathBuf,
+    /// Ends the streams.
     ended: CancellationToken,
+    /// Ends everything.
+    closed: CancellationToken,
     streams: mpsc::UnboundedReceiver<StreamEvent>,
     task: JoinHandle<()>,
 }
@@ -155,13 +163,21 @@ impl Resource {
         let tap_only = self.offer.borrow().tap_only;
         let mut served = self.serve()?;
         let stop = self.stop.clone();
-        let end = tokio::select! {
+        let hand_over = self.hand_over.clone();
+        let mut end = tokio::select! {
             end = self.hold(&mut served, tap_only, before) => end,
             () = stop.cancelled() => Ok(End::Stopped),
+            () = hand_over.cancelled() => Ok(End::HandOver),
         };
+        if end.as_ref().is_ok_and(|end| *end == End::HandOver) {
+            self.make_room(&served).await;
+            stop.cancelled().await;
+            end = Ok(End::Stopped);
+        }
         // A stream that ended by itself is gone already; others end here, before there is a successor whose connection
         // the kubelet would close in their place.
         served.ended.cancel();
+        served.closed.cancel();
         let _ = std::fs::remove_file(&served.path);
         if end.as_ref().is_ok_and(|end| *end == End::OptionsChanged) {
             let _ = tokio::time::timeout(REGISTER_TIMEOUT, &mut served.task).await;
@@ -182,7 +198,8 @@ impl Resource {
             ended: ended.clone(),
             streams: sender,
         };
-        let shutdown = ended.clone().cancelled_owned();
+        let closed = CancellationToken::new();
+        let shutdown = closed.clone().cancelled_owned();
         let name = self.name.clone();
         let task = tokio::spawn(async move {
             let server = Server::builder().add_service(DevicePluginServer::new(service));
@@ -191,7 +208,7 @@ impl Resource {
                 warn!(resource = %name, %error, "socket served no longer");
             }
         });
-        Ok(Served { path, ended, streams, task })
+        Ok(Served { path, ended, closed, streams, task })
     }
 
     async fn hold(
@@ -250,6 +267,30 @@ impl Resource {
         }
     }
 
+    /// Lets the kubelet forget by whom the resource was registered, so that the end of our stream does not take the
+    /// successor's registration with it: the kubelet looks a lost stream's plugin up by the resource's name. A
+    /// registration that fails removes that entry and nothing else; allocations still come here.
+    async fn make_room(&self, served: &Served) {
+        let path = self.directory.join(socket_name(&self.name));
+        if let Ok(listener) = UnixListener::bind(&path) {
+            let refusing = Server::builder().add_service(DevicePluginServer::new(Decoy));
+            let decoy = tokio::spawn(refusing.serve_with_incoming(UnixListenerStream::new(listener)));
+            let tap_only = self.offer.borrow().tap_only;
+            match self.register(&path, tap_only).await {
+                Err(EndpointError::Refused(_)) => debug!(resource = %self.name, "kubelet made room"),
+                Err(error) => {
+                    let reason = crate::error_chain(&error);
+                    warn!(resource = %self.name, %reason, "no room made");
+                }
+                Ok(()) => warn!(resource = %self.name, "kubelet took a registration that it should refuse"),
+            }
+            decoy.abort();
+            let _ = std::fs::remove_file(&path);
+        }
+        served.ended.cancel();
+        self.registered.send_replace(Registration::HandedOver);
+    }
+
     async fn register(&self, socket: &Path, tap_only: TapOnly) -> Result<(), EndpointError> {
         let path = self.directory.join(KUBELET_SOCKET);
         let failed = |source| EndpointError::Connect { path: path.clone(), source };
@@ -275,6 +316,11 @@ impl Resource {
         *failures = failures.saturating_add(1);
         tokio::select! {
             () = self.stop.cancelled() => false,
+            // Nothing is registered that could be handed over.
+            () = self.hand_over.cancelled() => {
+                self.registered.send_replace(Registration::HandedOver);
+                false
+            }
             () = tokio::time::sleep(wait) => true,
             _ = self.happened.changed() => true,
         }

@@ -48,7 +48,7 @@ pub(super) struct Service {
     pub(super) shared: Arc<Shared>,
     pub(super) resource: ResourceName,
     pub(super) offer: watch::Receiver<Arc<Offer>>,
-    /// Ends the streams of this socket.
+    /// Ends the streams of this socket; calls are still answered.
     pub(super) ended: CancellationToken,
     /// Told when a stream begins and ends.
     pub(super) streams: mpsc::UnboundedSender<StreamEvent>,
@@ -118,6 +118,48 @@ impl Service {
             Ok(Err(error)) => Err(Status::internal(crate::error_chain(&error))),
             Err(error) => Err(Status::internal(error.to_string())),
         }
+    }
+}
+
+/// A plugin that refuses everything.
+pub(super) struct Decoy;
+
+const HANDING_OVER: &str = "this agent is handing over to its successor";
+
+#[tonic::async_trait]
+impl DevicePlugin for Decoy {
+    type ListAndWatchStream = DeviceStream;
+
+    async fn get_device_plugin_options(
+        &self,
+        _request: Request<Empty>,
+    ) -> Result<Response<DevicePluginOptions>, Status> {
+        Err(Status::unavailable(HANDING_OVER))
+    }
+
+    async fn list_and_watch(&self, _request: Request<Empty>) -> Result<Response<DeviceStream>, Status> {
+        Err(Status::unavailable(HANDING_OVER))
+    }
+
+    async fn get_preferred_allocation(
+        &self,
+        _request: Request<PreferredAllocationRequest>,
+    ) -> Result<Response<PreferredAllocationResponse>, Status> {
+        Err(Status::unavailable(HANDING_OVER))
+    }
+
+    async fn allocate(
+        &self,
+        _request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
+        Err(Status::unavailable(HANDING_OVER))
+    }
+
+    async fn pre_start_container(
+        &self,
+        _request: Request<PreStartContainerRequest>,
+    ) -> Result<Response<PreStartContainerResponse>, Status> {
+        Err(Status::unavailable(HANDING_OVER))
     }
 }
 

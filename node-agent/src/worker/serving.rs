@@ -29,6 +29,9 @@ use tracing::{error, info};
 /// How long the end of one resource may take.
 const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How long a kubelet may take to make room for a successor.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Between tries to write a table that could not be written.
 const TABLE_RETRY: Duration = Duration::from_secs(1);
 
@@ -53,6 +56,7 @@ pub(super) struct Serving {
 struct Running {
     offer: watch::Sender<Arc<Offer>>,
     stop: CancellationToken,
+    hand_over: CancellationToken,
     registered: watch::Receiver<Registration>,
     task: JoinHandle<()>,
     relay: JoinHandle<()>,
@@ -127,6 +131,18 @@ impl Serving {
             if change == Change::Something && complete {
                 wake = self.step().await;
             }
+        }
+    }
+
+    /// Makes room for a successor that waits for the node's lock; it registers as soon as it has that.
+    pub(super) async fn hand_over(&mut self) {
+        for running in self.resources.values() {
+            running.hand_over.cancel();
+        }
+        for running in self.resources.values_mut() {
+            let handed =
+                running.registered.wait_for(|registration| *registration == Registration::HandedOver);
+            let _ = tokio::time::timeout(HAND_OVER_TIMEOUT, handed).await;
         }
     }
 
@@ -235,7 +251,7 @@ impl Serving {
     fn start(&self, name: ResourceName, offer: Offer) -> Running {
         let (offer, offered) = watch::channel(Arc::new(offer));
         let (registered, mut registration) = watch::channel(Registration::Pending);
-        let stop = CancellationToken::new();
+        let (stop, hand_over) = (CancellationToken::new(), CancellationToken::new());
         let resource = Resource {
             name,
             directory: self.directory.clone(),
@@ -243,6 +259,7 @@ impl Serving {
             happened: self.happened.clone(),
             shared: Arc::clone(&self.shared),
             stop: stop.clone(),
+            hand_over: hand_over.clone(),
             registered,
         };
         let task = tokio::spawn(resource.run());
@@ -252,7 +269,7 @@ impl Serving {
                 let _ = told.send(());
             }
         });
-        Running { offer, stop, registered, task, relay }
+        Running { offer, stop, hand_over, registered, task, relay }
     }
 
     /// Tells everybody who asks how things are.
@@ -325,6 +342,7 @@ impl Serving {
             Registration::Done => None,
             Registration::Pending => Some(format!("resource {resource} is being registered")),
             Registration::Failed(reason) => Some(format!("resource {resource}: {reason}")),
+            Registration::HandedOver => Some(format!("resource {resource} is handed over")),
         });
         waiting.map_or(Readiness::Ready, Readiness::NotReady)
     }

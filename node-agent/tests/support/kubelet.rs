@@ -33,6 +33,8 @@ pub(crate) struct Plugin {
     pub(crate) devices: Option<Vec<Device>>,
     /// How many lists came on this stream.
     pub(crate) lists: usize,
+    /// When the last one came.
+    pub(crate) listed_at: Instant,
     /// Whether the stream is open.
     pub(crate) connected: bool,
     channel: Channel,
@@ -46,7 +48,11 @@ impl Plugin {
 
 #[derive(Default)]
 struct State {
+    /// Who registered a resource last, by socket. The end of any stream of the resource is blamed on this one.
+    clients: BTreeMap<String, String>,
     plugins: BTreeMap<String, Plugin>,
+    /// How often all devices of a resource became unhealthy because a stream ended.
+    losses: usize,
     registrations: usize,
     pods: Vec<(String, String, String)>,
 }
@@ -104,6 +110,11 @@ impl Kubelet {
         self.state.lock().unwrap().registrations
     }
 
+    /// How often a stream's end made devices unhealthy.
+    pub(crate) fn losses(&self) -> usize {
+        self.state.lock().unwrap().losses
+    }
+
     pub(crate) fn plugin(&self, resource: &str) -> Option<Plugin> {
         self.state.lock().unwrap().plugins.get(&format!("macvtap.network.kubevirt.io/{resource}")).cloned()
     }
@@ -137,7 +148,10 @@ impl Kubelet {
 
     /// Ends the stream of a resource without a word, as a kubelet does that takes another plugin for it.
     pub(crate) fn drop_stream(&self, resource: &str) {
-        self.state.lock().unwrap().plugins.remove(&format!("macvtap.network.kubevirt.io/{resource}"));
+        let resource = format!("macvtap.network.kubevirt.io/{resource}");
+        let mut state = self.state.lock().unwrap();
+        state.clients.remove(&resource);
+        state.plugins.remove(&resource);
     }
 
     /// A pod that has a device, in pod resources.
@@ -237,13 +251,19 @@ impl Registration for Double {
         let channel = connect(&socket).await?;
         // As the kubelet: calls back before it answers.
         let mut client = DevicePluginClient::new(channel.clone());
-        let options = client.get_device_plugin_options(Empty {}).await?.into_inner();
+        let resource = request.resource_name;
+        self.state.lock().unwrap().clients.insert(resource.clone(), request.endpoint.clone());
+        let options = client.get_device_plugin_options(Empty {}).await;
+        if options.is_err() {
+            // The entry by name goes; endpoint and devices stay.
+            self.state.lock().unwrap().clients.remove(&resource);
+        }
+        let options = options?.into_inner();
         assert_eq!(
             Some(options),
             request.options,
             "options differ between Register and GetDevicePluginOptions"
         );
-        let resource = request.resource_name;
         {
             let mut state = self.state.lock().unwrap();
             state.registrations += 1;
@@ -255,6 +275,7 @@ impl Registration for Double {
                     registered_at: Instant::now(),
                     devices: None,
                     lists: 0,
+                    listed_at: Instant::now(),
                     connected: true,
                     channel,
                 },
@@ -284,18 +305,24 @@ async fn follow(
         // Looks from time to time whether this stream was dropped by the test.
         let next = tokio::time::timeout(std::time::Duration::from_millis(5), lists.message()).await;
         let mut state = state.lock().unwrap();
-        let Some(plugin) = state.plugins.get_mut(&resource).filter(|plugin| plugin.endpoint == endpoint)
-        else {
-            return;
-        };
-        match next {
-            Err(_) => {}
-            Ok(Ok(Some(list))) => {
+        let dropped = !state.plugins.contains_key(&resource);
+        let current = state.plugins.get_mut(&resource).filter(|plugin| plugin.endpoint == endpoint);
+        match (next, current) {
+            (Err(_), _) if dropped => return,
+            (Err(_), _) => {}
+            (Ok(Ok(Some(list))), Some(plugin)) => {
                 plugin.devices = Some(list.devices);
                 plugin.lists += 1;
+                plugin.listed_at = Instant::now();
             }
-            Ok(_) => {
-                plugin.connected = false;
+            (Ok(Ok(Some(_))), None) => {}
+            (Ok(_), _) => {
+                if state.clients.remove(&resource).is_some() {
+                    state.losses += 1;
+                    if let Some(plugin) = state.plugins.get_mut(&resource) {
+                        plugin.connected = false;
+                    }
+                }
                 return;
             }
         }

@@ -1,0 +1,232 @@
+//! What the agent costs: time to registration, of an Allocate, from a link's event to the kubelet's list; and memory.
+//!
+//! Each figure stands beside a floor of the same run, where there is one: an empty call on the same socket for
+//! Allocate, the kernel's event at a bare listener for lists. Results go to `target/bench/results.json`.
+//!
+//! Wants root and, in `MACVTAP_AGENT`, the agent as it is shipped (static release).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a benchmark stops at the first surprise and prints its figures"
+)]
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use macvtap::kernel::{Home, Kernel, NewLink, Place, Rtnl};
+use macvtap::link::{By, Veth};
+use macvtap::netns::Netns;
+use macvtap_proto::deviceplugin::{AllocateRequest, ContainerAllocateRequest, Empty};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+use support::kubelet::{Kubelet, Plugin};
+use support::{Agent, Node, is_root, signal_to};
+
+const STARTS: usize = 30;
+const KILLS: usize = 30;
+const CALLS: usize = 2000;
+const LINKS: usize = 100;
+
+/// `RTMGRP_LINK`
+const LINK_GROUP: u32 = 1;
+
+fn configuration(capacity: u32) -> String {
+    format!(r#"[{{"name":"dataplane","lowerDevice":"dp0","capacity":{capacity}}}]"#)
+}
+
+fn main() {
+    if !is_root() {
+        return;
+    }
+    let mut results = vec![start(), kill()];
+    results.extend(calls());
+    results.extend(links());
+    for result in &results {
+        println!("{result}");
+    }
+    merge(&results);
+}
+
+fn scene(capacity: u32) -> (Agent, Kubelet, Node) {
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent(&configuration(capacity));
+    kubelet.await_healthy("dataplane", capacity as usize);
+    (agent, kubelet, node)
+}
+
+/// From exec to the kubelet's taking the registration.
+fn start() -> Value {
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let mut endpoint = String::new();
+    let mut series = Vec::new();
+    for _ in 0..STARTS {
+        let begun = Instant::now();
+        let mut agent = node.agent(&configuration(100));
+        let plugin = next(&kubelet, &mut endpoint);
+        series.push(plugin.registered_at - begun);
+        agent.terminate();
+    }
+    result("agent_start_to_registration", series, None)
+}
+
+/// From the worker's death to the next one's registration.
+fn kill() -> Value {
+    let (agent, kubelet, _node) = scene(100);
+    let mut endpoint = kubelet.plugin("dataplane").unwrap().endpoint;
+    let mut series = Vec::new();
+    for _ in 0..KILLS {
+        let begun = Instant::now();
+        signal_to(agent.worker().unwrap(), Signal::KILL);
+        let plugin = next(&kubelet, &mut endpoint);
+        series.push(plugin.registered_at - begun);
+        // A worker that dies again and again at once is started more slowly.
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    result("agent_worker_killed_to_registration", series, None)
+}
+
+fn next(kubelet: &Kubelet, endpoint: &mut String) -> Plugin {
+    let plugin = kubelet.await_plugin("dataplane", |plugin| {
+        plugin.endpoint != *endpoint && plugin.healthy().is_some_and(|healthy| healthy > 0)
+    });
+    endpoint.clone_from(&plugin.endpoint);
+    plugin
+}
+
+/// Allocate, beside a call that does nothing; and the memory of an agent with 1,000 devices.
+fn calls() -> Vec<Value> {
+    let (agent, kubelet, _node) = scene(1000);
+    let mut client = kubelet.client("dataplane");
+    let (mut empty, mut allocate) = (Vec::new(), Vec::new());
+    kubelet.block_on(async {
+        for call in 0..CALLS {
+            let begun = Instant::now();
+            client.get_device_plugin_options(Empty {}).await.unwrap();
+            empty.push(begun.elapsed());
+            let devices_ids = vec![format!("dataplaneMvp{}", call % 1000)];
+            let container_requests = vec![ContainerAllocateRequest { devices_ids }];
+            let begun = Instant::now();
+            client.allocate(AllocateRequest { container_requests }).await.unwrap();
+            allocate.push(begun.elapsed());
+        }
+    });
+    let memory = |pid: u32, line: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let found = status.lines().find_map(|text| text.strip_prefix(line));
+        found.and_then(|text| text.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().ok())
+    };
+    let worker = agent.worker().unwrap();
+    let of = |name: &str, line: &str| {
+        let value = memory(worker, line).unwrap() + memory(agent.pid(), line).unwrap();
+        json!({"name": name, "unit": "KiB", "p50": value, "p99": value, "n": 1, "floor_p50": null, "ratio": null})
+    };
+    vec![
+        result("agent_allocate", allocate, Some(empty)),
+        of("agent_anonymous_memory", "RssAnon"),
+        of("agent_resident_memory", "VmRSS"),
+    ]
+}
+
+/// From the request that makes or deletes a link to the kubelet's list, beside the kernel's event.
+fn links() -> Vec<Value> {
+    let node = Node::new();
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent(&configuration(100));
+    kubelet.await_healthy("dataplane", 0);
+    let (work, done) = mpsc::channel();
+    let netns = node.netns();
+    // One thread asks the kernel, another hears of it.
+    let (heard_sender, heard) = mpsc::channel();
+    let listener = netns.clone();
+    std::thread::spawn(move || Netns::open(&listener).unwrap().enter(move || listen(&heard_sender)));
+    let (order_sender, orders) = mpsc::channel::<bool>();
+    std::thread::spawn(move || {
+        Netns::open(&netns).unwrap().enter(move || {
+            let mut kernel = Rtnl::node().unwrap();
+            for add in orders {
+                let sent = Instant::now();
+                change(&mut kernel, add);
+                work.send(sent).unwrap();
+            }
+        })
+    });
+    let mut series = [const { (Vec::new(), Vec::new()) }; 2];
+    for round in 0..2 * LINKS {
+        let add = round % 2 == 0;
+        let lists = kubelet.plugin("dataplane").unwrap().lists;
+        while heard.try_recv().is_ok() {}
+        order_sender.send(add).unwrap();
+        let sent = done.recv().unwrap();
+        let event = heard.recv_timeout(support::DEADLINE).unwrap();
+        let count = if add { 100 } else { 0 };
+        let plugin = kubelet.await_plugin("dataplane", |plugin| {
+            plugin.lists > lists && plugin.devices.as_ref().is_some_and(|devices| devices.len() == count)
+        });
+        let (list, floor) = &mut series[usize::from(add)];
+        list.push(plugin.listed_at - sent);
+        floor.push(event.saturating_duration_since(sent));
+        // The rest of this change's events.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(agent);
+    let [(deleted, deleted_floor), (added, added_floor)] = series;
+    vec![
+        result("agent_link_added_to_list", added, Some(added_floor)),
+        result("agent_link_deleted_to_list", deleted, Some(deleted_floor)),
+    ]
+}
+
+fn change(kernel: &mut Rtnl, add: bool) {
+    let (name, peer) = ("dp0".parse().unwrap(), "dp1".parse().unwrap());
+    if add {
+        kernel.create(Home::Node, NewLink::Veth(&Veth { name, peer })).unwrap();
+    } else {
+        let link = kernel.find(Place::Home(Home::Node), &By::Name(name)).unwrap().unwrap();
+        kernel.delete(Place::Home(Home::Node), link.index).unwrap();
+    }
+}
+
+fn listen(heard: &mpsc::Sender<Instant>) {
+    let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
+    socket.bind(&SocketAddr::new(0, LINK_GROUP)).unwrap();
+    while socket.recv_from_full().is_ok() {
+        if heard.send(Instant::now()).is_err() {
+            return;
+        }
+    }
+}
+
+fn result(name: &str, series: Vec<Duration>, floor: Option<Vec<Duration>>) -> Value {
+    let milliseconds = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
+    let percentile = |mut series: Vec<Duration>, percent: usize| {
+        series.sort_unstable();
+        milliseconds(series[(series.len() - 1) * percent / 100])
+    };
+    let n = series.len();
+    let p50 = percentile(series.clone(), 50);
+    let floor = floor.map(|floor| percentile(floor, 50));
+    let ratio = floor.map(|floor| (p50 / floor * 1e3).round() / 1e3);
+    json!({"name": name, "unit": "ms", "p50": p50, "p99": percentile(series, 99), "n": n, "floor_p50": floor, "ratio": ratio})
+}
+
+/// Puts these results in place of those of the same name from an earlier run.
+fn merge(results: &[Value]) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    fs::create_dir_all(&directory).unwrap();
+    let path: PathBuf = directory.join("results.json");
+    let earlier = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Vec<Value>>(&text).ok());
+    let replaced = |old: &Value| results.iter().any(|new| new["name"] == old["name"]);
+    let mut all: Vec<_> = earlier.unwrap_or_default().into_iter().filter(|old| !replaced(old)).collect();
+    all.extend_from_slice(results);
+    fs::write(&path, serde_json::to_vec_pretty(&all).unwrap()).unwrap();
+}
