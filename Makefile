@@ -56,4 +56,5 @@ lint: ## Check format and lints
 
 tool:
 	@.ci/compiler
+	@[ -e $(CLUSTER) ] || echo "building macvtap-cluster, the tool that does the rest: about a minute" >&2
 	@cargo build --quiet $(STATIC) -p e2e --bin macvtap-cluster
