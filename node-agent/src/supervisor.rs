@@ -22,8 +22,8 @@ pub const EXIT_CONFIGURATION: u8 = 78;
 /// Exit code of a command line that cannot be read.
 const EXIT_USAGE: i32 = 2;
 
-/// A worker that lived this long was no failure.
-const SETTLED: Duration = Duration::from_secs(2);
+/// A worker that lived this long had registered: it did not die of itself at its start.
+const SETTLED: Duration = Duration::from_millis(250);
 
 /// This many deaths in a row are answered at once; then the wait begins here and doubles.
 const QUICK_RESTARTS: u32 = 10;

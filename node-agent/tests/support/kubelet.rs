@@ -309,13 +309,12 @@ async fn follow(
         let current = state.plugins.get_mut(&resource).filter(|plugin| plugin.endpoint == endpoint);
         match (next, current) {
             (Err(_), _) if dropped => return,
-            (Err(_), _) => {}
+            (Err(_), _) | (Ok(Ok(Some(_))), None) => {}
             (Ok(Ok(Some(list))), Some(plugin)) => {
                 plugin.devices = Some(list.devices);
                 plugin.lists += 1;
                 plugin.listed_at = Instant::now();
             }
-            (Ok(Ok(Some(_))), None) => {}
             (Ok(_), _) => {
                 if state.clients.remove(&resource).is_some() {
                     state.losses += 1;
