@@ -1,6 +1,7 @@
 //! Where the pools come from: the environment, a file, or the API server.
 
 mod cluster;
+mod events;
 mod file;
 
 use crate::args::Run;

@@ -147,6 +147,10 @@ fn what_the_operator_writes_is_served_and_reported() {
     );
     assert_eq!(condition(nowhere, "Ready"), ("False", "NoMatchingLink"));
     assert_eq!(condition(&status, "Ready"), ("False", "PoolsNotReady"));
+    await_true("the node's events tell it", || {
+        let events = scene.kubectl(&["get", "events", "-A"]);
+        events.contains("Warning") && events.contains("NoMatchingLink") && events.contains("node/n1")
+    });
 }
 
 #[test]

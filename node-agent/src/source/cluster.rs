@@ -4,6 +4,7 @@
 //! comes up while the control plane is down still admits its pods.
 
 use super::Configuration;
+use super::events::Announcer;
 use futures::StreamExt;
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::DeserializeGuard;
@@ -59,7 +60,7 @@ impl Cluster {
             let _ = pools.send(configuration(spec.clone())).await;
         }
         let client = client().await;
-        let reporter = tokio::spawn(report(Api::all(client.clone()), self.node.clone(), status));
+        let reporter = tokio::spawn(report(client.clone(), self.node.clone(), status));
         let api: Api<State> = Api::all(client);
         let seen = watcher::watch_object(api, &self.node).default_backoff();
         futures::pin_mut!(seen);
@@ -157,11 +158,9 @@ async fn client() -> Client {
 }
 
 /// Writes the status whenever it changes.
-async fn report(
-    api: Api<MacvtapNodeState>,
-    node: String,
-    mut status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
-) {
+async fn report(client: Client, node: String, mut status: watch::Receiver<Option<MacvtapNodeStateStatus>>) {
+    let announcer = Announcer::new(client.clone(), &node);
+    let api = Api::all(client);
     let mut written: Option<MacvtapNodeStateStatus> = None;
     let mut wrote_at = Instant::now();
     let mut retry = WRITE_RETRY;
@@ -194,6 +193,9 @@ async fn report(
         match write(&api, &node, wanted.as_ref()).await {
             Ok(()) => {
                 debug!("status written");
+                if let Some(after) = &wanted {
+                    announcer.announce(written.as_ref(), after).await;
+                }
                 (written, retry) = (wanted, WRITE_RETRY);
             }
             Err(problem) => {

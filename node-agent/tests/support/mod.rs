@@ -40,6 +40,7 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new() -> Self {
         let script = "set -e; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/lib; \
+                      mount -t sysfs sysfs /sys; \
                       mkdir -p /run/netns /var/lib/kubelet/device-plugins /var/lib/kubelet/pod-resources; \
                       ip link set lo up; echo ready; exec sleep infinity";
         // Ends with the thread that runs the test, should that be killed.
@@ -99,6 +100,15 @@ impl Node {
     /// Starts the agent with this configuration in the environment.
     pub(crate) fn agent(&self, configuration: &str) -> Agent {
         let mut command = self.agent_command();
+        command.env("DP_MACVTAP_CONF", configuration);
+        Agent::start(command)
+    }
+
+    /// Starts the agent with the capabilities it has in its container, and no other.
+    pub(crate) fn confined_agent(&self, configuration: &str) -> Agent {
+        let confined = "exec setpriv --bounding-set=-all,+net_admin,+chown,+mknod --no-new-privs \"$0\"";
+        let mut command = self.command("sh");
+        command.args(["-c", confined, env!("CARGO_BIN_EXE_macvtap-node-agent")]);
         command.env("DP_MACVTAP_CONF", configuration);
         Agent::start(command)
     }
