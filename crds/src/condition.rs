@@ -125,10 +125,7 @@ pub fn conditions(
 }
 
 fn truncated(message: &str) -> String {
-    let end = (0..=message.len().min(MESSAGE_MAX))
-        .rev()
-        .find(|i| message.is_char_boundary(*i))
-        .unwrap_or(0);
+    let end = (0..=message.len().min(MESSAGE_MAX)).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
     message.get(..end).unwrap_or_default().to_owned()
 }
 
@@ -141,39 +138,16 @@ mod tests {
     }
 
     fn ready(status: ConditionStatus, reason: &'static str) -> [Finding; 1] {
-        [Finding {
-            condition: ConditionType::Ready,
-            status,
-            reason,
-            message: reason.to_lowercase(),
-        }]
+        [Finding { condition: ConditionType::Ready, status, reason, message: reason.to_lowercase() }]
     }
 
     #[test]
     fn the_transition_time_changes_with_the_status_only() {
-        let first = conditions(
-            &[],
-            &ready(ConditionStatus::False, "NodesNotReady"),
-            Some(1),
-            &at(10),
-        );
-        let same = conditions(
-            &first,
-            &ready(ConditionStatus::False, "NoMatchingNodes"),
-            Some(2),
-            &at(20),
-        );
+        let first = conditions(&[], &ready(ConditionStatus::False, "NodesNotReady"), Some(1), &at(10));
+        let same = conditions(&first, &ready(ConditionStatus::False, "NoMatchingNodes"), Some(2), &at(20));
         assert_eq!(same[0].last_transition_time, at(10));
-        assert_eq!(
-            (same[0].reason.as_str(), same[0].observed_generation),
-            ("NoMatchingNodes", Some(2))
-        );
-        let flipped = conditions(
-            &same,
-            &ready(ConditionStatus::True, "AllNodesReady"),
-            Some(2),
-            &at(30),
-        );
+        assert_eq!((same[0].reason.as_str(), same[0].observed_generation), ("NoMatchingNodes", Some(2)));
+        let flipped = conditions(&same, &ready(ConditionStatus::True, "AllNodesReady"), Some(2), &at(30));
         assert_eq!(flipped[0].last_transition_time, at(30));
         assert!(holds(&flipped, ConditionType::Ready));
         assert!(!holds(&flipped, ConditionType::Degraded));
@@ -182,9 +156,6 @@ mod tests {
     #[test]
     fn a_message_that_is_too_long_is_cut_between_characters() {
         assert_eq!(truncated(&"é".repeat(MESSAGE_MAX)).len(), MESSAGE_MAX);
-        assert_eq!(
-            truncated(&format!("a{}", "é".repeat(MESSAGE_MAX))).len(),
-            MESSAGE_MAX - 1
-        );
+        assert_eq!(truncated(&format!("a{}", "é".repeat(MESSAGE_MAX))).len(), MESSAGE_MAX - 1);
     }
 }

@@ -42,10 +42,7 @@ pub fn crds() -> Result<Vec<(String, Value)>, GenerateError> {
 
 /// Every file: its name and its text.
 pub fn files() -> Result<Vec<(String, String)>, GenerateError> {
-    crds()?
-        .into_iter()
-        .map(|(name, crd)| Ok((name, format!("{HEADER}{}", to_yaml(&crd)?))))
-        .collect()
+    crds()?.into_iter().map(|(name, crd)| Ok((name, format!("{HEADER}{}", to_yaml(&crd)?)))).collect()
 }
 
 /// YAML that every reader understands alike: words such as `on` and `yes` are quoted, and no line ends in a space.
@@ -62,9 +59,7 @@ pub fn to_yaml(value: &impl Serialize) -> Result<String, GenerateError> {
 fn tidied(name: &'static str, crd: &CustomResourceDefinition) -> Result<Value, GenerateError> {
     let mut value = serde_json::to_value(crd).map_err(|source| GenerateError::Json { name, source })?;
     if let Some(versions) = value.pointer_mut("/spec/versions").and_then(Value::as_array_mut) {
-        for schema in versions
-            .iter_mut()
-            .filter_map(|version| version.pointer_mut("/schema/openAPIV3Schema"))
+        for schema in versions.iter_mut().filter_map(|version| version.pointer_mut("/schema/openAPIV3Schema"))
         {
             schema::tidy(schema);
             if let Some(status) = schema.pointer_mut("/properties/status") {

@@ -6,14 +6,8 @@
 pub mod condition;
 pub mod generate;
 mod schema;
-#[expect(
-    unreachable_pub,
-    reason = "the derive macro of rules repeats each type inside a function"
-)]
-#[expect(
-    clippy::doc_markdown,
-    reason = "doc comments are what `kubectl explain` prints, as plain text"
-)]
+#[expect(unreachable_pub, reason = "the derive macro of rules repeats each type inside a function")]
+#[expect(clippy::doc_markdown, reason = "doc comments are what `kubectl explain` prints, as plain text")]
 pub mod v1alpha1;
 
 /// The API group, also the default prefix of resource names.

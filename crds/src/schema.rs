@@ -144,11 +144,7 @@ pub(crate) fn tidy(schema: &mut Value) {
             if fields.get("title").is_some_and(Value::is_string) {
                 fields.remove("title");
             }
-            if fields
-                .get("format")
-                .and_then(Value::as_str)
-                .is_some_and(|format| format.starts_with("uint"))
-            {
+            if fields.get("format").and_then(Value::as_str).is_some_and(|format| format.starts_with("uint")) {
                 fields.insert("format".to_owned(), "int64".into());
             }
             fields.values_mut().for_each(tidy);

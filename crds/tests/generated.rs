@@ -30,32 +30,22 @@ fn the_files_in_the_repository_are_those_the_types_yield() {
 
 #[test]
 fn yaml_and_types_hold_the_same_values() {
-    for ((_, value), (name, text)) in macvtap_crds::generate::crds()
-        .unwrap()
-        .into_iter()
-        .zip(macvtap_crds::generate::files().unwrap())
+    for ((_, value), (name, text)) in
+        macvtap_crds::generate::crds().unwrap().into_iter().zip(macvtap_crds::generate::files().unwrap())
     {
         let read: serde_json::Value = serde_yaml::from_str(&text).unwrap();
         assert_eq!(value, read, "{name}");
-        assert!(
-            text.lines().all(|line| !line.ends_with(' ')),
-            "{name} has trailing spaces"
-        );
+        assert!(text.lines().all(|line| !line.ends_with(' ')), "{name} has trailing spaces");
     }
 }
 
 #[test]
 fn words_that_look_like_booleans_are_quoted() {
-    for word in [
-        "on", "off", "yes", "no", "y", "n", "true", "null", "~", "1", "1.0", "0x10",
-    ] {
+    for word in ["on", "off", "yes", "no", "y", "n", "true", "null", "~", "1", "1.0", "0x10"] {
         let text = macvtap_crds::generate::to_yaml(&serde_json::json!({ "default": word, word: 1 })).unwrap();
         for quoted in [format!("default: \"{word}\""), format!("\"{word}\": 1")] {
             let single = quoted.replace('"', "'");
-            assert!(
-                text.contains(&quoted) || text.contains(&single),
-                "{word:?} is written as\n{text}"
-            );
+            assert!(text.contains(&quoted) || text.contains(&single), "{word:?} is written as\n{text}");
         }
     }
 }
@@ -74,12 +64,7 @@ fn no_field_is_without_a_description_or_without_a_bound() {
             }
             _ => {}
         }
-        for (name, property) in schema
-            .get("properties")
-            .and_then(|p| p.as_object())
-            .into_iter()
-            .flatten()
-        {
+        for (name, property) in schema.get("properties").and_then(|p| p.as_object()).into_iter().flatten() {
             let path = format!("{path}.{name}");
             if property.get("description").is_none() {
                 problems.push(format!("{path}: no description"));
@@ -95,11 +80,8 @@ fn no_field_is_without_a_description_or_without_a_bound() {
     let mut problems = Vec::new();
     for (name, crd) in macvtap_crds::generate::crds().unwrap() {
         for half in ["spec", "status"] {
-            let schema = crd
-                .pointer(&format!(
-                    "/spec/versions/0/schema/openAPIV3Schema/properties/{half}"
-                ))
-                .unwrap();
+            let schema =
+                crd.pointer(&format!("/spec/versions/0/schema/openAPIV3Schema/properties/{half}")).unwrap();
             check(&format!("{name}: {half}"), schema, &mut problems);
         }
     }

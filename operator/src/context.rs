@@ -3,6 +3,7 @@
 use crate::network::kind::NetworkAttachmentDefinition;
 use crate::network::plan::is_ours;
 use crate::pace::Pace;
+use crate::refusal;
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::events::{Event, Recorder};
@@ -77,7 +78,8 @@ impl Context {
     /// Publishes an event; a failure is logged, for nothing depends on it.
     pub async fn announce(&self, event: &Event, pool: &MacvtapResourcePool) {
         if let Err(error) = self.recorder.publish(event, &pool.object_ref(&())).await {
-            tracing::warn!(pool = %pool.name_any(), reason = %event.reason, %error, "event not published");
+            let error = refusal::text(&error);
+            tracing::warn!(pool = %pool.name_any(), reason = %event.reason, error, "event not published");
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod network;
 pub mod node_state;
 pub mod pace;
 pub mod pool;
+pub mod refusal;
 pub mod run;
 pub mod watches;
 

@@ -181,9 +181,12 @@ async fn set_finalizers(
         "resourceVersion": pool.resource_version(),
     }});
     let params = PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
-    Api::<MacvtapResourcePool>::all(context.client.clone())
-        .patch_metadata(&name, &params, &Patch::Merge(patch))
-        .await
-        .map_err(|source| PoolError::Finalizer { pool: name, source: Box::new(source) })?;
-    Ok(())
+    let pools: Api<MacvtapResourcePool> = Api::all(context.client.clone());
+    match pools.patch_metadata(&name, &params, &Patch::Merge(patch)).await {
+        // Gone: the last finalizer was ours, and the cache has not seen it yet.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        patched => {
+            patched.map(drop).map_err(|source| PoolError::Finalizer { pool: name, source: Box::new(source) })
+        }
+    }
 }

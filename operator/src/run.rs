@@ -4,7 +4,7 @@ use crate::admin;
 use crate::context::{Context, Guarded, NetworkKind};
 use crate::pace::Pace;
 use crate::watches::{self, Queues};
-use crate::{node_state, pool};
+use crate::{node_state, pool, refusal};
 use anyhow::Context as _;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
@@ -169,13 +169,6 @@ where
 }
 
 fn retry(error: &(impl std::error::Error + 'static)) -> Action {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        // The text of a kube error holds those of its causes already.
-        cause = if error.is::<kube::Error>() { None } else { error.source() };
-    }
-    tracing::warn!(error = %text, "reconcile failed, trying again");
+    tracing::warn!(error = %refusal::chain(error), "reconcile failed, trying again");
     Action::requeue(RETRY)
 }

@@ -4,9 +4,7 @@ use anyhow::Context;
 use std::path::Path;
 
 fn main() -> anyhow::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("the crate is not in a workspace")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate is not in a workspace")?;
     for directory in macvtap_crds::generate::DIRECTORIES {
         let directory = root.join(directory);
         std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;

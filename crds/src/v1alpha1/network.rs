@@ -160,9 +160,7 @@ pub struct KubeOvn {
 
 impl Default for KubeOvn {
     fn default() -> Self {
-        Self {
-            server_socket: "/run/openvswitch/kube-ovn-daemon.sock".to_owned(),
-        }
+        Self { server_socket: "/run/openvswitch/kube-ovn-daemon.sock".to_owned() }
     }
 }
 

@@ -2,10 +2,7 @@
 //!
 //! `spec` is written by the operator alone, `status` by the agent of that node alone.
 
-#![expect(
-    clippy::duplicated_attributes,
-    reason = "each printer column has a type and a path of its own"
-)]
+#![expect(clippy::duplicated_attributes, reason = "each printer column has a type and a path of its own")]
 
 use super::settings::PoolSettings;
 use crate::schema;
@@ -293,11 +290,7 @@ impl MacvtapNodeStateStatus {
     /// Fills the sums from links and pools.
     pub fn count(&mut self) {
         use crate::condition::{ConditionType, holds};
-        let ready = self
-            .pools
-            .iter()
-            .filter(|pool| holds(&pool.conditions, ConditionType::Ready))
-            .count();
+        let ready = self.pools.iter().filter(|pool| holds(&pool.conditions, ConditionType::Ready)).count();
         let used = self.links.iter().filter(|link| !link.pools.is_empty()).count();
         let sum =
             |field: fn(&NodePoolStatus) -> u32| self.pools.iter().map(field).fold(0, u32::saturating_add);

@@ -70,10 +70,7 @@ pub struct MacvtapResourcePoolSpec {
     /// Name of the resource, without prefix. Absent: the pool's name. Immutable. A name is unique on a node, whatever
     /// the prefix: of two pools with the same name the older has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1, max = 63),
-        regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
-    )]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"))]
     pub resource_name: Option<String>,
     /// Nodes of the pool. Absent: every node that runs the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,11 +95,9 @@ impl MacvtapResourcePool {
     /// The bare name of the pool's resource; none when each link has its own.
     pub fn resource_name(&self) -> Option<&str> {
         match self.spec.settings.resource_per {
-            super::settings::ResourcePer::Pool => self
-                .spec
-                .resource_name
-                .as_deref()
-                .or(self.metadata.name.as_deref()),
+            super::settings::ResourcePer::Pool => {
+                self.spec.resource_name.as_deref().or(self.metadata.name.as_deref())
+            }
             super::settings::ResourcePer::Link => None,
         }
     }
@@ -145,10 +140,7 @@ pub struct Staged {
 
 impl Default for Staged {
     fn default() -> Self {
-        Self {
-            batch: IntOrString::String("10%".to_owned()),
-            max_degraded: 1,
-        }
+        Self { batch: IntOrString::String("10%".to_owned()), max_degraded: 1 }
     }
 }
 

@@ -77,6 +77,8 @@ reasons! {
         Serving,
         /// It is applied, and nothing is wrong.
         AsExpected,
+        /// The kubelet is being told of its resource.
+        Registering,
         /// It matches links and registers nothing, as asked.
         DryRun,
         /// No link of the node is the pool's; the links' own reasons say why.
@@ -209,10 +211,7 @@ mod tests {
             .chain(SampleReason::ALL.iter().map(|r| r.as_str()));
         for word in words {
             assert!(word.starts_with(|c: char| c.is_ascii_uppercase()), "{word}");
-            assert!(
-                word.bytes().all(|b| b.is_ascii_alphanumeric()) && word.len() <= 64,
-                "{word}"
-            );
+            assert!(word.bytes().all(|b| b.is_ascii_alphanumeric()) && word.len() <= 64, "{word}");
         }
     }
 }

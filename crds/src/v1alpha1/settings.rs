@@ -74,11 +74,7 @@ pub struct PoolSettings {
 impl PoolSettings {
     /// How many devices a link offers.
     pub fn per_link(&self) -> u32 {
-        let default = if self.takes_whole_links() {
-            1
-        } else {
-            DEFAULT_PER_LINK
-        };
+        let default = if self.takes_whole_links() { 1 } else { DEFAULT_PER_LINK };
         self.capacity.as_ref().and_then(|c| c.per_link).unwrap_or(default)
     }
 
@@ -186,11 +182,7 @@ pub struct Health {
 
 impl Default for Health {
     fn default() -> Self {
-        Self {
-            carrier: Carrier::Required,
-            down_delay_seconds: 3,
-            up_delay_seconds: 5,
-        }
+        Self { carrier: Carrier::Required, down_delay_seconds: 3, up_delay_seconds: 5 }
     }
 }
 

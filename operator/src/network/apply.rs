@@ -3,6 +3,7 @@
 use super::kind::NetworkAttachmentDefinition;
 use super::plan::{Desired, Key, Plan, is_ours, key};
 use super::{NetworkReport, Problem};
+use crate::refusal;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
 use macvtap_crds::v1alpha1::reason::PoolReason;
@@ -115,7 +116,7 @@ fn conflict((namespace, name): &Key) -> Problem {
 fn failed((namespace, name): &Key, error: &kube::Error) -> Problem {
     Problem {
         reason: PoolReason::NetworkWriteFailed,
-        message: format!("NetworkAttachmentDefinition {namespace}/{name}: {error}"),
+        message: format!("NetworkAttachmentDefinition {namespace}/{name}: {}", refusal::text(error)),
     }
 }
 

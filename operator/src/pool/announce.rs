@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 use macvtap_crds::condition::{self, ConditionType};
+use macvtap_crds::v1alpha1::reason::PoolReason;
 
 /// The longest note the API server takes, in bytes.
 const NOTE_MAX: usize = 1024;
@@ -18,7 +19,9 @@ pub fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
             let good = new.status == "True";
             // A pool that begins by having what it should is no news, except for being ready.
             let news = matches!(kind, ConditionType::Ready | ConditionType::Terminating);
-            let expected = old.is_none() && good && !news;
+            // The end of a pool is announced by condition Terminating.
+            let ending = new.reason == PoolReason::Terminating.as_str();
+            let expected = ending || old.is_none() && good && !news;
             (changed && !expected).then(|| event(new, good || kind == ConditionType::Terminating, kind))
         })
         .collect()

@@ -9,8 +9,12 @@ use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus};
 use serde_json::json;
 use std::time::Duration;
 
-/// Counts alone are written at most this often.
-pub const COUNTS_EVERY: Duration = Duration::from_secs(30);
+/// Counts alone are written at most this often on a large cluster.
+const COUNTS_EVERY_MAX: Duration = Duration::from_secs(30);
+
+/// How often on the smallest, and how much longer for each node.
+const COUNTS_EVERY_MIN: Duration = Duration::from_secs(2);
+const COUNTS_PER_NODE: Duration = Duration::from_millis(10);
 
 /// How a new status differs from the one that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,11 @@ pub fn change(old: Option<&MacvtapResourcePoolStatus>, new: &MacvtapResourcePool
     if with_counts_of_new == *new { Change::Counts } else { Change::Facts }
 }
 
+/// How often counts alone are written: they change with every pod, so the more nodes a pool has, the rarer.
+fn counts_every(nodes: u32) -> Duration {
+    COUNTS_EVERY_MIN.saturating_add(COUNTS_PER_NODE.saturating_mul(nodes)).min(COUNTS_EVERY_MAX)
+}
+
 /// Writes the status if need be and announces what changed; says how long counts must wait for their turn.
 pub async fn publish(
     pool: &MacvtapResourcePool,
@@ -44,7 +53,7 @@ pub async fn publish(
     match change(pool.status.as_ref(), &status) {
         Change::Nothing => return Ok(None),
         Change::Counts => {
-            if let Some(wait) = context.pace.counts(&name, COUNTS_EVERY) {
+            if let Some(wait) = context.pace.counts(&name, counts_every(status.nodes.matched)) {
                 return Ok(Some(wait));
             }
         }
@@ -72,6 +81,13 @@ pub async fn publish(
 mod tests {
     use super::*;
     use macvtap_crds::v1alpha1::pool::{DeviceCounts, NodeCounts};
+
+    #[test]
+    fn counts_are_written_the_rarer_the_more_nodes_there_are() {
+        assert_eq!(counts_every(0), Duration::from_secs(2));
+        assert_eq!(counts_every(1000), Duration::from_secs(12));
+        assert_eq!(counts_every(u32::MAX), COUNTS_EVERY_MAX);
+    }
 
     #[test]
     fn numbers_of_devices_can_wait_and_everything_else_cannot() {
