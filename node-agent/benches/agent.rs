@@ -120,14 +120,8 @@ fn calls() -> Vec<Value> {
             allocate.push(begun.elapsed());
         }
     });
-    let memory = |pid: u32, line: &str| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let found = status.lines().find_map(|text| text.strip_prefix(line));
-        found.and_then(|text| text.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().ok())
-    };
-    let worker = agent.worker().unwrap();
     let of = |name: &str, line: &str| {
-        let value = memory(worker, line).unwrap() + memory(agent.pid(), line).unwrap();
+        let value = agent.memory(line);
         json!({"name": name, "unit": "KiB", "p50": value, "p99": value, "n": 1, "floor_p50": null, "ratio": null})
     };
     vec![

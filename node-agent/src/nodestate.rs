@@ -5,7 +5,7 @@ use crate::kubelet::endpoint::Registration;
 use crate::link::{Kind, Link};
 use crate::offer::{Counts, LinkState};
 use crate::pool::Pool;
-use crate::selection::{PoolOutcome, Refusal};
+use crate::selection::{self, PoolOutcome, Refusal};
 use crate::source::Configuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use macvtap::device_id::{DeviceId, ResourceName};
@@ -94,7 +94,7 @@ impl View<'_> {
                 LinkReason::MtuTooSmall => {
                     format!("the MTU of {name} is {}, smaller than the pool's", link.mtu)
                 }
-                _ => crate::selection::obstacle(&self.engine.inventory, link)
+                _ => selection::obstacle(&self.engine.inventory, link)
                     .map_or_else(|| format!("devices of {name} are unhealthy"), |obstacle| obstacle.message),
             };
             return Some(Refusal { reason, message });
@@ -253,7 +253,10 @@ fn ready(
         return unready(NodePoolReason::TableNotWritten, reason.to_owned());
     }
     if outcome.links.is_empty() {
-        return unready(NodePoolReason::NoMatchingLink, no_link(view, pool));
+        let pools = &view.engine.pools;
+        let index = pools.iter().position(|other| other.name == pool.name).unwrap_or_default();
+        let why = selection::why_empty(pools, &view.engine.inventory, &view.step.selection, index);
+        return unready(NodePoolReason::NoMatchingLink, why.unwrap_or_default());
     }
     let failed = resources.iter().find_map(|resource| match view.registrations.get(*resource) {
         Some(Registration::Done | Registration::HandedOver) => None,
@@ -275,15 +278,6 @@ fn ready(
         reason: NodePoolReason::Serving.as_str(),
         message: format!("{} of {} devices are healthy", status.allocatable, status.capacity),
     }
-}
-
-/// Why the pool has no link: what became of those it selects.
-fn no_link(view: &View<'_>, pool: &Pool) -> String {
-    let index = view.engine.pools.iter().position(|other| other.name == pool.name);
-    let refusals = view.step.selection.links.values().flat_map(|outcome| &outcome.refusals);
-    let ours = refusals.filter(|(other, _)| Some(*other) == index);
-    let reasons: Vec<&str> = ours.take(3).map(|(_, refusal)| refusal.message.as_str()).collect();
-    if reasons.is_empty() { "no link of this node matches".to_owned() } else { short(reasons.join("; ")) }
 }
 
 fn degraded(view: &View<'_>, resources: &BTreeSet<&ResourceName>, status: &NodePoolStatus) -> Finding {

@@ -12,6 +12,9 @@ use macvtap_crds::v1alpha1::reason::LinkReason;
 use macvtap_crds::v1alpha1::settings::DeviceType;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// So many links are named where a pool has none.
+const REASONS_MAX: usize = 16;
+
 /// Devices in use, by the index of their lower link.
 pub type Holdings = BTreeMap<u32, Vec<Holding>>;
 
@@ -135,6 +138,40 @@ pub fn tie(inventory: &Inventory, link: &Link) -> Option<Refusal> {
         Tie::Upper(upper) => (LinkReason::HasUpper, format!("{upper} is built on {name}")),
     };
     Some(Refusal { reason, message })
+}
+
+/// Why a pool has no link, for people; nothing when it has one.
+pub fn why_empty(
+    pools: &[Pool],
+    inventory: &Inventory,
+    selection: &Selection,
+    index: usize,
+) -> Option<String> {
+    if selection.pools.get(index).is_none_or(|outcome| !outcome.links.is_empty()) {
+        return None;
+    }
+    let refusals = selection.links.values().flat_map(|outcome| &outcome.refusals);
+    let ours = refusals.filter(|(pool, _)| *pool == index);
+    let mut reasons: Vec<String> =
+        ours.map(|(_, refusal)| format!("{} ({})", refusal.message, refusal.reason)).collect();
+    let by_kind = pools.get(index).is_some_and(|pool| pool.naming == Naming::AfterLink);
+    if reasons.is_empty() && by_kind {
+        // Nobody named a link, so each deserves an answer.
+        let links = inventory.iter().filter(|link| !matches!(link.kind, Kind::Loopback | Kind::Macvtap));
+        reasons.extend(links.map(|link| {
+            let kind = if link.kind.rtnetlink().is_empty() { "no NIC" } else { link.kind.rtnetlink() };
+            format!("{} is {kind} ({})", link.name, LinkReason::KindNotSupported)
+        }));
+    }
+    if reasons.is_empty() {
+        return Some("no link of this node matches".to_owned());
+    }
+    let more = reasons.len().saturating_sub(REASONS_MAX);
+    reasons.truncate(REASONS_MAX);
+    if more > 0 {
+        reasons.push(format!("and {more} more"));
+    }
+    Some(reasons.join("; "))
 }
 
 impl Selection {

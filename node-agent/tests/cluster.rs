@@ -110,7 +110,7 @@ fn what_the_operator_writes_is_served_and_reported() {
     let scene = Scene::new();
     scene.tell("h1", &[pool("dataplane", &json!({}))]);
     let begun = Instant::now();
-    let _agent = scene.agent();
+    let agent = scene.agent();
     let plugin = scene.kubelet.await_healthy("dataplane", 20);
     println!("exec to registration with the API: {:?}", plugin.registered_at - begun);
     assert!(!plugin.options.pre_start_required, "tap-only pods are forbidden in pools that say nothing");
@@ -126,6 +126,15 @@ fn what_the_operator_writes_is_served_and_reported() {
     assert_eq!((&link["kind"], &link["pools"]), (&json!("Veth"), &json!(["dataplane"])));
     let table = scene.kubectl(&["get", "mns", NODE, "--no-headers"]);
     assert!(table.contains("1/1") && table.contains("True"), "{table}");
+
+    scene.tell("h1000", &[pool("dataplane", &json!({"capacity": {"perLink": 1000}}))]);
+    scene.kubelet.await_healthy("dataplane", 1000);
+    scene.await_status("a thousand devices are told", |status| status["observedHash"] == "h1000");
+    println!(
+        "with 1,000 devices: RssAnon {} KiB, VmRSS {} KiB",
+        agent.memory("RssAnon"),
+        agent.memory("VmRSS")
+    );
 
     // Two pools want the link, and one asks for what is not there.
     scene.tell(

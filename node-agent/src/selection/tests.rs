@@ -160,6 +160,25 @@ fn a_draining_pool_keeps_what_is_in_use_and_takes_no_more() {
     assert_eq!(reason(&selection, 2, 0), LinkReason::Draining);
 }
 
+#[test]
+fn a_pool_without_links_says_why() {
+    let mut port = link(1, "eth1", Kind::Physical);
+    port.master = Some(crate::link::Master { ifindex: 2, kind: "bridge".into() });
+    let inventory = inventory([port, link(2, "br0", Kind::Bridge), link(3, "v0", Kind::Veth)]);
+    let pools = [
+        pool("named", &json!({"links": [{"names": ["eth1"]}]})),
+        pool("absent", &json!({"links": [{"names": ["eth7"]}]})),
+        pool("each", &json!({"links": [{"kinds": ["Bond"]}], "resourcePer": "Link"})),
+        pool("fine", &json!({"links": [{"names": ["v0"]}]})),
+    ];
+    let selection = select(&pools, &inventory, &Holdings::new());
+    let why = |index| why_empty(&pools, &inventory, &selection, index);
+    assert_eq!(why(0).unwrap(), "eth1 is a port of br0; use br0 (EnslavedTo)");
+    assert_eq!(why(1).unwrap(), "no link of this node matches");
+    assert!(why(2).unwrap().contains("v0 is veth (KindNotSupported)"));
+    assert_eq!(why(3), None);
+}
+
 proptest! {
     /// No link is in two pools unless all of them share it, whole links are alone, and every link is accounted for.
     #[test]

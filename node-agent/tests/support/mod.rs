@@ -169,6 +169,16 @@ impl Agent {
         children.split_whitespace().next()?.parse().ok()
     }
 
+    /// A figure of `/proc/<pid>/status` in KiB, of parent and worker together.
+    pub(crate) fn memory(&self, line: &str) -> u64 {
+        let of = |pid: u32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let found = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
+            found.unwrap().trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        of(self.pid()) + of(self.worker().unwrap())
+    }
+
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         signal_to(self.pid(), signal);
     }
