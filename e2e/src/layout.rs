@@ -208,6 +208,10 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// Writes a file and the directories above it.
 pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    // Some daemons end when their configuration is written again, even with the same content.
+    if fs::read(path).is_ok_and(|old| old == content.as_ref()) {
+        return Ok(());
+    }
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     }

@@ -258,7 +258,8 @@ impl Node {
             "failCgroupV1": false, "failSwapOn": false,
             // Lowering it needs a capability that a container does not have.
             "oomScoreAdj": 0,
-            "resolvConf": "", "clusterDomain": "cluster.local",
+            // Nobody answers there; without an address the kubelet warns about every pod.
+            "resolvConf": "", "clusterDomain": "cluster.local", "clusterDNS": ["10.96.0.10"],
             // The machine is shared and its disk is not ours to judge.
             "evictionHard": {
                 "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%",

@@ -122,9 +122,8 @@ fn ends_refused(stage: &Stage, pod: &Pod) -> Result<bool> {
 
 fn pool(link: &str, namespace: &str) -> String {
     format!(
-        "  links: [{{names: [{link}]}}]
-  capacity: {{perLink: 20}}
-  networks: [{{name: {namespace}, namespaces: {{names: [{namespace}]}}}}]\n"
+        "  links: [{{names: [{link}]}}]\n  capacity: {{perLink: 20}}\n  \
+         networks: [{{name: {namespace}, namespaces: {{names: [{namespace}]}}}}]\n"
     )
 }
 
@@ -153,10 +152,8 @@ fn agent_pid(node: &Node) -> Result<u32> {
 
 /// Whether the worker says that it is registered with every resource.
 fn probe(node: &Node, worker: u32) -> bool {
-    let root = format!("--root=/proc/{worker}/root");
     let target = worker.to_string();
-    let words = ["nsenter", "-t", &target, "-n", &root, "/usr/bin/macvtap-node-agent", "probe", "ready"];
-    node.exec(&words).is_ok()
+    node.exec(&["nsenter", "-t", &target, "-a", "/usr/bin/macvtap-node-agent", "probe", "ready"]).is_ok()
 }
 
 fn signal(pid: u32, name: &str) -> Result<()> {

@@ -21,15 +21,14 @@ fn of_two_pools_with_one_resource_name_the_younger_is_told() -> Result<()> {
 fn a_pool_without_links_tells_for_each_node_why() -> Result<()> {
     play("nolinks", |stage| {
         stage.pool("nolinks", "  links: [{names: [ens99]}]\n")?;
-        let message = stage.pool_condition("nolinks", "Ready", "False", "NodesNotReady")?;
-        let pool = stage.kubectl.get("", "macvtapresourcepool/nolinks")?;
-        println!("{message}; samples: {}", pool["status"]["samples"]);
-        for node in stage.nodes {
-            let samples = pool["status"]["samples"].as_array();
-            let sample =
-                samples.and_then(|list| list.iter().find(|sample| sample["node"] == node.name().as_str()));
-            ensure!(sample.is_some_and(|sample| sample["reason"] == "NoMatchingLink"), "{}", pool["status"]);
-        }
+        let nodes = stage.nodes.len();
+        let samples = stage.kubectl.wait_until("", "macvtapresourcepool/nolinks", PATIENCE, |pool| {
+            let samples = pool["status"]["samples"].as_array()?;
+            let told = samples.iter().filter(|sample| sample["reason"] == "NoMatchingLink").count();
+            (told == nodes).then(|| samples.clone())
+        })?;
+        println!("{samples:?}");
+        stage.pool_condition("nolinks", "Ready", "False", "NodesNotReady")?;
         Ok(())
     })
 }
@@ -48,25 +47,13 @@ fn a_network_that_cannot_work_says_so_in_the_pods_events() -> Result<()> {
         let held = holder.attachment(stage)?;
 
         for (name, annotation, extra, expected) in [
-            ("noresource", "macvtap.network.kubevirt.io/absent", "", "deviceID"),
-            ("nodevice", "", "", "deviceID"),
-            ("foreign", "", r#", "deviceID": "badnetsMvp4000""#, "badnetsMvp4000"),
-            ("shell", "", r#", "deviceID": "$(touch /tmp/x);Mvp0""#, "$(touch /tmp/x);Mvp0"),
-            ("nomtu", PREFIX, r#", "mtu": 60000"#, "mtu"),
+            ("noresource", Some("macvtap.network.kubevirt.io/absent"), "", "deviceID"),
+            ("nodevice", None, "", "deviceID"),
+            ("foreign", None, r#", "deviceID": "badnetsMvp4000""#, "badnetsMvp4000"),
+            ("shell", None, r#", "deviceID": "$(touch /tmp/x);Mvp0""#, "$(touch /tmp/x);"),
+            ("nomtu", Some(resource.as_str()), r#", "mtu": 60000"#, "mtu"),
         ] {
-            let annotation = match annotation {
-                "" => String::new(),
-                PREFIX => format!("annotations: {{k8s.v1.cni.cncf.io/resourceName: {resource}}}, "),
-                other => format!("annotations: {{k8s.v1.cni.cncf.io/resourceName: {other}}}, "),
-            };
-            stage.kubectl.apply(&format!(
-                "apiVersion: k8s.cni.cncf.io/v1
-    kind: NetworkAttachmentDefinition
-    metadata: {{name: {name}, {annotation}namespace: badnets}}
-    spec:
-      config: '{{\"cniVersion\": \"0.3.1\", \"name\": \"{name}\", \"type\": \"macvtap\"{extra}}}'
-    "
-            ))?;
+            stage.network(name, annotation, extra)?;
             Pod::apply(stage, name, "n1", Guest::Asks, &resource, Some(name), 9)?;
             let message = stage.event(name, expected)?;
             println!("{name}: {message}");
@@ -89,14 +76,7 @@ fn a_device_id_written_by_hand_reaches_no_other_pods_tap() -> Result<()> {
         let owner = Pod::apply(stage, "owner", "n1", Guest::Answers, &resource, Some("good"), 1)?;
         owner.ready(stage)?;
         let held = owner.attachment(stage)?;
-        stage.kubectl.apply(
-            "apiVersion: k8s.cni.cncf.io/v1
-    kind: NetworkAttachmentDefinition
-    metadata: {name: steal, namespace: thief}
-    spec:
-      config: '{\"cniVersion\": \"0.3.1\", \"name\": \"steal\", \"type\": \"macvtap\", \"deviceID\": \"thiefMvp0\"}'
-    ",
-        )?;
+        stage.network("steal", None, r#", "deviceID": "thiefMvp0""#)?;
         Pod::apply(stage, "thief", "n1", Guest::Asks, "cpu", Some("steal"), 2)?;
         let message = stage.event("thief", "in use by pod thief/owner")?;
         println!("{message}");

@@ -14,10 +14,8 @@ fn a_pool_gives_pods_on_every_node_a_macvtap_and_leaves_nothing() -> Result<()> 
         let applied = Instant::now();
         stage.pool(
             "life",
-            "  links: [{names: [dp0]}]
-      capacity: {perLink: 20}
-      macvtap: {mode: Bridge, mtu: 1400}
-      networks: [{name: life, namespaces: {names: [pool-life]}}]\n",
+            "  links: [{names: [dp0]}]\n  capacity: {perLink: 20}\n  macvtap: {mode: Bridge, mtu: 1400}\n  \
+             networks: [{name: life, namespaces: {names: [pool-life]}}]\n",
         )?;
         let resource = format!("{PREFIX}/life");
         stage.wait_allocatable(&resource, 20)?;

@@ -60,6 +60,18 @@ impl Stage {
         ))
     }
 
+    /// Applies a network written by hand: with this resource annotation, and `extra` at the end of its configuration.
+    pub(crate) fn network(&self, name: &str, resource: Option<&str>, extra: &str) -> Result<()> {
+        let annotations =
+            resource.map(|name| format!("k8s.v1.cni.cncf.io/resourceName: {name}")).unwrap_or_default();
+        let config = format!(r#"{{"cniVersion": "0.3.1", "name": "{name}", "type": "macvtap"{extra}}}"#);
+        self.kubectl.apply(&format!(
+            "apiVersion: k8s.cni.cncf.io/v1\nkind: NetworkAttachmentDefinition\n\
+             metadata: {{name: {name}, namespace: {}, annotations: {{{annotations}}}}}\nspec: {{config: '{config}'}}\n",
+            self.namespace
+        ))
+    }
+
     /// Waits until every node offers `count` of the resource; gives how long that took.
     pub(crate) fn wait_allocatable(&self, resource: &str, count: u64) -> Result<Duration> {
         let start = Instant::now();
