@@ -358,3 +358,6 @@ fn short(mut message: String) -> String {
     message.truncate(end.unwrap_or_default());
     message
 }
+
+#[cfg(test)]
+mod tests;

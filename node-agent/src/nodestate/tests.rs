@@ -1,0 +1,153 @@
+use super::*;
+use crate::devices;
+use crate::inventory::tests::link;
+use crate::selection::tests::pool;
+use jiff::Timestamp;
+use serde_json::json;
+use std::time::Instant;
+
+/// A node whose status is asked for.
+struct Scene {
+    engine: Engine,
+    configuration: Configuration,
+    registrations: BTreeMap<ResourceName, Registration>,
+    dead: BTreeSet<DeviceId>,
+    table_error: Option<&'static str>,
+}
+
+impl Scene {
+    fn new(pools: Vec<Pool>, links: Vec<Link>) -> Self {
+        let mut engine = Engine::new(devices::empty("boot", false), "boot".into(), false);
+        let _ = engine.inventory.reset(links);
+        let registered = |pool: &Pool| (pool.name.parse().unwrap(), Registration::Done);
+        let registrations = pools.iter().map(registered).collect();
+        engine.pools = pools;
+        let configuration = Configuration { hash: Some("h".into()), ..Configuration::default() };
+        Self { engine, configuration, registrations, dead: BTreeSet::new(), table_error: None }
+    }
+
+    fn status_at(&mut self, before: Option<&MacvtapNodeStateStatus>, second: i64) -> MacvtapNodeStateStatus {
+        let step = self.engine.step(Instant::now());
+        self.engine.stored(step.evolution.table.clone());
+        status(&View {
+            engine: &self.engine,
+            step: &step,
+            configuration: &self.configuration,
+            registrations: &self.registrations,
+            in_use: &self.engine.in_use,
+            dead: &self.dead,
+            table_error: self.table_error,
+            boot_id: "boot",
+            before,
+            now: &Time(Timestamp::from_second(second).unwrap()),
+        })
+    }
+
+    fn status(&mut self) -> MacvtapNodeStateStatus {
+        self.status_at(None, 0)
+    }
+}
+
+fn says(status: &MacvtapNodeStateStatus, pool: usize, kind: ConditionType) -> (bool, &str) {
+    let condition = condition::find(&status.pools[pool].conditions, kind).unwrap();
+    (condition.status == "True", condition.reason.as_str())
+}
+
+fn veth(ifindex: u32, name: &str) -> Link {
+    link(ifindex, name, Kind::Veth)
+}
+
+#[test]
+fn a_pool_that_serves_says_so_with_its_numbers() {
+    let mut scene = Scene::new(vec![pool("a", &json!({"capacity": {"perLink": 5}}))], vec![veth(2, "dp0")]);
+    scene.status();
+    scene.engine.in_use.insert("aMvp1".parse().unwrap());
+    let status = scene.status();
+    let entry = &status.pools[0];
+    assert_eq!((entry.capacity, entry.allocatable, entry.allocated, entry.dead), (5, 5, 1, 0));
+    assert_eq!((entry.links.as_slice(), entry.generation), (&["dp0".to_owned()][..], 1));
+    assert_eq!(says(&status, 0, ConditionType::Ready), (true, "Serving"));
+    assert_eq!(says(&status, 0, ConditionType::Degraded), (false, "AsExpected"));
+    assert_eq!((status.totals.pools.as_str(), status.totals.links.as_str()), ("1/1", "1/1"));
+    assert_eq!(status.observed_hash.as_deref(), Some("h"));
+}
+
+#[test]
+fn what_is_wrong_with_a_pool_is_its_reason() {
+    let one = || Scene::new(vec![pool("a", &json!({}))], vec![veth(2, "dp0")]);
+    let mut scene = one();
+    scene.table_error = Some("no space left on device");
+    assert_eq!(says(&scene.status(), 0, ConditionType::Ready), (false, "TableNotWritten"));
+    let mut scene = one();
+    scene.registrations.insert("a".parse().unwrap(), Registration::Failed("no kubelet".into()));
+    assert_eq!(says(&scene.status(), 0, ConditionType::Ready), (false, "RegistrationFailed"));
+    let mut scene = one();
+    scene.status();
+    scene.dead.insert("aMvp0".parse().unwrap());
+    assert_eq!(says(&scene.status(), 0, ConditionType::Degraded), (true, "DevicesDead"));
+    let mut down = veth(2, "dp0");
+    (down.admin_up, down.carrier) = (false, false);
+    let mut scene = Scene::new(vec![pool("a", &json!({}))], vec![down]);
+    let status = scene.status();
+    assert_eq!(says(&status, 0, ConditionType::Ready), (false, "NoHealthyLink"));
+    assert_eq!(status.links[0].reason.as_deref(), Some("AdminDown"));
+    let mut scene =
+        Scene::new(vec![pool("a", &json!({"type": "HostDevice"}))], vec![link(2, "e", Kind::Physical)]);
+    assert_eq!(says(&scene.status(), 0, ConditionType::Ready), (false, "NotSupported"));
+    let mut scene = Scene::new(vec![pool("a", &json!({"macvtap": {"mtu": 9000}}))], vec![veth(2, "dp0")]);
+    assert_eq!(says(&scene.status(), 0, ConditionType::Degraded), (true, "MtuTooSmall"));
+    let mut scene = Scene::new(vec![pool("a", &json!({"advertisement": "DryRun"}))], vec![veth(2, "dp0")]);
+    let status = scene.status();
+    assert_eq!(says(&status, 0, ConditionType::Ready), (false, "DryRun"));
+    assert_eq!(status.pools[0].links, ["dp0"]);
+}
+
+#[test]
+fn pods_links_are_not_listed_and_a_nic_nobody_wants_is() {
+    let links = vec![
+        link(1, "lo", Kind::Loopback),
+        link(2, "eth0", Kind::Physical),
+        veth(3, "vethpod"),
+        veth(4, "dp0"),
+    ];
+    let mut scene = Scene::new(vec![pool("a", &json!({"links": [{"names": ["dp0"]}]}))], links);
+    let status = scene.status();
+    let listed: Vec<_> =
+        status.links.iter().map(|link| (link.name.as_str(), link.reason.as_deref())).collect();
+    assert_eq!(listed, [("dp0", None), ("eth0", Some("NotSelected"))]);
+}
+
+#[test]
+fn more_links_than_can_be_listed_are_counted_and_those_in_use_stay() {
+    let links = (1..=200).map(|i| link(i, &format!("e{i:03}"), Kind::Physical)).collect();
+    let mut scene = Scene::new(vec![pool("a", &json!({"links": [{"names": ["e200"]}]}))], links);
+    let status = scene.status();
+    assert_eq!((status.links.len(), status.truncated_links), (LINKS_MAX, 72));
+    assert!(status.links.iter().any(|link| link.name == "e200" && link.pools == ["a"]));
+}
+
+#[test]
+fn the_same_state_is_the_same_status_whenever_it_is_asked_for() {
+    let mut scene = Scene::new(vec![pool("a", &json!({}))], vec![veth(2, "dp0")]);
+    let first = scene.status_at(None, 10);
+    assert_eq!(scene.status_at(Some(&first), 20), first);
+    let _ = scene.engine.inventory.remove(2);
+    let later = scene.status_at(Some(&first), 30);
+    let ready = condition::find(&later.pools[0].conditions, ConditionType::Ready).unwrap();
+    assert_eq!(ready.last_transition_time, Time(Timestamp::from_second(30).unwrap()));
+}
+
+#[test]
+fn a_pool_that_cannot_be_read_does_not_hide_the_others() {
+    let mut scene = Scene::new(vec![pool("a", &json!({}))], vec![veth(2, "dp0")]);
+    scene.configuration.refused.push(crate::source::RefusedPool {
+        name: "b".into(),
+        generation: 2,
+        message: "pool b has no resourceName".into(),
+    });
+    let status = scene.status();
+    assert_eq!(says(&status, 0, ConditionType::Ready), (true, "Serving"));
+    assert_eq!(says(&status, 1, ConditionType::Ready), (false, "NotSupported"));
+    assert_eq!(status.totals.pools, "1/2");
+    assert_eq!(condition::find(&status.conditions, ConditionType::Ready).unwrap().reason, "PoolsNotReady");
+}
