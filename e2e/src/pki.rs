@@ -133,6 +133,9 @@ fn random_token() -> Result<String> {
 
 /// Writes a file only its owner can read.
 fn secret(path: &Path, content: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
         _ => {}
