@@ -248,3 +248,85 @@ fn the_capabilities_of_its_container_are_enough_for_taps_and_for_links_in_other_
     assert_eq!(node.sh(&format!("stat -c '%F %u' {}", devices[0].0)), "character special file 107\n");
     assert!(node.sh("ip -o link show type macvtap").contains("dp0"), "{}", agent.log());
 }
+
+#[test]
+fn events_the_kernel_could_not_deliver_are_made_up_for() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let worker = agent.worker().unwrap();
+    // While nobody reads, more events than the buffer holds, the last of them among those that are lost.
+    support::signal_to(worker, rustix::process::Signal::STOP);
+    node.sh("for i in $(seq 3000); do echo link set dp0p mtu $((1400 + i % 50)); done | ip -batch -; ip link del dp0");
+    support::signal_to(worker, rustix::process::Signal::CONT);
+    kubelet.await_healthy("dataplane", 0);
+    let overflows = || {
+        let get = "exec 3<>/dev/tcp/127.0.0.1/9469; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+        let output = node.command("bash").args(["-c", get]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("macvtap_link_event_overflows_total "));
+        line.and_then(|count| count.parse::<u64>().ok()).unwrap_or_default()
+    };
+    await_true("the overflow is counted", || overflows() > 0);
+    assert_eq!(agent.worker(), Some(worker), "{}", agent.log());
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_list_in_force_and_is_told() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    node.sh("mkdir -p /var/lib/macvtap && mount -t tmpfs -o size=64k tmpfs /var/lib/macvtap");
+    let kubelet = Kubelet::start(&node);
+    let agent =
+        node.agent(r#"[{"name":"a","lowerDevice":"dp0","capacity":5},{"name":"b","lowerDevice":"dp5"}]"#);
+    kubelet.await_healthy("a", 5);
+    kubelet.await_healthy("b", 0);
+    node.sh("dd if=/dev/zero of=/var/lib/macvtap/filler bs=1k count=1000 2>/dev/null || true");
+    node.add_link("dp5");
+    await_true("it is told", || agent.log().contains("device table not written"));
+    let ready = || node.agent_command().arg("probe").output().unwrap();
+    assert!(!ready().status.success());
+    assert!(String::from_utf8_lossy(&ready().stderr).contains("devices.json"), "{:?}", ready());
+    assert_eq!(kubelet.plugin("a").unwrap().healthy(), Some(5));
+    assert_eq!(kubelet.plugin("b").unwrap().healthy(), Some(0));
+    assert!(kubelet.allocate("a", &["aMvp1"]).is_ok());
+    node.sh("rm /var/lib/macvtap/filler");
+    kubelet.await_healthy("b", 100);
+    await_true("it is ready again", || ready().status.success());
+}
+
+#[test]
+fn a_damaged_table_is_set_aside_and_recorded_devices_keep_their_indexes() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let mut agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let device = kubelet.allocate("dataplane", &["dataplaneMvp7"]).unwrap();
+    kubelet.pre_start("dataplane", &["dataplaneMvp7"]).unwrap();
+    let other = kubelet.allocate("dataplane", &["dataplaneMvp8"]).unwrap();
+    agent.terminate();
+    let table = node.path("/var/lib/macvtap/devices.json");
+    let half = std::fs::read(&table).unwrap();
+    std::fs::write(&table, &half[..half.len() / 2]).unwrap();
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_plugin("dataplane", |plugin| plugin.connected && plugin.healthy() == Some(50));
+    assert!(agent.log().contains("device table lost"), "{}", agent.log());
+    assert!(node.path("/var/lib/macvtap/devices.json.damaged").exists());
+    // The pod's container starts again and finds its tap.
+    kubelet.pre_start("dataplane", &["dataplaneMvp7"]).unwrap();
+    assert!(node.path(&device[0].0).exists());
+    // An index that may still be in somebody's hands is not given to anybody else.
+    assert_ne!(kubelet.allocate("dataplane", &["dataplaneMvp8"]).unwrap(), other);
+}
