@@ -108,6 +108,11 @@ pub fn identity(link: &Link) -> LinkIdentity {
     }
 }
 
+/// The identity of a link of which nobody has noted what it was.
+pub fn nowhere() -> LinkIdentity {
+    LinkIdentity::Name { kind: String::new(), name: String::new() }
+}
+
 /// Shares `per_node` out evenly over `links` links of at most `per_link` each; the first ones get the remainder.
 pub fn share(per_link: u32, per_node: Option<u32>, links: usize) -> Vec<u32> {
     let links = u32::try_from(links).unwrap_or(u32::MAX);
@@ -210,7 +215,21 @@ fn adopt(
             });
         }
     }
+    settle(&mut links, demand);
     links
+}
+
+/// Devices whose link nobody has noted are on the resource's link, if it has one only.
+fn settle(links: &mut Vec<LowerLink>, demand: Option<&Demand>) {
+    let Some([only]) = demand.map(|demand| demand.links.as_slice()) else { return };
+    let Some(place) = links.iter().position(|link| link.ifindex == 0 && link.identity == nowhere()) else {
+        return;
+    };
+    let stray = links.remove(place);
+    match links.iter_mut().find(|link| link.ifindex == only.ifindex) {
+        Some(link) => link.ranges.extend(stray.ranges),
+        None => links.push(stray),
+    }
 }
 
 fn wanted(demand: Option<&Demand>, ifindex: u32) -> u32 {

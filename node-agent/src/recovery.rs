@@ -1,41 +1,49 @@
 //! A device table from what pods have, for the day the table is damaged or lost.
 
+use crate::checkpoint::{self, Given};
 use crate::devices;
 use macvtap::mode::Mode;
 use macvtap::paths::Paths;
 use macvtap::record::Attachment;
 use macvtap::records;
 use macvtap::table::{
-    DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Owner, Resource,
-    SlotRange, TapOnly,
+    DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LowerLink, Owner, Resource, SlotRange, TapOnly,
 };
+
+use std::collections::BTreeSet;
+use std::path::Path;
 
 /// Indexes of the lost table that no record names may belong to pods whose networks are being set up right now. This
 /// many are left out above the highest one known.
 const GAP: u32 = 1 << 16;
 
-/// Every recorded device with its index; everything else is given anew.
-pub fn rebuild(paths: &Paths, boot_id: &str, standalone: bool) -> DeviceTable {
+/// Every recorded device with its index, then every one the kubelet has given away; everything else is given anew.
+/// Which link the latter were on nobody has noted: the resource's, if it has one only.
+pub fn rebuild(paths: &Paths, plugins: &Path, boot_id: &str, standalone: bool) -> DeviceTable {
     let records = records::list(paths).map(|listing| listing.records).unwrap_or_default();
-    from_records(&records, boot_id, standalone)
+    from_notes(&records, &checkpoint::given(plugins), boot_id, standalone)
 }
 
-fn from_records(records: &[Attachment], boot_id: &str, standalone: bool) -> DeviceTable {
+fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone: bool) -> DeviceTable {
     let mut table = devices::empty(boot_id, standalone);
     let mut highest = IFINDEX_FIRST;
-    for record in records {
-        if !(IFINDEX_FIRST..=IFINDEX_LAST).contains(&record.ifindex) {
+    let mut indexes = BTreeSet::new();
+    let recorded = records.iter().map(|record| (&record.device, record.ifindex, record.lower_ifindex));
+    let promised = given.iter().filter_map(|given| Some((&given.device, given.ifindex?, 0)));
+    for (device, ifindex, lower_ifindex) in recorded.chain(promised) {
+        let ours = (IFINDEX_FIRST..=IFINDEX_LAST).contains(&ifindex);
+        if !ours || table.device(device).is_some() || !indexes.insert(ifindex) {
             continue;
         }
-        highest = highest.max(record.ifindex);
-        let resource = table.resources.entry(record.device.resource().clone()).or_insert_with(unknown);
-        let range = SlotRange { first_slot: record.device.slot(), count: 1, first_ifindex: record.ifindex };
-        match resource.links.iter_mut().find(|link| link.ifindex == record.lower_ifindex) {
+        highest = highest.max(ifindex);
+        let resource = table.resources.entry(device.resource().clone()).or_insert_with(unknown);
+        let range = SlotRange { first_slot: device.slot(), count: 1, first_ifindex: ifindex };
+        match resource.links.iter_mut().find(|link| link.ifindex == lower_ifindex) {
             Some(link) => link.ranges.push(range),
             None => resource.links.push(LowerLink {
-                ifindex: record.lower_ifindex,
+                ifindex: lower_ifindex,
                 name: String::new(),
-                identity: LinkIdentity::Name { kind: String::new(), name: String::new() },
+                identity: devices::nowhere(),
                 mode: Mode::default(),
                 ranges: vec![range],
             }),
@@ -87,7 +95,16 @@ mod tests {
             record("bMvp0", IFINDEX_FIRST + 50, 8),
             record("bMvp1", 12, 8),
         ];
-        let table = from_records(&records, "boot", false);
+        let given = [
+            Given { device: "aMvp3".parse().unwrap(), ifindex: Some(IFINDEX_FIRST + 9) },
+            Given { device: "aMvp5".parse().unwrap(), ifindex: Some(IFINDEX_FIRST + 5) },
+            Given { device: "aMvp6".parse().unwrap(), ifindex: Some(IFINDEX_FIRST + 50) },
+            Given { device: "aMvp7".parse().unwrap(), ifindex: None },
+        ];
+        let table = from_notes(&records, &given, "boot", false);
+        let promised = table.device(&"aMvp5".parse().unwrap()).unwrap();
+        assert_eq!((promised.ifindex, promised.link.ifindex), (IFINDEX_FIRST + 5, 0));
+        assert!(table.device(&"aMvp6".parse().unwrap()).is_none(), "that index is another device's");
         let found = table.device(&"aMvp3".parse().unwrap()).unwrap();
         assert_eq!((found.ifindex, found.link.ifindex), (IFINDEX_FIRST + 3, 7));
         assert!(table.device(&"bMvp1".parse().unwrap()).is_none());

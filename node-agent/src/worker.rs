@@ -20,6 +20,7 @@ use macvtap::table::DeviceTable;
 use macvtap::table_file::{self, TableFileError};
 use serving::Serving;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -123,7 +124,7 @@ async fn lead(
     let paths = Paths::new(&arguments.state_dir, &arguments.run_dir);
     let boot_id = boot::boot_id()?;
     let standalone = source.is_standalone();
-    let table = starting_table(&paths, &boot_id, standalone);
+    let table = starting_table(&paths, &arguments.device_plugin_dir, &boot_id, standalone);
     let shared = Arc::new(Shared {
         paths,
         ledger: Ledger::default(),
@@ -174,7 +175,7 @@ async fn lead(
 }
 
 /// The stored table, or the best substitute.
-fn starting_table(paths: &Paths, boot_id: &str, standalone: bool) -> DeviceTable {
+fn starting_table(paths: &Paths, plugins: &Path, boot_id: &str, standalone: bool) -> DeviceTable {
     match table_file::load(paths) {
         Ok(Some(table)) => table,
         Ok(None) => devices::empty(boot_id, standalone),
@@ -182,7 +183,7 @@ fn starting_table(paths: &Paths, boot_id: &str, standalone: bool) -> DeviceTable
             let reason = crate::error_chain(&error);
             error!(%reason, "device table lost, rebuilding it from what pods have");
             set_aside(paths, &error);
-            recovery::rebuild(paths, boot_id, standalone)
+            recovery::rebuild(paths, plugins, boot_id, standalone)
         }
     }
 }

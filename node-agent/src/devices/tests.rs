@@ -266,6 +266,27 @@ fn a_limit_for_the_node_is_shared_out_evenly() {
     assert_eq!(share(10, Some(150), 0), [0; 0]);
 }
 
+#[test]
+fn devices_whose_link_is_not_known_are_on_the_only_link_there_is() {
+    let stray = |node: &mut Node| {
+        let ranges = vec![SlotRange { first_slot: 5, count: 1, first_ifindex: IFINDEX_FIRST + 5 }];
+        let link =
+            LowerLink { ifindex: 0, name: String::new(), identity: nowhere(), mode: Mode::Bridge, ranges };
+        node.table.resources.insert(name("a"), Resource { links: vec![link], ..entry() });
+        node.table.next_ifindex = IFINDEX_FIRST + 100;
+        node.uses(&["aMvp5"]);
+    };
+    let mut node = Node::new().with(3, known("x"));
+    stray(&mut node);
+    assert_eq!(advertised(&node.evolve(&[(3, 3)])), [0, 1, 5]);
+    let found = node.table.device(&device("aMvp5")).unwrap();
+    assert_eq!((found.link.ifindex, found.ifindex), (3, IFINDEX_FIRST + 5));
+    let mut node = Node::new().with(3, known("x")).with(4, known("y"));
+    stray(&mut node);
+    node.evolve(&[(3, 1), (4, 1)]);
+    assert_eq!(node.table.device(&device("aMvp5")).unwrap().link.ifindex, 0);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Demand(Vec<u32>),
