@@ -117,6 +117,7 @@ fn show(kubectl: &Kubectl) -> Result<()> {
     kubectl.wait_until(NAMESPACE, network, deadline, |_| Some(()))?;
     print(kubectl, "get macvtapresourcepools")?;
     print(kubectl, "get macvtapnodestates")?;
+    why_not(kubectl)?;
 
     say("\n== two pods on each node, each with a tap of the pool");
     start_guests(kubectl)?;
@@ -132,6 +133,21 @@ fn show(kubectl: &Kubectl) -> Result<()> {
     }
     say("\n== what kubectl shows");
     print(kubectl, "get mrp,mns,net-attach-def,pods")
+}
+
+/// The examples also name links that the demo's nodes do not have: their pools say so.
+fn why_not(kubectl: &Kubectl) -> Result<()> {
+    let pools = kubectl.get("", "macvtapresourcepools")?;
+    for pool in pools["items"].as_array().into_iter().flatten() {
+        let conditions = pool["status"]["conditions"].as_array().into_iter().flatten();
+        for ready in
+            conditions.filter(|condition| condition["type"] == "Ready" && condition["status"] != "True")
+        {
+            let name = pool["metadata"]["name"].as_str().unwrap_or_default();
+            say(format_args!("  {name} is not Ready: {}", ready["message"].as_str().unwrap_or_default()));
+        }
+    }
+    Ok(())
 }
 
 fn start_guests(kubectl: &Kubectl) -> Result<()> {
