@@ -117,7 +117,9 @@ impl Inventory {
         if let Some(master) = link.master.as_ref().filter(|master| master.kind != "vrf") {
             return Some(Obstacle::EnslavedTo(self.name_of(master.ifindex)));
         }
-        self.children(link.ifindex).find_map(|child| match &child.kind {
+        // Devices of ours are no obstacle to each other: who has the link is decided elsewhere.
+        let mut strangers = self.children(link.ifindex).filter(|child| child.ifindex < IFINDEX_FIRST);
+        strangers.find_map(|child| match &child.kind {
             Kind::Macvlan | Kind::Macvtap if child.passthru => Some(Obstacle::Passthru(child.name.clone())),
             kind if kind.rtnetlink().starts_with("ipvlan") || kind.rtnetlink().starts_with("ipvtap") => {
                 Some(Obstacle::IpvlanParent(child.name.clone()))

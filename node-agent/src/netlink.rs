@@ -5,6 +5,7 @@ use crate::kubelet::Shared;
 use crate::link::{Hardware, Kind, Link};
 use crate::sysfs;
 use futures::{StreamExt, TryStream, TryStreamExt};
+use macvtap::park;
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::{LinkExtentMask, LinkMessage};
@@ -224,6 +225,10 @@ impl Reader {
                 return None;
             }
         };
+        // Links that only keep a tap's number busy.
+        if park::is_ours(&link.name) {
+            return None;
+        }
         // Only what may have a device: on a node with many pods most links are veths.
         let kindless =
             matches!(&link.kind, Kind::Physical | Kind::Other(_)) && link.kind.rtnetlink().is_empty();

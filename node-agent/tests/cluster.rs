@@ -203,3 +203,21 @@ fn an_agent_that_starts_while_the_api_server_is_down_serves_what_it_served_last(
     });
     assert!(agent.worker().is_some());
 }
+
+#[test]
+fn a_node_state_that_comes_late_or_comes_again_is_reported_to() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let agent = scene.agent();
+    await_true("it waits", || agent.log().contains("configuration applied"));
+    scene.tell("h1", &[pool("dataplane", &json!({}))]);
+    scene.kubelet.await_healthy("dataplane", 20);
+    scene.await_status("the first is reported to", |status| status["observedHash"] == "h1");
+    scene.kubectl(&["delete", "mns", NODE]);
+    scene.kubelet.await_healthy("dataplane", 0);
+    scene.tell("h1", &[pool("dataplane", &json!({}))]);
+    scene.kubelet.await_healthy("dataplane", 20);
+    scene.await_status("the second is reported to", |status| status["observedHash"] == "h1");
+}

@@ -61,6 +61,13 @@ fn children_that_take_the_whole_link_are_named() {
 }
 
 #[test]
+fn a_device_of_ours_that_has_the_whole_link_does_not_take_it_from_its_own_pool() {
+    let mut tap = link(IFINDEX_FIRST + 1, "mvt01000001", Kind::Macvtap);
+    (tap.lower, tap.passthru) = (Some(1), true);
+    assert_eq!(obstacle_of(vec![link(1, "a", Kind::Physical), tap], 1), None);
+}
+
+#[test]
 fn what_ties_a_link_to_the_host_is_found() {
     let mut inventory = inventory(vec![link(1, "a", Kind::Physical), link(2, "b", Kind::Veth)]);
     let a = link(1, "a", Kind::Physical);

@@ -95,8 +95,13 @@ impl Cluster {
         current: &mut Option<MacvtapNodeStateSpec>,
     ) -> Option<Configuration> {
         let spec = match state {
-            // Nobody wants anything of this node: what is in use drains.
-            None => MacvtapNodeStateSpec::default(),
+            // Nobody wants anything of this node: what is in use drains, and there is nowhere to report.
+            None => {
+                let nothing = MacvtapNodeStateSpec::default();
+                self.save(&nothing);
+                *current = None;
+                return Some(Configuration::default());
+            }
             Some(DeserializeGuard(Ok(state))) => state.spec,
             Some(DeserializeGuard(Err(invalid))) => {
                 error!(
@@ -166,6 +171,10 @@ async fn report(client: Client, node: String, mut status: watch::Receiver<Option
     let mut retry = WRITE_RETRY;
     loop {
         let wanted = status.borrow_and_update().clone();
+        if wanted.is_none() {
+            // An object that comes later knows nothing of what its predecessor was told.
+            written = None;
+        }
         let wait = match &wanted {
             Some(wanted) if written.as_ref() != Some(wanted) => {
                 let only_counts = written.as_ref().is_some_and(|before| differ_in_use_only(before, wanted));
@@ -201,7 +210,10 @@ async fn report(client: Client, node: String, mut status: watch::Receiver<Option
             Err(problem) => {
                 let reason = crate::error_chain(&problem);
                 warn!(%reason, "status not written, trying again");
-                tokio::time::sleep(retry).await;
+                tokio::select! {
+                    () = tokio::time::sleep(retry) => {}
+                    changed = status.changed() => if changed.is_err() { return },
+                }
                 retry = retry.saturating_mul(2).min(WRITE_RETRY_MAX);
             }
         }
@@ -265,8 +277,10 @@ mod tests {
         assert_eq!(cluster.next(Some(state("h1")), &mut current).unwrap().hash.as_deref(), Some("h1"));
         assert!(cluster.next(Some(state("h1")), &mut current).is_none());
         assert!(cluster.next(Some(state("h2")), &mut current).is_some());
-        assert_eq!(cluster.next(None, &mut current).unwrap().pools.len(), 0);
+        let nothing = cluster.next(None, &mut current).unwrap();
+        assert_eq!((nothing.pools.len(), nothing.hash), (0, None));
         assert_eq!(cluster.load(), Some(spec("")));
+        assert!(cluster.next(Some(state("h2")), &mut current).is_some(), "a new object is told everything");
     }
 
     #[test]

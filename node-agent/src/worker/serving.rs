@@ -324,7 +324,10 @@ impl Serving {
                 },
             );
         }
-        let Some(configuration) = self.configuration.as_ref().filter(|c| c.hash.is_some()) else { return };
+        let Some(configuration) = self.configuration.as_ref().filter(|c| c.hash.is_some()) else {
+            self.status.send_if_modified(|before| before.take().is_some());
+            return;
+        };
         let owned = step.is_none().then(|| self.engine.step(Instant::now()));
         let Some(step) = step.or(owned.as_ref()) else { return };
         let before = self.status.borrow().clone();
