@@ -17,10 +17,8 @@ use crate::node::kubelet_user;
 use crate::pki::Pki;
 use crate::process::Processes;
 use crate::progress::say;
-use crate::{
-    Kubectl, Node, cgroups, components, install, layout, multus, namespaces, prerequisites, process,
-};
-use crate::{registry, relay, wait};
+use crate::{Kubectl, Node, components, install, layout, multus, namespaces, prerequisites};
+use crate::{registry, relay, traces, wait};
 
 /// etcd and the API server have a network namespace to themselves, so ports can be fixed.
 const PORTS: Ports = Ports { etcd: 2379, etcd_peer: 2380, api: API_PORT };
@@ -89,7 +87,7 @@ impl Cluster {
             Some(old) if intact(&layout, old) => merge(name, old, options)?,
             // Remains of an interrupted start, or of a machine that was switched off.
             _ => {
-                take_down(&layout)?;
+                traces::remove(&layout)?;
                 options
             }
         };
@@ -112,7 +110,7 @@ impl Cluster {
         prerequisites::check_root()?;
         let layout = Layout::new(name)?;
         let _lock = lock(&layout)?;
-        take_down(&layout)
+        traces::remove(&layout)
     }
 
     /// The cluster that tests use: the one behind `KUBECONFIG`, when that is set, with the product already installed;
@@ -399,48 +397,4 @@ fn relay_program() -> Result<PathBuf> {
     }
     let near = own.ancestors().skip(1).take(2).map(|dir| dir.join(NAME)).find(|path| path.exists());
     near.context("macvtap-cluster is not built; run: cargo build -p e2e")
-}
-
-/// Ends every process and removes every trace. Nothing is read from the state: all is found by the cluster's names.
-fn take_down(layout: &Layout) -> Result<()> {
-    let prefix = layout.netns_prefix();
-    let inside: Vec<_> = namespaces::list(&prefix)
-        .iter()
-        .filter_map(|name| namespaces::identity(&namespaces::path(name)))
-        .collect();
-    process::kill_all(&format!("the processes of cluster {:?}", layout.name), |proc| {
-        process::marked(proc, &layout.id) || namespaces::holds(proc, &inside) || in_cgroup(proc, &prefix)
-    })?;
-    namespaces::remove(&prefix)?;
-    cgroups::remove(&prefix)?;
-    // The kernel lets go of the last mounts a moment after the last process.
-    wait::until("the removal of its files", Duration::from_secs(10), || {
-        layout::remove(&layout.dir()).map(Some)
-    })
-}
-
-/// Whether the process behind this `/proc` directory is in a cgroup whose name starts with `prefix`.
-fn in_cgroup(proc: &Path, prefix: &str) -> bool {
-    let groups = fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
-    groups.lines().any(|line| {
-        line.splitn(3, ':').nth(2).is_some_and(|group| group.trim_start_matches('/').starts_with(prefix))
-    })
-}
-
-/// What is left of a cluster, for those who check that nothing is.
-pub fn traces(name: &str) -> Result<Vec<String>> {
-    let layout = Layout::new(name)?;
-    let prefix = layout.netns_prefix();
-    let mut found = namespaces::list(&prefix);
-    found.extend(cgroups::groups(&prefix).iter().map(|group| group.display().to_string()));
-    found.extend(
-        process::find(|proc| process::marked(proc, &layout.id)).iter().map(|pid| format!("process {pid}")),
-    );
-    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
-    let own = [layout.dir().display().to_string(), prefix];
-    found.extend(mounts.lines().filter(|line| own.iter().any(|own| line.contains(own))).map(str::to_owned));
-    if layout.dir().exists() {
-        found.push(layout.dir().display().to_string());
-    }
-    Ok(found)
 }

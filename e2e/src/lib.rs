@@ -32,6 +32,7 @@ pub mod progress;
 pub mod registry;
 pub mod relay;
 pub mod suite;
+pub mod traces;
 pub mod wait;
 
 pub use api_server::ApiServer;

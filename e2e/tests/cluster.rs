@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::layout::Layout;
-use e2e::{ApiServer, Cluster, Multus, Options, cluster, images, process, wait};
+use e2e::{ApiServer, Cluster, Multus, Options, images, process, traces, wait};
 
 /// A cluster that goes with the test, whatever the test says. Its name is this process' own.
 struct Own {
@@ -83,8 +83,8 @@ fn works(cluster: &Cluster) -> Result<()> {
 
 fn leaves_nothing(name: &str) -> Result<()> {
     Cluster::down(name)?;
-    let traces = cluster::traces(name)?;
-    ensure!(traces.is_empty(), "left behind: {traces:#?}");
+    let left = traces::find(&Layout::new(name)?)?;
+    ensure!(left.is_empty(), "left behind: {left:#?}");
     Ok(())
 }
 
@@ -128,7 +128,7 @@ fn a_start_that_is_killed_half_way_is_cleaned_up() -> Result<()> {
         up.kill()?;
         up.wait()?;
         reached?;
-        ensure!(!cluster::traces(&own.name)?.is_empty(), "killed too early to leave anything at {milestone}");
+        ensure!(!traces::find(&layout)?.is_empty(), "killed too early to leave anything at {milestone}");
         leaves_nothing(&own.name).with_context(|| format!("killed at {milestone}"))?;
     }
     Ok(())
