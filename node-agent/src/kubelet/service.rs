@@ -74,7 +74,18 @@ impl Ledger {
         self.lock().insert(device, Instant::now());
     }
 
-    /// Devices allocated less than `age` ago; older notes are dropped.
+    /// Drops the notes of devices that the kubelet listed when it was asked after the allocation: from then on its
+    /// list says when they are free again. It never lists a device for a former pod once it has handed it out anew.
+    pub fn confirm<'a>(&self, listed: impl Iterator<Item = &'a DeviceId>, asked: Instant) {
+        let mut allocated = self.lock();
+        for device in listed {
+            if allocated.get(device).is_some_and(|at| *at < asked) {
+                allocated.remove(device);
+            }
+        }
+    }
+
+    /// Devices allocated less than `age` ago and not listed since; older notes are dropped.
     pub fn recent(&self, age: Duration) -> Vec<DeviceId> {
         let mut allocated = self.lock();
         allocated.retain(|_, at| at.elapsed() < age);
@@ -281,5 +292,28 @@ impl Stream for DeviceStream {
 impl Drop for DeviceStream {
     fn drop(&mut self) {
         let _ = self.streams.send(StreamEvent::Lost);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_allocation_counts_until_the_kubelet_lists_it() {
+        let (ledger, grace) = (Ledger::default(), Duration::from_mins(1));
+        let device: DeviceId = "dataplaneMvp0".parse().unwrap();
+        let asked_before = Instant::now();
+        ledger.note(device.clone());
+        ledger.confirm([&device].into_iter(), asked_before);
+        assert_eq!(
+            ledger.recent(grace),
+            std::slice::from_ref(&device),
+            "that list was about an earlier holder"
+        );
+        ledger.confirm(std::iter::empty(), Instant::now() + grace);
+        assert_eq!(ledger.recent(grace), std::slice::from_ref(&device), "not listed yet");
+        ledger.confirm([&device].into_iter(), Instant::now() + grace);
+        assert!(ledger.recent(grace).is_empty());
     }
 }

@@ -91,6 +91,9 @@ impl Look {
             self.kubelet_since = now;
         }
         let listing = self.ask_kubelet().await;
+        if let Some(listing) = &listing {
+            self.shared.ledger.confirm(listing.devices.keys(), now);
+        }
         let (paths, plugins) = (self.shared.paths.clone(), self.arguments.device_plugin_dir.clone());
         let mut collector = std::mem::take(&mut self.collector);
         let (own_pod, since) = (self.own_pod.clone(), self.kubelet_since);
