@@ -117,15 +117,10 @@ fn run_stage(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result
     layout::write(&log, "")?;
     let start = Instant::now();
     let mut failure = None;
-    'repeat: for _ in 0..selection.repeat.unwrap_or(1) {
-        for mut command in commands(checkout, stage, selection)? {
-            if let Err(error) = logged(checkout, &mut command, &log) {
-                failure = Some(format!("{error:#}"));
-                // The next programs of the stage still say something, the next rounds do not.
-                if selection.repeat.is_some() {
-                    break 'repeat;
-                }
-            }
+    for _ in 0..selection.repeat.unwrap_or(1) {
+        if let Err(error) = logged(checkout, &mut command(checkout, stage, selection)?, &log) {
+            failure = Some(format!("{error:#}"));
+            break;
         }
     }
     let text = fs::read(&log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
@@ -145,44 +140,31 @@ fn logged(checkout: &Checkout, command: &mut Command, log: &Path) -> Result<()> 
     bail!("cargo {} ended with {status}", words.join(" "))
 }
 
-fn commands(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<Vec<Command>> {
-    let cargo = |words: &[&str]| {
-        let mut command = Command::new("cargo");
-        command.args(words);
-        command
-    };
-    let select = |mut command: Command| {
-        command.args(&selection.matching);
-        command.args(["--", "--show-output"]);
-        command
-    };
-    Ok(match stage {
-        Stage::Format => vec![cargo(&["fmt", "--all", "--check"])],
+fn command(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<Command> {
+    let mut command = Command::new("cargo");
+    match stage {
+        Stage::Format => {
+            command.args(["fmt", "--all", "--check"]);
+            return Ok(command);
+        }
         Stage::Lint => {
-            vec![cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])]
+            command.args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+            return Ok(command);
         }
-        Stage::Unit => {
-            vec![select(cargo(&["test", "--locked", "--no-fail-fast", "--workspace", "--lib", "--bins"]))]
+        // Always the whole workspace: with `-p` Cargo would choose other features of what crates share, and compile
+        // that anew for each.
+        Stage::Unit | Stage::Kernel | Stage::Api | Stage::Cluster => {
+            command.args(["test", "--locked", "--no-fail-fast", "--workspace"]);
         }
-        Stage::Kernel | Stage::Api | Stage::Cluster => {
-            let programs = programs(checkout)?;
-            let wanted = programs.iter().filter(|program| program.stage() == stage);
-            wanted
-                .map(|program| {
-                    let words = [
-                        "test",
-                        "--locked",
-                        "--no-fail-fast",
-                        "-p",
-                        &program.package,
-                        "--test",
-                        &program.name,
-                    ];
-                    select(cargo(&words))
-                })
-                .collect()
-        }
-    })
+    }
+    if stage == Stage::Unit {
+        command.args(["--lib", "--bins"]);
+    }
+    for program in programs(checkout)?.iter().filter(|program| program.stage() == stage) {
+        command.args(["--test", &program.name]);
+    }
+    command.args(&selection.matching).args(["--", "--show-output"]);
+    Ok(command)
 }
 
 /// A test program: a file in some crate's `tests`.
@@ -301,8 +283,15 @@ mod tests {
     #[test]
     fn every_test_program_of_the_workspace_has_a_stage() {
         let programs = programs(&Checkout::here()).unwrap();
-        let own = Program { package: "e2e".to_owned(), name: "cluster".to_owned() };
+        let own = Program { package: "e2e".to_owned(), name: "local_cluster".to_owned() };
         assert_eq!(own.stage(), Stage::Cluster);
         assert!(programs.contains(&own), "{programs:?}");
+        // Cargo selects them by name alone, so a name in two crates would run in two stages.
+        let names: BTreeSet<&str> = programs.iter().map(|program| program.name.as_str()).collect();
+        assert_eq!(
+            names.len(),
+            programs.len(),
+            "two crates have a test program of the same name: {programs:?}"
+        );
     }
 }
