@@ -23,6 +23,9 @@ use std::time::Duration;
 /// How soon what no event announces is tried again: foreign networks that are in the way, a kind that is missing.
 const RETRY: Duration = Duration::from_secs(30);
 
+/// How soon a pool that was changed meanwhile is looked at again.
+const RETRY_CONFLICT: Duration = Duration::from_secs(1);
+
 /// How soon networks that somebody else's finalizer keeps are looked at again.
 const RETRY_REMOVAL: Duration = Duration::from_secs(5);
 
@@ -74,8 +77,7 @@ pub async fn reconcile(
     let ending = pool.metadata.deletion_timestamp.is_some();
     if !ending && !pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER) {
         let finalizers = pool.finalizers().iter().map(String::as_str).chain([POOL_FINALIZER]);
-        set_finalizers(pool, finalizers, &context).await?;
-        return Ok(Action::await_change());
+        return set_finalizers(pool, finalizers, &context).await;
     }
     if let Some(wait) = context.pace.run(&pool.name_any()) {
         return Ok(Action::requeue(wait));
@@ -108,10 +110,12 @@ async fn terminate(pool: &MacvtapResourcePool, context: &Context) -> Result<Acti
             .map_err(|source| PoolError::Networks { pool: name.clone(), source: Box::new(source) })?;
         if networks == 0 {
             let others = pool.finalizers().iter().map(String::as_str).filter(|f| *f != POOL_FINALIZER);
-            set_finalizers(pool, others, context).await?;
-            context.pace.forget(&name);
-            tracing::info!(pool = %name, "pool drained and released");
-            return Ok(Action::await_change());
+            let released = set_finalizers(pool, others, context).await?;
+            if released == Action::await_change() {
+                context.pace.forget(&name);
+                tracing::info!(pool = %name, "pool drained and released");
+            }
+            return Ok(released);
         }
         left = Some(networks);
     }
@@ -173,7 +177,7 @@ async fn set_finalizers(
     pool: &MacvtapResourcePool,
     finalizers: impl Iterator<Item = &str>,
     context: &Context,
-) -> Result<(), PoolError> {
+) -> Result<Action, PoolError> {
     let name = pool.name_any();
     let patch = json!({"metadata": {
         "finalizers": finalizers.collect::<Vec<_>>(),
@@ -183,10 +187,10 @@ async fn set_finalizers(
     let params = PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
     let pools: Api<MacvtapResourcePool> = Api::all(context.client.clone());
     match pools.patch_metadata(&name, &params, &Patch::Merge(patch)).await {
-        // Gone: the last finalizer was ours, and the cache has not seen it yet.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        patched => {
-            patched.map(drop).map_err(|source| PoolError::Finalizer { pool: name, source: Box::new(source) })
-        }
+        Ok(_) => Ok(Action::await_change()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Action::await_change()),
+        // The cache has not seen the last change of the pool yet, which may have been ours.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Action::requeue(RETRY_CONFLICT)),
+        Err(source) => Err(PoolError::Finalizer { pool: name, source: Box::new(source) }),
     }
 }

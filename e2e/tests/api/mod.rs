@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// An API server with our CRDs.
@@ -26,11 +26,11 @@ impl Api {
     pub(crate) fn shared() -> Result<Self> {
         // Servers end with the process at the latest.
         static SERVER: OnceLock<ApiServer> = OnceLock::new();
-        static START: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        static START: Mutex<()> = Mutex::new(());
         if let Some(kubeconfig) = std::env::var_os("KUBECONFIG") {
             return Self::with_crds(Kubectl::new(&Checkout::here(), &PathBuf::from(kubeconfig)), None);
         }
-        let _one_at_a_time = START.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _one_at_a_time = START.lock().unwrap_or_else(PoisonError::into_inner);
         if SERVER.get().is_none() {
             let server = ApiServer::start()?;
             SERVER.get_or_init(|| server);
@@ -112,9 +112,7 @@ impl Program {
     /// Starts a program of this workspace against the API server, with its log in a file.
     pub(crate) fn start(package: &str, args: &[&str], kubeconfig: &Path) -> Result<Self> {
         let checkout = Checkout::here();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "-q", "--locked", "-p", package, "--target-dir"]).arg(checkout.path("target"));
-        process::output(build.current_dir(checkout.root()).stdin(Stdio::null()))?;
+        build(&checkout, package)?;
         let log = kubeconfig.with_file_name(format!("{package}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).context("open a log")?;
         let child = Command::new(checkout.path("target/debug").join(package))
@@ -150,4 +148,18 @@ impl Drop for Program {
             eprintln!("--- log\n{}", process::tail(&self.log, 40));
         }
     }
+}
+
+/// Builds a program of this workspace, once in the life of this test program: asking cargo again waits for whoever
+/// builds something else.
+fn build(checkout: &Checkout, package: &str) -> Result<()> {
+    static BUILT: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !built.iter().any(|name| name == package) {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "-q", "--locked", "-p", package, "--target-dir"]).arg(checkout.path("target"));
+        process::output(cargo.current_dir(checkout.root()).stdin(Stdio::null()))?;
+        built.push(package.to_owned());
+    }
+    Ok(())
 }
