@@ -48,10 +48,11 @@ fn try_lock(state: &Path, name: &str) -> Result<Option<NodeLock>, NodeLockError>
     }
 }
 
-/// Waits for the lock. Blocks the thread.
-pub fn wait(state: &Path) -> Result<NodeLock, NodeLockError> {
+/// Waits for the lock. Blocks the thread. Calls back once the holder can know that it has a successor.
+pub fn wait(state: &Path, known: impl FnOnce()) -> Result<NodeLock, NodeLockError> {
     // Held while waiting: it tells the holder that there is a successor.
     let _waiting = take(state, WAITING, FlockOperation::LockExclusive)?;
+    known();
     take(state, LOCK, FlockOperation::LockExclusive)
 }
 
@@ -81,7 +82,7 @@ mod tests {
         assert!(try_take(dir.path()).unwrap().is_none());
         let state = dir.path().to_owned();
         assert!(!successor_waits(dir.path()));
-        let second = std::thread::spawn(move || wait(&state).unwrap());
+        let second = std::thread::spawn(move || wait(&state, || ()).unwrap());
         while !successor_waits(dir.path()) {
             std::thread::yield_now();
         }

@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 /// Why the worker ends.
@@ -105,10 +105,19 @@ async fn hold_node(arguments: &Run, readiness: &watch::Sender<Readiness>) -> Res
     if let Some(lock) = lock::try_take(&arguments.state_dir)? {
         return Ok(lock);
     }
-    info!("another agent serves this node, standing by");
-    readiness.send_replace(Readiness::Standby);
+    let (known, waiting) = oneshot::channel();
     let state = arguments.state_dir.clone();
-    let waited = tokio::task::spawn_blocking(move || lock::wait(&state)).await;
+    let waited = tokio::task::spawn_blocking(move || {
+        lock::wait(&state, || {
+            let _ = known.send(());
+        })
+    });
+    // Not before: an agent that ends now must know that it has a successor.
+    if waiting.await.is_ok() {
+        info!("another agent serves this node, standing by");
+        readiness.send_replace(Readiness::Standby);
+    }
+    let waited = waited.await;
     readiness.send_replace(Readiness::NotReady("taking over".to_owned()));
     Ok(waited.map_err(|error| WorkerError::Runtime(io::Error::other(error)))??)
 }
