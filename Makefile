@@ -29,7 +29,7 @@ test-api: tool ## Tests on a real API server
 test-cluster: tool ## Tests on a real cluster (root), or on that of KUBECONFIG
 	@$(CLUSTER) test cluster
 
-bench: tool ## Measure the CNI plugin against the kernel's own cost (root); results in target/bench
+bench: tool ## Measure plugin and agent, each against a floor of the same run (root); results in target/bench
 	@$(CLUSTER) bench
 
 chaos: tool ## The cluster tests that break things, twenty times (root)

@@ -118,6 +118,13 @@ fn compile(checkout: &Checkout, crates: &[Crate]) -> Result<()> {
         command.args(["build", "--locked", "--profile", profile, "--target", &host()?]);
         command.arg("--config").arg(checkout.path("images/static.toml"));
         command.current_dir(checkout.root()).stdin(Stdio::null());
+        // Below `cargo test` they describe the test's crate, and build scripts that watch them would run again.
+        for (name, _) in std::env::vars_os() {
+            let inherited = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"];
+            if inherited.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                command.env_remove(name);
+            }
+        }
         for krate in &group {
             command.args(["-p", krate.package, "--bin", krate.program]);
         }
@@ -141,10 +148,10 @@ fn built(checkout: &Checkout, krate: Crate) -> Result<PathBuf> {
     Ok(checkout.path("target").join(host()?).join(krate.profile).join(krate.program))
 }
 
-/// Builds the CNI plugin as it is shipped, and says where it is.
-pub fn plugin(checkout: &Checkout) -> Result<PathBuf> {
-    compile(checkout, &[PLUGIN])?;
-    built(checkout, PLUGIN)
+/// Builds the CNI plugin and the node agent as they are shipped, and says where they are.
+pub fn measured(checkout: &Checkout) -> Result<(PathBuf, PathBuf)> {
+    compile(checkout, &[PLUGIN, AGENT])?;
+    Ok((built(checkout, PLUGIN)?, built(checkout, AGENT)?))
 }
 
 /// Puts what was built into a directory that stands for `/out` of the building stage, and packs what the last stage

@@ -218,9 +218,11 @@ fn build_images(checkout: &Checkout, names: &[String]) -> Result<()> {
 
 fn bench(checkout: &Checkout) -> Result<ExitCode> {
     prerequisites::ensure(checkout)?;
-    let plugin = images::plugin(checkout)?;
+    let (plugin, agent) = images::measured(checkout)?;
     let mut command = std::process::Command::new("cargo");
-    command.args(["bench", "--locked", "-p", "macvtap-cni"]).env("MACVTAP_PLUGIN", plugin);
+    command.args(["bench", "--locked", "-p", "macvtap-cni", "-p", "macvtap-node-agent"]);
+    command.args(["--bench", "calls", "--bench", "agent"]);
+    command.env("MACVTAP_PLUGIN", plugin).env("MACVTAP_AGENT", agent);
     exit(command.current_dir(checkout.root()))
 }
 

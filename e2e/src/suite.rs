@@ -96,7 +96,9 @@ pub fn run(stages: &[Stage], selection: &Selection) -> Result<()> {
         outcomes.push(outcome);
     }
     if stages.contains(&Stage::Cluster) && rustix::process::geteuid().is_root() {
-        Cluster::down("test").context("end the tests' cluster")?;
+        for name in ["test", "standalone"] {
+            Cluster::down(name).with_context(|| format!("end the tests' cluster {name}"))?;
+        }
     }
     summary(&outcomes)
 }

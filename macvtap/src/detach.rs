@@ -143,6 +143,7 @@ fn detach_locked<K: Kernel>(
 ) -> Result<Detached, DetachError> {
     let failed = |source| DetachError::Record { device: device.clone(), source };
     let Some(record) = records::read(paths, device).map_err(failed)? else {
+        records::remove_unfinished(paths, device).map_err(failed)?;
         return Ok(Detached::Absent);
     };
     if !is_meant(&record) {

@@ -87,8 +87,9 @@ pub(crate) fn park<K: Kernel>(kernel: &mut K, number: DeviceNumber) -> Result<()
 }
 
 /// Removes the placeholders whose minor no record names, and the cable with the last one; and what killed processes left
-/// where tap numbers are noted.
+/// where tap numbers are noted and records written.
 pub fn release<K: Kernel>(paths: &Paths, kernel: &mut K) -> Result<Released, ParkError> {
+    records::sweep_unfinished(paths)?;
     let _lock = lock::node(paths)?;
     records::sweep_taps(paths)?;
     let mut released = Released::default();

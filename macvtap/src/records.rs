@@ -8,6 +8,7 @@
 
 use crate::device_id::DeviceId;
 use crate::file::{self, Durability, FileError};
+use crate::lock;
 use crate::paths::Paths;
 use crate::record::{self, Attachment, DeviceNumber};
 use std::io;
@@ -172,6 +173,35 @@ pub fn list(paths: &Paths) -> Result<Listing, RecordError> {
     Ok(listing)
 }
 
+/// Removes what writers of records left that were killed before they had written one. A device at which somebody works
+/// is left out.
+pub(crate) fn sweep_unfinished(paths: &Paths) -> Result<(), RecordError> {
+    let failed = |source| FileError { step: "list", path: paths.attachments(), source };
+    let entries = match std::fs::read_dir(paths.attachments()) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error).into()),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let device =
+            name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(".new")?.parse().ok());
+        if let Some(device) = device
+            && let Ok(Some(_lock)) = lock::try_device(paths, &device)
+        {
+            file::remove_one(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a writer of this device's record left that was killed before it had written one. The caller holds the
+/// device's lock.
+pub(crate) fn remove_unfinished(paths: &Paths, device: &DeviceId) -> Result<(), RecordError> {
+    Ok(file::remove_one(&file::temporary_beside(&path(paths, device)))?)
+}
+
 fn path(paths: &Paths, device: &DeviceId) -> PathBuf {
     paths.attachments().join(device.to_string())
 }
@@ -194,6 +224,23 @@ mod tests {
             netns_id: None,
             network: None,
         }
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_swept_unless_somebody_works_on_the_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path());
+        file::make_directory(&paths.attachments()).unwrap();
+        let unfinished = |device: &str| paths.attachments().join(format!(".{device}.new"));
+        for device in ["dataplaneMvp0", "dataplaneMvp1"] {
+            std::fs::write(unfinished(device), "{").unwrap();
+        }
+        let held = lock::device(&paths, &"dataplaneMvp1".parse().unwrap()).unwrap();
+        sweep_unfinished(&paths).unwrap();
+        assert!(!unfinished("dataplaneMvp0").exists() && unfinished("dataplaneMvp1").exists());
+        remove_unfinished(&paths, &"dataplaneMvp1".parse().unwrap()).unwrap();
+        drop(held);
+        assert!(!unfinished("dataplaneMvp1").exists());
     }
 
     #[test]
