@@ -35,6 +35,10 @@ fn with_agent(config: &str, test: impl FnOnce(&Cluster, &Kubectl) -> Result<()>)
         })
         .collect();
     kubectl.delete(&daemonset)?;
+    // The pod outlives its daemon set, and would be taken for the next one's.
+    kubectl.wait_until("kube-system", "pods", PATIENCE, |pods| {
+        pods["items"].as_array()?.is_empty().then_some(())
+    })?;
     cluster.explain(|| {
         // Where the DaemonSet is.
         kubectl.apply(&config.replace(
@@ -87,10 +91,8 @@ fn the_manifests_of_macvtap_cni_work_unchanged() -> Result<()> {
         }
         let link = kubectl.exec("default", "pod-with-mac", &["cat", "/sys/class/net/net1/address"])?;
         ensure!(link.trim() == "02:23:45:67:89:01", "{link}");
-        for object in objects.into_iter().rev() {
-            kubectl.delete(object)?;
-        }
-        Ok(())
+        // All at once: a shell that is process 1 takes its whole grace period to end.
+        kubectl.delete(&objects.join("---\n"))
     })
 }
 
