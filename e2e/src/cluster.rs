@@ -1,5 +1,7 @@
 //! A cluster as a value: brought up, repaired and taken down by its name.
 
+mod control;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,20 +10,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::control_plane::{self, Ports};
 use crate::images::{self, Image};
-use crate::layout::{API_PORT, Checkout, Layout, MAX_NODES};
-use crate::node::kubelet_user;
+use crate::layout::{Checkout, Layout, MAX_NODES};
 use crate::pki::Pki;
 use crate::process::Processes;
 use crate::progress::say;
 use crate::{Kubectl, Node, components, install, layout, multus, namespaces, prerequisites};
-use crate::{registry, relay, traces, wait};
-
-/// etcd and the API server have a network namespace to themselves, so ports can be fixed.
-const PORTS: Ports = Ports { etcd: 2379, etcd_peer: 2380, api: API_PORT };
+use crate::{registry, traces};
 
 /// How Multus is installed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -114,12 +112,21 @@ impl Cluster {
     }
 
     /// The cluster that tests use: the one behind `KUBECONFIG`, when that is set, with the product already installed;
-    /// else the local cluster `test` with two nodes, brought up with the product as it is in this tree.
+    /// else the local cluster of [`Cluster::tests`] with two nodes, brought up with the product as it is in this tree.
     pub fn from_env() -> Result<Self> {
         match env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
             Some(path) => Self::existing(&PathBuf::from(path)),
-            None => Self::with_product("test", Options::default()),
+            None => Self::with_product(&Self::tests(), Options::default()),
         }
+    }
+
+    /// The name of the tests' local cluster: `test`, unless `MACVTAP_TEST_CLUSTER` says otherwise, for those who run
+    /// tests of one checkout side by side.
+    pub fn tests() -> String {
+        env::var("MACVTAP_TEST_CLUSTER")
+            .ok()
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "test".to_owned())
     }
 
     /// [`Cluster::from_env`], once per process. Nothing when a local cluster would be needed and is not
@@ -205,6 +212,21 @@ impl Cluster {
         self.local.as_ref().map(|local| &local.processes)
     }
 
+    /// Kills the API server at once: how a failed control plane looks to the nodes. [`Cluster::start_api_server`] ends it.
+    pub fn kill_api_server(&self) -> Result<()> {
+        self.own()?.processes.stop(control::API_SERVER, Signal::KILL, Duration::from_secs(5))
+    }
+
+    /// Starts the API server, unless it runs, and waits until it answers.
+    pub fn start_api_server(&self) -> Result<()> {
+        let local = self.own()?;
+        control::start_api(local, self, &control::pki(local)?)
+    }
+
+    fn own(&self) -> Result<&Local> {
+        self.local.as_ref().context("this needs the processes of the cluster, which only a local one gives")
+    }
+
     /// Its nodes, none if it is not local.
     pub fn nodes(&self) -> &[Node] {
         self.local.as_ref().map_or(&[], |local| &local.nodes)
@@ -271,15 +293,13 @@ fn merge(name: &str, old: Options, new: Options) -> Result<Options> {
 
 fn start(local: &Local, options: Options) -> Result<Cluster> {
     let start = Instant::now();
-    let users = users(&local.layout);
-    let users: Vec<(&str, &str)> = users.iter().map(|(user, groups)| (user.as_str(), *groups)).collect();
-    let pki = Pki::ensure(&local.layout.pki(), &users)?;
+    let pki = control::pki(local)?;
     namespaces::ensure_switch(&local.layout)?;
     let cluster = Cluster::local(local.clone());
     thread::scope(|scope| {
         let nodes: Vec<_> =
             local.nodes.iter().map(|node| scope.spawn(|| start_runtime(node, options, &pki))).collect();
-        let api = start_api(local, &cluster, &pki);
+        let api = control::start_api(local, &cluster, &pki);
         for node in nodes {
             node.join().map_err(|_| anyhow!("starting a node panicked"))??;
         }
@@ -292,7 +312,7 @@ fn start(local: &Local, options: Options) -> Result<Cluster> {
             multus::install_thick(node, &pki, &local.processes)?;
         }
     }
-    start_controllers(local, &pki)?;
+    control::start_controllers(local, &pki)?;
     if let Some(node) = local.nodes.first() {
         registry::publish(node)?;
     }
@@ -302,70 +322,12 @@ fn start(local: &Local, options: Options) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Everyone who calls the API, with groups.
-fn users(layout: &Layout) -> Vec<(String, &'static str)> {
-    let mut users = vec![
-        ("admin".to_owned(), "system:masters"),
-        ("system:kube-controller-manager".to_owned(), ""),
-        ("system:kube-scheduler".to_owned(), ""),
-        ("system:kube-proxy".to_owned(), "system:node-proxier"),
-        (multus::USER.to_owned(), ""),
-    ];
-    users.extend(layout.nodes(MAX_NODES).iter().map(|node| (kubelet_user(&node.name()), "system:nodes")));
-    users
-}
-
 fn start_runtime(node: &Node, options: Options, pki: &Pki) -> Result<()> {
     if options.multus == Multus::Thin {
         // Before containerd, which then sees the final configuration at once.
         multus::install_thin(node, pki)?;
     }
     node.ensure_runtime().with_context(|| format!("start node {}", node.name()))
-}
-
-fn start_api(local: &Local, cluster: &Cluster, pki: &Pki) -> Result<()> {
-    let (layout, processes) = (&local.layout, &local.processes);
-    namespaces::ensure_control_plane(layout)?;
-    let bin = layout.checkout.bin();
-    let netns = layout.netns("cp");
-    let start = |name: &str, command: &std::process::Command| {
-        let mut inside = namespaces::in_netns(&netns);
-        inside.arg(command.get_program()).args(command.get_args());
-        processes.start(name, &inside)
-    };
-    start("etcd", &control_plane::etcd(&bin, &layout.dir().join("etcd"), PORTS))?;
-    start("kube-apiserver", &control_plane::cluster_api_server(&bin, pki, PORTS))?;
-    registry::ensure(layout, processes)?;
-    let port = relay::ensure(&relay_program()?, layout, processes)?;
-    pki.kubeconfig(&layout.kubeconfig(), "admin", &format!("https://127.0.0.1:{port}"))?;
-    wait::until("the API server", Duration::from_mins(1), || {
-        for name in ["etcd", "kube-apiserver"] {
-            processes.expect_running(name)?;
-        }
-        if !relay::open(port) {
-            return Ok(None);
-        }
-        cluster.kubectl().run(&["get", "--raw", "/readyz"]).map(|_| Some(()))
-    })
-}
-
-fn start_controllers(local: &Local, pki: &Pki) -> Result<()> {
-    let layout = &local.layout;
-    let bin = layout.checkout.bin();
-    let server = format!("https://127.0.0.1:{API_PORT}");
-    let admin = pki.file("admin.kubeconfig");
-    pki.kubeconfig(&admin, "admin", &server)?;
-    let scheduler = pki.file("scheduler.kubeconfig");
-    pki.kubeconfig(&scheduler, "system:kube-scheduler", &server)?;
-    for (name, command) in [
-        ("kube-controller-manager", control_plane::controller_manager(&bin, pki, &admin)),
-        ("kube-scheduler", control_plane::scheduler(&bin, &scheduler)),
-    ] {
-        let mut inside = namespaces::in_netns(&layout.netns("cp"));
-        inside.arg(command.get_program()).args(command.get_args());
-        local.processes.start(name, &inside)?;
-    }
-    Ok(())
 }
 
 fn wait_ready(cluster: &Cluster, options: Options) -> Result<()> {
@@ -386,15 +348,4 @@ fn wait_ready(cluster: &Cluster, options: Options) -> Result<()> {
     kubectl.wait_for("", kind, "condition=Established", Duration::from_secs(30))?;
     // Without it no pod can be made.
     kubectl.wait_until("default", "serviceaccount/default", Duration::from_secs(30), |_| Some(()))
-}
-
-/// The command that contains the relay: this program, or the one built next to this test.
-fn relay_program() -> Result<PathBuf> {
-    const NAME: &str = "macvtap-cluster";
-    let own = env::current_exe().context("find this program")?;
-    if own.file_name().is_some_and(|name| name == NAME) {
-        return Ok(own);
-    }
-    let near = own.ancestors().skip(1).take(2).map(|dir| dir.join(NAME)).find(|path| path.exists());
-    near.context("macvtap-cluster is not built; run: cargo build -p e2e")
 }

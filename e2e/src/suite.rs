@@ -96,7 +96,7 @@ pub fn run(stages: &[Stage], selection: &Selection) -> Result<()> {
         outcomes.push(outcome);
     }
     if stages.contains(&Stage::Cluster) && rustix::process::geteuid().is_root() {
-        for name in ["test", "standalone"] {
+        for name in [Cluster::tests().as_str(), "standalone"] {
             Cluster::down(name).with_context(|| format!("end the tests' cluster {name}"))?;
         }
     }
