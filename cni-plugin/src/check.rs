@@ -1,7 +1,7 @@
 //! CHECK: everything is still as ADD reported it.
 
 use crate::Call;
-use crate::del::is_of;
+use crate::del::is_theirs;
 use crate::ipam::{self, Delegate};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
@@ -88,7 +88,7 @@ fn check_device(
     let unreadable = |error: &dyn std::error::Error| CniError::from_chain(Code::Check, error);
     let record = records::read(&call.paths, id).map_err(|error| unreadable(&error))?;
     let record = record.filter(|record| record.state == State::Attached);
-    let record = record.filter(|record| is_of(record, &attachment.container_id, attachment.ifname.as_str()));
+    let record = record.filter(|record| is_theirs(record, attachment));
     let Some(record) = record else {
         return Err(differs(attachment, &format!("has no attachment record for device {id}")));
     };

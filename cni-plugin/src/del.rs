@@ -43,10 +43,15 @@ pub(crate) fn is_of(record: &record::Attachment, container: &str, interface: &st
     }
 }
 
+/// The same for a verb that is told the namespace, by which a record is known that the agent had to write anew.
+pub(crate) fn is_theirs(record: &record::Attachment, attachment: &Attachment) -> bool {
+    is_of(record, &attachment.container_id, attachment.ifname.as_str())
+        || record.holder.is_adopted(attachment.ifname.as_str(), attachment.netns.as_deref())
+}
+
 fn delete_link(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
     let mut kernel = Rtnl::node().map_err(|error| CniError::from_chain(Code::Detach, &error))?;
-    let mine =
-        |record: &record::Attachment| is_of(record, &attachment.container_id, attachment.ifname.as_str());
+    let mine = |record: &record::Attachment| is_theirs(record, attachment);
     let named = call.document.device_id().ok().flatten().and_then(|id| id.parse::<DeviceId>().ok());
     if let Some(id) = &named {
         match detach::detach(&call.paths, &mut kernel, id, mine).map_err(|error| failed(&error))? {

@@ -12,7 +12,7 @@ mod support;
 
 use macvtap::detach;
 use macvtap::kernel::Rtnl;
-use macvtap::record::State;
+use macvtap::record::{Holder, State, UNKNOWN};
 use macvtap::tap::{self, Node as DeviceNode};
 use macvtap::{lock, park, records, table_file};
 use serde_json::{Value, json};
@@ -156,6 +156,26 @@ fn a_del_finds_its_device_without_a_device_id_or_a_table() {
     call.with(json!({"deviceID": null})).var("CNI_NETNS", "").ok("DEL");
     assert_eq!(node.traces(), before);
     assert_eq!(link(&pod), Value::Null);
+}
+
+#[test]
+fn a_record_that_the_agent_wrote_anew_is_its_pods_and_nobody_elses() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod, other) = (Node::with_table(), pod(), pod());
+    let before = (node.traces(), Node::ip(&pod, "-br link"));
+    let call = Call::new(&node, &pod, "c1");
+    call.ok("ADD");
+    let mut adopted = record(&node, 0).unwrap();
+    let Holder::Pod { container_id, pod_uid, .. } = &mut adopted.holder else { panic!("{adopted:?}") };
+    (*container_id, *pod_uid) = (UNKNOWN.into(), UNKNOWN.into());
+    adopted.network = None;
+    records::write(&node.paths(), &adopted).unwrap();
+    Call::new(&node, &other, "c2").ok("DEL");
+    assert_eq!(record(&node, 0), Some(adopted), "another pod's DEL removed it");
+    assert_eq!(call.ok("DEL"), Value::Null);
+    assert_eq!((node.traces(), Node::ip(&pod, "-br link")), before);
 }
 
 #[test]

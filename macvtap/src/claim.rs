@@ -1,7 +1,7 @@
 //! Who may take a device that somebody had: judged by its attachment record. Pure.
 
 use crate::device_id::DeviceId;
-use crate::record::{Attachment, Holder};
+use crate::record::{Attachment, Holder, UNKNOWN};
 use std::path::Path;
 
 /// What a device's record means to somebody who wants the device.
@@ -49,17 +49,32 @@ pub(crate) fn judge(
     };
     let in_use = || ClaimError::InUse { device: record.device.clone(), holder: describe(&record.holder) };
     let (
-        Holder::Pod { container_id, ifname, pod_uid, netns, netns_inode, .. },
-        Holder::Pod { container_id: wanted_container, ifname: wanted_ifname, pod_uid: wanted_uid, .. },
+        Holder::Pod { container_id, ifname, pod_uid, pod_namespace, pod_name, netns, netns_inode },
+        Holder::Pod {
+            container_id: wanted_container,
+            ifname: wanted_ifname,
+            pod_uid: wanted_uid,
+            pod_namespace: wanted_namespace,
+            pod_name: wanted_name,
+            netns_inode: wanted_inode,
+            ..
+        },
     ) = (&record.holder, wanted)
     else {
         return Err(in_use());
     };
+    // A record that was written anew knows neither container nor UID.
+    let adopted = container_id == UNKNOWN;
+    let same_sandbox = if adopted { netns_inode == wanted_inode } else { container_id == wanted_container };
+    let same_uid = pod_uid != UNKNOWN && pod_uid == wanted_uid;
+    let same_name = adopted && (pod_namespace, pod_name) == (wanted_namespace, wanted_name);
+    let same_pod = same_sandbox || same_uid || same_name;
     let same_ifname = ifname == wanted_ifname;
-    let same_pod = container_id == wanted_container || (!pod_uid.is_empty() && pod_uid == wanted_uid);
-    if container_id == wanted_container && same_ifname {
+    // What was adopted in another namespace may be a link that somebody passed off as this pod's.
+    let elsewhere = adopted && !same_sandbox;
+    if same_sandbox && same_ifname {
         Ok(Claim::Again)
-    } else if (same_pod && same_ifname) || is_gone(Path::new(netns), *netns_inode) {
+    } else if (same_pod && (same_ifname || elsewhere)) || is_gone(Path::new(netns), *netns_inode) {
         Ok(Claim::TakeOver)
     } else if same_pod {
         Err(ClaimError::TwoNetworks { device: record.device.clone(), ifname: ifname.clone() })
@@ -124,6 +139,31 @@ mod tests {
         let refused = judged(&pod("c2", "net1", "u2"), false).unwrap_err();
         assert_eq!(refused.to_string(), "device aMvp0 is in use by pod tenant-a/web-0 (net1)");
         assert_eq!(judge(None, &pod("c1", "net1", "u1"), |_, _| false).unwrap(), Claim::Free);
+    }
+
+    #[test]
+    fn a_record_written_anew_goes_to_its_pod_and_to_nobody_else() {
+        let in_netns = |holder: Holder, inode: u64, name: &str| match holder {
+            Holder::Pod { container_id, ifname, pod_uid, pod_namespace, netns, .. } => Holder::Pod {
+                container_id,
+                ifname,
+                pod_uid,
+                pod_namespace,
+                pod_name: name.into(),
+                netns,
+                netns_inode: inode,
+            },
+            Holder::Host => Holder::Host,
+        };
+        let adopted = record(in_netns(pod(UNKNOWN, "net1", UNKNOWN), 1, "web-0"));
+        let judged = |ifname: &str, inode: u64, name: &str| {
+            judge(Some(&adopted), &in_netns(pod("c1", ifname, "u1"), inode, name), |_, _| false)
+        };
+        assert_eq!(judged("net1", 1, "web-0").unwrap(), Claim::Again);
+        assert!(matches!(judged("net2", 1, "web-0"), Err(ClaimError::TwoNetworks { .. })));
+        assert_eq!(judged("net1", 2, "web-0").unwrap(), Claim::TakeOver, "its next sandbox");
+        assert_eq!(judged("net2", 2, "web-0").unwrap(), Claim::TakeOver, "the link was not the pod's");
+        assert!(matches!(judged("net1", 2, "web-1"), Err(ClaimError::InUse { .. })));
     }
 
     #[test]

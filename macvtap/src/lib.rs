@@ -4,6 +4,7 @@
 //! plugin reads it; whoever makes a link leaves an attachment record. This crate holds these two files' formats, the
 //! rules for names and numbers in them, and the only implementation of making and removing a macvtap.
 
+pub mod adopt;
 pub mod attach;
 pub mod boot;
 pub mod claim;

@@ -6,9 +6,15 @@
 use crate::device_id::DeviceId;
 use crate::mac::MacAddr;
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// The version this program writes, and the only one it reads.
 pub const VERSION: u32 = 1;
+
+/// Stands for a container ID or a pod's UID that nobody could tell when a lost record was written anew. No runtime gives
+/// a container an empty ID.
+pub const UNKNOWN: &str = "";
 
 /// The content of one record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +53,7 @@ pub enum Holder {
     /// A pod network: the link is in the pod's network namespace.
     #[serde(rename_all = "camelCase")]
     Pod {
-        /// `CNI_CONTAINERID` of the sandbox.
+        /// `CNI_CONTAINERID` of the sandbox; [`UNKNOWN`] in a record that was written anew.
         container_id: String,
         /// `CNI_IFNAME`.
         ifname: String,
@@ -64,6 +70,24 @@ pub enum Holder {
     },
     /// A pod that has only the tap: the link is in the namespace of the node.
     Host,
+}
+
+impl Holder {
+    /// Whether this is the interface that a runtime means by this namespace and name, in a record that was written anew
+    /// and so knows no container.
+    pub fn is_adopted(&self, ifname: &str, netns: Option<&Path>) -> bool {
+        let (Self::Pod { container_id, ifname: own, netns: path, netns_inode, .. }, Some(netns)) =
+            (self, netns)
+        else {
+            return false;
+        };
+        container_id == UNKNOWN
+            && own == ifname
+            && match std::fs::metadata(netns) {
+                Ok(found) => found.ino() == *netns_inode,
+                Err(_) => netns == Path::new(path),
+            }
+    }
 }
 
 /// How far an attachment has come.
@@ -109,6 +133,31 @@ impl std::str::FromStr for DeviceNumber {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_written_anew_is_known_by_namespace_and_interface() {
+        let dir = tempfile::tempdir().unwrap();
+        let (here, elsewhere) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::write(&here, "").unwrap();
+        std::fs::write(&elsewhere, "").unwrap();
+        let inode = std::fs::metadata(&here).unwrap().ino();
+        let holder = |container: &str| Holder::Pod {
+            container_id: container.into(),
+            ifname: "net1".into(),
+            pod_uid: UNKNOWN.into(),
+            pod_namespace: "default".into(),
+            pod_name: "vm".into(),
+            netns: here.display().to_string(),
+            netns_inode: inode,
+        };
+        assert!(holder(UNKNOWN).is_adopted("net1", Some(&here)));
+        assert!(!holder(UNKNOWN).is_adopted("net2", Some(&here)));
+        assert!(!holder(UNKNOWN).is_adopted("net1", Some(&elsewhere)));
+        assert!(!holder(UNKNOWN).is_adopted("net1", None));
+        assert!(!holder("c1").is_adopted("net1", Some(&here)));
+        std::fs::remove_file(&here).unwrap();
+        assert!(holder(UNKNOWN).is_adopted("net1", Some(&here)), "the sandbox is gone, the path is known");
+    }
 
     #[test]
     fn only_two_numbers_are_a_device_number() {

@@ -21,7 +21,7 @@ use std::{fs, io};
 const NODE_MODE: u32 = 0o600;
 
 /// Where the kernel lists every character device of the machine, whatever its namespace.
-const CHARACTER_DEVICES: &str = "/sys/dev/char";
+pub(crate) const CHARACTER_DEVICES: &str = "/sys/dev/char";
 
 /// A view of sysfs as one network namespace has it. Not mounted anywhere: it lives as long as this value.
 #[derive(Debug)]

@@ -70,6 +70,11 @@ impl Holder {
         format!("/proc/{}/ns/net", self.child.id()).into()
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends the process and waits, so its namespaces have no process left.
     pub(crate) fn end(&mut self) {
         let _ = self.child.kill();
