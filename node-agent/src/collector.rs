@@ -1,4 +1,5 @@
-//! What pods left behind, and what they lost: which records are without a pod, which devices without a link. Pure.
+//! What pods left behind, and what they lost: which records are without a pod, which devices without a link or without
+//! a record. Pure.
 //!
 //! A record is removed only when it is certain that nobody needs its device: a link that is deleted under a running
 //! virtual machine cannot be given back. The kubelet knows no pods for a while after its start, hence the conditions.
@@ -6,7 +7,7 @@
 use crate::kubelet::podresources::{Listing, PodName};
 use macvtap::device_id::DeviceId;
 use macvtap::record::{Attachment, Holder, State};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// How long a device must be without a pod.
@@ -38,10 +39,11 @@ pub trait Liveness {
     fn sandbox_exists(&self, record: &Attachment) -> bool;
 }
 
-/// Remembers since when each device has been without a pod.
+/// Remembers since when each record has been without a pod, and each pod's device without a record.
 #[derive(Debug, Default)]
 pub struct Collector {
     missing: BTreeMap<DeviceId, Instant>,
+    unrecorded: BTreeMap<DeviceId, Instant>,
 }
 
 /// What is to be done.
@@ -51,6 +53,8 @@ pub struct Plan {
     pub leftovers: Vec<Attachment>,
     /// Devices that pods have and whose link is gone.
     pub dead: Vec<(Attachment, PodName)>,
+    /// Devices that pods have and no record names: not attached yet, or the record was lost.
+    pub unrecorded: Vec<(DeviceId, PodName)>,
 }
 
 impl Collector {
@@ -84,7 +88,26 @@ impl Collector {
             }
         }
         self.missing = missing;
+        plan.unrecorded = self.unrecorded(seen);
         plan
+    }
+
+    fn unrecorded(&mut self, seen: &Observation<'_>) -> Vec<(DeviceId, PodName)> {
+        let recorded: BTreeSet<&DeviceId> = seen.records.iter().map(|record| &record.device).collect();
+        let listed = seen.listing.iter().flat_map(|listing| &listing.devices);
+        let without = listed.filter(|(device, _)| !recorded.contains(device));
+        let mut since = BTreeMap::new();
+        let mut unrecorded = Vec::new();
+        for (device, pod) in without {
+            let first = self.unrecorded.get(device).copied().unwrap_or(seen.now);
+            since.insert(device.clone(), first);
+            // An ADD that is under way writes its record before there is a link.
+            if seen.now.saturating_duration_since(first) >= PATIENCE {
+                unrecorded.push((device.clone(), pod.clone()));
+            }
+        }
+        self.unrecorded = since;
+        unrecorded
     }
 }
 
@@ -237,6 +260,16 @@ mod tests {
         assert_eq!(second.leftovers, std::slice::from_ref(&record));
         let [_, second] = twice(&record, None, None, 0, &GONE);
         assert_eq!(second, Plan::default(), "the kubelet said nothing");
+    }
+
+    #[test]
+    fn a_device_without_a_record_is_looked_for_after_two_looks_and_one_with_a_record_is_not() {
+        let listing = listing(&[("aMvp0", "vm"), ("aMvp1", "next")], &["vm", "next", "agent"]);
+        let record = record(State::Attached);
+        let [first, second] = twice(&record, Some(&listing), Some(&pod("agent")), 100, &ALIVE);
+        assert_eq!(first, Plan::default());
+        assert_eq!(second.unrecorded, [("aMvp1".parse().unwrap(), pod("next"))]);
+        assert_eq!((second.leftovers, second.dead), (vec![], vec![]));
     }
 
     #[test]

@@ -6,12 +6,13 @@
 use crate::devices::{self, Demand, DemandedLink, Evolution, Known, Run, Surroundings, Withdrawals};
 use crate::health::{Policy, Sight, Tracker};
 use crate::inventory::Inventory;
-use crate::link::Link;
+use crate::link::{Kind, Link};
 use crate::offer::{LinkState, Offer, OfferedRun};
 use crate::pool::{Naming, Pool};
 use crate::selection::{self, Holding, Holdings, Selection};
 use macvtap::device_id::{DeviceId, ResourceName};
-use macvtap::table::DeviceTable;
+use macvtap::link::IfName;
+use macvtap::table::{DeviceTable, SlotRange};
 use macvtap_crds::v1alpha1::reason::LinkReason;
 use macvtap_crds::v1alpha1::settings::{Allocation, DeviceType, Topology};
 use std::collections::{BTreeMap, BTreeSet};
@@ -186,7 +187,12 @@ impl Engine {
                     (state, link.hardware.numa_node.filter(|_| hint))
                 }
             };
-            offered.push(OfferedRun { run: *run, link: name, state, numa_node });
+            let whole = OfferedRun { run: *run, link: name, state, numa_node };
+            if state == LinkState::Healthy {
+                offered.extend(without_taken(&self.inventory, &whole));
+            } else {
+                offered.push(whole);
+            }
         }
         Some(Offer {
             resource: resource.clone(),
@@ -196,6 +202,45 @@ impl Engine {
             runs: offered,
         })
     }
+}
+
+/// A healthy run, cut at the devices whose index another link of the node's namespace has: the taps of pods without
+/// network are made there. Pods' namespaces have indexes of their own.
+fn without_taken(inventory: &Inventory, whole: &OfferedRun) -> Vec<OfferedRun> {
+    let range = whole.run.range;
+    let end = range.first_ifindex.saturating_add(range.count);
+    let foreign = |link: &&Link| !is_tap_of(link, whole.run.lower);
+    let mut cuts: Vec<OfferedRun> = Vec::new();
+    let mut next = range.first_ifindex;
+    let cut = |from: u32, to: u32, state| OfferedRun {
+        run: Run {
+            range: SlotRange {
+                first_slot: range.first_slot + (from - range.first_ifindex),
+                count: to - from,
+                first_ifindex: from,
+            },
+            ..whole.run
+        },
+        state,
+        ..whole.clone()
+    };
+    for link in inventory.within(range.first_ifindex..end).filter(foreign) {
+        if link.ifindex > next {
+            cuts.push(cut(next, link.ifindex, LinkState::Healthy));
+        }
+        next = link.ifindex + 1;
+        cuts.push(cut(link.ifindex, next, LinkState::Unhealthy(LinkReason::IndexTaken)));
+    }
+    if next < end {
+        cuts.push(cut(next, end, LinkState::Healthy));
+    }
+    cuts
+}
+
+/// Whether the link is the tap of a device of ours on that link.
+fn is_tap_of(link: &Link, lower: u32) -> bool {
+    let name = IfName::tap_only(link.ifindex);
+    link.kind == Kind::Macvtap && link.lower == Some(lower) && link.name == name.as_str()
 }
 
 fn known(link: &Link) -> (u32, Known) {

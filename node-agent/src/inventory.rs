@@ -91,6 +91,11 @@ impl Inventory {
         self.links.values()
     }
 
+    /// Links whose index is in this range, in the order of their indexes.
+    pub fn within(&self, indexes: std::ops::Range<u32>) -> impl Iterator<Item = &Link> {
+        self.links.range(indexes).map(|(_, link)| link)
+    }
+
     /// Whether a default route uses the link.
     pub fn has_default_route(&self, ifindex: u32) -> bool {
         self.default_routes.contains(&ifindex)

@@ -29,6 +29,8 @@ pub struct Metrics {
     pub table_write_failures: Counter,
     /// Leftovers removed: links, nodes and records of pods that are gone.
     pub leftovers: Counter,
+    /// Lost records of pods that still have their link, written anew.
+    pub adopted: Counter,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -76,6 +78,7 @@ impl Default for Metrics {
             table_writes: Counter::default(),
             table_write_failures: Counter::default(),
             leftovers: Counter::default(),
+            adopted: Counter::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("devices", "Devices by resource and state", metrics.devices.clone());
@@ -101,6 +104,7 @@ impl Default for Metrics {
             metrics.table_write_failures.clone(),
         );
         registry.register("leftovers_removed", "Leftovers of pods removed", metrics.leftovers.clone());
+        registry.register("records_adopted", "Lost attachment records written anew", metrics.adopted.clone());
         metrics
     }
 }

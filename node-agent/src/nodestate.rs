@@ -3,7 +3,7 @@
 use crate::engine::{Engine, Step};
 use crate::kubelet::endpoint::Registration;
 use crate::link::{Kind, Link};
-use crate::offer::{Counts, LinkState};
+use crate::offer::{Counts, LinkState, OfferedRun};
 use crate::pool::Pool;
 use crate::selection::{self, PoolOutcome, Refusal};
 use crate::source::Configuration;
@@ -18,6 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The longest message of a link, in bytes.
 const MESSAGE_MAX: usize = 1024;
+
+/// So many devices without an index are named in one message.
+const TAKEN_MAX: usize = 5;
 
 /// Everything a status is made of.
 pub struct View<'v> {
@@ -94,6 +97,7 @@ impl View<'_> {
                 LinkReason::MtuTooSmall => {
                     format!("the MTU of {name} is {}, smaller than the pool's", link.mtu)
                 }
+                LinkReason::IndexTaken => self.taken(|_, offered| offered.run.lower == link.ifindex),
                 _ => selection::obstacle(&self.engine.inventory, link)
                     .map_or_else(|| format!("devices of {name} are unhealthy"), |obstacle| obstacle.message),
             };
@@ -105,6 +109,34 @@ impl View<'_> {
             message: format!("devices in use on {name} keep the earlier mode until they are free"),
         })
     }
+}
+
+impl View<'_> {
+    /// Which devices of these runs have no index of their own, and who has it. Empty when each has.
+    fn taken(&self, of: impl Fn(&ResourceName, &OfferedRun) -> bool) -> String {
+        let runs = self
+            .step
+            .offers
+            .iter()
+            .flat_map(|(resource, offer)| offer.runs.iter().map(move |offered| (resource, offered)));
+        let taken = runs.filter(|(resource, offered)| {
+            offered.run.advertised && is_taken(offered) && of(resource, offered)
+        });
+        let told = taken.take(TAKEN_MAX).map(|(resource, offered)| {
+            let range = offered.run.range;
+            let by = self.names(&[range.first_ifindex]).join("");
+            let device = DeviceId::new(resource.clone(), range.first_slot);
+            format!(
+                "index {} of device {device} is taken by link {by}; `ip link del {by}`",
+                range.first_ifindex
+            )
+        });
+        told.collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn is_taken(offered: &OfferedRun) -> bool {
+    offered.state == LinkState::Unhealthy(LinkReason::IndexTaken)
 }
 
 /// NICs, bonds, VLANs, and what a pool matches; those in pools first when there are too many.
@@ -174,6 +206,8 @@ fn pool_status(view: &View<'_>, index: usize, pool: &Pool) -> NodePoolStatus {
         counts.capacity += offered.capacity;
         counts.allocatable += offered.allocatable;
         let sick = offer.runs.iter().filter(|run| run.run.advertised && run.state != LinkState::Healthy);
+        // Of such a link only some devices are.
+        let sick = sick.filter(|run| !is_taken(run));
         unhealthy.extend(sick.map(|run| run.link.clone()));
     }
     let of = |devices: &BTreeSet<DeviceId>| {
@@ -286,6 +320,7 @@ fn degraded(view: &View<'_>, resources: &BTreeSet<&ResourceName>, status: &NodeP
         .iter()
         .filter_map(|resource| view.step.offers.get(*resource))
         .any(|offer| offer.runs.iter().any(|run| run.state == LinkState::Unhealthy(LinkReason::MtuTooSmall)));
+    let taken = view.taken(|resource, _| resources.contains(resource));
     let (reason, message) = if status.dead > 0 {
         let message =
             format!("{} devices lost their link under running pods; only new pods cure it", status.dead);
@@ -297,6 +332,8 @@ fn degraded(view: &View<'_>, resources: &BTreeSet<&ResourceName>, status: &NodeP
         (NodePoolReason::MtuTooSmall, format!("smaller than the pool's mtu: {links}"))
     } else if !status.unhealthy_links.is_empty() {
         (NodePoolReason::LinksUnhealthy, format!("unhealthy: {}", status.unhealthy_links.join(", ")))
+    } else if !taken.is_empty() {
+        (NodePoolReason::IndexTaken, taken)
     } else if pending {
         let message = "devices in use keep the earlier mode until they are free";
         (NodePoolReason::ModeChangePending, message.to_owned())

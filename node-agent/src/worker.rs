@@ -1,6 +1,8 @@
 //! The worker: joins what watches (links, configuration, kubelet, pods) to the engine, and what the engine decides to
 //! what acts (device table, sockets, status).
 
+mod findings;
+mod leftovers;
 mod serving;
 mod usage;
 

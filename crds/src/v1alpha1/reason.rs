@@ -65,7 +65,7 @@ reasons! {
         ModeChangePending,
         /// Its MTU is smaller than the pool's.
         MtuTooSmall,
-        /// A macvtap that is not ours has an index of ours.
+        /// A link of the node that is not ours has the index of one of its devices.
         IndexTaken,
     }
 }
@@ -101,6 +101,8 @@ reasons! {
         ModeChangePending,
         /// A link's MTU is smaller than the pool's.
         MtuTooSmall,
+        /// Links of the node that are not ours have indexes of devices.
+        IndexTaken,
         /// It is being deleted, and devices are in use.
         Draining,
         /// It is being deleted, and no device is in use.

@@ -71,6 +71,50 @@ fn a_loss_of_carrier_counts_after_its_delay_and_asks_to_be_woken() {
 }
 
 #[test]
+fn a_device_whose_index_another_link_of_the_node_has_is_unhealthy_until_that_goes() {
+    let mut engine =
+        engine(vec![pool("a", &json!({"links": [{"names": ["dp0"]}], "capacity": {"perLink": 10}}))]);
+    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    let first =
+        step(&mut engine, Instant::now()).offers[&"a".parse().unwrap()].runs[0].run.range.first_ifindex;
+    for (slot, counted) in [(0, 9), (4, 8), (9, 7), (10, 7)] {
+        let _ = engine.inventory.apply(link(first + slot, &format!("stranger{slot}"), Kind::Veth));
+        let step = step(&mut engine, Instant::now());
+        assert_eq!(counts(&step, "a"), Counts { capacity: 10, allocatable: counted }, "slot {slot}");
+        assert!(!step.table_changed);
+    }
+    let offer = &step(&mut engine, Instant::now()).offers[&"a".parse().unwrap()];
+    let listed = offer.devices();
+    let sick: Vec<&str> = listed
+        .iter()
+        .filter(|device| device.health == "Unhealthy")
+        .map(|device| device.id.as_str())
+        .collect();
+    assert_eq!(sick, ["aMvp0", "aMvp4", "aMvp9"]);
+    let granted = offer.grant(&["aMvp5".to_owned()]).unwrap();
+    assert_eq!(granted[0].ifindex, first + 5, "a cut moved an index");
+    for slot in [0, 4, 9] {
+        let _ = engine.inventory.remove(first + slot);
+    }
+    assert_eq!(counts(&step(&mut engine, Instant::now()), "a").allocatable, 10);
+}
+
+#[test]
+fn the_tap_of_a_pod_without_network_takes_no_index() {
+    let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 10}}))]);
+    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    let first =
+        step(&mut engine, Instant::now()).offers[&"a".parse().unwrap()].runs[0].run.range.first_ifindex;
+    let mut tap = link(first + 4, IfName::tap_only(first + 4).as_str(), Kind::Macvtap);
+    tap.lower = Some(3);
+    let _ = engine.inventory.apply(tap.clone());
+    assert_eq!(counts(&step(&mut engine, Instant::now()), "a").allocatable, 10);
+    tap.lower = Some(4);
+    let _ = engine.inventory.apply(tap);
+    assert_eq!(counts(&step(&mut engine, Instant::now()), "a").allocatable, 9, "on another link");
+}
+
+#[test]
 fn an_mtu_the_link_cannot_have_and_a_master_make_its_devices_unhealthy() {
     let mut engine = engine(vec![pool("a", &json!({"macvtap": {"mtu": 9000}}))]);
     let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));

@@ -151,3 +151,26 @@ fn a_pool_that_cannot_be_read_does_not_hide_the_others() {
     assert_eq!(status.totals.pools, "1/2");
     assert_eq!(condition::find(&status.conditions, ConditionType::Ready).unwrap().reason, "PoolsNotReady");
 }
+
+#[test]
+fn a_device_whose_index_is_taken_is_told_with_the_link_that_has_it_and_its_own_link_is_well() {
+    let mut scene = Scene::new(
+        vec![pool("a", &json!({"links": [{"names": ["dp0"]}], "capacity": {"perLink": 10}}))],
+        vec![veth(3, "dp0")],
+    );
+    scene.status();
+    let index = macvtap::table::IFINDEX_FIRST + 4;
+    let _ = scene.engine.inventory.apply(veth(index, "stranger"));
+    let status = scene.status();
+    assert_eq!(says(&status, 0, ConditionType::Ready), (true, "Serving"));
+    assert_eq!(says(&status, 0, ConditionType::Degraded), (true, "IndexTaken"));
+    let message = &condition::find(&status.pools[0].conditions, ConditionType::Degraded).unwrap().message;
+    let wanted = format!("index {index} of device aMvp4 is taken by link stranger; `ip link del stranger`");
+    assert_eq!(*message, wanted);
+    assert_eq!((status.pools[0].allocatable, status.pools[0].unhealthy_links.len()), (9, 0));
+    let link = status.links.iter().find(|link| link.name == "dp0").unwrap();
+    assert_eq!(link.reason.as_deref(), Some("IndexTaken"));
+    assert_eq!(link.message.as_deref(), Some(wanted.as_str()));
+    let _ = scene.engine.inventory.remove(index);
+    assert_eq!(says(&scene.status(), 0, ConditionType::Degraded), (false, "AsExpected"));
+}

@@ -1,5 +1,6 @@
 //! The loop around the engine: takes news, lets it decide, acts.
 
+use super::findings::Findings;
 use super::usage::Usage;
 use crate::engine::{Engine, Step};
 use crate::inventory::Change;
@@ -11,7 +12,6 @@ use crate::netlink::News;
 use crate::nodestate::{self, View};
 use crate::offer::Offer;
 use crate::probe::Readiness;
-use crate::selection;
 use crate::source::Configuration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 /// How long the end of one resource may take.
 const STOP_TIMEOUT: Duration = Duration::from_millis(500);
@@ -51,8 +51,7 @@ pub(super) struct Serving {
     usage: Usage,
     has_links: bool,
     table_error: Option<String>,
-    /// What was said last of pools without links.
-    empty: BTreeMap<String, String>,
+    findings: Findings,
 }
 
 /// A resource the kubelet knows, or shall.
@@ -90,7 +89,7 @@ impl Serving {
             usage,
             has_links: false,
             table_error: None,
-            empty: BTreeMap::new(),
+            findings: Findings::default(),
         }
     }
 
@@ -226,24 +225,9 @@ impl Serving {
         if self.table_error.is_none() {
             self.publish(&step);
         }
-        self.say_what_is_missing(&step);
+        self.findings.log(&self.engine, &step);
         self.tell(Some(&step));
         wake
-    }
-
-    /// A pool without a link is no failure, and nobody finds out why if nobody says so.
-    fn say_what_is_missing(&mut self, step: &Step) {
-        let Engine { pools, inventory, .. } = &self.engine;
-        let reasons = pools.iter().enumerate().filter_map(|(index, pool)| {
-            Some((pool.name.clone(), selection::why_empty(pools, inventory, &step.selection, index)?))
-        });
-        let reasons: BTreeMap<String, String> = reasons.collect();
-        for (pool, reason) in &reasons {
-            if self.empty.get(pool) != Some(reason) {
-                warn!(%pool, %reason, "pool has no link");
-            }
-        }
-        self.empty = reasons;
     }
 
     fn publish(&mut self, step: &Step) {

@@ -1,25 +1,23 @@
-//! Which devices pods have, from the kubelet, from records and from what was just allocated; and the removal of what
-//! pods left behind.
+//! Which devices pods have, from the kubelet, from records and from what was just allocated.
 
+use super::leftovers;
 use crate::args::Run;
 use crate::checkpoint;
-use crate::collector::{Collector, Liveness, Observation, Plan};
+use crate::collector::{Collector, Liveness, Observation};
 use crate::devices::GRACE;
 use crate::kubelet::Shared;
 use crate::kubelet::directory::Happened;
 use crate::kubelet::podresources::{self, Listing, PodName};
-use macvtap::detach::{self, Detached};
 use macvtap::device_id::DeviceId;
-use macvtap::kernel::Rtnl;
 use macvtap::paths::Paths;
 use macvtap::record::{Attachment, Holder};
-use macvtap::{netns, park, records, tap};
+use macvtap::{netns, records, tap};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, info, warn};
+use tracing::warn;
 
 /// Between looks. Two of them are the collector's patience.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -108,7 +106,7 @@ impl Look {
                 now,
             };
             let plan = collector.plan(&seen, &Kernel);
-            let removed = remove(&paths, &plan);
+            let done = leftovers::clean(&paths, &plan);
             let mut in_use = match listing {
                 Some(listing) => listing.devices.into_keys().collect(),
                 // Without pod resources its checkpoint is all the kubelet tells; it forgets late, never early.
@@ -116,11 +114,12 @@ impl Look {
             };
             in_use.extend(recorded(&paths).into_iter().map(|record| record.device));
             let dead = plan.dead.into_iter().map(|(record, _)| record.device).collect();
-            (collector, Usage { in_use, dead }, removed)
+            (collector, Usage { in_use, dead }, done)
         });
-        let (collector, mut usage, removed) = looked.await.ok()?;
+        let (collector, mut usage, done) = looked.await.ok()?;
         self.collector = collector;
-        self.shared.metrics.leftovers.inc_by(removed);
+        self.shared.metrics.leftovers.inc_by(done.removed);
+        self.shared.metrics.adopted.inc_by(done.adopted);
         usage.in_use.extend(self.shared.ledger.recent(GRACE));
         Some(usage)
     }
@@ -180,38 +179,4 @@ fn recorded(paths: &Paths) -> Vec<Attachment> {
             Vec::new()
         }
     }
-}
-
-/// Removes leftovers, then the placeholders nobody needs any more. Goes on after an error.
-fn remove(paths: &Paths, plan: &Plan) -> u64 {
-    for (record, pod) in &plan.dead {
-        debug!(device = %record.device, pod = %pod.name, namespace = %pod.namespace, "link lost under a pod");
-    }
-    let mut kernel = match Rtnl::node() {
-        Ok(kernel) => kernel,
-        Err(error) => {
-            let reason = crate::error_chain(&error);
-            warn!(%reason, "leftovers not removed");
-            return 0;
-        }
-    };
-    let mut removed = 0;
-    for record in &plan.leftovers {
-        match detach::collect(paths, &mut kernel, record) {
-            Ok(Detached::Removed(record)) => {
-                info!(device = %record.device, holder = ?record.holder, "leftover removed");
-                removed += 1;
-            }
-            Ok(Detached::NotTheirs(_) | Detached::Absent) => {}
-            Err(error) => {
-                let reason = crate::error_chain(&error);
-                warn!(device = %record.device, %reason, "leftover not removed");
-            }
-        }
-    }
-    if let Err(error) = park::release(paths, &mut kernel) {
-        let reason = crate::error_chain(&error);
-        warn!(%reason, "placeholders not released");
-    }
-    removed
 }

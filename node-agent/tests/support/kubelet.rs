@@ -155,6 +155,11 @@ impl Kubelet {
     }
 
     /// A pod that has a device, in pod resources.
+    /// Lists no pod with a device any more.
+    pub(crate) fn remove_pods(&self) {
+        self.state.lock().unwrap().pods.clear();
+    }
+
     pub(crate) fn add_pod(&self, name: &str, device: &str) {
         let mut state = self.state.lock().unwrap();
         let resource = device.rsplit_once("Mvp").map_or("", |(resource, _)| resource);

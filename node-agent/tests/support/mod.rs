@@ -207,6 +207,19 @@ impl Drop for Agent {
     }
 }
 
+/// What the agent's metrics page says, from inside the node.
+pub(crate) fn metrics(node: &Node) -> String {
+    let get = "exec 3<>/dev/tcp/127.0.0.1/9469; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
+    let output = node.command("bash").args(["-c", get]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// One value of it, by name and labels as they are written there.
+pub(crate) fn metric(node: &Node, name: &str) -> Option<u64> {
+    let text = metrics(node);
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
 pub(crate) fn signal_to(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();

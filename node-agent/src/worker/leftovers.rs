@@ -1,0 +1,101 @@
+//! Acts on what the collector found: removes what pods left behind, writes lost records anew.
+
+use crate::collector::Plan;
+use macvtap::adopt::{self, Unrecorded};
+use macvtap::detach::{self, Detached};
+use macvtap::kernel::Rtnl;
+use macvtap::paths::Paths;
+use macvtap::{park, table_file, tap};
+use std::collections::BTreeSet;
+use std::path::Path;
+use tracing::{debug, info, warn};
+
+/// Where runtimes keep the namespaces of this node's pods.
+const NAMESPACES: &str = "/run/netns";
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Done {
+    /// Leftovers removed.
+    pub(super) removed: u64,
+    /// Records written anew.
+    pub(super) adopted: u64,
+}
+
+/// Removes leftovers, then the placeholders nobody needs any more, and writes lost records anew. Goes on after an error.
+pub(super) fn clean(paths: &Paths, plan: &Plan) -> Done {
+    for (record, pod) in &plan.dead {
+        debug!(device = %record.device, pod = %pod.name, namespace = %pod.namespace, "link lost under a pod");
+    }
+    let mut kernel = match Rtnl::node() {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            let reason = crate::error_chain(&error);
+            warn!(%reason, "leftovers not removed");
+            return Done::default();
+        }
+    };
+    let done = Done { removed: remove(paths, &mut kernel, plan), adopted: adopt(paths, &mut kernel, plan) };
+    if let Err(error) = park::release(paths, &mut kernel) {
+        let reason = crate::error_chain(&error);
+        warn!(%reason, "placeholders not released");
+    }
+    done
+}
+
+fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
+    let mut removed = 0;
+    for record in &plan.leftovers {
+        match detach::collect(paths, kernel, record) {
+            Ok(Detached::Removed(record)) => {
+                info!(device = %record.device, holder = ?record.holder, "leftover removed");
+                removed += 1;
+            }
+            Ok(Detached::NotTheirs(_) | Detached::Absent) => {}
+            Err(error) => {
+                let reason = crate::error_chain(&error);
+                warn!(device = %record.device, %reason, "leftover not removed");
+            }
+        }
+    }
+    removed
+}
+
+fn adopt(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
+    if plan.unrecorded.is_empty() {
+        return 0;
+    }
+    // Pods that take no network of their device are without a record for as long as they live: only where the machine
+    // has a tap with the device's index, namespaces are looked into.
+    let (Ok(table), Ok(taps)) = (table_file::load_current(paths), tap::all()) else { return 0 };
+    let taps: BTreeSet<u32> = taps.into_iter().map(|(_, ifindex)| ifindex).collect();
+    let mut adopted = 0;
+    for (device, pod) in &plan.unrecorded {
+        let Some(known) = table.device(device).filter(|known| taps.contains(&known.ifindex)) else {
+            continue;
+        };
+        let lost = Unrecorded {
+            device: device.clone(),
+            ifindex: known.ifindex,
+            lower_ifindex: known.link.ifindex,
+            owner: known.resource.owner,
+            pod_namespace: pod.namespace.clone(),
+            pod_name: pod.name.clone(),
+        };
+        match adopt::adopt(paths, kernel, &lost, Path::new(NAMESPACES)) {
+            Ok(Some(record)) => {
+                warn!(%device, pod = %pod.name, namespace = %pod.namespace, holder = ?record.holder, "lost record written anew");
+                if record.tap.is_none() {
+                    warn!(%device, "tap number not known: it is not kept from new links should this one vanish");
+                }
+                adopted += 1;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let reason = crate::error_chain(&error);
+                warn!(%device, %reason, "lost record not written anew");
+            }
+        }
+    }
+    adopted
+}
