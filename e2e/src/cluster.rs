@@ -14,6 +14,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::images::{self, Image};
+use crate::kube_ovn::{self, KubeOvn};
 use crate::layout::{Checkout, Layout, MAX_NODES};
 use crate::pki::Pki;
 use crate::process::Processes;
@@ -39,11 +40,14 @@ pub struct Options {
     pub nodes: u8,
     /// How Multus is installed.
     pub multus: Multus,
+    /// Whether kube-ovn gives addresses to further networks.
+    #[serde(default)]
+    pub kube_ovn: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 2, multus: Multus::Thin }
+        Self { nodes: 2, multus: Multus::Thin, kube_ovn: false }
     }
 }
 
@@ -79,6 +83,9 @@ impl Cluster {
         let layout = Layout::new(name)?;
         prerequisites::ensure(&layout.checkout)?;
         components::build(&layout.checkout)?;
+        if options.kube_ovn {
+            kube_ovn::build(&layout.checkout)?;
+        }
         images::build(&layout.checkout, &images::BASE)?;
         let _lock = lock(&layout)?;
         let options = match read_options(&layout) {
@@ -236,6 +243,12 @@ impl Cluster {
     pub fn node(&self, name: &str) -> Result<&Node> {
         let Some(local) = &self.local else {
             bail!("this needs access to the processes of node {name}, which only a local cluster gives")
+    /// kube-ovn on its nodes, if it is local.
+    pub fn kube_ovn(&self) -> Option<KubeOvn<'_>> {
+        let local = self.local.as_ref()?;
+        Some(KubeOvn::new(&self.checkout, &local.processes, &local.nodes))
+    }
+
         };
         local
             .nodes
@@ -288,7 +301,7 @@ fn merge(name: &str, old: Options, new: Options) -> Result<Options> {
         "cluster {name:?} runs Multus {:?}; end it first with: macvtap-cluster down --name {name}",
         old.multus
     );
-    Ok(Options { nodes: old.nodes.max(new.nodes), ..new })
+    Ok(Options { nodes: old.nodes.max(new.nodes), kube_ovn: old.kube_ovn || new.kube_ovn, ..new })
 }
 
 fn start(local: &Local, options: Options) -> Result<Cluster> {
@@ -323,6 +336,10 @@ fn start(local: &Local, options: Options) -> Result<Cluster> {
 }
 
 fn start_runtime(node: &Node, options: Options, pki: &Pki) -> Result<()> {
+    if let Some(kube_ovn) = cluster.kube_ovn().filter(|_| options.kube_ovn) {
+        kube_ovn.ensure(cluster.kubectl(), &pki)?;
+        say(format_args!("  kube-ovn ready after {:.1} s", start.elapsed().as_secs_f64()));
+    }
     if options.multus == Multus::Thin {
         // Before containerd, which then sees the final configuration at once.
         multus::install_thin(node, pki)?;

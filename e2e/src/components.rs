@@ -1,4 +1,4 @@
-//! Kubernetes, etcd, containerd, Multus and Helm, built from the Go modules pinned in `components/`.
+//! Kubernetes, etcd, containerd, Multus, Helm and kube-ovn, built from the Go modules pinned in `components/`.
 //!
 //! Go checks every module against `go.sum`. Modules whose dependencies agree share one `go.mod`, and the others are held
 //! at the same versions as far as they go: what two programs have in common is then compiled once.
@@ -44,6 +44,7 @@ enum Version {
 const K8S: &str = "k8s.io/kubernetes";
 const CONTAINERD: &str = "github.com/containerd/containerd/v2";
 const HELM: &str = "helm.sh/helm/v3";
+const KUBE_OVN_MODULE: &str = "github.com/kubeovn/kube-ovn";
 
 const FAMILIES: [Family; 3] = [
     Family {
@@ -122,11 +123,53 @@ const FAMILIES: [Family; 3] = [
     },
 ];
 
+/// kube-ovn, which only few clusters have: it is built for those.
+const KUBE_OVN: Family = Family {
+    name: "kube-ovn",
+    tags: "",
+    variables: &[("github.com/kubeovn/kube-ovn/versions.VERSION", Version::Whole(KUBE_OVN_MODULE))],
+    steps: &[Step {
+        name: "kube-ovn",
+        seconds: 140,
+        programs: &[
+            Program("github.com/kubeovn/kube-ovn/cmd/cni", "kube-ovn"),
+            Program("github.com/kubeovn/kube-ovn/cmd/controller", "kube-ovn-controller"),
+            Program("github.com/kubeovn/kube-ovn/cmd/daemon", "kube-ovn-daemon"),
+            Program("macvtap.network.kubevirt.io/e2e/kube-ovn/schemas", "kube-ovn-schemas"),
+        ],
+    }],
+};
+
 /// Builds what is missing or no longer what its `go.mod` says. Costs a few milliseconds when there is nothing to do.
 pub fn build(checkout: &Checkout) -> Result<()> {
+    build_families(checkout, &FAMILIES)
+}
+
+/// As [`build`], for kube-ovn.
+pub fn build_kube_ovn(checkout: &Checkout) -> Result<()> {
+    build_families(checkout, &[KUBE_OVN])
+}
+
+/// The directory of kube-ovn's sources, where its manifests are.
+pub fn kube_ovn_sources(checkout: &Checkout) -> Result<PathBuf> {
+    let mut command = Command::new("go");
+    command.args(["mod", "download", "-json", &format!("{KUBE_OVN_MODULE}@{}", kube_ovn_version(checkout)?)]);
+    command.current_dir(checkout.path("e2e/components").join(KUBE_OVN.name)).stdin(Stdio::null());
+    let module: serde_json::Value =
+        serde_json::from_str(&process::output(&mut command)?).context("read what Go says about kube-ovn")?;
+    let dir = module["Dir"].as_str().context("Go names no directory of kube-ovn")?;
+    Ok(PathBuf::from(dir))
+}
+
+/// The version of kube-ovn that is built.
+pub fn kube_ovn_version(checkout: &Checkout) -> Result<String> {
+    version(checkout, KUBE_OVN.name, KUBE_OVN_MODULE).context("go.mod does not require kube-ovn")
+}
+
+fn build_families(checkout: &Checkout, families: &[Family]) -> Result<()> {
     fs::create_dir_all(checkout.bin()).with_context(|| format!("create {}", checkout.bin().display()))?;
     let _lock = checkout.lock("components")?;
-    for family in &FAMILIES {
+    for family in families {
         let builder = Builder { checkout, family };
         let flags = builder.flags()?;
         let digest = builder.digest(&flags)?;
@@ -162,14 +205,23 @@ impl Builder<'_> {
         Ok(flags.map(str::to_owned).into_iter().chain([linker]).collect())
     }
 
-    /// Everything the result depends on, but for the sources, which `go.sum` pins.
+    /// Everything the result depends on, but for the sources of others, which `go.sum` pins.
     fn digest(&self, flags: &[String]) -> Result<String> {
         let mut all = flags.join("\n").into_bytes();
-        for file in ["go.mod", "go.sum"] {
+        let mut files = vec!["go.mod".to_owned(), "go.sum".to_owned()];
+        files.extend(self.own_programs().map(|program| format!("{program}/main.go")));
+        for file in files {
             let path = self.module().join(file);
             all.extend(fs::read(&path).with_context(|| format!("read {}", path.display()))?);
         }
         Ok(layout::sha256_hex(&all))
+    }
+
+    /// The directories, in the module itself, of programs that are ours.
+    fn own_programs(&self) -> impl Iterator<Item = &'static str> {
+        let prefix = format!("macvtap.network.kubevirt.io/e2e/{}/", self.family.name);
+        let programs = self.family.steps.iter().flat_map(|step| step.programs);
+        programs.filter_map(move |program| program.0.strip_prefix(&prefix))
     }
 
     fn stamp(&self, program: &Program) -> PathBuf {
@@ -197,7 +249,8 @@ impl Builder<'_> {
         process::output(command.stdin(Stdio::null()))
             .with_context(|| format!("build {} with Go (https://go.dev/dl, 1.26 or later)", step.name))?;
         for program in step.programs {
-            let built = fresh.join(program.1);
+            let package = program.0.rsplit('/').next().unwrap_or(program.0);
+            let built = fresh.join(if step.programs.len() == 1 { program.1 } else { package });
             fs::rename(&built, self.checkout.bin().join(program.1))
                 .with_context(|| format!("install {}", program.1))?;
             layout::write(&self.stamp(program), digest)?;
@@ -256,8 +309,10 @@ mod tests {
     #[test]
     fn every_pinned_module_gives_its_flags() {
         let checkout = Checkout::here();
-        for family in &FAMILIES {
-            let flags = Builder { checkout: &checkout, family }.flags().unwrap();
+        for family in FAMILIES.iter().chain([&KUBE_OVN]) {
+            let builder = Builder { checkout: &checkout, family };
+            let flags = builder.flags().unwrap();
+            assert_ne!(builder.digest(&flags).unwrap(), "");
             assert!(flags.last().unwrap().starts_with("-s -w"), "{flags:?}");
         }
     }

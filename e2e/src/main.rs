@@ -30,6 +30,9 @@ enum Command {
         /// How Multus is installed
         #[arg(long, value_enum, default_value_t = Multus::Thin)]
         multus: Multus,
+        /// With kube-ovn, which gives addresses to networks of pods
+        #[arg(long)]
+        kube_ovn: bool,
     },
     /// End a cluster and leave nothing of it, in whatever state it is
     Down {
@@ -136,7 +139,9 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     let checkout = Checkout::here();
     match command {
-        Command::Up { name, nodes, multus } => up(&name.name, Options { nodes, multus })?,
+        Command::Up { name, nodes, multus, kube_ovn } => {
+            up(&name.name, Options { nodes, multus, kube_ovn })?;
+        }
         Command::Down { name } => Cluster::down(&name.name)?,
         Command::Status { name } => status(&Cluster::open(&name.name)?),
         Command::Kubectl { name, args } => {

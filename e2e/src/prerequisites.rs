@@ -6,7 +6,7 @@
 
 use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -15,8 +15,8 @@ use crate::layout::{self, Checkout};
 use crate::process;
 use crate::progress::{self, say};
 
-/// Program (or a file, by its full path), Debian package, why.
-const INSTALLED: [(&str, &str, &str); 9] = [
+/// Program (or a file by its full path, or a library), Debian package, why.
+const INSTALLED: [(&str, &str, &str); 14] = [
     ("ip", "iproute2", "makes the nodes' network namespaces and links"),
     ("iptables", "iptables", "kube-proxy and the portmap plugin write their rules with it"),
     ("nsenter", "util-linux", "starts the nodes' processes in their namespaces"),
@@ -30,14 +30,30 @@ const INSTALLED: [(&str, &str, &str); 9] = [
         "containernetworking-plugins",
         "the pods' default network, and addresses in tests",
     ),
+    ("ipset", "ipset", "kube-ovn's node daemon keeps its sets of addresses with it"),
+    ("libxdp.so.1", "libxdp1", "Open vSwitch links with it"),
+    ("libunbound.so.8", "libunbound8", "Open vSwitch and OVN link with it"),
+    ("libnuma.so.1", "libnuma1", "Open vSwitch links with it"),
+    ("libcap-ng.so.0", "libcap-ng0", "Open vSwitch and OVN link with it"),
 ];
 
 /// Package, a file in it, why.
-const UNPACKED: [(&str, &str, &str); 4] = [
+const UNPACKED: [(&str, &str, &str); 9] = [
     ("containerd", "usr/bin/containerd", "the container runtime 1.6 of node n2"),
     ("runc", "usr/sbin/runc", "starts the containers of both nodes"),
     ("busybox-static", "bin/busybox", "the shell in test pods"),
     ("docker-registry", "usr/bin/docker-registry", "serves the image that manifests call busybox"),
+    ("openvswitch-switch", "usr/lib/openvswitch-switch/ovs-vswitchd", "the switch below kube-ovn"),
+    ("openvswitch-common", "usr/sbin/ovsdb-server", "the databases below kube-ovn"),
+    ("ovn-common", "usr/bin/ovn-nbctl", "libraries and tools of OVN"),
+    ("ovn-central", "usr/bin/ovn-northd", "the central part of OVN below kube-ovn"),
+    ("ovn-host", "usr/bin/ovn-controller", "the part of OVN on each node"),
+];
+
+/// What the tests in virtual machines need beside that.
+const GUEST_LAB: [(&str, &str, &str); 2] = [
+    ("qemu-system-x86_64", "qemu-system-x86", "emulates the machines of the guest stage"),
+    ("modprobe", "kmod", "puts the modules of their kernel in order"),
 ];
 
 /// Installs and unpacks what is missing.
@@ -67,6 +83,13 @@ pub fn ensure(checkout: &Checkout) -> Result<()> {
         say(format_args!("  unpacking {package} below target/e2e: {reason}"));
     }
     download(checkout, &packages)
+}
+
+/// Installs what tests in virtual machines need; they also need what [`ensure`] gives.
+pub fn ensure_guest_lab(checkout: &Checkout) -> Result<()> {
+    let _lock = checkout.lock("prerequisites")?;
+    let missing = GUEST_LAB.iter().filter(|(program, _, _)| !present(program));
+    install(&missing.map(|(_, package, reason)| (*package, *reason)).collect::<Vec<_>>())
 }
 
 /// Fails early, and says what is wrong, when this machine or user cannot run a cluster.
@@ -108,6 +131,17 @@ fn download(checkout: &Checkout, packages: &[&str]) -> Result<()> {
         return Ok(());
     }
     let root = checkout.debian();
+    unpack(&root, packages)?;
+    for (package, file, _) in UNPACKED {
+        if !root.join(file).exists() {
+            bail!("package {package} of this Debian does not contain {file}");
+        }
+    }
+    Ok(())
+}
+
+/// Downloads Debian packages and unpacks them below `root`.
+pub fn unpack(root: &Path, packages: &[&str]) -> Result<()> {
     let archives = root.with_file_name("archives");
     layout::remove(&archives)?;
     fs::create_dir_all(&archives).with_context(|| format!("create {}", archives.display()))?;
@@ -123,19 +157,43 @@ fn download(checkout: &Checkout, packages: &[&str]) -> Result<()> {
         fetch().context("download Debian packages")?;
     }
     for entry in fs::read_dir(&archives)? {
-        process::output(Command::new("dpkg-deb").arg("-x").arg(entry?.path()).arg(&root))?;
+        process::output(Command::new("dpkg-deb").arg("-x").arg(entry?.path()).arg(root))?;
     }
-    layout::remove(&archives)?;
-    for (package, file, _) in UNPACKED {
-        if !root.join(file).exists() {
-            bail!("package {package} of this Debian does not contain {file}");
-        }
+    layout::remove(&archives)
+}
+
+/// The first package that this one depends on: what a package without content stands for.
+pub fn meaning(package: &str) -> Result<String> {
+    let ask = || -> Option<String> {
+        let text = process::output(Command::new("apt-cache").args(["depends", package])).ok()?;
+        let mut lines = text.lines();
+        lines.find_map(|line| line.trim().strip_prefix("Depends: ").map(str::to_owned))
+    };
+    if let Some(found) = ask() {
+        return Ok(found);
     }
-    Ok(())
+    process::output(Command::new("apt-get").args(["update", "-q"])).context("update the package lists")?;
+    ask().with_context(|| format!("no package {package} in this Debian"))
 }
 
 fn present(program: &str) -> bool {
-    if program.starts_with('/') { PathBuf::from(program).exists() } else { in_path(program) }
+    if program.starts_with('/') {
+        PathBuf::from(program).exists()
+    } else if program.contains(".so.") {
+        in_libraries(program)
+    } else {
+        in_path(program)
+    }
+}
+
+/// Debian keeps libraries below a directory that is named after the processor.
+fn in_libraries(library: &str) -> bool {
+    ["/lib", "/usr/lib"]
+        .iter()
+        .flat_map(fs::read_dir)
+        .flatten()
+        .flatten()
+        .any(|directory| directory.path().join(library).exists())
 }
 
 fn in_path(program: &str) -> bool {

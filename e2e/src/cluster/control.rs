@@ -11,7 +11,7 @@ use crate::control_plane::{self, Ports};
 use crate::layout::{API_PORT, Layout, MAX_NODES};
 use crate::node::kubelet_user;
 use crate::pki::Pki;
-use crate::{multus, namespaces, registry, relay, wait};
+use crate::{kube_ovn, multus, namespaces, registry, relay, wait};
 
 /// etcd and the API server have a network namespace to themselves, so ports can be fixed.
 const PORTS: Ports = Ports { etcd: 2379, etcd_peer: 2380, api: API_PORT };
@@ -34,6 +34,7 @@ fn users(layout: &Layout) -> Vec<(String, &'static str)> {
         ("system:kube-scheduler".to_owned(), ""),
         ("system:kube-proxy".to_owned(), "system:node-proxier"),
         (multus::USER.to_owned(), ""),
+        (kube_ovn::USER.to_owned(), "system:masters"),
     ];
     users.extend(layout.nodes(MAX_NODES).iter().map(|node| (kubelet_user(&node.name()), "system:nodes")));
     users
