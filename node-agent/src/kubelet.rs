@@ -5,7 +5,7 @@ pub mod endpoint;
 pub mod podresources;
 mod service;
 
-pub use service::{Ledger, Shared};
+pub use service::{Ledger, Lost, LostLink, Shared};
 
 /// The kubelet's socket in its device plugin directory.
 pub const KUBELET_SOCKET: &str = "kubelet.sock";

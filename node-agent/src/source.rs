@@ -121,7 +121,7 @@ impl Source {
         self,
         pools: mpsc::Sender<Configuration>,
         status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
-        _shared: Arc<Shared>,
+        shared: Arc<Shared>,
     ) {
         match self {
             Self::Environment(standalone) => {
@@ -129,7 +129,7 @@ impl Source {
                 pools.closed().await;
             }
             Self::File(path, standalone) => file::follow(path, standalone, pools).await,
-            Self::Cluster(cluster) => cluster.follow(pools, status).await,
+            Self::Cluster(cluster) => cluster.follow(pools, status, shared.lost.subscribe()).await,
         }
     }
 }

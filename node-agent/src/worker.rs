@@ -141,6 +141,7 @@ async fn lead(
         ledger: Ledger::default(),
         metrics: Metrics::default(),
         allocated: tokio::sync::Notify::new(),
+        lost: watch::Sender::default(),
     });
     endpoint::remove_dead_sockets(&arguments.device_plugin_dir);
     let (happened_sender, happened) = watch::channel(directory::Happened::default());

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use support::kubelet::{Kubelet, await_true};
-use support::{Agent, Node, is_root};
+use support::{Agent, Node, is_root, metric};
 
 const NODE: &str = "n1";
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -220,4 +220,45 @@ fn a_node_state_that_comes_late_or_comes_again_is_reported_to() {
     scene.tell("h1", &[pool("dataplane", &json!({}))]);
     scene.kubelet.await_healthy("dataplane", 20);
     scene.await_status("the second is reported to", |status| status["observedHash"] == "h1");
+}
+
+#[test]
+fn a_link_that_vanished_under_a_pod_is_counted_and_told_on_the_pod_and_on_the_node() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.tell("h1", &[pool("dataplane", &json!({}))]);
+    let agent = scene.agent();
+    scene.kubelet.await_healthy("dataplane", 20);
+    // A pod that an ADD served once, and whose link is nowhere; no tap of this machine has such a number.
+    let record = json!({
+        "version": 1, "device": "dataplaneMvp3", "state": "Attached",
+        "holder": {
+            "kind": "pod", "containerId": "c", "ifname": "net1", "podUid": "11111111-2222-3333-4444-555555555555",
+            "podNamespace": "default", "podName": "vm", "netns": "/run/netns/none", "netnsInode": 1,
+        },
+        "ifindex": 0x0100_0003, "lowerIfindex": 2, "tap": {"major": 4095, "minor": 1},
+    });
+    let attachments = scene.node.path("/run/macvtap/attachments");
+    std::fs::create_dir_all(&attachments).unwrap();
+    std::fs::write(attachments.join("dataplaneMvp3"), record.to_string()).unwrap();
+    scene.kubelet.add_pod("vm", "dataplaneMvp3");
+    let status = scene.await_status("the dead device is counted", |status| status["totals"]["dead"] == 1);
+    assert_eq!(condition(&status["pools"][0], "Degraded"), ("True", "DevicesDead"));
+    assert_eq!(status["pools"][0]["dead"], 1);
+    await_true("pod and node have an Event", || {
+        let events: Value =
+            serde_json::from_str(&scene.kubectl(&["get", "events", "-A", "-o", "json"])).unwrap();
+        let about = |kind: &str, name: &str, reason: &str| {
+            events["items"].as_array().unwrap().iter().any(|event| {
+                let object = &event["involvedObject"];
+                object["kind"] == kind && object["name"] == name && event["reason"] == reason
+            })
+        };
+        about("Pod", "vm", "LinkLost") && about("Node", NODE, "DevicesDead")
+    });
+    assert!(agent.log().contains("link lost under a pod"), "{}", agent.log());
+    assert!(attachments.join("dataplaneMvp3").exists(), "the record guards the tap's number");
+    assert_eq!(metric(&scene.node, r#"macvtap_devices{resource="dataplane",state="dead"}"#), Some(1));
 }

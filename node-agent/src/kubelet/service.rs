@@ -1,10 +1,12 @@
 //! The device plugin interface of one resource.
 
+use super::podresources::PodName;
 use crate::offer::{Offer, Refusal};
 use crate::taps::{self, TapOnlyError};
 use futures::Stream;
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::paths::Paths;
+use macvtap::record::{Attachment, Holder};
 use macvtap::table::TapOnly;
 use macvtap_proto::deviceplugin::device_plugin_server::DevicePlugin;
 use macvtap_proto::deviceplugin::{
@@ -41,6 +43,34 @@ pub struct Shared {
     pub metrics: crate::metrics::Metrics,
     /// Woken after every allocation: what is in use has changed.
     pub allocated: tokio::sync::Notify,
+    /// Devices whose link vanished under a pod.
+    pub lost: watch::Sender<Lost>,
+}
+
+/// Devices whose link vanished under a pod.
+pub type Lost = BTreeMap<DeviceId, LostLink>;
+
+/// A link that vanished under a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostLink {
+    /// The pod.
+    pub pod: PodName,
+    /// Its UID; empty when nobody tells it.
+    pub pod_uid: String,
+    /// The interface; none for a pod that has only the tap.
+    pub interface: Option<String>,
+}
+
+impl LostLink {
+    /// What a record tells of the link of that pod.
+    pub fn of(record: &Attachment, pod: PodName) -> Self {
+        match &record.holder {
+            Holder::Pod { pod_uid, ifname, .. } => {
+                Self { pod, pod_uid: pod_uid.clone(), interface: Some(ifname.clone()) }
+            }
+            Holder::Host => Self { pod, pod_uid: String::new(), interface: None },
+        }
+    }
 }
 
 /// One resource on one socket.

@@ -4,7 +4,8 @@
 //! comes up while the control plane is down still admits its pods.
 
 use super::Configuration;
-use super::events::Announcer;
+use super::events::{self, Announcer};
+use crate::kubelet::Lost;
 use futures::StreamExt;
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::DeserializeGuard;
@@ -53,6 +54,7 @@ impl Cluster {
         self,
         pools: mpsc::Sender<Configuration>,
         status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
+        lost: watch::Receiver<Lost>,
     ) {
         let mut current = self.load();
         if let Some(spec) = &current {
@@ -61,6 +63,7 @@ impl Cluster {
         }
         let client = client().await;
         let reporter = tokio::spawn(report(client.clone(), self.node.clone(), status));
+        let mourner = tokio::spawn(events::announce_lost(client.clone(), self.node.clone(), lost));
         let api: Api<State> = Api::all(client);
         let seen = watcher::watch_object(api, &self.node).default_backoff();
         futures::pin_mut!(seen);
@@ -86,6 +89,7 @@ impl Cluster {
             }
         }
         reporter.abort();
+        mourner.abort();
     }
 
     /// What to serve from now on; nothing when that is what is served.

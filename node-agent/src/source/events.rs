@@ -1,11 +1,15 @@
-//! What is worth an Event on the Node: conditions of pools that changed for better or worse.
+//! What is worth an Event: on the Node, conditions of pools that changed for better or worse; on a pod, the loss of its
+//! link.
 
+use crate::kubelet::{Lost, LostLink};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use macvtap::device_id::DeviceId;
 use macvtap_crds::AGENT_FIELD_MANAGER;
 use macvtap_crds::condition::{self, ConditionType};
 use macvtap_crds::v1alpha1::{MacvtapNodeStateStatus, NodePoolStatus};
+use tokio::sync::watch;
 use tracing::debug;
 
 /// The longest note the API server takes, in bytes.
@@ -27,8 +31,6 @@ pub(super) struct Announcer {
 
 impl Announcer {
     pub(super) fn new(client: Client, node: &str) -> Self {
-        let reporter =
-            Reporter { controller: AGENT_FIELD_MANAGER.to_owned(), instance: Some(node.to_owned()) };
         let reference = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Node".to_owned()),
@@ -37,7 +39,7 @@ impl Announcer {
             uid: Some(node.to_owned()),
             ..ObjectReference::default()
         };
-        Self { recorder: Recorder::new(client, reporter), node: reference }
+        Self { recorder: Recorder::new(client, reporter(node)), node: reference }
     }
 
     /// Writes what changed. An Event that is lost is not written again: the status says it all.
@@ -60,6 +62,55 @@ impl Announcer {
             }
         }
     }
+}
+
+/// Writes an Event on each pod that loses a link. An Event that is lost is not written again: the node state counts on.
+pub(super) async fn announce_lost(client: Client, node: String, mut lost: watch::Receiver<Lost>) {
+    let recorder = Recorder::new(client, reporter(&node));
+    let mut announced = Lost::new();
+    loop {
+        let now = lost.borrow_and_update().clone();
+        for (device, link) in now.iter().filter(|(device, link)| announced.get(*device) != Some(*link)) {
+            let (event, pod) = lost_event(device, link);
+            if let Err(problem) = recorder.publish(&event, &pod).await {
+                let reason = crate::error_chain(&problem);
+                debug!(%reason, "event not written");
+            }
+        }
+        announced = now;
+        if lost.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn lost_event(device: &DeviceId, link: &LostLink) -> (Event, ObjectReference) {
+    let what = link.interface.as_ref().map_or_else(
+        || format!("the tap of device {device}"),
+        |interface| format!("interface {interface} (device {device})"),
+    );
+    let event = Event {
+        type_: EventType::Warning,
+        reason: "LinkLost".to_owned(),
+        note: Some(format!(
+            "{what} vanished under this pod; delete the pod, only a new one gets a working link"
+        )),
+        action: "CheckLink".to_owned(),
+        secondary: None,
+    };
+    let pod = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(link.pod.namespace.clone()),
+        name: Some(link.pod.name.clone()),
+        uid: Some(link.pod_uid.clone()).filter(|uid| !uid.is_empty()),
+        ..ObjectReference::default()
+    };
+    (event, pod)
+}
+
+fn reporter(node: &str) -> Reporter {
+    Reporter { controller: AGENT_FIELD_MANAGER.to_owned(), instance: Some(node.to_owned()) }
 }
 
 /// What changed between two statuses. An agent that has just started announces trouble only.

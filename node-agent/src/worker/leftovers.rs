@@ -8,7 +8,7 @@ use macvtap::paths::Paths;
 use macvtap::{park, table_file, tap};
 use std::collections::BTreeSet;
 use std::path::Path;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 /// Where runtimes keep the namespaces of this node's pods.
 const NAMESPACES: &str = "/run/netns";
@@ -24,9 +24,6 @@ pub(super) struct Done {
 
 /// Removes leftovers, then the placeholders nobody needs any more, and writes lost records anew. Goes on after an error.
 pub(super) fn clean(paths: &Paths, plan: &Plan) -> Done {
-    for (record, pod) in &plan.dead {
-        debug!(device = %record.device, pod = %pod.name, namespace = %pod.namespace, "link lost under a pod");
-    }
     let mut kernel = match Rtnl::node() {
         Ok(kernel) => kernel,
         Err(error) => {

@@ -5,9 +5,9 @@ use crate::args::Run;
 use crate::checkpoint;
 use crate::collector::{Collector, Liveness, Observation};
 use crate::devices::GRACE;
-use crate::kubelet::Shared;
 use crate::kubelet::directory::Happened;
 use crate::kubelet::podresources::{self, Listing, PodName};
+use crate::kubelet::{Lost, LostLink, Shared};
 use macvtap::device_id::DeviceId;
 use macvtap::paths::Paths;
 use macvtap::record::{Attachment, Holder};
@@ -55,6 +55,7 @@ pub(super) async fn follow(
         kubelet_starts,
         kubelet_since: Instant::now(),
         happened,
+        lost: Lost::new(),
         told: false,
     };
     loop {
@@ -78,6 +79,7 @@ struct Look {
     kubelet_starts: u64,
     kubelet_since: Instant,
     happened: watch::Receiver<Happened>,
+    lost: Lost,
     told: bool,
 }
 
@@ -89,6 +91,7 @@ impl Look {
             self.kubelet_since = now;
         }
         let listing = self.ask_kubelet().await;
+        let answered = listing.is_some();
         if let Some(listing) = &listing {
             self.shared.ledger.confirm(listing.devices.keys(), now);
         }
@@ -113,15 +116,33 @@ impl Look {
                 None => checkpoint::devices(&plugins),
             };
             in_use.extend(recorded(&paths).into_iter().map(|record| record.device));
-            let dead = plan.dead.into_iter().map(|(record, _)| record.device).collect();
-            (collector, Usage { in_use, dead }, done)
+            let lost = plan
+                .dead
+                .into_iter()
+                .map(|(record, pod)| (record.device.clone(), LostLink::of(&record, pod)));
+            (collector, in_use, lost.collect::<Lost>(), done)
         });
-        let (collector, mut usage, done) = looked.await.ok()?;
+        let (collector, mut in_use, lost, done): (_, BTreeSet<DeviceId>, _, _) = looked.await.ok()?;
         self.collector = collector;
+        // A kubelet that says nothing has not given anybody a new pod.
+        if answered {
+            self.note_lost(lost);
+        }
         self.shared.metrics.leftovers.inc_by(done.removed);
         self.shared.metrics.adopted.inc_by(done.adopted);
-        usage.in_use.extend(self.shared.ledger.recent(GRACE));
-        Some(usage)
+        in_use.extend(self.shared.ledger.recent(GRACE));
+        Some(Usage { in_use, dead: self.lost.keys().cloned().collect() })
+    }
+
+    fn note_lost(&mut self, lost: Lost) {
+        if lost == self.lost {
+            return;
+        }
+        for (device, link) in lost.iter().filter(|(device, _)| !self.lost.contains_key(*device)) {
+            warn!(%device, pod = %link.pod.name, namespace = %link.pod.namespace, "link lost under a pod; only a new pod gets a working one");
+        }
+        self.lost.clone_from(&lost);
+        self.shared.lost.send_replace(lost);
     }
 
     async fn ask_kubelet(&mut self) -> Option<Listing> {
