@@ -6,7 +6,7 @@
 //! Whatever fails, what was done before is undone, the IPAM plugin's part too.
 
 use crate::config::{Announce, Network};
-use crate::ipam::{Delegate, Lease, configure};
+use crate::ipam::{self, Delegate, Lease, configure};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Interface};
@@ -131,6 +131,7 @@ fn make(
         delegate.del()?;
     }
     let lease = delegate.map(Delegate::lease).transpose()?;
+    judge_lease(attaching.kernel(), lease.as_ref())?;
     let leased_mac = lease.as_ref().and_then(Lease::mac);
     if let Some(mac) = leased_mac {
         tell_overruled(network.mac, mac);
@@ -156,6 +157,7 @@ fn add_host_link(
     let mut kernel = Rtnl::with_pod(netns).map_err(|error| open_error(&error))?;
     let delegate = Delegate::new(call, network.ipam.as_ref())?;
     let lease = delegate.as_ref().map(Delegate::lease).transpose()?;
+    judge_lease(&mut kernel, lease.as_ref())?;
     let mac = lease.as_ref().and_then(Lease::mac).or(network.mac);
     let (mtu, promiscuous) = (network.mtu, network.promiscuous);
     let request = host_link::Request { name, ifname: attachment.ifname.clone(), mac, mtu, promiscuous };
@@ -171,7 +173,15 @@ fn add_host_link(
     report(attachment, network, &link.finish()?, lease.map(Lease::keep))
 }
 
-/// Addresses while the link is down, UP, and what the kernel takes only then.
+fn judge_lease(kernel: &mut Rtnl, lease: Option<&Lease<'_>>) -> Result<(), CniError> {
+    match lease.filter(|lease| lease.is_kube_ovns()) {
+        Some(lease) => ipam::refuse_twice(kernel, lease.result()),
+        None => Ok(()),
+    }
+}
+
+/// Addresses while the link is down, UP, and what the kernel takes only then. Routes last: they may replace those that
+/// another interface has.
 fn raise(link: &mut impl Raise, lease: Option<&Lease<'_>>, announce: Announce) -> Result<(), CniError> {
     let Some(lease) = lease else {
         link.change(Change::NoLinkLocalAddress)?;
@@ -180,8 +190,14 @@ fn raise(link: &mut impl Raise, lease: Option<&Lease<'_>>, announce: Announce) -
     let now = link.link()?;
     configure::addresses(link.kernel(), &now, lease.result(), announce)?;
     link.up()?;
+    configure::await_uniqueness(link.kernel(), &now, lease.result())?;
     configure::routes(link.kernel(), &now, lease.result())?;
-    configure::await_uniqueness(link.kernel(), &now, lease.result())
+    if announce == Announce::Auto {
+        // It may have got another MAC address on its way up.
+        let now = link.link()?;
+        ipam::announce(link.kernel(), &now, lease.result());
+    }
+    Ok(())
 }
 
 fn report(

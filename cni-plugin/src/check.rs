@@ -48,7 +48,7 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
         };
         check_device(call, attachment, &mut kernel, &link, &id, &device, owner)?;
     }
-    ipam::configure::check(&mut kernel, &link, reported)?;
+    ipam::check(&mut kernel, &link, reported)?;
     match Delegate::new(call, network.ipam.as_ref())? {
         Some(delegate) => delegate.check(),
         None => Ok(()),

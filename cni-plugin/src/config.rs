@@ -1,5 +1,6 @@
 //! The network configuration: a tenant wrote it, so every value is judged here, once.
 
+use crate::ipam::kube_ovn::{self, KubeOvn};
 use crate::protocol::environment::Args;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Dns};
@@ -72,6 +73,8 @@ pub enum Announce {
 pub struct Ipam {
     /// The plugin's file name.
     pub plugin: String,
+    /// What kube-ovn's plugin needs; none for any other.
+    pub kube_ovn: Option<KubeOvn>,
 }
 
 impl Document {
@@ -189,10 +192,8 @@ impl Document {
         if NEVER_IPAM.contains(&plugin.as_str()) {
             return Err(wrong("ipam.type", &plugin.into(), "an IPAM plugin, which this one is not"));
         }
-        if plugin == "kube-ovn" {
-            check_kube_ovn(ipam, settings)?;
-        }
-        Ok(Some(Ipam { plugin }))
+        let kube_ovn = (plugin == kube_ovn::PLUGIN).then(|| kube_ovn::judge(ipam, settings)).transpose()?;
+        Ok(Some(Ipam { plugin, kube_ovn }))
     }
 
     /// What the plugins before this one did.
@@ -286,32 +287,7 @@ impl Document {
     }
 }
 
-/// What kube-ovn's own plugin would take and do harm with.
-fn check_kube_ovn(ipam: &Map<String, Value>, settings: &Settings) -> Result<(), CniError> {
-    let want = "<NAD name>.<NAD namespace>, the provider of a kube-ovn Subnet";
-    let provider = string(ipam, "ipam.", "provider", want)?.unwrap_or_default();
-    let named =
-        provider.split_once('.').is_some_and(|(name, namespace)| !name.is_empty() && !namespace.is_empty());
-    if !named {
-        return Err(wrong("ipam.provider", &provider.into(), want));
-    }
-    if provider.ends_with("ovn") {
-        let want = "a provider that does not end in \"ovn\", which kube-ovn takes for its own network: use another namespace";
-        return Err(wrong("ipam.provider", &provider.into(), want));
-    }
-    let allowed = settings.socket_directories();
-    let shown = allowed.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
-    let want =
-        format!("the path of kube-ovn's socket below {shown} (socketDirectories in the node's cni.json)");
-    let socket = string(ipam, "ipam.", "server_socket", &want)?.unwrap_or_default();
-    let path = Path::new(&socket);
-    let plain = path.is_absolute()
-        && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    let below = allowed.iter().any(|directory| path.starts_with(directory) && path != directory);
-    if plain && below { Ok(()) } else { Err(wrong("ipam.server_socket", &socket.into(), &want)) }
-}
-
-fn string(
+pub(crate) fn string(
     object: &Map<String, Value>,
     prefix: &str,
     key: &str,
@@ -340,7 +316,7 @@ fn number(
     }
 }
 
-fn wrong(key: &str, value: &Value, want: &str) -> CniError {
+pub(crate) fn wrong(key: &str, value: &Value, want: &str) -> CniError {
     let shown: String = value.to_string().chars().take(200).collect();
     CniError::new(Code::Config, format!("network configuration: {key} is {shown}; it must be {want}"))
 }

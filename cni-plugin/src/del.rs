@@ -29,9 +29,15 @@ pub fn del(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
 }
 
 fn give_back(call: &Call, ipam: Option<&Ipam>) -> Result<(), CniError> {
-    match Delegate::new(call, ipam)? {
-        Some(delegate) => delegate.del(),
-        None => Ok(()),
+    match Delegate::new(call, ipam) {
+        Ok(Some(delegate)) => delegate.del(),
+        Ok(None) => Ok(()),
+        // As when its daemon is away: it frees an address when the Pod object goes.
+        Err(error) if ipam.is_some_and(|ipam| ipam.kube_ovn.is_some()) => {
+            warn!(%error, "kube-ovn was not told, it frees the addresses by itself");
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -1,23 +1,37 @@
 //! IPAM by another plugin: run, understood, undone.
 
+mod announce;
 pub mod configure;
+pub mod kube_ovn;
+mod present;
 mod process;
+mod route;
+
+pub(crate) use announce::announce;
+pub(crate) use present::{check, refuse_twice};
 
 use crate::Call;
 use crate::config::Ipam;
 use crate::protocol::error::{CniError, Code, chain};
 use crate::protocol::result::CniResult;
 use crate::protocol::version::Version;
+use kube_ovn::{Failure, KubeOvn};
 use macvtap::mac::MacAddr;
 use serde_json::Value;
 use std::path::PathBuf;
-use tracing::warn;
+use std::thread;
+use std::time::{Duration, Instant};
+use tracing::{debug, warn};
+
+/// Between two tries while kube-ovn's daemon is away.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// An IPAM plugin that was found.
 #[derive(Debug)]
 pub struct Delegate<'c> {
     call: &'c Call,
     plugin: String,
+    kube_ovn: Option<KubeOvn>,
     path: PathBuf,
 }
 
@@ -29,10 +43,17 @@ pub struct Lease<'d> {
     kept: bool,
 }
 
+/// How a plugin failed.
+struct Failed {
+    /// The code it gave.
+    code: Option<u64>,
+    error: CniError,
+}
+
 impl<'c> Delegate<'c> {
     /// Finds the plugin in `CNI_PATH`; none when none is configured.
     pub fn new(call: &'c Call, ipam: Option<&Ipam>) -> Result<Option<Self>, CniError> {
-        let Some(Ipam { plugin }) = ipam else {
+        let Some(Ipam { plugin, kube_ovn }) = ipam else {
             return Ok(None);
         };
         let directories = call.plugin_path.clone().unwrap_or_default();
@@ -45,33 +66,44 @@ impl<'c> Delegate<'c> {
             let message = format!("IPAM plugin {plugin} is in none of the directories of CNI_PATH ({searched}); install it there");
             CniError::new(Code::Ipam, message)
         })?;
-        Ok(Some(Self { call, plugin: plugin.clone(), path }))
+        Ok(Some(Self { call, plugin: plugin.clone(), kube_ovn: kube_ovn.clone(), path }))
     }
 
     /// ADD: asks for addresses.
     pub fn lease(&self) -> Result<Lease<'_>, CniError> {
-        let answer = self.run("ADD")?;
+        let answer = self.ask()?;
         // From here on they are ours to give back, also when the answer is useless.
         let mut lease = Lease { delegate: self, result: CniResult::default(), kept: false };
         let answer = answer.ok_or_else(|| self.failed("ADD", "it answered nothing"))?;
         lease.result =
             CniResult::parse(answer, &format!("the answer of IPAM plugin {}", self.plugin), Code::Ipam)?;
         if lease.result.ips.is_empty() {
-            return Err(
-                self.failed("ADD", "its answer has no ips; are plugin and its daemon of one version?")
-            );
+            let reason =
+                if self.kube_ovn.is_some() { kube_ovn::VERSION_MISMATCH } else { "its answer has no ips" };
+            return Err(self.failed("ADD", reason));
         }
+        if self.kube_ovn.is_some() {
+            kube_ovn::complete(&mut lease.result);
+        }
+        route::complete(&mut lease.result)?;
         Ok(lease)
     }
 
     /// DEL: gives addresses back.
     pub fn del(&self) -> Result<(), CniError> {
-        self.run("DEL").map(drop)
+        match self.run("DEL", self.deadline()) {
+            // Nothing is lost: kube-ovn frees an address when the Pod object goes. And the pod must go.
+            Err(failed) if self.failure(&failed) == Failure::DaemonAway => {
+                warn!(error = %failed.error, "kube-ovn's daemon was not told, it frees the addresses by itself");
+                Ok(())
+            }
+            outcome => outcome.map(drop).map_err(|failed| failed.error),
+        }
     }
 
     /// CHECK.
     pub fn check(&self) -> Result<(), CniError> {
-        self.run("CHECK").map(drop)
+        self.run("CHECK", self.deadline()).map(drop).map_err(|failed| failed.error)
     }
 
     /// GC, which plugins know from 1.1.0 on.
@@ -79,31 +111,90 @@ impl<'c> Delegate<'c> {
         self.since_1_1("GC")
     }
 
-    /// STATUS, which plugins know from 1.1.0 on.
+    /// STATUS, which plugins know from 1.1.0 on; kube-ovn's does nothing.
     pub fn status(&self) -> Result<(), CniError> {
+        if let Some(kube_ovn) = &self.kube_ovn
+            && let Err(errno) = kube_ovn::reach(kube_ovn)
+        {
+            let socket = kube_ovn.socket.display();
+            let message = format!(
+                "kube-ovn's daemon does not answer at {socket}: {}; is kube-ovn-cni running on this node?",
+                std::io::Error::from(errno)
+            );
+            return Err(CniError::new(Code::NotAvailable, message));
+        }
         self.since_1_1("STATUS")
     }
 
+    /// Runs ADD, again and again while kube-ovn's daemon is being restarted or has not heard of the pod.
+    fn ask(&self) -> Result<Option<Value>, CniError> {
+        let deadline = self.deadline();
+        let patience = Instant::now() + self.call.settings.ipam_retry();
+        loop {
+            let failed = match self.run("ADD", deadline) {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => failed,
+            };
+            let passes = self.failure(&failed) != Failure::Other;
+            if !passes || Instant::now() + RETRY_PAUSE > patience.min(deadline) {
+                let CniError { code, message, details } = failed.error;
+                let message = match &self.kube_ovn {
+                    Some(_) => format!("{message}; {}", kube_ovn::WHERE_TO_LOOK),
+                    None => message,
+                };
+                return Err(CniError { code, message, details });
+            }
+            warn!(error = %failed.error, "asked again soon");
+            thread::sleep(RETRY_PAUSE);
+        }
+    }
+
+    fn failure(&self, failed: &Failed) -> Failure {
+        match &self.kube_ovn {
+            Some(_) if failed.code == Some(Code::TryAgain as u64) => kube_ovn::failure(&failed.error.message),
+            _ => Failure::Other,
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.call.settings.ipam_timeout()
+    }
+
     fn since_1_1(&self, command: &str) -> Result<(), CniError> {
-        if self.call.document.version < Version::V1_1_0 { Ok(()) } else { self.run(command).map(drop) }
+        let version = self.call.document.version;
+        if version < Version::V1_1_0 {
+            return Ok(());
+        }
+        match self.run_as(command, version, self.deadline()) {
+            // One that is older does not know the version, or not even the command (Debian's set).
+            Err(Failed { code: Some(code), error })
+                if code == Code::IncompatibleVersion as u64 || code == Code::Environment as u64 =>
+            {
+                debug!(%error, "plugin is older than the command");
+                Ok(())
+            }
+            outcome => outcome.map(drop).map_err(|failed| failed.error),
+        }
     }
 
     /// Runs the plugin. One that does not know the newest version is asked in the one before, whose results say the same.
-    fn run(&self, command: &str) -> Result<Option<Value>, CniError> {
+    fn run(&self, command: &str, deadline: Instant) -> Result<Option<Value>, Failed> {
         let version = self.call.document.version;
-        match self.run_as(command, version) {
-            Err(error) if error.code == Code::IncompatibleVersion as u32 && version > Version::V1_0_0 => {
-                self.run_as(command, Version::V1_0_0)
+        match self.run_as(command, version, deadline) {
+            Err(failed)
+                if failed.code == Some(Code::IncompatibleVersion as u64) && version > Version::V1_0_0 =>
+            {
+                self.run_as(command, Version::V1_0_0, deadline)
             }
             outcome => outcome,
         }
     }
 
-    fn run_as(&self, command: &str, version: Version) -> Result<Option<Value>, CniError> {
+    fn run_as(&self, command: &str, version: Version, deadline: Instant) -> Result<Option<Value>, Failed> {
         let input = self.call.document.for_ipam(version).to_string();
-        let timeout = self.call.settings.ipam_timeout();
-        let output = process::run(&self.path, command, input.into_bytes(), timeout);
-        let output = output.map_err(|error| self.failed(command, &chain(&error)))?;
+        let output = process::run(&self.path, command, input.into_bytes(), deadline);
+        let output =
+            output.map_err(|error| Failed { code: None, error: self.failed(command, &chain(&error)) })?;
         for line in output.stderr.lines() {
             warn!(plugin = self.plugin, "{line}");
         }
@@ -126,7 +217,7 @@ impl<'c> Delegate<'c> {
         if let Some(code @ (1 | 11 | 50 | 51)) = code {
             error.code = u32::try_from(code).unwrap_or(error.code);
         }
-        Err(error)
+        Err(Failed { code, error })
     }
 
     fn failed(&self, command: &str, reason: &str) -> CniError {
@@ -144,6 +235,11 @@ impl Lease<'_> {
     pub fn mac(&self) -> Option<MacAddr> {
         let place = self.result.ips.iter().find_map(|ip| ip.interface).unwrap_or(0);
         self.result.interfaces.get(place)?.mac.parse().ok()
+    }
+
+    /// Whether these are kube-ovn's.
+    pub fn is_kube_ovns(&self) -> bool {
+        self.delegate.kube_ovn.is_some()
     }
 
     /// The addresses stay.

@@ -11,6 +11,7 @@ pub mod del;
 pub mod gc;
 pub mod ipam;
 pub mod log;
+pub mod packet;
 pub mod protocol;
 pub mod settings;
 pub mod status;

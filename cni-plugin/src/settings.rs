@@ -8,6 +8,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Longer than any runtime waits for a plugin, in seconds.
+const LONGEST: u64 = 3_600;
+
 /// Content of `cni.json`. An absent file is an empty one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -20,6 +23,7 @@ pub struct Settings {
     pub move_host_links: bool,
     socket_directories: Option<Vec<PathBuf>>,
     ipam_timeout_seconds: Option<u64>,
+    ipam_retry_seconds: Option<u64>,
 }
 
 /// How much is logged.
@@ -65,9 +69,15 @@ impl Settings {
         self.socket_directories.clone().unwrap_or_else(|| vec!["/run/openvswitch".into()])
     }
 
-    /// How long one run of an IPAM plugin may take. kube-ovn's longest wait for an address is 40 seconds.
+    /// How long asking an IPAM plugin may take, with all tries. kube-ovn's longest wait for an address is 40 seconds.
     pub fn ipam_timeout(&self) -> Duration {
-        Duration::from_secs(self.ipam_timeout_seconds.unwrap_or(60))
+        Duration::from_secs(self.ipam_timeout_seconds.unwrap_or(60).min(LONGEST))
+    }
+
+    /// How long kube-ovn's plugin is asked again while its daemon is away or has not heard of the pod. A daemon is back
+    /// half a second after it ended.
+    pub fn ipam_retry(&self) -> Duration {
+        Duration::from_secs(self.ipam_retry_seconds.unwrap_or(15).min(LONGEST))
     }
 }
 
@@ -87,6 +97,10 @@ mod tests {
         let paths = Paths::new("/no/such/directory", "/no/such/directory");
         assert_eq!(Settings::load(&paths).unwrap(), Settings::default());
         assert_eq!(load("{}").unwrap(), Settings::default());
+        assert_eq!(
+            load("{\"ipamTimeoutSeconds\": 18446744073709551615}").unwrap().ipam_timeout().as_secs(),
+            LONGEST
+        );
         assert_eq!(Settings::default().socket_directories(), [PathBuf::from("/run/openvswitch")]);
     }
 

@@ -11,7 +11,8 @@ pub fn status(call: &Call) -> Result<(), CniError> {
         target::table(call).map_err(|error| CniError { code: Code::NotAvailable as u32, ..error })?;
     }
     let ipam = call.document.ipam(&call.settings)?;
-    match Delegate::new(call, ipam.as_ref())? {
+    let delegate = Delegate::new(call, ipam.as_ref());
+    match delegate.map_err(|error| CniError { code: Code::NotAvailable as u32, ..error })? {
         Some(delegate) => delegate.status(),
         None => Ok(()),
     }

@@ -233,3 +233,39 @@ fn a_plugin_sees_the_attachment_but_not_the_device_and_its_mac_wins() {
     call.ok("DEL");
     assert!(node.sh("cat /run/env-DEL").contains("CNI_COMMAND=DEL"));
 }
+
+#[test]
+fn gc_and_status_reach_a_plugin_that_knows_them_and_one_that_does_not_is_no_hindrance() {
+    if !is_root() || !has_plugins() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let call = Call::new(&node, &pod, "c1").with(json!({
+        "cniVersion": "1.1.0",
+        "cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "net1"}],
+    }));
+    // The distribution's set is older than these commands.
+    let old = call.clone().with(json!({"ipam": host_local(false)}));
+    old.ok("ADD");
+    old.ok("GC");
+    old.ok("STATUS");
+    assert_eq!(leases(&node).lines().count(), 2);
+    old.ok("DEL");
+    let with = |text: &str| {
+        script(&node, "new", &format!("cat >/run/stdin-$CNI_COMMAND\n{text}"));
+        call.clone().with(json!({"ipam": {"type": "new"}})).var("CNI_PATH", "/run/plugins")
+    };
+    with("exit 0").ok("GC");
+    let stdin: Value = serde_json::from_str(&node.sh("cat /run/stdin-GC")).unwrap();
+    assert_eq!(
+        stdin["cni.dev/valid-attachments"],
+        json!([{"containerID": "c1", "ifname": "net1"}]),
+        "the plugin must learn what to keep"
+    );
+    with("exit 0").ok("STATUS");
+    let full = with("echo '{\"code\": 51, \"msg\": \"pool nearly empty\"}'; exit 1");
+    assert!(full.fails("STATUS", 51).contains("pool nearly empty"));
+    assert!(with("echo '{\"code\": 100, \"msg\": \"stuck\"}'; exit 1").fails("GC", 101).contains("stuck"));
+    // Runtimes of earlier versions do not ask, nor do we.
+    with("exit 1").with(json!({"cniVersion": "1.0.0"})).ok("GC");
+}

@@ -1,11 +1,12 @@
 //! A synchronous route-netlink socket: one request, one answer.
 //!
 //! A socket acts in the network namespace in which it was opened, from whatever thread; see
-//! [`Netns::enter`](crate::netns::Netns::enter) for opening one elsewhere. It never dumps: a namespace with hundreds of
-//! links must not make a request for one of them slow.
+//! [`Netns::enter`](crate::netns::Netns::enter) for opening one elsewhere. Links are never listed: a namespace with
+//! hundreds of them must not make a request for one slow.
 
 use netlink_packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NlasIterator,
+    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkHeader, NlasIterator,
 };
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
@@ -18,6 +19,9 @@ const ANSWER_MAX: usize = 64 << 10;
 
 /// Messages that are no answer to the request: so many are skipped before the socket counts as disturbed.
 const STRAYS_MAX: u32 = 1_000;
+
+/// More addresses or routes than any pod has.
+const LIST_MAX: usize = 100_000;
 
 /// `NLMSG_ERROR`, `NLMSG_NOOP`, `NLMSG_DONE` of `linux/netlink.h`.
 const NLMSG_NOOP: u16 = 1;
@@ -162,6 +166,33 @@ impl Socket {
         }
     }
 
+    /// Asks for a list; gives the payload of each object. A list that changed while the kernel wrote it is an error.
+    pub fn list(
+        &mut self,
+        kind: Kind,
+        message: &impl Emitable,
+        what: &dyn Display,
+    ) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        self.send(kind, message, NLM_F_DUMP, what)?;
+        let mut objects = Vec::new();
+        loop {
+            self.receive(what)?;
+            let read = read_list(&self.buffer, self.sequence, &mut objects);
+            match read.map_err(|problem| NetlinkError::Answer { what: what.to_string(), problem })? {
+                ListEnd::NotYet if objects.len() <= LIST_MAX => {}
+                ListEnd::NotYet => {
+                    let problem = "is a list without an end";
+                    return Err(NetlinkError::Answer { what: what.to_string(), problem });
+                }
+                ListEnd::Complete => return Ok(objects),
+                ListEnd::Refused { errno, said } => {
+                    let errno = Errno::from_raw_os_error(errno);
+                    return Err(NetlinkError::Refused { what: what.to_string(), said, errno });
+                }
+            }
+        }
+    }
+
     fn send(
         &mut self,
         kind: Kind,
@@ -194,6 +225,26 @@ impl Socket {
     /// Waits for the answer to the last request: an object, or none for an acknowledgement.
     fn answer(&mut self, what: &dyn Display) -> Result<Option<Range<usize>>, NetlinkError> {
         for _ in 0..STRAYS_MAX {
+            self.receive(what)?;
+            match read(&self.buffer, self.sequence) {
+                Ok(Answer::Stray) => {}
+                Ok(Answer::Acknowledged) => return Ok(None),
+                Ok(Answer::Refused { errno, said }) => {
+                    let errno = Errno::from_raw_os_error(errno);
+                    return Err(NetlinkError::Refused { what: what.to_string(), said, errno });
+                }
+                Ok(Answer::Object(object)) => return Ok(Some(object)),
+                Err(problem) => {
+                    return Err(NetlinkError::Answer { what: what.to_string(), problem });
+                }
+            }
+        }
+        Err(disturbed(what))
+    }
+
+    /// Waits for the kernel's next datagram, into the buffer.
+    fn receive(&mut self, what: &dyn Display) -> Result<(), NetlinkError> {
+        for _ in 0..STRAYS_MAX {
             self.buffer.clear();
             let received = self.inner.recv_from(&mut self.buffer, 0);
             let (length, sender) = match received {
@@ -210,24 +261,51 @@ impl Socket {
             if length >= ANSWER_MAX {
                 return Err(NetlinkError::Answer { what: what.to_string(), problem: "is too long" });
             }
-            match read(&self.buffer, self.sequence) {
-                Ok(Answer::Stray) => {}
-                Ok(Answer::Acknowledged) => return Ok(None),
-                Ok(Answer::Refused { errno, said }) => {
-                    let errno = Errno::from_raw_os_error(errno);
-                    return Err(NetlinkError::Refused { what: what.to_string(), said, errno });
+            return Ok(());
+        }
+        Err(disturbed(what))
+    }
+}
+
+fn disturbed(what: &dyn Display) -> NetlinkError {
+    NetlinkError::Answer { what: what.to_string(), problem: "did not come: others write to the socket" }
+}
+
+/// Whether a list has ended.
+#[derive(Debug, PartialEq, Eq)]
+enum ListEnd {
+    /// More datagrams follow.
+    NotYet,
+    /// Nothing follows.
+    Complete,
+    /// The kernel refused.
+    Refused { errno: i32, said: Option<String> },
+}
+
+/// Adds the objects in a datagram that answer request `sequence`.
+fn read_list(datagram: &[u8], sequence: u32, objects: &mut Vec<Vec<u8>>) -> Result<ListEnd, &'static str> {
+    let mut start = 0;
+    while let Some(rest) = datagram.get(start..).filter(|rest| !rest.is_empty()) {
+        let message = NetlinkBuffer::new_checked(rest).map_err(|_| "is cut off")?;
+        if message.sequence_number() == sequence {
+            if message.flags() & NLM_F_DUMP_INTR != 0 {
+                return Err("changed while it was read");
+            }
+            match message.message_type() {
+                NLMSG_NOOP => {}
+                NLMSG_DONE => return Ok(ListEnd::Complete),
+                NLMSG_ERROR => {
+                    return match acknowledgement(&message)? {
+                        Answer::Refused { errno, said } => Ok(ListEnd::Refused { errno, said }),
+                        _ => Err("is no list"),
+                    };
                 }
-                Ok(Answer::Object(object)) => return Ok(Some(object)),
-                Err(problem) => {
-                    return Err(NetlinkError::Answer { what: what.to_string(), problem });
-                }
+                _ => objects.push(message.payload().to_vec()),
             }
         }
-        Err(NetlinkError::Answer {
-            what: what.to_string(),
-            problem: "did not come: others write to the socket",
-        })
+        start += message_length(&message).next_multiple_of(4);
     }
+    Ok(ListEnd::NotYet)
 }
 
 /// Finds the answer to request `sequence` in a datagram.
@@ -333,12 +411,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_list_ends_where_the_kernel_says_so() {
+        let mut objects = Vec::new();
+        let mut datagram = message(24, 0, 7, b"one ");
+        datagram.extend(message(24, 0, 6, b"other"));
+        assert_eq!(read_list(&datagram, 7, &mut objects), Ok(ListEnd::NotYet));
+        datagram = message(24, 0, 7, b"two ");
+        datagram.extend(message(NLMSG_DONE, 0, 7, &[0; 4]));
+        assert_eq!(read_list(&datagram, 7, &mut objects), Ok(ListEnd::Complete));
+        assert_eq!(objects, [b"one ".to_vec(), b"two ".to_vec()]);
+        let refused = message(NLMSG_ERROR, 0, 7, &(-1_i32).to_ne_bytes());
+        assert_eq!(read_list(&refused, 7, &mut objects), Ok(ListEnd::Refused { errno: 1, said: None }));
+        assert!(read_list(&message(24, NLM_F_DUMP_INTR, 7, b"x"), 7, &mut objects).is_err());
+    }
+
     proptest! {
         #[test]
         fn no_datagram_makes_the_reader_panic(noise in prop::collection::vec(any::<u8>(), 0..200),
                                               kind in 0..40_u16, flags: u16) {
             let _ = read(&noise, 1);
             let _ = read(&message(kind, flags, 1, &noise), 1);
+            let _ = read_list(&noise, 1, &mut Vec::new());
+            let _ = read_list(&message(kind, flags, 1, &noise), 1, &mut Vec::new());
         }
     }
 }

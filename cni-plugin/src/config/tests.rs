@@ -109,6 +109,8 @@ fn kube_ovn_is_given_only_what_it_handles() {
         ("p4p1", socket),
         ("p4p1.", socket),
         ("p4p1.myovn", socket),
+        (".default", socket),
+        ("p4p1.default.cluster", socket),
         ("p4p1.default", ""),
         ("p4p1.default", "/run/openvswitch"),
         ("p4p1.default", "/run/openvswitch/../docker.sock"),

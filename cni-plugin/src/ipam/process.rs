@@ -45,16 +45,15 @@ pub(super) enum RunError {
         #[source]
         source: io::Error,
     },
-    #[error("{} did not end within {} seconds and was killed", path.display(), timeout.as_secs())]
-    Timeout { path: PathBuf, timeout: Duration },
+    #[error("{} did not end in time and was killed (ipamTimeoutSeconds in the node's cni.json)", .0.display())]
+    Timeout(PathBuf),
 }
 
 /// Runs the plugin with our environment, another command and this input.
-pub(super) fn run(path: &Path, command: &str, input: Vec<u8>, timeout: Duration) -> Result<Output, RunError> {
-    let deadline = Instant::now() + timeout;
+pub(super) fn run(path: &Path, command: &str, input: Vec<u8>, deadline: Instant) -> Result<Output, RunError> {
     let mut child = start(path, command)?;
     let failed = |source| RunError::Wait { path: path.to_owned(), source };
-    let late = || RunError::Timeout { path: path.to_owned(), timeout };
+    let late = || RunError::Timeout(path.to_owned());
     if let Some(mut stdin) = child.stdin.take() {
         // On a thread, since a plugin may write before it has read all. One that does not read its input ends the pipe.
         thread::spawn(move || {
@@ -143,6 +142,10 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
+    fn in_seconds(seconds: u64) -> Instant {
+        Instant::now() + Duration::from_secs(seconds)
+    }
+
     fn script(dir: &tempfile::TempDir, text: &str) -> PathBuf {
         let path = dir.path().join("plugin");
         std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
@@ -154,7 +157,7 @@ mod tests {
     fn input_command_and_outputs_pass() {
         let dir = tempfile::tempdir().unwrap();
         let path = script(&dir, "echo warned >&2; echo \"$CNI_COMMAND $(cat)\"; exit 3");
-        let output = run(&path, "DEL", b"input".to_vec(), Duration::from_secs(20)).unwrap();
+        let output = run(&path, "DEL", b"input".to_vec(), in_seconds(20)).unwrap();
         assert_eq!(
             (output.stdout.as_slice(), output.stderr.as_str()),
             (b"DEL input\n".as_slice(), "warned\n")
@@ -166,14 +169,30 @@ mod tests {
     fn a_plugin_that_ignores_its_input_is_no_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = script(&dir, "exit 0");
-        assert!(run(&path, "ADD", vec![b' '; 1 << 20], Duration::from_secs(20)).unwrap().success);
+        assert!(run(&path, "ADD", vec![b' '; 1 << 20], in_seconds(20)).unwrap().success);
     }
 
     #[test]
     fn a_plugin_that_hangs_is_killed_at_the_deadline() {
         let dir = tempfile::tempdir().unwrap();
         let path = script(&dir, "exec sleep 600");
-        let error = run(&path, "ADD", Vec::new(), Duration::from_millis(50)).unwrap_err();
-        assert!(matches!(error, RunError::Timeout { .. }));
+        let error = run(&path, "ADD", Vec::new(), Instant::now() + Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(error, RunError::Timeout(_)));
+    }
+
+    #[test]
+    fn a_plugin_that_is_being_installed_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plugin");
+        std::fs::copy("/bin/true", &path).unwrap();
+        let writer = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        let running = thread::spawn({
+            let path = path.clone();
+            move || run(&path, "ADD", Vec::new(), in_seconds(20))
+        });
+        // The kernel refuses to execute what somebody may write to; no later than that has the other thread tried.
+        assert_eq!(Command::new(&path).spawn().unwrap_err().kind(), io::ErrorKind::ExecutableFileBusy);
+        drop(writer);
+        assert!(running.join().unwrap().unwrap().success);
     }
 }

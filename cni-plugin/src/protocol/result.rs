@@ -59,15 +59,31 @@ pub struct Ip {
 }
 
 /// One route.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Route {
     /// The destination; absent means everything of the router's family.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub dst: Option<IpNet>,
     /// The router; absent: the interface's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
-    /// What later versions added (`mtu`, `advmss`, `priority`, ...).
+    /// Largest packet on this route, in bytes; from 1.1.0 on, as all that follows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Largest TCP segment to ask peers on this route for, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advmss: Option<u32>,
+    /// Of two routes to one destination, the one with the lower number is used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+    /// The routing table; absent: the main one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// How far away the destination is, by the kernel's numbers (`RT_SCOPE_*`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope: Option<u8>,
+    /// What other plugins said beside that.
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }

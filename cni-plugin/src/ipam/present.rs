@@ -1,0 +1,196 @@
+//! Addresses and routes that the pod has now, compared with those it shall have.
+
+use crate::ipam::route::{self, EVERYTHING, describe, same_family};
+use crate::protocol::error::{CniError, Code};
+use crate::protocol::result::{CniResult, Route};
+use ipnet::IpNet;
+use macvtap::kernel::{Home, Kernel, Place, Rtnl};
+use macvtap::link::{By, Link};
+use macvtap::netlink::{Kind, NetlinkError};
+use netlink_packet_core::Parseable;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rustix::io::Errno;
+use std::net::IpAddr;
+
+/// An address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Address {
+    ifindex: u32,
+    net: IpNet,
+}
+
+/// What makes two routes the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    destination: IpNet,
+    gateway: Option<IpAddr>,
+    priority: Option<u32>,
+}
+
+/// Refuses addresses that another interface of the pod has. kube-ovn has one address per pod and Subnet, and so gives the
+/// same one to each of two interfaces whose networks name one Subnet.
+pub(crate) fn refuse_twice(kernel: &mut Rtnl, lease: &CniResult) -> Result<(), CniError> {
+    for ip in &lease.ips {
+        let wanted = ip.address.addr();
+        let all =
+            addresses(kernel, None, wanted).map_err(|error| CniError::from_chain(Code::Attach, &error))?;
+        let Some(taken) = all.into_iter().find(|present| present.net.addr() == wanted) else { continue };
+        let found = kernel.find(Place::Home(Home::Target), &By::Index(taken.ifindex));
+        let name = found.ok().flatten().map_or_else(|| "another interface".to_owned(), |link| link.name);
+        let message = format!(
+            "address {wanted} is already on {name} of this pod: kube-ovn gives one address per pod and Subnet, so a \
+             network can be attached once only; name it once, or a second NetworkAttachmentDefinition with a Subnet of its own"
+        );
+        return Err(CniError::new(Code::Config, message));
+    }
+    Ok(())
+}
+
+/// Whether addresses and routes that ADD reported for this link are there.
+pub(crate) fn check(kernel: &mut Rtnl, link: &Link, reported: &CniResult) -> Result<(), CniError> {
+    let unreadable = |error: NetlinkError| CniError::from_chain(Code::Check, &error);
+    let lost = |what: String| {
+        let message = format!("interface {} lost {what}; delete the pod to have it made anew", link.name);
+        CniError::new(Code::Check, message)
+    };
+    let place = reported.interfaces.iter().position(|i| i.name == link.name && !i.sandbox.is_empty());
+    for ip in reported.ips.iter().filter(|ip| ip.interface.is_some() && ip.interface == place) {
+        let present = addresses(kernel, Some(link.index), ip.address.addr()).map_err(unreadable)?;
+        if !present.iter().any(|present| present.net == ip.address) {
+            return Err(lost(format!("address {}", ip.address)));
+        }
+    }
+    for route in &reported.routes {
+        let gateway = route.gw;
+        let of_gateway =
+            || EVERYTHING.into_iter().find(|net| gateway.is_some_and(|gw| same_family(net, &gw)));
+        let Some(destination) = route.dst.map(|net| net.trunc()).or_else(of_gateway) else { continue };
+        let entries = routes(kernel, destination, route::table(route)).map_err(unreadable)?;
+        if !entries.iter().any(|entry| is_meant(*entry, destination, route)) {
+            return Err(lost(format!(
+                "route {}",
+                describe(&Route { dst: Some(destination), ..route.clone() })
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A route of a result names a router and a priority, or leaves either open.
+fn is_meant(entry: Entry, destination: IpNet, route: &Route) -> bool {
+    entry.destination == destination
+        && (route.gw.is_none() || route.gw == entry.gateway)
+        && (route.priority.is_none() || route.priority == entry.priority)
+}
+
+/// The pod's addresses of the family of `like`, of one interface or of all.
+fn addresses(kernel: &mut Rtnl, ifindex: Option<u32>, like: IpAddr) -> Result<Vec<Address>, NetlinkError> {
+    let mut request = AddressMessage::default();
+    request.header.family = route::family(like);
+    request.header.index = ifindex.unwrap_or_default();
+    let listed = kernel.target_socket().list(Kind::GetAddress, &request, &"list the pod's addresses")?;
+    // What this program cannot read is no address of the kind it makes.
+    Ok(listed.iter().filter_map(|payload| address(payload)).collect())
+}
+
+fn address(payload: &[u8]) -> Option<Address> {
+    let message = AddressMessage::parse(payload).ok()?;
+    // Of a point-to-point interface, `Address` is the other end's.
+    let own = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    };
+    let either = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    };
+    let all = &message.attributes;
+    let address = all.iter().find_map(own).or_else(|| all.iter().find_map(either))?;
+    let net = IpNet::new(address, message.header.prefix_len).ok()?;
+    Some(Address { ifindex: message.header.index, net })
+}
+
+/// The routes of one table of the pod, of the family of `like`.
+fn routes(kernel: &mut Rtnl, like: IpNet, table: u32) -> Result<Vec<Entry>, NetlinkError> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = route::family(like.addr());
+    request.attributes.push(RouteAttribute::Table(table));
+    match kernel.target_socket().list(Kind::GetRoute, &request, &"list the pod's routes") {
+        Ok(listed) => Ok(listed.iter().filter_map(|payload| entry(payload)).collect()),
+        // There is no such table.
+        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn entry(payload: &[u8]) -> Option<Entry> {
+    let message = RouteMessage::parse(payload).ok()?;
+    let default = match message.header.address_family {
+        AddressFamily::Inet => EVERYTHING[0].addr(),
+        AddressFamily::Inet6 => EVERYTHING[1].addr(),
+        _ => return None,
+    };
+    let mut entry = Entry { destination: EVERYTHING[0], gateway: None, priority: None };
+    let mut destination = default;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::Gateway(address) => entry.gateway = ip(address),
+            RouteAttribute::Priority(priority) => entry.priority = Some(*priority),
+            _ => {}
+        }
+    }
+    entry.destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
+    Some(entry)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_core::Emitable;
+    use proptest::prelude::*;
+
+    fn bytes(message: &impl Emitable) -> Vec<u8> {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_route_that_was_added_is_found_again() {
+        let route = |dst: &str, gw: Option<&str>, priority| Route {
+            dst: Some(dst.parse().unwrap()),
+            gw: gw.map(|gw| gw.parse().unwrap()),
+            priority,
+            ..Route::default()
+        };
+        for wanted in [
+            route("0.0.0.0/0", Some("10.0.0.1"), None),
+            route("10.9.0.0/16", None, Some(50)),
+            route("::/0", Some("fd00::1"), None),
+        ] {
+            let added = route::message(7, &wanted).unwrap();
+            let found = entry(&bytes(&added)).unwrap();
+            assert!(is_meant(found, wanted.dst.unwrap(), &wanted), "{found:?}");
+            let other = route("10.9.0.0/16", Some("10.0.0.9"), None);
+            assert!(!is_meant(found, other.dst.unwrap(), &other), "{found:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_payload_makes_the_readers_panic(noise in prop::collection::vec(any::<u8>(), 0..120)) {
+            let _ = (address(&noise), entry(&noise));
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Routes an IPAM plugin names: completed, and as the kernel takes them. Pure.
+
+use crate::protocol::error::{CniError, Code};
+use crate::protocol::result::{CniResult, Ip, Route};
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
+};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Destination of the default route, one per family.
+pub(crate) const EVERYTHING: [IpNet; 2] = [
+    IpNet::new_assert(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+    IpNet::new_assert(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
+];
+
+/// `RT_SCOPE_LINK` of `linux/rtnetlink.h`: destinations from here on have no router.
+const SCOPE_LINK: u8 = 253;
+
+/// Whether an address is of the family of this network.
+pub(crate) fn same_family(net: &IpNet, address: &IpAddr) -> bool {
+    net.addr().is_ipv4() == address.is_ipv4()
+}
+
+/// Gives every route the destination and the router it means. A route without a destination is the default route of its
+/// router's family; one without a router uses the gateway of its family, if an address came with one.
+pub(crate) fn complete(result: &mut CniResult) -> Result<(), CniError> {
+    for route in &mut result.routes {
+        let destination = match (route.dst, route.gw) {
+            (Some(destination), _) => Some(destination.trunc()),
+            (None, Some(gateway)) => EVERYTHING.into_iter().find(|net| same_family(net, &gateway)),
+            (None, None) => None,
+        };
+        let destination = destination.ok_or_else(|| {
+            CniError::new(Code::Ipam, "the IPAM plugin gave a route with neither destination nor router")
+        })?;
+        if let Some(gateway) = route.gw.filter(|gateway| !same_family(&destination, gateway)) {
+            let message = format!(
+                "the IPAM plugin gave a route to {destination} via {gateway}, which is of another family"
+            );
+            return Err(CniError::new(Code::Ipam, message));
+        }
+        route.dst = Some(destination);
+        if route.scope.is_none_or(|scope| scope < SCOPE_LINK) {
+            route.gw = route.gw.or_else(|| gateway(&result.ips, &destination));
+        }
+    }
+    Ok(())
+}
+
+/// The route in words.
+pub(crate) fn describe(route: &Route) -> String {
+    let destination = route.dst.map(|destination| destination.to_string()).unwrap_or_default();
+    match route.gw {
+        Some(gateway) => format!("{destination} via {gateway}"),
+        None => destination,
+    }
+}
+
+/// The request that adds a completed route.
+pub(crate) fn message(ifindex: u32, route: &Route) -> Option<RouteMessage> {
+    let destination = route.dst?;
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = family(destination.addr());
+    header.destination_prefix_length = destination.prefix_len();
+    header.table = RouteHeader::RT_TABLE_UNSPEC;
+    header.protocol = RouteProtocol::Boot;
+    header.kind = RouteType::Unicast;
+    header.scope = match (route.scope, route.gw) {
+        (Some(scope), _) => scope.into(),
+        (None, Some(_)) => RouteScope::Universe,
+        (None, None) => RouteScope::Link,
+    };
+    let attributes = &mut message.attributes;
+    if destination.prefix_len() > 0 {
+        attributes.push(RouteAttribute::Destination(route_address(destination.addr())));
+    }
+    attributes.extend(route.gw.map(|gateway| RouteAttribute::Gateway(route_address(gateway))));
+    attributes.push(RouteAttribute::Oif(ifindex));
+    attributes.push(RouteAttribute::Table(table(route)));
+    attributes.extend(route.priority.map(RouteAttribute::Priority));
+    let metrics: Vec<_> =
+        route.mtu.map(RouteMetric::Mtu).into_iter().chain(route.advmss.map(RouteMetric::Advmss)).collect();
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    Some(message)
+}
+
+/// The routing table a route is for.
+pub(crate) fn table(route: &Route) -> u32 {
+    route.table.unwrap_or(u32::from(RouteHeader::RT_TABLE_MAIN))
+}
+
+/// An address as the kernel wants it in a route.
+pub(crate) fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
+}
+
+/// The kernel's number for the family of an address.
+pub(crate) fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn gateway(ips: &[Ip], destination: &IpNet) -> Option<IpAddr> {
+    ips.iter().find_map(|ip| ip.gateway.filter(|gateway| same_family(destination, gateway)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn completed(routes: &Value) -> Result<Vec<Route>, CniError> {
+        let ips = json!([{"address": "10.0.0.2/24", "gateway": "10.0.0.1"}, {"address": "fd00::2/64"}]);
+        let mut result = CniResult::parse(json!({"ips": ips, "routes": routes}), "it", Code::Ipam)?;
+        complete(&mut result).map(|()| result.routes)
+    }
+
+    #[test]
+    fn a_route_is_completed_from_its_family() {
+        for (given, meant) in [
+            (json!({"dst": "10.9.1.7/16"}), "10.9.0.0/16 via 10.0.0.1"),
+            (json!({"gw": "10.0.0.9"}), "0.0.0.0/0 via 10.0.0.9"),
+            (json!({"gw": "fd00::9"}), "::/0 via fd00::9"),
+            (json!({"dst": "fd01::/64"}), "fd01::/64"),
+            (json!({"dst": "10.9.0.0/16", "scope": 253}), "10.9.0.0/16"),
+        ] {
+            assert_eq!(describe(&completed(&json!([given])).unwrap()[0]), meant, "{given}");
+        }
+        assert!(completed(&json!([{}])).is_err());
+        let mixed = completed(&json!([{"dst": "10.9.0.0/16", "gw": "fd00::9"}])).unwrap_err();
+        assert!(mixed.message.contains("of another family"), "{}", mixed.message);
+    }
+
+    #[test]
+    fn what_newer_versions_say_about_a_route_reaches_the_kernel() {
+        let route = json!({"dst": "10.9.0.0/16", "gw": "10.0.0.9", "mtu": 1400, "advmss": 1300, "priority": 50, "table": 1000});
+        let routes = completed(&json!([route])).unwrap();
+        let attributes = message(7, &routes[0]).unwrap().attributes;
+        for wanted in [
+            RouteAttribute::Table(1000),
+            RouteAttribute::Priority(50),
+            RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400), RouteMetric::Advmss(1300)]),
+        ] {
+            assert!(attributes.contains(&wanted), "{wanted:?} in {attributes:?}");
+        }
+        assert_eq!(serde_json::to_value(&routes[0]).unwrap(), route);
+    }
+}

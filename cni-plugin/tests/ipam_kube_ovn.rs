@@ -1,0 +1,300 @@
+//! kube-ovn's rules at the edge of its plugin: an executable of that name that behaves as kube-ovn's does, with its words.
+//! The real one and its daemon run in the cluster tests.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at the first surprise, its helpers too"
+)]
+
+mod support;
+
+use serde_json::{Value, json};
+use std::os::unix::net::UnixListener;
+use support::{Call, Holder, Node, is_root, link, pod, record};
+
+const SOCKET: &str = "/run/openvswitch/kube-ovn-daemon.sock";
+const EOF: &str = "Post \"http://dummy/api/v1/add\": EOF";
+
+/// A node whose `kube-ovn` notes each call and runs this shell text; `$n` is the number of the ADD.
+fn node_with(text: &str) -> Node {
+    let node = Node::with_table();
+    set(&node, text);
+    node
+}
+
+fn set(node: &Node, text: &str) {
+    let script = format!(
+        "#!/bin/sh
+cat >/run/stdin-$CNI_COMMAND
+nsenter --net=$CNI_NETNS ip link show $CNI_IFNAME >/dev/null 2>&1 && link=link || link=gone
+echo $CNI_COMMAND $CNI_IFNAME $link >>/run/calls
+n=$(grep -c ^ADD /run/calls)
+refuse() {{ printf '{{\"code\": 11, \"msg\": \"RPC failed\", \"details\": \"%s\"}}' \"$(echo \"$1\" | sed 's/\"/\\\\\"/g')\"; exit 1; }}
+{text}
+"
+    );
+    node.sh("rm -f /run/calls; mkdir -p /run/plugins /run/openvswitch");
+    let path = node.paths().run().with_file_name("plugins/kube-ovn");
+    std::fs::write(&path, script).unwrap();
+    node.sh("chmod 755 /run/plugins/kube-ovn");
+}
+
+fn answer(json: &Value) -> String {
+    format!("[ $CNI_COMMAND = ADD ] && echo '{json}'; exit 0")
+}
+
+fn dual(routes: &Value) -> Value {
+    json!({
+        "interfaces": [{"name": "", "sandbox": "/somewhere"}],
+        "ips": [{"address": "172.32.0.11/24", "gateway": "172.32.0.1", "interface": 0},
+                {"address": "fd00:32::11/112", "gateway": "fd00:32::1", "interface": 0}],
+        "routes": routes,
+    })
+}
+
+fn one_address() -> Value {
+    json!({"interfaces": [{"name": "", "sandbox": "/somewhere"}], "ips": [{"address": "172.31.0.41/24", "interface": 0}], "dns": {}})
+}
+
+fn call<'n>(node: &'n Node, pod: &Holder) -> Call<'n> {
+    let ipam = json!({"type": "kube-ovn", "server_socket": SOCKET, "provider": "p4p1.default"});
+    Call::new(node, pod, "c1").with(json!({"name": "p4p1", "ipam": ipam})).var("CNI_PATH", "/run/plugins")
+}
+
+fn calls(node: &Node) -> Vec<String> {
+    node.sh("cat /run/calls 2>/dev/null; true").lines().map(str::to_owned).collect()
+}
+
+fn settings(node: &Node, json: &Value) {
+    std::fs::write(node.paths().cni_settings(), json.to_string()).unwrap();
+}
+
+#[test]
+fn a_daemon_that_is_being_restarted_and_a_pod_it_has_not_heard_of_are_waited_for() {
+    if !is_root() {
+        return;
+    }
+    let dial = "Post \"http://dummy/api/v1/add\": dial unix /run/openvswitch/kube-ovn-daemon.sock: connect:";
+    let text = format!(
+        "case $CNI_COMMAND-$n in
+ADD-1) refuse '{EOF}';;
+ADD-2) refuse '{dial} connection refused';;
+ADD-3) refuse '{dial} no such file or directory';;
+ADD-4) refuse 'request ip return 500 get pod default/c1 failed pod \"c1\" not found';;
+esac
+{}",
+        answer(&one_address())
+    );
+    let (node, pod) = (node_with(&text), pod());
+    let result = call(&node, &pod).ok("ADD");
+    assert_eq!(result["ips"][0]["address"], "172.31.0.41/24");
+    assert_eq!(calls(&node).len(), 5, "{:?}", calls(&node));
+}
+
+#[test]
+fn what_does_not_pass_by_itself_fails_at_once_with_the_daemons_words_and_where_to_look() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (node_with(""), pod());
+    let before = node.traces();
+    for reason in [
+        "request ip return 400 provider nosuch.default not bind to any subnet",
+        "request ip return 500 no address allocated to pod default/c1 provider p4p1.default, please see kube-ovn-controller logs to find errors",
+    ] {
+        set(&node, &format!("[ $CNI_COMMAND = ADD ] && refuse '{reason}'; exit 0"));
+        let message = call(&node, &pod).fails("ADD", 11);
+        assert!(message.contains(reason) && message.contains("kube-ovn-controller"), "{message}");
+        assert_eq!(calls(&node), ["ADD net1 gone"]);
+        assert_eq!((node.traces(), link(&pod)), (before.clone(), Value::Null));
+    }
+}
+
+#[test]
+fn a_daemon_that_stays_away_is_given_up_and_one_that_hangs_is_too() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (node_with(&format!("refuse '{EOF}'")), pod());
+    settings(&node, &json!({"ipamRetrySeconds": 1}));
+    let message = call(&node, &pod).fails("ADD", 11);
+    assert!(message.contains("EOF; the reason is in the pod's Events"), "{message}");
+    let tries = calls(&node).len();
+    assert!((2..=3).contains(&tries), "{tries} tries");
+    // Tries end with the time for all of them.
+    set(&node, &format!("refuse '{EOF}'"));
+    settings(&node, &json!({"ipamRetrySeconds": 3600, "ipamTimeoutSeconds": 1}));
+    call(&node, &pod).fails("ADD", 11);
+    set(&node, "[ $CNI_COMMAND = ADD ] && exec sleep 600; exit 0");
+    let message = call(&node, &pod).fails("ADD", 101);
+    assert!(message.contains("did not end in time and was killed"), "{message}");
+    assert_eq!((record(&node, 0), link(&pod)), (None, Value::Null));
+}
+
+#[test]
+fn another_plugin_is_not_asked_again() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (node_with(&format!("refuse '{EOF}'")), pod());
+    node.sh("mv /run/plugins/kube-ovn /run/plugins/other");
+    let call = call(&node, &pod).with(json!({"ipam": {"type": "other"}}));
+    call.fails("ADD", 11);
+    assert_eq!(calls(&node), ["ADD net1 gone"]);
+    call.fails("DEL", 11);
+}
+
+#[test]
+fn its_plugin_learns_no_device_and_answers_with_interfaces_in_every_version() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (node_with(&answer(&one_address())), pod());
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let call = call(&node, &pod)
+            .with(json!({"cniVersion": version, "runtimeConfig": {"deviceID": "dataplaneMvp0"}}));
+        let result = call.ok("ADD");
+        let sandbox = pod.netns().display().to_string();
+        assert_eq!(
+            (&result["interfaces"][0]["name"], &result["interfaces"][0]["sandbox"]),
+            (&json!("net1"), &json!(sandbox))
+        );
+        assert_eq!(
+            (result["interfaces"].as_array().unwrap().len(), &result["ips"][0]["interface"]),
+            (1, &json!(0))
+        );
+        call.ok("DEL");
+        for verb in ["ADD", "DEL"] {
+            let stdin: Value = serde_json::from_str(&node.sh(&format!("cat /run/stdin-{verb}"))).unwrap();
+            assert!(!stdin.to_string().contains("dataplaneMvp0"), "{stdin}");
+            assert_eq!(stdin["cniVersion"], version);
+        }
+    }
+}
+
+#[test]
+fn a_gateway_means_a_default_route_which_replaces_that_of_another_interface() {
+    if !is_root() {
+        return;
+    }
+    let custom = json!([{"dst": "10.99.0.0/16", "gw": "172.32.0.254"}]);
+    let (node, pod) = (node_with(&answer(&dual(&custom))), pod());
+    for command in [
+        "link add eth0 type veth peer name far",
+        "link set eth0 up",
+        "link set far up",
+        "addr add 10.0.0.2/24 dev eth0",
+        "addr add fd0e::2/64 dev eth0 nodad",
+        "route add default via 10.0.0.1",
+        "-6 route add default via fd0e::1 metric 1024",
+    ] {
+        Node::ip(&pod, command);
+    }
+    let call = call(&node, &pod);
+    let result = call.ok("ADD");
+    let routes =
+        json!([custom[0], {"dst": "0.0.0.0/0", "gw": "172.32.0.1"}, {"dst": "::/0", "gw": "fd00:32::1"}]);
+    assert_eq!(result["routes"], routes, "the result names the routes that were made");
+    assert_eq!(Node::ip(&pod, "-4 route show default").trim(), "default via 172.32.0.1 dev net1");
+    let default6 = Node::ip(&pod, "-6 route show default");
+    assert!(
+        default6.starts_with("default via fd00:32::1 dev net1") && default6.lines().count() == 1,
+        "{default6}"
+    );
+    assert!(Node::ip(&pod, "route").contains("10.99.0.0/16 via 172.32.0.254 dev net1"));
+    let checked = call.clone().with(json!({"prevResult": result}));
+    checked.ok("CHECK");
+    for (change, lost) in [
+        ("route del 10.99.0.0/16", "lost route 10.99.0.0/16 via 172.32.0.254"),
+        ("-6 route del default", "lost route ::/0 via fd00:32::1"),
+        ("-6 addr del fd00:32::11/112 dev net1", "lost address fd00:32::11/112"),
+    ] {
+        Node::ip(&pod, change);
+        let message = checked.fails("CHECK", 102);
+        assert!(message.contains(lost), "{change}: {message}");
+        call.ok("ADD");
+        checked.ok("CHECK");
+    }
+}
+
+#[test]
+fn one_network_on_two_interfaces_of_a_pod_is_refused_with_the_reason() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (node_with(&answer(&one_address())), pod());
+    call(&node, &pod).ok("ADD");
+    let before = (node.traces(), link(&pod));
+    let second = call(&node, &pod).device(1).var("CNI_IFNAME", "net2");
+    let message = second.fails("ADD", 7);
+    assert!(
+        message.starts_with("address 172.31.0.41 is already on net1 of this pod: kube-ovn gives one"),
+        "{message}"
+    );
+    assert_eq!((node.traces(), link(&pod)), before);
+    assert_eq!(calls(&node).last().unwrap(), "DEL net2 gone");
+    assert!(Node::ip(&pod, "-br addr show dev net1").contains("172.31.0.41/24"));
+}
+
+#[test]
+fn an_answer_without_addresses_is_told_as_two_versions_and_given_back() {
+    if !is_root() {
+        return;
+    }
+    let text = answer(&json!({"interfaces": [{"name": "", "sandbox": "/somewhere"}], "dns": {}}));
+    let (node, pod) = (node_with(&text), pod());
+    let message = call(&node, &pod).fails("ADD", 101);
+    assert!(message.contains("plugin and daemon of kube-ovn are of different versions"), "{message}");
+    assert_eq!(calls(&node), ["ADD net1 gone", "DEL net1 gone"]);
+}
+
+#[test]
+fn a_pod_goes_while_the_daemon_is_away_and_its_link_goes_first() {
+    if !is_root() {
+        return;
+    }
+    let away = "refuse 'Post \"http://dummy/api/v1/del\": dial unix /run/openvswitch/kube-ovn-daemon.sock: connect: no such file or directory'";
+    let text = format!("[ $CNI_COMMAND = DEL ] && {away}\n{}", answer(&one_address()));
+    let (node, pod) = (node_with(&text), pod());
+    let before = node.traces();
+    call(&node, &pod).ok("ADD");
+    let answered = call(&node, &pod).run("DEL");
+    assert!(answered.success, "{answered:?}");
+    assert!(answered.stderr.contains("level=WARN \"kube-ovn's daemon was not told"), "{}", answered.stderr);
+    assert_eq!(calls(&node).last().unwrap(), "DEL net1 gone");
+    assert_eq!((node.traces(), link(&pod)), (before.clone(), Value::Null));
+    // Without the plugin as well: kube-ovn was uninstalled.
+    call(&node, &pod).var("CNI_PATH", "/no/such").ok("DEL");
+    // Anything else that goes wrong is told, and the link is gone nevertheless.
+    set(
+        &node,
+        &format!(
+            "[ $CNI_COMMAND = DEL ] && refuse 'delete ip return 500 del nic failed'\n{}",
+            answer(&one_address())
+        ),
+    );
+    call(&node, &pod).ok("ADD");
+    assert!(call(&node, &pod).fails("DEL", 11).contains("del nic failed"));
+    assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
+}
+
+#[test]
+fn status_tells_whether_the_daemon_listens() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (node_with("exit 0"), pod());
+    let call = call(&node, &pod).with(json!({"cniVersion": "1.1.0"}));
+    let message = call.fails("STATUS", 50);
+    assert!(message.contains(SOCKET) && message.contains("No such file"), "{message}");
+    let listener =
+        UnixListener::bind(node.paths().run().with_file_name("openvswitch/kube-ovn-daemon.sock")).unwrap();
+    assert_eq!(call.ok("STATUS"), Value::Null);
+    // What a killed daemon leaves.
+    drop(listener);
+    assert!(call.fails("STATUS", 50).contains("Connection refused"));
+    assert!(call.var("CNI_PATH", "/no/such").fails("STATUS", 50).contains("IPAM plugin kube-ovn is in none"));
+}
