@@ -22,7 +22,8 @@ use crate::{Kubectl, components, process, wait};
 pub struct ApiServer {
     dir: PathBuf,
     kubectl: Kubectl,
-    children: Vec<Child>,
+    pki: Pki,
+    children: Vec<(&'static str, Child)>,
 }
 
 /// Tells the directories of one process apart.
@@ -55,6 +56,7 @@ impl ApiServer {
         let mut server = Self {
             dir: dir.to_path_buf(),
             kubectl: Kubectl::new(checkout, &kubeconfig),
+            pki: pki.clone(),
             children: Vec::new(),
         };
         layout::remove(&dir.join("etcd"))?;
@@ -63,15 +65,14 @@ impl ApiServer {
             ("etcd", control_plane::etcd(&bin, &dir.join("etcd"), ports)),
             ("kube-apiserver", control_plane::lone_api_server(&bin, pki, ports)),
         ] {
-            let log = fs::File::create(dir.join(format!("{name}.log"))).context("create a log")?;
-            server.children.push(spawn(command, log).with_context(|| format!("start {name}"))?);
+            server.start_child(name, command)?;
         }
         wait::until("the API server", Duration::from_secs(30), || server.answers(dir))?;
         Ok(server)
     }
 
     fn answers(&mut self, dir: &Path) -> Result<Option<()>> {
-        for child in &mut self.children {
+        for (_, child) in &mut self.children {
             if child.try_wait()?.is_some() {
                 let logs =
                     ["etcd", "kube-apiserver"].map(|name| process::tail(&dir.join(format!("{name}.log")), 3));
@@ -79,6 +80,24 @@ impl ApiServer {
             }
         }
         self.kubectl.run(&["get", "--raw", "/readyz"]).map(|_| Some(()))
+    }
+
+    fn start_child(&mut self, name: &'static str, command: Command) -> Result<()> {
+        let log = fs::File::create(self.dir.join(format!("{name}.log"))).context("create a log")?;
+        self.children.push((name, spawn(command, log).with_context(|| format!("start {name}"))?));
+        Ok(())
+    }
+
+    /// Adds the controllers that remove what belongs to objects that are gone.
+    pub fn start_controllers(&mut self) -> Result<()> {
+        let bin = Checkout::here().bin();
+        let command = control_plane::removing_controllers(&bin, &self.pki, self.kubectl.kubeconfig());
+        self.start_child("kube-controller-manager", command)
+    }
+
+    /// The pids of `etcd`, `kube-apiserver` and, if started, `kube-controller-manager`.
+    pub fn pids(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.children.iter().map(|(name, child)| (*name, child.id()))
     }
 
     /// kubectl with all rights.
@@ -94,7 +113,7 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        for child in self.children.iter_mut().rev() {
+        for (_, child) in self.children.iter_mut().rev() {
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -75,6 +75,21 @@ pub fn lone_api_server(bin: &Path, pki: &Pki, ports: Ports) -> Command {
 /// The controller manager. One credential for all controllers: each one's own would cost four seconds until the first
 /// pod can be made.
 pub fn controller_manager(bin: &Path, pki: &Pki, kubeconfig: &Path) -> Command {
+    let mut command = controllers(bin, pki, kubeconfig, "*,-node-ipam-controller");
+    command.arg("--node-monitor-grace-period=20s");
+    command
+}
+
+/// Only the controllers that remove what belongs to objects that are gone: garbage collection and namespaces. The
+/// others would take nodes without a kubelet for broken ones.
+pub fn removing_controllers(bin: &Path, pki: &Pki, kubeconfig: &Path) -> Command {
+    let mut command =
+        controllers(bin, pki, kubeconfig, "garbage-collector-controller,namespace-controller");
+    command.arg("--secure-port=0");
+    command
+}
+
+fn controllers(bin: &Path, pki: &Pki, kubeconfig: &Path, names: &str) -> Command {
     let mut command = Command::new(bin.join("kube-controller-manager"));
     for flag in ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"] {
         command.arg(format!("--{flag}={}", kubeconfig.display()));
@@ -87,12 +102,8 @@ pub fn controller_manager(bin: &Path, pki: &Pki, kubeconfig: &Path) -> Command {
     ] {
         command.arg(format!("--{flag}={}", pki.file(file).display()));
     }
-    command.args([
-        "--bind-address=127.0.0.1",
-        "--leader-elect=false",
-        "--controllers=*,-node-ipam-controller",
-    ]);
-    command.arg("--node-monitor-grace-period=20s");
+    command.args(["--bind-address=127.0.0.1", "--leader-elect=false"]);
+    command.arg(format!("--controllers={names}"));
     command
 }
 

@@ -154,6 +154,12 @@ pub fn measured(checkout: &Checkout) -> Result<(PathBuf, PathBuf)> {
     Ok((built(checkout, PLUGIN)?, built(checkout, AGENT)?))
 }
 
+/// Builds the operator as it is shipped, and says where it is.
+pub fn measured_operator(checkout: &Checkout) -> Result<PathBuf> {
+    compile(checkout, &[OPERATOR])?;
+    built(checkout, OPERATOR)
+}
+
 /// Puts what was built into a directory that stands for `/out` of the building stage, and packs what the last stage
 /// copies from it.
 fn assemble(checkout: &Checkout, name: &str, sources: &[Source]) -> Result<Image> {

@@ -114,6 +114,15 @@ enum Command {
     },
     /// Measure the CNI plugin as it is shipped
     Bench,
+    /// Measure the operator on a cluster of many simulated nodes
+    BenchScale {
+        /// How many nodes
+        #[arg(long, default_value_t = 5000)]
+        nodes: usize,
+        /// How many pools, all on every node
+        #[arg(long, default_value_t = 20)]
+        pools: usize,
+    },
     /// Passes connections to a cluster's API server on
     #[command(hide = true)]
     Relay { netns: PathBuf, port_file: PathBuf, wanted: u16 },
@@ -171,6 +180,7 @@ fn run(command: Command) -> Result<ExitCode> {
             suite::run(&stages, &Selection { matching, repeat })?;
         }
         Command::Bench => return bench(&checkout),
+        Command::BenchScale { nodes, pools } => return bench_scale(&checkout, nodes, pools),
         Command::Relay { netns, port_file, wanted } => relay::serve(&netns, &port_file, wanted)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -228,6 +238,16 @@ fn bench(checkout: &Checkout) -> Result<ExitCode> {
     command.args(["bench", "--locked", "-p", "macvtap-cni", "-p", "macvtap-node-agent"]);
     command.args(["--bench", "calls", "--bench", "agent"]);
     command.env("MACVTAP_PLUGIN", plugin).env("MACVTAP_AGENT", agent);
+    exit(command.current_dir(checkout.root()))
+}
+
+fn bench_scale(checkout: &Checkout, nodes: usize, pools: usize) -> Result<ExitCode> {
+    prerequisites::ensure(checkout)?;
+    components::build(checkout)?;
+    let operator = images::measured_operator(checkout)?;
+    let mut command = std::process::Command::new("cargo");
+    command.args(["bench", "--locked", "-p", "e2e", "--bench", "scale", "--"]);
+    command.args(["--nodes", &nodes.to_string(), "--pools", &pools.to_string(), "--operator"]).arg(operator);
     exit(command.current_dir(checkout.root()))
 }
 

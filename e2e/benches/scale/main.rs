@@ -1,0 +1,307 @@
+//! The operator with thousands of nodes: a real etcd, API server and garbage collector, the operator as it is shipped,
+//! Nodes that are objects only, and their agents in this process.
+//!
+//! The figure that matters is the time from an edit of a pool that every node has to the last node's new spec. Its
+//! floor is the time that the same number of the same writes take without the operator: the same objects through the
+//! same client library, as many at once, with the same agents answering; so it is the API server's own limit, in the
+//! same run. Results go to `target/bench/results.json`.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark prints its figures and what went wrong"
+)]
+
+mod cluster;
+mod fleet;
+mod meter;
+mod operator;
+mod results;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use cluster::FIRST_MTU;
+use e2e::ApiServer;
+use e2e::layout::Checkout;
+use fleet::Fleet;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use meter::{Requests, total};
+use operator::Operator;
+use results::{durations, figure};
+use serde_json::Value;
+
+/// How long anything may take before the run is given up.
+const PATIENCE: Duration = Duration::from_mins(10);
+
+/// How many Nodes are deleted at the end.
+const DELETED: usize = 50;
+
+const NETWORK_KIND: &str = include_str!("../../tests/api/network-kind.yaml");
+
+/// Measures the operator on a cluster of many simulated nodes.
+#[derive(Parser)]
+struct Arguments {
+    /// How many nodes.
+    #[arg(long, default_value_t = 5000)]
+    nodes: usize,
+    /// How many pools, all on every node.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pools: u8,
+    /// How often the operator is started and the floor is measured; each time there are two edits and two floors.
+    #[arg(long, default_value_t = 2)]
+    rounds: u32,
+    /// How many writes of the floor are under way at the same time: as many as the operator's.
+    #[arg(long, default_value_t = 8)]
+    at_once: usize,
+    /// For how many seconds writes at rest are counted.
+    #[arg(long, default_value_t = 60)]
+    rest: u64,
+    /// The operator's executable.
+    #[arg(long)]
+    operator: PathBuf,
+    /// Passed by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let mut bench = Bench::start(arguments).await?;
+    bench.fill().await?;
+    for _ in 0..bench.arguments.rounds {
+        bench.round().await?;
+    }
+    bench.rest().await?;
+    bench.lose_nodes().await?;
+    let results = bench.results()?;
+    for result in &results {
+        println!("{result}");
+    }
+    results::merge(Checkout::here().root(), &results)
+}
+
+/// The cluster, and what was measured so far.
+struct Bench {
+    arguments: Arguments,
+    operator: Option<Operator>,
+    fleet: Fleet,
+    client: Client,
+    mtu: u32,
+    begun: Requests,
+    filled: Duration,
+    edits: Vec<Duration>,
+    floors: Vec<Duration>,
+    settled: Vec<Duration>,
+    starts: Vec<Duration>,
+    cpu: Vec<Duration>,
+    memory: (u64, u64),
+    writes_at_start: u64,
+    writes_at_rest: u64,
+    server: ApiServer,
+}
+
+impl Bench {
+    /// Starts the servers, and makes Nodes and pools.
+    async fn start(arguments: Arguments) -> Result<Self> {
+        let mut server = ApiServer::start()?;
+        let kubectl = server.kubectl();
+        let crds = Checkout::here().path("crds/yaml");
+        kubectl.apply(NETWORK_KIND)?;
+        kubectl.run(&["apply", "--server-side", "-f", &crds.to_string_lossy()])?;
+        kubectl.run(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])?;
+        server.start_controllers()?;
+        let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).context("read the kubeconfig")?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        let client = Client::try_from(config).context("make a client")?;
+        let begun = Instant::now();
+        cluster::make_nodes(&client, arguments.nodes).await?;
+        cluster::make_pools(&client, arguments.pools.into()).await?;
+        say(&format!("{} nodes made", arguments.nodes), begun.elapsed());
+        let fleet = Fleet::start(&client, &cluster::pool_name(0));
+        let begun = Requests::read(&client).await?;
+        Ok(Self {
+            operator: None,
+            fleet,
+            client,
+            mtu: FIRST_MTU,
+            begun,
+            filled: Duration::ZERO,
+            edits: Vec::new(),
+            floors: Vec::new(),
+            settled: Vec::new(),
+            starts: Vec::new(),
+            cpu: Vec::new(),
+            memory: (0, 0),
+            writes_at_start: 0,
+            writes_at_rest: 0,
+            server,
+            arguments,
+        })
+    }
+
+    /// From the operator's start with nothing written to the last node's first spec.
+    async fn fill(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        let mut operator = self.operator()?;
+        operator.ready().await?;
+        let (nodes, pools) = (self.arguments.nodes, usize::from(self.arguments.pools));
+        let last =
+            self.fleet.until("the first specs", PATIENCE, |tally| tally.with_pools(pools) == nodes).await?;
+        self.filled = last - begun;
+        say("operator started to last first spec", self.filled);
+        self.operator = Some(operator);
+        self.settle().await?;
+        say("... to every pool ready", begun.elapsed());
+        Ok(())
+    }
+
+    /// The floor there and back without operator, a start of the operator, an edit there and back.
+    async fn round(&mut self) -> Result<()> {
+        if let Some(operator) = self.operator.take() {
+            operator.kill()?;
+        }
+        let original = cluster::states(&self.client).await?;
+        let pool = cluster::pool_name(0);
+        let other = cluster::edited(&original, &pool, self.mtu + 1);
+        for (states, mtu) in [(&other, self.mtu + 1), (&original, self.mtu)] {
+            let begun = Instant::now();
+            cluster::write_specs(&self.client, states, self.arguments.at_once).await?;
+            let last = self.told(mtu).await?;
+            say("floor: last spec", last - begun);
+            self.floors.push(last - begun);
+            self.answered().await?;
+        }
+
+        let before = Requests::read(&self.client).await?;
+        let mut operator = self.operator()?;
+        let start = operator.ready().await?;
+        say("start with everything there", start);
+        self.starts.push(start);
+        // What it would write, it writes at once; the pools' pace is half a second.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let written = Requests::read(&self.client).await?.since(&before).writes();
+        println!("  writes after that start: {written:?}");
+        self.writes_at_start += total(&written);
+
+        for _ in 0..2 {
+            self.edit(&operator, &pool).await?;
+        }
+        self.operator = Some(operator);
+        Ok(())
+    }
+
+    async fn edit(&mut self, operator: &Operator, pool: &str) -> Result<()> {
+        self.mtu += 1;
+        let before = Requests::read(&self.client).await?;
+        let (cpu, specs) = (meter::cpu(operator.pid())?, self.fleet.specs());
+        let server: Vec<_> = self.server.pids().map(|(name, pid)| (name, meter::cpu(pid))).collect();
+        let begun = Instant::now();
+        cluster::edit_pool(&self.client, pool, self.mtu).await?;
+        let last = self.told(self.mtu).await?;
+        let edit = last - begun;
+        let used = meter::cpu(operator.pid())?.saturating_sub(cpu);
+        say("edit: last spec", edit);
+        println!(
+            "  {} specs/s; processor time: operator {:.1} s",
+            rate(self.arguments.nodes, edit),
+            used.as_secs_f64()
+        );
+        for ((name, pid), (_, before)) in self.server.pids().zip(server) {
+            let used = meter::cpu(pid)?.saturating_sub(before?);
+            println!("  {name} {:.1} s", used.as_secs_f64());
+        }
+        self.edits.push(edit);
+        self.cpu.push(used);
+        self.settle().await?;
+        say("... to every pool ready", begun.elapsed());
+        self.settled.push(begun.elapsed());
+        let specs = self.fleet.specs() - specs;
+        ensure!(
+            specs == self.arguments.nodes,
+            "{specs} specs were written for {} nodes",
+            self.arguments.nodes
+        );
+        println!("  writes: {:?}", Requests::read(&self.client).await?.since(&before).writes());
+        self.memory = meter::memory(operator.pid())?;
+        Ok(())
+    }
+
+    /// What is written while nothing happens.
+    async fn rest(&mut self) -> Result<()> {
+        // Counts may still wait for their turn, half a minute at most.
+        tokio::time::sleep(Duration::from_secs(35)).await;
+        let before = Requests::read(&self.client).await?;
+        tokio::time::sleep(Duration::from_secs(self.arguments.rest)).await;
+        let written = Requests::read(&self.client).await?.since(&before).writes();
+        println!("writes in {} s at rest: {written:?}", self.arguments.rest);
+        self.writes_at_rest = total(&written);
+        Ok(())
+    }
+
+    /// Nodes go, and their states with them; nobody makes them anew.
+    async fn lose_nodes(&mut self) -> Result<()> {
+        let left = self.arguments.nodes.saturating_sub(DELETED);
+        let begun = Instant::now();
+        cluster::delete_nodes(&self.client, left..self.arguments.nodes).await?;
+        self.fleet.until("states of deleted nodes to go", PATIENCE, |tally| tally.states() == left).await?;
+        cluster::pools_ready(&self.client, left, PATIENCE).await?;
+        say(&format!("{DELETED} nodes deleted to states collected and pools counted"), begun.elapsed());
+        Ok(())
+    }
+
+    fn operator(&self) -> Result<Operator> {
+        let log = Checkout::here().path("target/bench/operator.log");
+        Operator::start(&self.arguments.operator, self.server.kubeconfig(), &log)
+    }
+
+    async fn told(&self, mtu: u32) -> Result<Instant> {
+        let nodes = self.arguments.nodes;
+        self.fleet.until("the last spec", PATIENCE, |tally| tally.with_mtu(mtu) == nodes).await
+    }
+
+    async fn answered(&self) -> Result<()> {
+        self.fleet.until("every agent's answer", PATIENCE, fleet::Tally::all_answered).await.map(drop)
+    }
+
+    async fn settle(&self) -> Result<()> {
+        self.answered().await?;
+        cluster::pools_ready(&self.client, self.arguments.nodes, PATIENCE).await
+    }
+
+    fn results(&mut self) -> Result<Vec<Value>> {
+        let (nodes, pools) = (self.arguments.nodes, self.arguments.pools);
+        let name = |what: &str| format!("{what}_{nodes}_nodes_{pools}_pools");
+        let errors = futures::executor::block_on(Requests::read(&self.client))?.since(&self.begun).errors();
+        println!("errors of the API server: {errors:?}");
+        let rate = rate(nodes, results::percentile(&self.edits, 50));
+        let (now, peak) = self.memory;
+        Ok(vec![
+            durations(&name("pool_edit"), &self.edits, Some(&self.floors)),
+            durations(&name("pool_edit_to_pools_ready"), &self.settled, None),
+            durations(&name("operator_first_specs"), &[self.filled], None),
+            durations(&name("operator_start"), &self.starts, None),
+            durations(&name("operator_processor_time_of_edit"), &self.cpu, None),
+            figure(&name("operator_spec_writes_per_second"), "1/s", rate),
+            figure(&name("operator_resident_memory"), "KiB", now),
+            figure(&name("operator_resident_memory_peak"), "KiB", peak),
+            figure(&name("operator_writes_at_start"), "writes", self.writes_at_start),
+            figure(&name("operator_writes_at_rest"), "writes", self.writes_at_rest),
+            figure(&name("api_errors"), "answers", total(&errors)),
+        ])
+    }
+}
+
+/// How many a second.
+fn rate(count: usize, took: Duration) -> u64 {
+    let milliseconds = took.as_millis().max(1);
+    u64::try_from(count as u128 * 1000 / milliseconds).unwrap_or(u64::MAX)
+}
+
+fn say(what: &str, took: Duration) {
+    println!("{what}: {:.2} s", took.as_secs_f64());
+}
