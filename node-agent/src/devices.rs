@@ -251,12 +251,10 @@ impl Work<'_> {
     fn keep(&mut self, link: &mut LowerLink, demand: Option<&Demand>) {
         let present = self.around.links.contains_key(&link.ifindex);
         let count = if present { wanted(demand, link.ifindex) } else { 0 };
-        let in_use: BTreeSet<u32> = link
-            .ranges
-            .iter()
-            .flat_map(SlotRange::slots)
-            .filter(|slot| self.around.in_use.contains(&self.device(*slot)))
-            .collect();
+        let ours = self.around.in_use.iter().filter(|device| device.resource() == self.name);
+        let ours =
+            ours.map(DeviceId::slot).filter(|slot| link.ranges.iter().any(|r| r.ifindex_of(*slot).is_some()));
+        let in_use: BTreeSet<u32> = ours.collect();
         if let Some(demand) = demand.filter(|demand| demand.mode != link.mode) {
             if in_use.is_empty() {
                 link.mode = demand.mode;

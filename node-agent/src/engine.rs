@@ -7,7 +7,7 @@ use crate::devices::{self, Demand, DemandedLink, Evolution, Known, Run, Surround
 use crate::health::{Policy, Sight, Tracker};
 use crate::inventory::Inventory;
 use crate::link::{Kind, Link};
-use crate::offer::{LinkState, Offer, OfferedRun};
+use crate::offer::{self, LinkState, Offer, OfferedRun};
 use crate::pool::{Naming, Pool};
 use crate::selection::{self, Holding, Holdings, Selection};
 use macvtap::device_id::{DeviceId, ResourceName};
@@ -136,8 +136,13 @@ impl Engine {
             if let Naming::Fixed(resource) = &pool.naming {
                 demands.insert(resource.clone(), demand(Vec::new()));
             }
-            let shares =
-                devices::share(pool.settings.per_link(), pool.settings.per_node(), outcome.links.len());
+            let listed = match &pool.naming {
+                Naming::Fixed(resource) => Some(offer::devices_max(resource)),
+                // The list of one link is never too long.
+                Naming::AfterLink => None,
+            };
+            let per_node = pool.settings.per_node().into_iter().chain(listed).min();
+            let shares = devices::share(pool.settings.per_link(), per_node, outcome.links.len());
             for (ifindex, count) in outcome.links.iter().zip(shares) {
                 let link = self.inventory.get(*ifindex);
                 let Some(resource) = link.and_then(|link| pool.resource_for(link).ok()) else {

@@ -103,11 +103,23 @@ impl View<'_> {
             };
             return Some(Refusal { reason, message });
         }
-        let pending = self.step.evolution.mode_pending.iter().any(|(_, ifindex)| *ifindex == link.ifindex);
-        pending.then(|| Refusal {
-            reason: LinkReason::ModeChangePending,
-            message: format!("devices in use on {name} keep the earlier mode until they are free"),
-        })
+        let evolution = &self.step.evolution;
+        let refusal = |reason, message| Some(Refusal { reason, message });
+        if evolution.mode_pending.iter().any(|(_, ifindex)| *ifindex == link.ifindex) {
+            let message = format!("devices in use on {name} keep the earlier mode until they are free");
+            return refusal(LinkReason::ModeChangePending, message);
+        }
+        if evolution.replaced.iter().any(|(_, replaced)| replaced == name) {
+            let message = format!("{name} is another link than before; devices of the former one are in use");
+            return refusal(LinkReason::LinkReplaced, message);
+        }
+        let mut runs = self.step.offers.values().flat_map(|offer| &offer.runs);
+        if !runs.any(|offered| offered.run.lower == link.ifindex && offered.run.advertised) {
+            let message =
+                format!("other links have all devices that this node offers, none is left for {name}");
+            return refusal(LinkReason::CapacityReached, message);
+        }
+        None
     }
 }
 
@@ -292,13 +304,16 @@ fn ready(
         let why = selection::why_empty(pools, &view.engine.inventory, &view.step.selection, index);
         return unready(NodePoolReason::NoMatchingLink, why.unwrap_or_default());
     }
-    let failed = resources.iter().find_map(|resource| match view.registrations.get(*resource) {
+    let missing = resources.iter().find_map(|resource| match view.registrations.get(*resource) {
         Some(Registration::Done | Registration::HandedOver) => None,
-        Some(Registration::Failed(reason)) => Some(reason.clone()),
-        Some(Registration::Pending) | None => Some(format!("resource {resource} is being registered")),
+        Some(Registration::Failed(reason)) => Some((NodePoolReason::RegistrationFailed, reason.clone())),
+        Some(Registration::Unreachable(reason)) => Some((NodePoolReason::KubeletUnreachable, reason.clone())),
+        Some(Registration::Pending) | None => {
+            Some((NodePoolReason::Registering, format!("resource {resource} is being registered")))
+        }
     });
-    if let Some(reason) = failed {
-        return unready(NodePoolReason::RegistrationFailed, reason);
+    if let Some((reason, message)) = missing {
+        return unready(reason, message);
     }
     if status.allocatable == 0 {
         return unready(
@@ -354,9 +369,18 @@ fn node_findings(view: &View<'_>, status: &MacvtapNodeStateStatus) -> [Finding; 
             status.pools.iter().filter(|pool| condition::holds(&pool.conditions, condition) == wanted);
         pools.map(|pool| pool.name.as_str()).collect::<Vec<_>>()
     };
+    let unreachable = view.registrations.values().find_map(|registration| match registration {
+        Registration::Unreachable(reason) => Some(reason.clone()),
+        Registration::Pending | Registration::Done | Registration::Failed(_) | Registration::HandedOver => {
+            None
+        }
+    });
     let (unready, sick) = (count(ConditionType::Ready, false), count(ConditionType::Degraded, true));
     let (ready_reason, ready_message) = match &view.configuration.problem {
         Some(problem) => (NodeReason::SpecNotReadable, short(problem.clone())),
+        None if unreachable.is_some() => {
+            (NodeReason::KubeletUnreachable, short(unreachable.unwrap_or_default()))
+        }
         None if unready.is_empty() => (NodeReason::AsExpected, "every pool is ready".to_owned()),
         None => (NodeReason::PoolsNotReady, format!("not ready: {}", unready.join(", "))),
     };

@@ -15,6 +15,17 @@ pub const HEALTHY: &str = "Healthy";
 /// The kubelet's word for one that cannot.
 pub const UNHEALTHY: &str = "Unhealthy";
 
+/// The longest message a kubelet takes, in bytes: gRPC's default, which it does not change.
+const MESSAGE_MAX: usize = 4 << 20;
+
+/// The most that the list needs for a device beside the resource's name, in bytes.
+const DEVICE_MAX: usize = 40;
+
+/// How many devices of a resource one list can hold. A kubelet that gets a longer one drops the resource.
+pub fn devices_max(resource: &ResourceName) -> u32 {
+    u32::try_from(MESSAGE_MAX / (DEVICE_MAX + resource.as_str().len())).unwrap_or(u32::MAX)
+}
+
 /// One resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
@@ -313,6 +324,20 @@ mod tests {
         let offer = offer(Allocation::Spread, vec![run(0, 4, 2)]);
         assert_eq!(offer.prefer(&ids([1, 2]), &ids([2]), 3), ids([2, 1]));
         assert_eq!(offer.prefer(&["junk".into()], &[], 1), [""; 0]);
+    }
+
+    #[test]
+    fn the_longest_list_is_one_that_a_kubelet_takes() {
+        for name in ["a".to_owned(), "a".repeat(63)] {
+            let resource: ResourceName = name.parse().unwrap();
+            let mut all =
+                run(macvtap::device_id::SLOT_MAX + 1 - devices_max(&resource), devices_max(&resource), 2);
+            (all.state, all.numa_node) = (LinkState::Unhealthy(LinkReason::NoCarrier), Some(1023));
+            let offer = Offer { resource, ..offer(Allocation::Spread, vec![all]) };
+            let list = kubelet::ListAndWatchResponse { devices: offer.devices() };
+            let length = prost::Message::encoded_len(&list);
+            assert!(length <= MESSAGE_MAX && length > MESSAGE_MAX / 2, "{length} bytes");
+        }
     }
 
     #[test]

@@ -84,6 +84,33 @@ fn what_is_not_offered_is_refused_as_a_whole_and_ends_nothing() {
 }
 
 #[test]
+fn the_most_devices_a_link_can_have_are_listed_preferred_and_allocated() {
+    if !is_root() {
+        return;
+    }
+    const DEVICES: usize = 4096;
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let name = "a".repeat(63);
+    let _agent = node.agent(&format!(r#"[{{"name":"{name}","lowerDevice":"dp0","capacity":{DEVICES}}}]"#));
+    let plugin = kubelet.await_healthy(&name, DEVICES);
+    assert_eq!(plugin.lists, 1);
+    let ids: Vec<String> = plugin.devices.unwrap().into_iter().map(|device| device.id).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    assert_eq!(ids.last(), Some(&format!("{name}Mvp4095").as_str()));
+    assert_eq!(kubelet.prefer(&name, &ids, 3), ids[..3]);
+    let all = kubelet.allocate(&name, &ids).unwrap();
+    let distinct: std::collections::BTreeSet<_> = all.iter().collect();
+    assert_eq!(distinct.len(), DEVICES);
+    // A link's end and return are two lists of them all.
+    node.sh("ip link set dp0 down");
+    kubelet.await_healthy(&name, 0);
+    node.sh("ip link set dp0 up");
+    kubelet.await_healthy(&name, DEVICES);
+    assert_eq!(kubelet.registrations(), 1, "a list was too long for the kubelet");
+}
+
+#[test]
 fn a_kubelet_that_starts_anew_is_served_at_once_every_time_and_no_descriptor_is_lost() {
     if !is_root() {
         return;

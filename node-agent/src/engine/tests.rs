@@ -148,6 +148,16 @@ fn a_limit_for_the_node_holds_over_all_links() {
     assert_eq!(counts(&step(&mut engine, Instant::now()), "a").capacity, 15);
 }
 
+#[test]
+fn no_more_devices_are_offered_than_a_kubelet_reads() {
+    let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 4096}}))]);
+    let links = (1..=30).map(|ifindex| link(ifindex, &format!("e{ifindex}"), Kind::Physical));
+    let _ = engine.inventory.reset(links);
+    let offered = counts(&step(&mut engine, Instant::now()), "a").capacity;
+    assert_eq!(offered, offer::devices_max(&"a".parse().unwrap()));
+    assert!(offered < 30 * 4096);
+}
+
 proptest! {
     /// Offers depend on what there is, not on how it came to be.
     #[test]

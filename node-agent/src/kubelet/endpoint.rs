@@ -64,12 +64,14 @@ pub struct Resource {
 /// What is known of a resource's registration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Registration {
-    /// Under way for the first time.
+    /// Under way.
     #[default]
     Pending,
     /// The kubelet reads the list.
     Done,
-    /// The kubelet does not have it; why.
+    /// The kubelet does not answer; why.
+    Unreachable(String),
+    /// The kubelet does not take it; why.
     Failed(String),
     /// A successor may register it now; allocations are still answered.
     HandedOver,
@@ -94,6 +96,15 @@ enum EndpointError {
     Refused(String),
     #[error("kubelet did not answer within {} s", REGISTER_TIMEOUT.as_secs())]
     Silent,
+}
+
+impl EndpointError {
+    fn registration(&self, reason: String) -> Registration {
+        match self {
+            Self::Connect { .. } | Self::Silent => Registration::Unreachable(reason),
+            Self::Bind { .. } | Self::Refused(_) => Registration::Failed(reason),
+        }
+    }
 }
 
 /// Why a socket is given up.
@@ -132,7 +143,7 @@ impl Resource {
                     if failures == 0 {
                         warn!(resource = %self.name, %reason, "resource not registered, trying again");
                     }
-                    self.registered.send_replace(Registration::Failed(reason));
+                    self.registered.send_replace(error.registration(reason));
                     if self.pause(&mut failures).await {
                         continue;
                     }
@@ -143,7 +154,7 @@ impl Resource {
                 return;
             }
             info!(resource = %self.name, reason = ?end, "registering again");
-            self.registered.send_replace(Registration::Failed(format!("{end:?}")));
+            self.registered.send_replace(Registration::Pending);
             if begun.elapsed() > SETTLED || end == End::KubeletStarted {
                 failures = 0;
             } else if end == End::StreamLost || end == End::NeverAsked {

@@ -174,3 +174,41 @@ fn a_device_whose_index_is_taken_is_told_with_the_link_that_has_it_and_its_own_l
     let _ = scene.engine.inventory.remove(index);
     assert_eq!(says(&scene.status(), 0, ConditionType::Degraded), (false, "AsExpected"));
 }
+
+#[test]
+fn a_link_for_which_the_nodes_limit_leaves_nothing_says_so() {
+    let settings = json!({"capacity": {"perLink": 10, "perNode": 1}});
+    let status = Scene::new(vec![pool("a", &settings)], vec![veth(3, "dp0"), veth(4, "dp1")]).status();
+    let reasons: Vec<_> = status.links.iter().map(|link| link.reason.as_deref()).collect();
+    assert_eq!(reasons, [None, Some("CapacityReached")]);
+    assert_eq!(says(&status, 0, ConditionType::Ready), (true, "Serving"));
+}
+
+#[test]
+fn a_link_that_has_the_name_of_another_one_whose_devices_are_in_use_says_so() {
+    let mut one = link(3, "eth0", Kind::Physical);
+    one.mac = Some("02:00:00:00:00:01".parse().unwrap());
+    let mut scene = Scene::new(vec![pool("a", &json!({"capacity": {"perLink": 10}}))], vec![one.clone()]);
+    scene.status();
+    scene.engine.in_use.insert("aMvp4".parse().unwrap());
+    (one.ifindex, one.mac) = (4, Some("02:00:00:00:00:02".parse().unwrap()));
+    let _ = scene.engine.inventory.reset([one]);
+    let status = scene.status();
+    assert_eq!(status.links[0].reason.as_deref(), Some("LinkReplaced"));
+    assert_eq!((status.pools[0].capacity, status.pools[0].allocatable), (11, 10));
+}
+
+#[test]
+fn a_kubelet_that_does_not_answer_is_told_apart_from_one_that_refuses() {
+    let mut scene = Scene::new(vec![pool("a", &json!({}))], vec![veth(3, "dp0")]);
+    for (registration, pool_reason, node_reason) in [
+        (Registration::Pending, "Registering", "PoolsNotReady"),
+        (Registration::Unreachable("no socket".into()), "KubeletUnreachable", "KubeletUnreachable"),
+        (Registration::Failed("no".into()), "RegistrationFailed", "PoolsNotReady"),
+    ] {
+        scene.registrations.insert("a".parse().unwrap(), registration);
+        let status = scene.status();
+        assert_eq!(says(&status, 0, ConditionType::Ready), (false, pool_reason));
+        assert_eq!(condition::find(&status.conditions, ConditionType::Ready).unwrap().reason, node_reason);
+    }
+}

@@ -348,7 +348,9 @@ impl Serving {
         let waiting = registrations.iter().find_map(|(resource, registration)| match registration {
             Registration::Done => None,
             Registration::Pending => Some(format!("resource {resource} is being registered")),
-            Registration::Failed(reason) => Some(format!("resource {resource}: {reason}")),
+            Registration::Failed(reason) | Registration::Unreachable(reason) => {
+                Some(format!("resource {resource}: {reason}"))
+            }
             Registration::HandedOver => Some(format!("resource {resource} is handed over")),
         });
         waiting.map_or(Readiness::Ready, Readiness::NotReady)
