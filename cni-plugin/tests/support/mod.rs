@@ -134,3 +134,42 @@ pub(crate) fn link(pod: &Holder) -> Value {
     let found = links.as_array().unwrap().iter().find(|link| link["ifname"] == "net1");
     found.cloned().unwrap_or_default()
 }
+
+/// What a socket or a tap gave: whole frames.
+pub(crate) type Frame = Vec<u8>;
+
+/// Reads frames from a packet socket or a tap until `wanted` finds what it looks for; fails after 20 seconds. `skip` bytes
+/// in front of each frame are left out. Gives every frame read, the found one last.
+pub(crate) fn frames_until(
+    source: impl std::os::fd::AsFd,
+    skip: usize,
+    what: &str,
+    wanted: impl Fn(&[u8]) -> bool,
+) -> Vec<Frame> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let mut frames: Vec<Frame> = Vec::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match rustix::io::read(source.as_fd(), &mut buffer) {
+            Ok(length) => {
+                frames.push(buffer[skip.min(length)..length].to_vec());
+                if wanted(frames.last().unwrap()) {
+                    return frames;
+                }
+            }
+            Err(rustix::io::Errno::AGAIN) => {
+                let left = deadline.saturating_duration_since(std::time::Instant::now());
+                assert!(!left.is_zero(), "{what} never came; frames: {frames:02x?}");
+                let left = Timespec::try_from(left).unwrap();
+                poll(&mut [PollFd::new(&source, PollFlags::IN)], Some(&left)).unwrap();
+            }
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+}
+
+/// The six bytes of a MAC address in text.
+pub(crate) fn octets(mac: &Value) -> [u8; 6] {
+    mac.as_str().unwrap().parse::<macvtap::mac::MacAddr>().unwrap().octets()
+}

@@ -1,0 +1,265 @@
+//! What is on the wire, and what reaches the guest: frames at the far end of the lower link's cable, and at the tap.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at the first surprise, its helpers too"
+)]
+
+mod support;
+
+use macvtap::mode::Mode;
+use macvtap::table_file;
+use macvtap_cni::packet::PacketSocket;
+use rustix::fs::OFlags;
+use serde_json::{Value, json};
+use std::os::fd::OwnedFd;
+use support::{Call, Frame, Holder, Node, frames_until, is_root, link, octets, pod, record};
+
+/// `ETH_P_ALL` of `linux/if_ether.h`.
+const EVERY_TYPE: u16 = 3;
+
+/// In front of a frame at a tap: `struct virtio_net_hdr`.
+const TAP_HEADER: usize = 10;
+
+const BROADCAST: [u8; 6] = [0xff; 6];
+const LLDP_GROUP: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0x0e];
+const FAR_END: [u8; 6] = [0x02, 0, 0, 0, 0, 0xfe];
+
+/// The far end of the cable.
+fn far_end(node: &Node) -> PacketSocket {
+    let index = node.ifindex("dp1");
+    node.inside(|| PacketSocket::open(index, Some(EVERY_TYPE)).unwrap())
+}
+
+/// The tap of a slot, opened as a guest does.
+fn tap(node: &Node, slot: u32) -> OwnedFd {
+    let path = node.paths().device_node(node.first_ifindex + slot);
+    rustix::fs::open(path, OFlags::RDWR | OFlags::NONBLOCK, rustix::fs::Mode::empty()).unwrap()
+}
+
+fn from(mac: [u8; 6]) -> impl Fn(&[u8]) -> bool {
+    move |frame| frame.get(6..12) == Some(&mac[..])
+}
+
+/// A request of this host for its own IPv4 address.
+fn is_gratuitous_arp(frame: &[u8], mac: [u8; 6], address: [u8; 4]) -> bool {
+    from(mac)(frame)
+        && frame.get(..6) == Some(&BROADCAST[..])
+        && frame.get(12..14) == Some(&[8, 6])
+        && frame.get(28..32) == Some(&address)
+        && frame.get(38..42) == Some(&address)
+}
+
+/// An `ICMPv6` message of this kind from this host; the target of neighbour discovery is what follows its head.
+fn is_icmp6(frame: &[u8], mac: [u8; 6], kind: u8) -> bool {
+    from(mac)(frame)
+        && frame.get(12..14) == Some(&[0x86, 0xdd])
+        && frame.get(20) == Some(&58)
+        && frame.get(54) == Some(&kind)
+}
+
+fn is_advertisement(frame: &[u8], mac: [u8; 6], address: std::net::Ipv6Addr) -> bool {
+    const SOLICITED: u8 = 0x40;
+    is_icmp6(frame, mac, 136)
+        && frame.get(58).is_some_and(|flags| flags & SOLICITED == 0)
+        && frame.get(62..78) == Some(&address.octets())
+}
+
+/// A call that gets fixed addresses.
+fn with_addresses<'n>(node: &'n Node, pod: &Holder, slot: u32) -> Call<'n> {
+    let addresses: Vec<Value> = [format!("10.5.0.1{slot}/24"), format!("fd05::1{slot}/64")]
+        .into_iter()
+        .map(|address| json!({"address": address}))
+        .collect();
+    let ipam = json!({"type": "static", "addresses": addresses});
+    Call::new(node, pod, &format!("c{slot}")).device(slot).with(json!({"ipam": ipam}))
+}
+
+fn v4(slot: u8) -> [u8; 4] {
+    [10, 5, 0, 10 + slot]
+}
+
+fn v6(slot: u32) -> std::net::Ipv6Addr {
+    format!("fd05::1{slot}").parse().unwrap()
+}
+
+#[test]
+fn new_addresses_are_announced_unless_the_network_says_never() {
+    if !is_root() {
+        return;
+    }
+    let (node, quiet, loud) = (Node::with_table(), pod(), pod());
+    let wire = far_end(&node);
+    // Even where the node's own default is to announce.
+    node.sh("sysctl -qw net.ipv4.conf.default.arp_notify=1 net.ipv6.conf.default.ndisc_notify=1");
+    let result = with_addresses(&node, &quiet, 0).with(json!({"announce": "Never"})).ok("ADD");
+    let quiet_mac = octets(&result["interfaces"][0]["mac"]);
+    let result = with_addresses(&node, &loud, 1).ok("ADD");
+    let loud_mac = octets(&result["interfaces"][0]["mac"]);
+    let mut seen =
+        frames_until(&wire, 0, "a gratuitous ARP", |frame| is_gratuitous_arp(frame, loud_mac, v4(1)));
+    // ADD ends after it sent the advertisement.
+    if !seen.iter().any(|frame| is_advertisement(frame, loud_mac, v6(1))) {
+        seen.extend(frames_until(&wire, 0, "an advertisement", |frame| {
+            is_advertisement(frame, loud_mac, v6(1))
+        }));
+    }
+    let told = |frame: &Frame| {
+        is_gratuitous_arp(frame, quiet_mac, v4(0))
+            || is_icmp6(frame, quiet_mac, 136)
+            || frame.get(28..32) == Some(&v4(0))
+    };
+    let of_quiet: Vec<_> = seen.iter().filter(|frame| told(frame)).collect();
+    assert!(of_quiet.is_empty(), "{of_quiet:02x?}");
+    for (pod, slot) in [(&quiet, 0), (&loud, 1)] {
+        let addresses = Node::ip(pod, "-o addr show dev net1");
+        let ours = addresses.lines().find(|line| line.contains(&v6(slot).to_string())).unwrap();
+        assert!(!ours.contains("tentative"), "{ours}");
+    }
+}
+
+#[test]
+fn an_address_that_its_former_holder_still_has_is_taken_over_quietly() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    // As the source of a migration has it.
+    node.sh("ip -6 addr add fd05::10/64 dev dp1 nodad");
+    with_addresses(&node, &pod, 0).fails("ADD", 100);
+    with_addresses(&node, &pod, 0).with(json!({"announce": "Never"})).ok("ADD");
+    let addresses = Node::ip(&pod, "addr show dev net1");
+    assert!(addresses.contains("fd05::10/64") && !addresses.contains("dadfailed"), "{addresses}");
+}
+
+#[test]
+fn the_pods_kernel_says_nothing_on_the_wire_when_the_network_has_no_ipam() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod, control) = (Node::with_table(), pod(), pod());
+    let wire = far_end(&node);
+    let result = Call::new(&node, &pod, "c1").ok("ADD");
+    let mac = octets(&result["interfaces"][0]["mac"]);
+    // The same link as the kernel makes it. Made later, and so done later with what kernels say about a new link: a
+    // neighbour solicitation, a router solicitation, reports of its multicast groups.
+    let index = node.first_ifindex + 60;
+    let net = control.netns().display().to_string();
+    node.sh(&format!(
+        "ip link add link dp0 name ctl0 index {index} netns {} type macvtap mode bridge",
+        pid_of(&net)
+    ));
+    Node::ip(&control, "link set ctl0 up");
+    let links: Value = serde_json::from_str(&Node::ip(&control, "-j link show dev ctl0")).unwrap();
+    let control_mac = octets(&links[0]["address"]);
+    let seen = frames_until(&wire, 0, "a router solicitation", |frame| is_icmp6(frame, control_mac, 133));
+    assert!(
+        seen.iter().any(|frame| is_icmp6(frame, control_mac, 135)),
+        "the control says less than expected"
+    );
+    let ours: Vec<_> = seen.iter().filter(|frame| from(mac)(frame)).collect();
+    assert!(ours.is_empty(), "{ours:02x?}");
+    assert!(!Node::ip(&pod, "addr show dev net1").contains("inet"));
+}
+
+/// The process in `/proc/<pid>/ns/net`, by which iproute2 names a namespace.
+fn pid_of(netns: &str) -> &str {
+    netns.split('/').nth(2).unwrap()
+}
+
+/// A frame of the far end; `number` is in its last byte.
+fn frame(to: [u8; 6], ethertype: [u8; 2], number: u8) -> Frame {
+    let mut frame = [&to[..], &FAR_END, &ethertype, &[0; 45]].concat();
+    frame.push(number);
+    frame
+}
+
+/// A solicitation for an address whose group nobody in the pod joined, LLDP, a frame for a stranger, and one that every
+/// link takes, in this order.
+fn send_all(wire: &PacketSocket) -> [Frame; 4] {
+    let frames = [
+        frame([0x33, 0x33, 0xff, 0x12, 0x34, 0x56], [0x86, 0xdd], 1),
+        frame(LLDP_GROUP, [0x88, 0xcc], 2),
+        frame([0x02, 0, 0, 0, 0, 0x77], [0x08, 0], 3),
+        frame(BROADCAST, [0x08, 0], 4),
+    ];
+    for frame in &frames {
+        wire.send(frame).unwrap();
+    }
+    frames
+}
+
+/// Which of the four frames reach the tap of a slot.
+fn heard(node: &Node, slot: u32) -> [bool; 4] {
+    let (wire, guest) = (far_end(node), tap(node, slot));
+    let sent = send_all(&wire);
+    let got = frames_until(&guest, TAP_HEADER, "the broadcast", |frame| frame == sent[3].as_slice());
+    sent.map(|frame| got.contains(&frame))
+}
+
+#[test]
+fn a_guest_hears_solicitations_and_lldp_because_its_link_takes_all_multicast() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let call = Call::new(&node, &pod, "c1");
+    call.ok("ADD");
+    assert_eq!(heard(&node, 0), [true, true, false, true]);
+    call.ok("DEL");
+    // A pool may turn it off; then only what the pod's kernel joined is heard.
+    let mut table = node.table();
+    table.resources.values_mut().for_each(|resource| resource.all_multicast = false);
+    table_file::store(&node.paths(), &table).unwrap();
+    call.ok("ADD");
+    assert_eq!(link(&pod)["allmulti"], 0);
+    assert_eq!(heard(&node, 0), [false, false, false, true]);
+}
+
+/// The kernel gives a promiscuous macvtap every group's frames, and those for strangers only to one in passthru mode.
+#[test]
+fn a_promiscuous_guest_hears_every_group_and_strangers_frames_in_passthru_mode() {
+    if !is_root() {
+        return;
+    }
+    for (mode, strangers) in [(Mode::Bridge, false), (Mode::Passthru, true)] {
+        let (node, pod) = (Node::new(), pod());
+        let mut table = node.table();
+        for resource in table.resources.values_mut() {
+            resource.all_multicast = false;
+            resource.links[0].mode = mode;
+        }
+        table_file::store(&node.paths(), &table).unwrap();
+        Call::new(&node, &pod, "c1").with(json!({"promiscMode": true})).ok("ADD");
+        assert_eq!(heard(&node, 0), [true, true, strangers, true], "{mode}");
+    }
+}
+
+#[test]
+fn a_guests_frames_leave_by_the_lower_link_and_siblings_meet_as_the_mode_says() {
+    if !is_root() {
+        return;
+    }
+    for mode in [Mode::Bridge, Mode::Private] {
+        let (node, one, two) = (Node::new(), pod(), pod());
+        let mut table = node.table();
+        table.resources.values_mut().for_each(|resource| resource.links[0].mode = mode);
+        table_file::store(&node.paths(), &table).unwrap();
+        Call::new(&node, &one, "one").ok("ADD");
+        Call::new(&node, &two, "two").device(1).ok("ADD");
+        assert!(record(&node, 1).is_some());
+        let (first, second) = (tap(&node, 0), tap(&node, 1));
+        let wire = far_end(&node);
+        let sent = frame(BROADCAST, [0x08, 0], 9);
+        rustix::io::write(&first, &[&[0; TAP_HEADER][..], &sent].concat()).unwrap();
+        frames_until(&wire, 0, "the guest's frame", |frame| frame == sent.as_slice());
+        // What comes from outside reaches both; it comes after whatever the sibling sent.
+        let last = frame(BROADCAST, [0x08, 0], 10);
+        wire.send(&last).unwrap();
+        let got = frames_until(&second, TAP_HEADER, "the last frame", |frame| frame == last.as_slice());
+        assert_eq!(got.contains(&sent), mode == Mode::Bridge, "{mode}");
+    }
+}
