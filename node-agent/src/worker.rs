@@ -153,7 +153,8 @@ async fn lead(
     tokio::spawn(source.follow(pools_sender, status, Arc::clone(&shared)));
     let (usage_sender, used) = mpsc::channel(1);
     tokio::spawn(usage::follow(arguments.clone(), Arc::clone(&shared), happened.clone(), usage_sender));
-    tokio::spawn(crate::admin::serve(arguments.listen, Arc::clone(&shared), readiness.subscribe()));
+    let admin = crate::admin::serve(arguments.listen, Arc::clone(&shared), readiness.subscribe());
+    let admin = tokio::spawn(admin);
     if let Some(directory) = arguments.cni_bin_dir.clone() {
         tokio::task::spawn_blocking({
             let plugin = arguments.cni_plugin.clone();
@@ -172,6 +173,9 @@ async fn lead(
     if lock::successor_waits(&arguments.state_dir) {
         info!("handing over to the agent that stands by");
         serving.hand_over().await;
+        // The successor listens at the same address, and begins as soon as it has the lock.
+        admin.abort();
+        let _ = admin.await;
         drop(lock);
         // The kubelet asks here until the successor has registered.
         tokio::time::sleep(LINGER).await;

@@ -273,6 +273,8 @@ fn a_hand_over_to_an_agent_that_stands_by_leaves_no_gap() {
         std::mem::swap(&mut serving, &mut next);
         assert_eq!(kubelet.losses(), 0, "devices were unhealthy for a moment: {}", next.log());
         assert_eq!(node.agent_sockets(), [endpoint.clone()]);
+        // Both live for some seconds, and there is one address.
+        assert!(!serving.log().contains("metrics not served"), "{}", serving.log());
     }
 }
 
