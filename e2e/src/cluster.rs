@@ -119,10 +119,14 @@ impl Cluster {
     }
 
     /// The cluster that tests use: the one behind `KUBECONFIG`, when that is set, with the product already installed;
-    /// else the local cluster of [`Cluster::tests`] with two nodes, brought up with the product as it is in this tree.
+    /// else the local cluster of [`Cluster::tests`] with two nodes, brought up with the product as it is in this tree. With
+    /// `MACVTAP_TEST_REUSE=1` that cluster is taken as it is and nothing is built: for those who work on a test.
     pub fn from_env() -> Result<Self> {
         match env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
             Some(path) => Self::existing(&PathBuf::from(path)),
+            None if env::var_os("MACVTAP_TEST_REUSE").is_some_and(|value| value == "1") => {
+                Self::open(&Self::tests())
+            }
             None => Self::with_product(&Self::tests(), Options::default()),
         }
     }

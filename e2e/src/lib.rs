@@ -12,6 +12,7 @@
 
 pub mod api_server;
 pub mod cgroups;
+pub mod chaos;
 pub mod cluster;
 pub mod components;
 pub mod containerfile;

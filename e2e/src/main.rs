@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use e2e::layout::{Checkout, Layout};
 use e2e::progress::{self, say};
 use e2e::suite::{self, Selection, Stage};
-use e2e::{Cluster, Multus, Options, components, demo, images, prerequisites, relay};
+use e2e::{Cluster, Multus, Options, chaos, components, demo, images, prerequisites, relay};
 
 /// A real Kubernetes on this machine: etcd, control plane, and one or two nodes with kubelet, containerd and Multus.
 #[derive(Parser)]
@@ -112,6 +112,12 @@ enum Command {
         #[arg(long)]
         repeat: Option<u32>,
     },
+    /// Break things under the agent on a cluster, as often as it takes, and print what that gave
+    Chaos {
+        /// Only tests whose name contains this
+        #[arg(long)]
+        matching: Option<String>,
+    },
     /// Measure the CNI plugin as it is shipped
     Bench,
     /// Measure the operator on a cluster of many simulated nodes
@@ -177,8 +183,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo => demo::run()?,
         Command::Test { stages, matching, repeat } => {
             let stages = if stages.is_empty() { Stage::ALL.to_vec() } else { stages };
-            suite::run(&stages, &Selection { matching, repeat })?;
+            suite::run(&stages, &Selection { matching, repeat, ..Selection::default() })?;
         }
+        Command::Chaos { matching } => break_things(matching)?,
         Command::Bench => return bench(&checkout),
         Command::BenchScale { nodes, pools } => return bench_scale(&checkout, nodes, pools),
         Command::Relay { netns, port_file, wanted } => relay::serve(&netns, &port_file, wanted)?,
@@ -229,6 +236,17 @@ fn build_images(checkout: &Checkout, names: &[String]) -> Result<()> {
         say(format_args!("  {step}: {seconds} s last time"));
     }
     Ok(())
+}
+
+fn break_things(matching: Option<String>) -> Result<()> {
+    if matching.is_none() {
+        chaos::clear()?;
+    }
+    let selection = Selection { matching, program: Some("agent"), full: true, ..Selection::default() };
+    let ended = suite::run(&[Stage::Cluster], &selection);
+    print(chaos::table()?);
+    print(format_args!("{}", chaos::path().display()));
+    ended
 }
 
 fn bench(checkout: &Checkout) -> Result<ExitCode> {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::layout::Checkout;
 use crate::progress::say;
-use crate::{Cluster, components, images, layout, prerequisites, process};
+use crate::{Cluster, chaos, components, images, layout, prerequisites, process};
 
 /// One kind of check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -54,6 +54,10 @@ pub struct Selection {
     pub matching: Option<String>,
     /// How often; 1 when absent.
     pub repeat: Option<u32>,
+    /// Only this test program.
+    pub program: Option<&'static str>,
+    /// Whether tests that break things do it as often as it takes.
+    pub full: bool,
 }
 
 /// What one stage gave.
@@ -162,8 +166,14 @@ fn command(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<C
     if stage == Stage::Unit {
         command.args(["--lib", "--bins"]);
     }
-    for program in programs(checkout)?.iter().filter(|program| program.stage() == stage) {
+    let wanted = |program: &&Program| {
+        program.stage() == stage && selection.program.is_none_or(|name| program.name == name)
+    };
+    for program in programs(checkout)?.iter().filter(wanted) {
         command.args(["--test", &program.name]);
+    }
+    if selection.full {
+        command.env(chaos::VARIABLE, "full");
     }
     command.args(&selection.matching).args(["--", "--show-output"]);
     Ok(command)

@@ -2,7 +2,6 @@
 
 #![expect(clippy::print_stdout, reason = "what was measured belongs in the test's output")]
 
-mod failures;
 mod mistakes;
 mod pods;
 mod pools;

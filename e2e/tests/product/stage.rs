@@ -17,7 +17,7 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// One test's turn on the cluster, with a namespace of its own that goes when the test ends.
 pub(crate) struct Stage {
-    cluster: &'static Cluster,
+    pub(crate) cluster: &'static Cluster,
     pub(crate) kubectl: &'static Kubectl,
     pub(crate) nodes: &'static [Node],
     pub(crate) namespace: String,
