@@ -26,7 +26,8 @@ const FILE: &str = "nodestate.json";
 /// Between tries to find the API server.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Numbers of allocated devices change with every pod; they are written this often at most.
+/// Numbers of allocated devices change with every pod, and carrier may come and go many times a second; they are written
+/// this often at most. What carrier means for devices is written at once, and has its own delays.
 const COUNTS_PERIOD: Duration = Duration::from_secs(30);
 
 /// Everything else is written at once, but not more often than this.
@@ -181,7 +182,7 @@ async fn report(client: Client, node: String, mut status: watch::Receiver<Option
         }
         let wait = match &wanted {
             Some(wanted) if written.as_ref() != Some(wanted) => {
-                let only_counts = written.as_ref().is_some_and(|before| differ_in_use_only(before, wanted));
+                let only_counts = written.as_ref().is_some_and(|before| differ_in_details_only(before, wanted));
                 let period = if only_counts { COUNTS_PERIOD } else { PERIOD };
                 let first = written.is_none();
                 Some(if first { Duration::ZERO } else { period.saturating_sub(wrote_at.elapsed()) })
@@ -240,11 +241,14 @@ async fn write(
     Ok(())
 }
 
-/// Whether nothing but numbers of devices in use changed.
-fn differ_in_use_only(one: &MacvtapNodeStateStatus, other: &MacvtapNodeStateStatus) -> bool {
+/// Whether nothing changed but numbers of devices in use and the carrier of links whose state is as before.
+fn differ_in_details_only(one: &MacvtapNodeStateStatus, other: &MacvtapNodeStateStatus) -> bool {
     let without = |status: &MacvtapNodeStateStatus| {
         let mut status = status.clone();
         status.totals.allocated = 0;
+        for link in &mut status.links {
+            link.carrier = false;
+        }
         for pool in &mut status.pools {
             pool.allocated = 0;
         }
@@ -256,6 +260,7 @@ fn differ_in_use_only(one: &MacvtapNodeStateStatus, other: &MacvtapNodeStateStat
 #[cfg(test)]
 mod tests {
     use super::*;
+    use macvtap_crds::v1alpha1::nodestate::NodeLink;
 
     fn spec(hash: &str) -> MacvtapNodeStateSpec {
         MacvtapNodeStateSpec { config_hash: hash.into(), ..MacvtapNodeStateSpec::default() }
@@ -288,13 +293,18 @@ mod tests {
     }
 
     #[test]
-    fn numbers_in_use_alone_can_wait() {
-        let mut one = MacvtapNodeStateStatus::default();
+    fn numbers_in_use_and_carrier_alone_can_wait() {
+        let link = NodeLink { name: "dp0".into(), carrier: true, ..NodeLink::default() };
+        let mut one = MacvtapNodeStateStatus { links: vec![link], ..MacvtapNodeStateStatus::default() };
         one.totals.allocated = 3;
         let mut other = one.clone();
         other.totals.allocated = 4;
-        assert!(differ_in_use_only(&one, &other));
+        other.links[0].carrier = false;
+        assert!(differ_in_details_only(&one, &other));
+        let mut unhealthy = other.clone();
+        unhealthy.links[0].reason = Some("NoCarrier".into());
+        assert!(!differ_in_details_only(&one, &unhealthy));
         other.totals.dead = 1;
-        assert!(!differ_in_use_only(&one, &other));
+        assert!(!differ_in_details_only(&one, &other));
     }
 }
