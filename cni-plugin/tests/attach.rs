@@ -12,6 +12,7 @@ mod support;
 
 use macvtap::detach;
 use macvtap::kernel::Rtnl;
+use macvtap::mode::Mode;
 use macvtap::record::{Holder, State, UNKNOWN};
 use macvtap::tap::{self, Node as DeviceNode};
 use macvtap::{lock, park, records, table_file};
@@ -641,4 +642,28 @@ fn errors_are_logged_with_command_container_and_interface() {
     assert!(Call::new(&node, &pod, "c1").fails("ADD", 7).contains("cni.json"));
     Call::new(&node, &pod, "c1").ok("DEL");
     Call::new(&node, &pod, "c1").with(json!({"ipam": {"type": "../sh"}})).ok("DEL");
+}
+
+#[test]
+fn a_pod_in_passthru_mode_has_the_address_it_asks_for_and_gives_the_lower_link_its_own_back() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::new(), pod());
+    let mut table = node.table();
+    table.resources.values_mut().for_each(|resource| resource.links[0].mode = Mode::Passthru);
+    table_file::store(&node.paths(), &table).unwrap();
+    let lower = || node.sh("ip -br link show dev dp0 | awk '{print $3}'").trim().to_owned();
+    let own = lower();
+    let unasked = Call::new(&node, &pod, "c1");
+    assert_eq!(unasked.ok("ADD")["interfaces"][0]["mac"], own);
+    unasked.ok("DEL");
+    let asked = unasked.with(json!({"mac": "02:00:00:00:00:07"}));
+    let result = asked.ok("ADD");
+    assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:00:07");
+    assert_eq!((&link(&pod)["address"], lower()), (&json!("02:00:00:00:00:07"), "02:00:00:00:00:07".into()));
+    asked.ok("ADD");
+    asked.clone().with(json!({"prevResult": result})).ok("CHECK");
+    asked.ok("DEL");
+    assert_eq!(lower(), own);
 }

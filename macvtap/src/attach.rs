@@ -17,6 +17,7 @@ use crate::kernel::{Home, Kernel, NewLink, Place};
 use crate::link::{By, Change, IfName, Link, Macvtap};
 use crate::lock::{self, Lock, LockError};
 use crate::mac::MacAddr;
+use crate::mode::Mode;
 use crate::netlink::NetlinkError;
 use crate::netns::{self, NetnsId};
 use crate::park::{self, ParkError};
@@ -269,7 +270,8 @@ impl<K: Kernel> Attaching<'_, K> {
                 self.record.tap = Some(tap);
                 self.record.mac = link.mac;
                 // Before the lock is free: the next link must not get this minor even if this one vanishes.
-                return Ok(records::write(self.paths, &self.record)?);
+                records::write(self.paths, &self.record)?;
+                return self.address_in_passthru();
             }
             info!(%tap, "tap number belongs to a pod that lost its link, set aside");
             self.kernel.delete(TARGET, link.index)?;
@@ -277,6 +279,14 @@ impl<K: Kernel> Attaching<'_, K> {
             park::park(self.kernel, tap)?;
         }
         Err(AttachError::NoFreeMinor)
+    }
+
+    /// A new link in passthru mode takes its lower link's address, whatever the request that makes it says.
+    fn address_in_passthru(&mut self) -> Result<(), AttachError> {
+        match (self.request.link.mode, self.request.link.mac) {
+            (Mode::Passthru, Some(mac)) => self.change(Change::Mac(mac)),
+            _ => Ok(()),
+        }
     }
 
     /// Changes the link.
