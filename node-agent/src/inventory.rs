@@ -108,6 +108,8 @@ impl Inventory {
             Kind::Loopback | Kind::Macvtap | Kind::NotEthernet(_) => {
                 return Some(Obstacle::Kind(link.kind.clone()));
             }
+            // The kernel refuses it (EINVAL).
+            Kind::Other(kind) if is_ipvlan(kind) => return Some(Obstacle::Kind(link.kind.clone())),
             Kind::Physical
             | Kind::Bond
             | Kind::Vlan
@@ -126,9 +128,7 @@ impl Inventory {
         let mut strangers = self.children(link.ifindex).filter(|child| child.ifindex < IFINDEX_FIRST);
         strangers.find_map(|child| match &child.kind {
             Kind::Macvlan | Kind::Macvtap if child.passthru => Some(Obstacle::Passthru(child.name.clone())),
-            kind if kind.rtnetlink().starts_with("ipvlan") || kind.rtnetlink().starts_with("ipvtap") => {
-                Some(Obstacle::IpvlanParent(child.name.clone()))
-            }
+            kind if is_ipvlan(kind.rtnetlink()) => Some(Obstacle::IpvlanParent(child.name.clone())),
             _ => None,
         })
     }
@@ -157,6 +157,10 @@ impl Inventory {
             None => format!("link {ifindex}"),
         }
     }
+}
+
+fn is_ipvlan(kind: &str) -> bool {
+    matches!(kind, "ipvlan" | "ipvtap")
 }
 
 impl From<bool> for Change {

@@ -112,6 +112,10 @@ pub fn obstacle(inventory: &Inventory, link: &Link) -> Option<Refusal> {
         Obstacle::Kind(Kind::Macvtap) => {
             (LinkReason::KindNotSupported, format!("{name} is itself a macvtap; use the link below it"))
         }
+        Obstacle::Kind(Kind::Other(kind)) => (
+            LinkReason::KindNotSupported,
+            format!("no macvtap can be made on {kind} {name}; use the link below it"),
+        ),
         Obstacle::Kind(kind) => {
             let kind = if kind.rtnetlink().is_empty() { "no kind" } else { kind.rtnetlink() };
             (LinkReason::KindNotSupported, format!("{name} ({kind}) is not an Ethernet link"))
