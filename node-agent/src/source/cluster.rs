@@ -182,7 +182,8 @@ async fn report(client: Client, node: String, mut status: watch::Receiver<Option
         }
         let wait = match &wanted {
             Some(wanted) if written.as_ref() != Some(wanted) => {
-                let only_counts = written.as_ref().is_some_and(|before| differ_in_details_only(before, wanted));
+                let only_counts =
+                    written.as_ref().is_some_and(|before| differ_in_details_only(before, wanted));
                 let period = if only_counts { COUNTS_PERIOD } else { PERIOD };
                 let first = written.is_none();
                 Some(if first { Duration::ZERO } else { period.saturating_sub(wrote_at.elapsed()) })
