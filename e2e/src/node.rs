@@ -183,7 +183,9 @@ impl Node {
         if fs::read_to_string(&stamp).is_ok_and(|loaded| loaded == digest) {
             return Ok(false);
         }
-        self.ctr(&["images", "import", &archive.display().to_string()])
+        // containerd's command runs in another directory.
+        let path = std::path::absolute(archive).with_context(|| format!("find {}", archive.display()))?;
+        self.ctr(&["images", "import", &path.display().to_string()])
             .with_context(|| format!("load {} into {}", archive.display(), self.name()))?;
         layout::write(&stamp, digest)?;
         Ok(true)
