@@ -85,6 +85,22 @@ mod tests {
     }
 
     #[test]
+    fn a_writer_that_dies_at_any_byte_leaves_the_old_table_and_the_next_one_succeeds() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path());
+        let (old, new) = (empty("old".into()), empty("new".into()));
+        let json = serde_json::to_vec(&new).unwrap();
+        for written in 0..=json.len() {
+            store(&paths, &old).unwrap();
+            std::fs::write(file::temporary_beside(&paths.table()), &json[..written]).unwrap();
+            assert_eq!(load(&paths).unwrap(), Some(old.clone()), "after {written} bytes");
+            store(&paths, &new).unwrap();
+            assert_eq!(load(&paths).unwrap(), Some(new.clone()), "after {written} bytes");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "after {written} bytes");
+        }
+    }
+
+    #[test]
     fn a_table_that_is_missing_damaged_or_of_another_boot_is_not_acted_on() {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::new(dir.path(), dir.path());

@@ -12,49 +12,51 @@ use std::path::Path;
 
 const FILE: &str = "kubelet_internal_checkpoint";
 
-/// A device that the kubelet has given to a pod.
+/// Devices that the kubelet has given to one container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Given {
-    /// The device.
-    pub device: DeviceId,
-    /// The index that was promised to the pod, where the note tells it beyond doubt.
-    pub ifindex: Option<u32>,
+    /// The devices, in the order of their slots.
+    pub devices: Vec<DeviceId>,
+    /// The indexes that were promised to the container, ascending. Which is whose the kubelet does not note; for the
+    /// container it does not matter, since it has them all.
+    pub ifindexes: Vec<u32>,
 }
 
 /// Devices of ours that the kubelet has given to pods.
 pub fn devices(plugins: &Path) -> BTreeSet<DeviceId> {
-    given(plugins).into_iter().map(|given| given.device).collect()
+    given(plugins).into_iter().flat_map(|given| given.devices).collect()
 }
 
-/// The same, with what was promised. None when there is no note, or none that can be read.
+/// The same, by container, with what was promised. None when there is no note, or none that can be read.
 pub fn given(plugins: &Path) -> Vec<Given> {
     let text = std::fs::read(plugins.join(FILE)).unwrap_or_default();
     let note: Value = serde_json::from_slice(&text).unwrap_or_default();
     let entries = note.pointer("/Data/PodDeviceEntries").and_then(Value::as_array);
-    entries.into_iter().flatten().flat_map(entry).collect()
+    entries.into_iter().flatten().map(entry).filter(|given| !given.devices.is_empty()).collect()
 }
 
-fn entry(entry: &Value) -> Vec<Given> {
+fn entry(entry: &Value) -> Given {
     let resource = entry.get("ResourceName").and_then(Value::as_str).unwrap_or_default();
     let name = resource.rsplit_once('/').map_or(resource, |(_, name)| name);
     // A list per memory node since Kubernetes 1.20.
     let nodes = entry.get("DeviceIDs").and_then(Value::as_object);
     let ids = nodes.into_iter().flat_map(|nodes| nodes.values()).filter_map(Value::as_array).flatten();
-    let devices: Vec<DeviceId> = ids
+    let mut devices: Vec<DeviceId> = ids
         .filter_map(|id| id.as_str()?.parse::<DeviceId>().ok())
         .filter(|device| device.resource().as_str() == name)
         .collect();
-    // The answer does not say which path is whose.
-    let ifindex = promised(entry).filter(|_| devices.len() == 1);
-    devices.into_iter().map(|device| Given { device, ifindex }).collect()
+    devices.sort_unstable();
+    let mut ifindexes = promised(entry).unwrap_or_default();
+    ifindexes.sort_unstable();
+    Given { devices, ifindexes }
 }
 
-/// The index in our answer to Allocate, if it named one device.
-fn promised(entry: &Value) -> Option<u32> {
+/// The indexes in our answer to Allocate; none if it names anything else.
+fn promised(entry: &Value) -> Option<Vec<u32>> {
     let answer = BASE64.decode(entry.get("AllocResp")?.as_str()?).ok()?;
     let answer = ContainerAllocateResponse::decode(answer.as_slice()).ok()?;
-    let [device] = answer.devices.as_slice() else { return None };
-    device.container_path.strip_prefix("/dev/tap")?.parse().ok()
+    let index = |path: &str| path.strip_prefix("/dev/tap")?.parse().ok();
+    answer.devices.iter().map(|device| index(&device.container_path)).collect()
 }
 
 #[cfg(test)]
@@ -78,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_promised_index_is_found_where_it_is_beyond_doubt() {
+    fn the_promised_indexes_are_found_in_the_answer_that_the_kubelet_kept() {
         let answer = |paths: &[&str]| {
             let devices = paths.iter().map(|path| macvtap_proto::deviceplugin::DeviceSpec {
                 container_path: (*path).to_owned(),
@@ -92,18 +94,18 @@ mod tests {
         let promised = |ids: &str, answer: &str| {
             let text =
                 format!(r#"{{"ResourceName":"x/a","DeviceIDs":{{"-1":{ids}}},"AllocResp":"{answer}"}}"#);
-            entry(&serde_json::from_str(&text).unwrap())
-                .into_iter()
-                .map(|given| given.ifindex)
-                .collect::<Vec<_>>()
+            let given = entry(&serde_json::from_str(&text).unwrap());
+            assert!(given.devices.is_sorted_by_key(DeviceId::slot));
+            given.ifindexes
         };
-        assert_eq!(promised(r#"["aMvp0"]"#, &answer(&["/dev/tap16777216"])), [Some(16_777_216)]);
+        assert_eq!(promised(r#"["aMvp0"]"#, &answer(&["/dev/tap16777216"])), [16_777_216]);
         assert_eq!(
-            promised(r#"["aMvp0","aMvp1"]"#, &answer(&["/dev/tap16777216", "/dev/tap16777217"])),
-            [None, None]
+            promised(r#"["aMvp10","aMvp9"]"#, &answer(&["/dev/tap16777217", "/dev/tap16777216"])),
+            [16_777_216, 16_777_217]
         );
-        assert_eq!(promised(r#"["aMvp0"]"#, &answer(&["/dev/kvm"])), [None]);
-        assert_eq!(promised(r#"["aMvp0"]"#, "no base64"), [None]);
+        for other in [&answer(&["/dev/kvm"]), &answer(&["/dev/tap7", "/dev/kvm"]), "no base64", ""] {
+            assert_eq!(promised(r#"["aMvp0"]"#, other), [0_u32; 0], "{other}");
+        }
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Inventory {
                 return Some(Obstacle::Kind(link.kind.clone()));
             }
             // The kernel refuses it (EINVAL).
-            Kind::Other(kind) if is_ipvlan(kind) => return Some(Obstacle::Kind(link.kind.clone())),
+            Kind::Other(kind) if is_ipvlan(kind) || kind == "vrf" => return Some(Obstacle::Kind(link.kind.clone())),
             Kind::Physical
             | Kind::Bond
             | Kind::Vlan

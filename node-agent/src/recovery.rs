@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{self, Given};
 use crate::devices;
+use macvtap::device_id::DeviceId;
 use macvtap::mode::Mode;
 use macvtap::paths::Paths;
 use macvtap::record::Attachment;
@@ -9,8 +10,7 @@ use macvtap::records;
 use macvtap::table::{
     DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LowerLink, Owner, Resource, SlotRange, TapOnly,
 };
-
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Indexes of the lost table that no record names may belong to pods whose networks are being set up right now. This
@@ -28,12 +28,10 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
     let mut table = devices::empty(boot_id, standalone);
     let mut highest = IFINDEX_FIRST;
     let mut indexes = BTreeSet::new();
-    let recorded = records.iter().map(|record| (&record.device, record.ifindex, record.lower_ifindex));
-    let promised = given.iter().filter_map(|given| Some((&given.device, given.ifindex?, 0)));
-    for (device, ifindex, lower_ifindex) in recorded.chain(promised) {
+    let mut add = |device: &DeviceId, ifindex: u32, lower_ifindex: u32| {
         let ours = (IFINDEX_FIRST..=IFINDEX_LAST).contains(&ifindex);
         if !ours || table.device(device).is_some() || !indexes.insert(ifindex) {
-            continue;
+            return;
         }
         highest = highest.max(ifindex);
         let resource = table.resources.entry(device.resource().clone()).or_insert_with(unknown);
@@ -47,6 +45,22 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
                 mode: Mode::default(),
                 ranges: vec![range],
             }),
+        }
+    };
+    for record in records {
+        add(&record.device, record.ifindex, record.lower_ifindex);
+    }
+    let known: BTreeMap<&DeviceId, u32> =
+        records.iter().map(|record| (&record.device, record.ifindex)).collect();
+    for given in given {
+        let devices: Vec<_> = given.devices.iter().filter(|device| !known.contains_key(device)).collect();
+        let promised =
+            given.ifindexes.iter().filter(|ifindex| !known.values().any(|known| known == *ifindex));
+        let promised: Vec<_> = promised.collect();
+        if devices.len() == promised.len() {
+            for (device, ifindex) in devices.into_iter().zip(promised) {
+                add(device, *ifindex, 0);
+            }
         }
     }
     table.next_ifindex = highest.saturating_add(GAP).min(IFINDEX_LAST);
@@ -95,16 +109,27 @@ mod tests {
             record("bMvp0", IFINDEX_FIRST + 50, 8),
             record("bMvp1", 12, 8),
         ];
+        let given = |ids: &[&str], ifindexes: &[u32]| Given {
+            devices: ids.iter().map(|id| id.parse().unwrap()).collect(),
+            ifindexes: ifindexes.iter().map(|index| IFINDEX_FIRST + index).collect(),
+        };
         let given = [
-            Given { device: "aMvp3".parse().unwrap(), ifindex: Some(IFINDEX_FIRST + 9) },
-            Given { device: "aMvp5".parse().unwrap(), ifindex: Some(IFINDEX_FIRST + 5) },
-            Given { device: "aMvp6".parse().unwrap(), ifindex: Some(IFINDEX_FIRST + 50) },
-            Given { device: "aMvp7".parse().unwrap(), ifindex: None },
+            given(&["aMvp3"], &[9]),
+            given(&["aMvp5"], &[5]),
+            given(&["aMvp6"], &[50]),
+            given(&["aMvp7"], &[]),
+            // One of a container's three is recorded: the other two have what is left.
+            given(&["aMvp0", "aMvp11", "aMvp12"], &[0, 21, 22]),
         ];
         let table = from_notes(&records, &given, "boot", false);
         let promised = table.device(&"aMvp5".parse().unwrap()).unwrap();
         assert_eq!((promised.ifindex, promised.link.ifindex), (IFINDEX_FIRST + 5, 0));
         assert!(table.device(&"aMvp6".parse().unwrap()).is_none(), "that index is another device's");
+        for (device, index) in [("aMvp0", 0), ("aMvp11", 21), ("aMvp12", 22)] {
+            let found = table.device(&device.parse().unwrap()).unwrap();
+            assert_eq!(found.ifindex, IFINDEX_FIRST + index, "{device}");
+        }
+        assert!(table.device(&"aMvp7".parse().unwrap()).is_none());
         let found = table.device(&"aMvp3".parse().unwrap()).unwrap();
         assert_eq!((found.ifindex, found.link.ifindex), (IFINDEX_FIRST + 3, 7));
         assert!(table.device(&"bMvp1".parse().unwrap()).is_none());

@@ -114,7 +114,7 @@ pub fn obstacle(inventory: &Inventory, link: &Link) -> Option<Refusal> {
         }
         Obstacle::Kind(Kind::Other(kind)) => (
             LinkReason::KindNotSupported,
-            format!("no macvtap can be made on {kind} {name}; use the link below it"),
+            format!("no macvtap can be made on {kind} {name}"),
         ),
         Obstacle::Kind(kind) => {
             let kind = if kind.rtnetlink().is_empty() { "no kind" } else { kind.rtnetlink() };

@@ -194,7 +194,15 @@ async fn lead(
 fn starting_table(paths: &Paths, plugins: &Path, boot_id: &str, standalone: bool) -> DeviceTable {
     match table_file::load(paths) {
         Ok(Some(table)) => table,
-        Ok(None) => devices::empty(boot_id, standalone),
+        Ok(None) => {
+            let rebuilt = recovery::rebuild(paths, plugins, boot_id, standalone);
+            // Nothing was ever given out: this is the first start.
+            if rebuilt.resources.is_empty() {
+                return devices::empty(boot_id, standalone);
+            }
+            error!("no device table although pods have devices, rebuilding it from what they have");
+            rebuilt
+        }
         Err(error) => {
             let reason = crate::error_chain(&error);
             error!(%reason, "device table lost, rebuilding it from what pods have");

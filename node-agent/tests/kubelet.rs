@@ -6,7 +6,7 @@ mod support;
 use rustix::process::Signal;
 use std::time::Instant;
 use support::kubelet::{Kubelet, await_true};
-use support::{Node, eventually, is_root, signal_to};
+use support::{Node, eventually, is_root, metric, signal_to};
 
 const CONFIGURATION: &str = r#"[{"name":"dataplane","lowerDevice":"dp0","mode":"bridge","capacity":50}]"#;
 
@@ -83,12 +83,14 @@ fn what_is_not_offered_is_refused_as_a_whole_and_ends_nothing() {
     assert_eq!(kubelet.registrations(), 1, "the agent has lost its stream");
 }
 
+/// The most that a pool or an entry of the configuration can ask for.
+const DEVICES: usize = 4096;
+
 #[test]
 fn the_most_devices_a_link_can_have_are_listed_preferred_and_allocated() {
     if !is_root() {
         return;
     }
-    const DEVICES: usize = 4096;
     let node = node_with_link();
     let kubelet = Kubelet::start(&node);
     let name = "a".repeat(63);
@@ -279,7 +281,7 @@ fn a_hand_over_to_an_agent_that_stands_by_leaves_no_gap() {
 }
 
 #[test]
-fn metrics_are_served_and_count() {
+fn everything_that_happens_is_counted() {
     if !is_root() {
         return;
     }
@@ -288,15 +290,70 @@ fn metrics_are_served_and_count() {
     let _agent = node.agent(CONFIGURATION);
     kubelet.await_healthy("dataplane", 50);
     kubelet.allocate("dataplane", &["dataplaneMvp1"]).unwrap();
-    let get = "exec 3<>/dev/tcp/127.0.0.1/9469; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
-    let text = eventually("metrics", || {
-        let output = node.command("bash").args(["-c", get]).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.contains("macvtap_devices{resource=\"dataplane\",state=\"healthy\"} 50").then_some(text)
-    });
-    assert!(
-        text.contains("macvtap_allocations_total{resource=\"dataplane\",result=\"granted\"} 1"),
-        "{text}"
-    );
-    assert!(text.contains("macvtap_registrations_total{resource=\"dataplane\"} 1"), "{text}");
+    kubelet.allocate("dataplane", &["dataplaneMvp77"]).unwrap_err();
+    let of = |name: &str, labels: &str| {
+        metric(&node, &format!("macvtap_{name}{{resource=\"dataplane\"{labels}}}"))
+    };
+    let is = |name: &str, labels: &str, count: u64| {
+        await_true(&format!("{name}{labels} is {count}"), || of(name, labels) == Some(count));
+    };
+    is("devices", ",state=\"healthy\"", 50);
+    is("devices", ",state=\"allocated\"", 1);
+    is("devices", ",state=\"dead\"", 0);
+    is("allocations_total", ",result=\"granted\"", 1);
+    is("allocations_total", ",result=\"refused\"", 1);
+    is("registrations_total", "", 1);
+    assert_eq!(metric(&node, "macvtap_allocate_seconds_count"), Some(1));
+    assert_eq!(metric(&node, "macvtap_table_writes_total"), Some(1));
+    assert!(metric(&node, "macvtap_link_resyncs_total") >= Some(1));
+    let events = || metric(&node, "macvtap_link_events_total").unwrap();
+    let before = events();
+    node.sh("ip link set dp0 mtu 1400");
+    await_true("the event is counted", || events() > before);
+    node.sh("ip link set dp0 down");
+    is("devices", ",state=\"unhealthy\"", 50);
+    node.sh("ip link set dp0 up");
+    kubelet.drop_stream("dataplane");
+    is("registrations_total", "", 2);
+}
+
+#[test]
+fn an_agent_is_ready_when_everything_is_registered_or_another_one_serves_and_says_what_is_missing() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let first = node.agent(CONFIGURATION);
+    let probe = |question: &str| node.agent_command().args(["probe", question]).output().unwrap();
+    let says = |question: &str, part: &str| {
+        await_true(&format!("{question} says {part}"), || {
+            let output = probe(question);
+            let said = if output.status.success() { output.stdout } else { output.stderr };
+            String::from_utf8_lossy(&said).contains(part)
+        });
+    };
+    says("ready", "not ready: resource dataplane: reach the kubelet");
+    says("live", "live");
+    let mut kubelet = Kubelet::start(&node);
+    says("ready", "ready\n");
+    // The second agent is in a container of its own.
+    let mut container = node.command("unshare");
+    container.args(["--pid", "--fork", "--kill-child"]).arg(node.agent_command().get_args().last().unwrap());
+    container.env("DP_MACVTAP_CONF", CONFIGURATION);
+    let second = support::Agent::start(container);
+    await_true("it stands by", || second.log().contains("standing by"));
+    let inside = second.worker().unwrap().to_string();
+    let program = node.agent_command();
+    let asked = node
+        .command("nsenter")
+        .args(["--target", &inside, "--pid"])
+        .arg(program.get_args().last().unwrap())
+        .arg("probe")
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&asked.stdout), "standby\n", "{asked:?} {}", second.log());
+    kubelet.kill();
+    std::fs::remove_file(node.plugins().join("kubelet.sock")).unwrap();
+    says("ready", "not ready: resource dataplane");
+    drop(first);
 }

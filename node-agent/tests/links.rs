@@ -1,11 +1,13 @@
 //! The agent and the kernel's links, on the real kernel.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, its helpers too")]
+
 #[cfg(test)]
 mod support;
 
 use std::time::{Duration, Instant};
 use support::kubelet::{Kubelet, await_true};
-use support::{Node, is_root};
+use support::{Node, is_root, metric};
 
 const CONFIGURATION: &str = r#"[{"name":"dataplane","lowerDevice":"dp0","capacity":50}]"#;
 
@@ -159,6 +161,9 @@ fn a_configuration_file_is_followed_and_a_bad_edit_changes_nothing() {
     assert_eq!(kubelet.plugin("a").unwrap().healthy(), Some(7));
     write(r#"[{"name":"a","lowerDevice":"dp0","capacity":3}]"#);
     kubelet.await_healthy("a", 3);
+    // An Allocate that was under way when the list got shorter is honoured.
+    assert!(kubelet.allocate("a", &["aMvp6"]).is_ok());
+    assert!(kubelet.allocate("a", &["aMvp7"]).is_err());
     // What nobody asks for any more drains: first an empty list.
     kubelet.await_healthy("b", 0);
 }
@@ -210,6 +215,7 @@ fn what_pods_left_behind_is_removed() {
         std::thread::sleep(Duration::from_millis(100));
     }
     println!("leftovers removed after {:?}", begun.elapsed());
+    await_true("they are counted", || metric(&node, "macvtap_leftovers_removed_total") == Some(2));
 }
 
 #[test]
@@ -265,14 +271,8 @@ fn events_the_kernel_could_not_deliver_are_made_up_for() {
     node.sh("for i in $(seq 3000); do echo link set dp0p mtu $((1400 + i % 50)); done | ip -batch -; ip link del dp0");
     support::signal_to(worker, rustix::process::Signal::CONT);
     kubelet.await_healthy("dataplane", 0);
-    let overflows = || {
-        let get = "exec 3<>/dev/tcp/127.0.0.1/9469; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3";
-        let output = node.command("bash").args(["-c", get]).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("macvtap_link_event_overflows_total "));
-        line.and_then(|count| count.parse::<u64>().ok()).unwrap_or_default()
-    };
-    await_true("the overflow is counted", || overflows() > 0);
+    let overflows = || metric(&node, "macvtap_link_event_overflows_total");
+    await_true("the overflow is counted", || overflows().is_some_and(|count| count > 0));
     assert_eq!(agent.worker(), Some(worker), "{}", agent.log());
 }
 
@@ -298,16 +298,53 @@ fn a_full_disk_leaves_the_old_list_in_force_and_is_told() {
     assert_eq!(kubelet.plugin("a").unwrap().healthy(), Some(5));
     assert_eq!(kubelet.plugin("b").unwrap().healthy(), Some(0));
     assert!(kubelet.allocate("a", &["aMvp1"]).is_ok());
+    assert!(metric(&node, "macvtap_table_write_failures_total") > Some(0));
     node.sh("rm /var/lib/macvtap/filler");
     kubelet.await_healthy("b", 100);
     await_true("it is ready again", || ready().status.success());
 }
 
 #[test]
-fn a_damaged_table_is_set_aside_and_recorded_devices_keep_their_indexes() {
+fn a_table_of_another_boot_is_written_anew_before_its_devices_are_advertised() {
     if !is_root() {
         return;
     }
+    let node = Node::new();
+    node.add_link("dp0");
+    let mut kubelet = Kubelet::start(&node);
+    let mut agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let before = kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap();
+    agent.terminate();
+    let path = node.path("/var/lib/macvtap/devices.json");
+    let table = || -> serde_json::Value { serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap() };
+    // As after a reboot: another boot, links with other indexes, nothing below /run, a new kubelet.
+    let (mut earlier, boot) = (table(), table()["bootId"].clone());
+    earlier["bootId"] = "another".into();
+    std::fs::write(&path, earlier.to_string()).unwrap();
+    node.sh("ip link del dp0; rm -r /run/macvtap");
+    node.add_link("dp0");
+    kubelet = kubelet.restart();
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let now = table();
+    assert_eq!(now["bootId"], boot);
+    let lower = &now["resources"]["dataplane"]["links"][0]["ifindex"];
+    assert_eq!(lower.to_string(), node.sh("cat /sys/class/net/dp0/ifindex").trim());
+    assert_eq!(kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap(), before, "a device was moved");
+}
+
+#[test]
+fn a_damaged_or_lost_table_is_rebuilt_and_recorded_devices_keep_their_indexes() {
+    if !is_root() {
+        return;
+    }
+    for lost in [false, true] {
+        rebuild(lost);
+    }
+}
+
+fn rebuild(lost: bool) {
     let node = Node::new();
     node.add_link("dp0");
     let kubelet = Kubelet::start(&node);
@@ -318,12 +355,16 @@ fn a_damaged_table_is_set_aside_and_recorded_devices_keep_their_indexes() {
     let other = kubelet.allocate("dataplane", &["dataplaneMvp8"]).unwrap();
     agent.terminate();
     let table = node.path("/var/lib/macvtap/devices.json");
-    let half = std::fs::read(&table).unwrap();
-    std::fs::write(&table, &half[..half.len() / 2]).unwrap();
+    if lost {
+        std::fs::remove_file(&table).unwrap();
+    } else {
+        let half = std::fs::read(&table).unwrap();
+        std::fs::write(&table, &half[..half.len() / 2]).unwrap();
+    }
     let agent = node.agent(CONFIGURATION);
     kubelet.await_plugin("dataplane", |plugin| plugin.connected && plugin.healthy() == Some(50));
-    assert!(agent.log().contains("device table lost"), "{}", agent.log());
-    assert!(node.path("/var/lib/macvtap/devices.json.damaged").exists());
+    assert!(agent.log().contains("rebuilding it from what"), "{}", agent.log());
+    assert_eq!(node.path("/var/lib/macvtap/devices.json.damaged").exists(), !lost);
     // The pod's container starts again and finds its tap.
     kubelet.pre_start("dataplane", &["dataplaneMvp7"]).unwrap();
     assert!(node.path(&device[0].0).exists());

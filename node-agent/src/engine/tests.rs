@@ -158,34 +158,88 @@ fn no_more_devices_are_offered_than_a_kubelet_reads() {
     assert!(offered < 30 * 4096);
 }
 
+/// What happens to links, as the kernel tells it.
+#[derive(Clone, Debug)]
+enum Happening {
+    /// A link appears, or changes name, carrier, MTU, membership or what it is built on.
+    Link(Box<Link>),
+    /// It goes.
+    Gone(u32),
+    /// The host gives addresses and default routes to these links.
+    Ties(BTreeSet<u32>, BTreeSet<u32>),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let name = prop::sample::select(vec!["e1", "e2", "e3", "w1", "w2", "other"]);
+    let kind =
+        prop::sample::select(vec![Kind::Physical, Kind::Veth, Kind::Vlan, Kind::Bridge, Kind::Macvlan]);
+    let master = prop::option::weighted(0.2, (1..6_u32, prop::sample::select(vec!["bridge", "vrf"])));
+    let mtu = prop::sample::select(vec![1400_u32, 1500]);
+    let altname = prop::option::weighted(0.2, prop::sample::select(vec!["e1", "w1"]));
+    let lower = prop::option::weighted(0.3, 1..6_u32);
+    let parts = (1..6_u32, name, kind, master, mtu, (altname, lower, any::<bool>(), any::<bool>()));
+    let changed =
+        parts.prop_map(|(ifindex, name, kind, master, mtu, (altname, lower, carrier, passthru))| {
+            let mut link = link(ifindex, name, kind);
+            link.master = master.map(|(ifindex, kind)| crate::link::Master { ifindex, kind: kind.into() });
+            link.altnames.extend(altname.map(str::to_owned));
+            (link.mtu, link.lower, link.carrier) = (mtu, lower, carrier);
+            link.passthru = passthru && link.kind == Kind::Macvlan;
+            Happening::Link(Box::new(link))
+        });
+    let some = || prop::collection::btree_set(1..6_u32, 0..3);
+    prop_oneof![
+        6 => changed,
+        3 => (1..6_u32).prop_map(Happening::Gone),
+        1 => (some(), some()).prop_map(|(addressed, routes)| Happening::Ties(addressed, routes)),
+    ]
+}
+
+/// Devices offered of each resource on each link, and how they are.
+fn offered(step: &Step) -> BTreeMap<(ResourceName, u32, String), u32> {
+    let mut offered = BTreeMap::new();
+    for (resource, offer) in &step.offers {
+        for run in offer.runs.iter().filter(|run| run.run.advertised) {
+            let key = (resource.clone(), run.run.lower, format!("{:?}", run.state));
+            *offered.entry(key).or_default() += run.run.range.count;
+        }
+    }
+    offered
+}
+
 proptest! {
     /// Offers depend on what there is, not on how it came to be.
     #[test]
     fn any_order_of_events_offers_what_a_fresh_start_would(
-        events in prop::collection::vec((1..5_u32, prop::option::of(any::<bool>())), 0..40)
+        happenings in prop::collection::vec((happening(), any::<bool>()), 0..40)
     ) {
+        let at_once = json!({"downDelaySeconds": 0, "upDelaySeconds": 0});
         let pools = || vec![
-            pool("a", &json!({"links": [{"names": ["e1", "e2"]}], "capacity": {"perLink": 3}, "health": {"downDelaySeconds": 0, "upDelaySeconds": 0}})),
-            pool("b", &json!({"links": [{"names": ["e*"]}], "capacity": {"perLink": 3, "perNode": 4}, "health": {"downDelaySeconds": 0, "upDelaySeconds": 0}})),
+            pool("a", &json!({"links": [{"names": ["e1", "e2"]}], "capacity": {"perLink": 3}, "health": at_once})),
+            pool("b", &json!({"links": [{"names": ["e*"], "kinds": ["Physical", "Veth"]}],
+                              "capacity": {"perLink": 3, "perNode": 4}, "health": at_once, "macvtap": {"mtu": 1500}})),
+            pool("s", &json!({"links": [{"names": ["other"]}], "overlap": "Shared", "capacity": {"perLink": 2}, "health": at_once})),
+            pool("t", &json!({"links": [{"names": ["o*"]}], "overlap": "Shared", "capacity": {"perLink": 5}, "health": at_once})),
+            pool("w", &json!({"links": [{"names": ["w*"]}], "macvtap": {"mode": "Passthru"}, "health": at_once})),
         ];
         let (mut followed, now) = (engine(pools()), Instant::now());
-        for (ifindex, carrier) in events {
-            let _ = match carrier {
-                None => followed.inventory.remove(ifindex),
-                Some(carrier) => {
-                    let mut link = link(ifindex, &format!("e{ifindex}"), Kind::Physical);
-                    link.carrier = carrier;
-                    followed.inventory.apply(link)
+        for (happening, noticed) in happenings {
+            let _ = match happening {
+                Happening::Link(link) => followed.inventory.apply(*link),
+                Happening::Gone(ifindex) => followed.inventory.remove(ifindex),
+                Happening::Ties(addressed, routes) => {
+                    followed.inventory.set_addressed(addressed) | followed.inventory.set_default_routes(routes)
                 }
             };
-            step(&mut followed, now);
+            // Several events may be one step.
+            if noticed {
+                step(&mut followed, now);
+            }
         }
         let mut fresh = engine(pools());
-        let _ = fresh.inventory.reset(followed.inventory.iter().cloned());
+        fresh.inventory = followed.inventory.clone();
         let (followed, fresh) = (step(&mut followed, now), step(&mut fresh, now));
         prop_assert_eq!(&followed.selection, &fresh.selection);
-        for (resource, offer) in &fresh.offers {
-            prop_assert_eq!(followed.offers[resource].counts(), offer.counts());
-        }
+        prop_assert_eq!(offered(&followed), offered(&fresh));
     }
 }

@@ -47,8 +47,8 @@ fn a_port_cannot_be_used_but_a_link_in_a_vrf_can() {
 }
 
 #[test]
-fn an_ipvlan_carries_no_macvtap() {
-    for kind in ["ipvlan", "ipvtap"].map(|kind| Kind::Other(kind.into())) {
+fn an_ipvlan_or_vrf_carries_no_macvtap() {
+    for kind in ["ipvlan", "ipvtap", "vrf"].map(|kind| Kind::Other(kind.into())) {
         assert_eq!(obstacle_of(vec![link(1, "a", kind.clone())], 1), Some(Obstacle::Kind(kind)));
     }
     assert_eq!(obstacle_of(vec![link(1, "a", Kind::Other("vxlan".into()))], 1), None);
