@@ -29,5 +29,9 @@ pub const POOL_LABEL: &str = "macvtap.network.kubevirt.io/pool";
 /// same name is known as such.
 pub const POOL_UID_LABEL: &str = "macvtap.network.kubevirt.io/pool-uid";
 
+/// Annotation on a pool being deleted: names of nodes, separated by commas, whose agents are unreachable and are not
+/// waited for.
+pub const RELEASE_ANNOTATION: &str = "macvtap.network.kubevirt.io/release-without-drain";
+
 /// Annotation by which Multus learns which resource a network needs.
 pub const RESOURCE_NAME_ANNOTATION: &str = "k8s.v1.cni.cncf.io/resourceName";

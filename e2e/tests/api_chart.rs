@@ -115,7 +115,8 @@ fn the_operator_works_with_the_rights_the_chart_gives_it() -> Result<()> {
     install(&api, &[])?;
     node(&api, "n1")?;
     let operator = account(&api, "macvtap-operator", None)?;
-    let running = Program::start("macvtap-operator", &["--listen", "127.0.0.1:0"], operator.kubeconfig())?;
+    let args = ["--listen", "127.0.0.1:0", "--namespace", NAMESPACE];
+    let running = Program::start("macvtap-operator", &args, operator.kubeconfig())?;
     api.replace(&json!({
         "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
         "kind": "MacvtapResourcePool",

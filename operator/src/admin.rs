@@ -1,14 +1,23 @@
-//! The probes.
+//! Probes and metrics over HTTP.
 
+use crate::context::Context;
+use crate::leader::term::Term;
+use crate::metrics::Controller;
 use axum::Router;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::routing::get;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Why the probes cannot be served.
+/// For how long the election may stand still. Each of its steps ends within seconds, whatever the API server does.
+const STALLED: Duration = Duration::from_mins(1);
+
+/// Why probes and metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// The address cannot be had.
@@ -21,34 +30,99 @@ pub enum AdminError {
         source: std::io::Error,
     },
     /// The server ended.
-    #[error("serve the probes")]
+    #[error("serve probes and metrics")]
     Serve(#[source] std::io::Error),
+}
+
+/// What the probes tell.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// Whether the caches are filled.
+    pub filled: watch::Receiver<bool>,
+    /// When the election went on last.
+    pub beat: watch::Receiver<Instant>,
+    /// Whether this operator leads.
+    pub term: Arc<Term>,
+}
+
+impl Health {
+    fn live(&self) -> (StatusCode, &'static str) {
+        // A start waits for the API server as long as it takes: to start again would not make it answer.
+        if !*self.filled.borrow() || self.beat.borrow().elapsed() < STALLED {
+            (StatusCode::OK, "alive\n")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "the election stands still\n")
+        }
+    }
+
+    fn ready(&self) -> (StatusCode, &'static str) {
+        match (*self.filled.borrow(), self.term.holds()) {
+            (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "filling caches\n"),
+            (true, true) => (StatusCode::OK, "leading\n"),
+            (true, false) => (StatusCode::OK, "standing by\n"),
+        }
+    }
 }
 
 /// Takes the address.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, AdminError> {
-    TcpListener::bind(address).await.map_err(|source| AdminError::Listen { address, source })
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| AdminError::Listen { address, source })?;
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "serving probes and metrics");
+    }
+    Ok(listener)
 }
 
-/// Serves the probes until the shutdown: alive while it answers, ready once the caches are filled.
+/// Serves until the shutdown: alive while the election goes on, ready once the caches are filled, leading or not.
 pub async fn serve(
     listener: TcpListener,
-    ready: watch::Receiver<bool>,
+    health: Health,
+    context: Arc<Context>,
     shutdown: CancellationToken,
 ) -> Result<(), AdminError> {
-    let readyz = move || {
-        let ready = *ready.borrow();
-        async move {
-            if ready {
-                (StatusCode::OK, "ready\n")
-            } else {
-                (StatusCode::SERVICE_UNAVAILABLE, "filling caches\n")
-            }
+    let (live, ready) = (health.clone(), health);
+    let metrics = move || {
+        let metrics = &context.metrics;
+        metrics.queue_depth(Controller::Pools, context.queues.pools.depth());
+        metrics.queue_depth(Controller::Nodes, context.queues.nodes.depth());
+        let text = metrics.text();
+        async {
+            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
         }
     };
-    let router = Router::new().route("/livez", get(|| async { "alive\n" })).route("/readyz", get(readyz));
+    let router = Router::new()
+        .route("/livez", get(move || std::future::ready(live.live())))
+        .route("/readyz", get(move || std::future::ready(ready.ready())))
+        .route("/metrics", get(metrics));
     axum::serve(listener, router)
         .with_graceful_shutdown(shutdown.cancelled_owned())
         .await
         .map_err(AdminError::Serve)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probes_tell_the_truth() {
+        let (filled_sender, filled) = watch::channel(false);
+        let long_ago = Instant::now().checked_sub(STALLED).unwrap();
+        let (beat_sender, beat) = watch::channel(long_ago);
+        let term = Arc::new(Term::default());
+        let health = Health { filled, beat, term: Arc::clone(&term) };
+        assert_eq!(health.live().0, StatusCode::OK);
+        assert_eq!(health.ready(), (StatusCode::SERVICE_UNAVAILABLE, "filling caches\n"));
+        beat_sender.send_replace(Instant::now());
+        filled_sender.send_replace(true);
+        assert_eq!(health.live().0, StatusCode::OK);
+        assert_eq!(health.ready(), (StatusCode::OK, "standing by\n"));
+        term.hold(Instant::now() + STALLED);
+        assert_eq!(health.ready(), (StatusCode::OK, "leading\n"));
+        beat_sender.send_replace(long_ago);
+        assert_eq!(health.live().0, StatusCode::SERVICE_UNAVAILABLE);
+        beat_sender.send_replace(Instant::now());
+        assert_eq!(health.live().0, StatusCode::OK);
+    }
 }

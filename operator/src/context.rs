@@ -1,18 +1,25 @@
 //! What a reconcile may use: the client, the caches, and the pace of writing.
 
+use crate::agents::Agents;
+use crate::catalog::Catalog;
+use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
 use crate::network::plan::is_ours;
 use crate::pace::Pace;
+use crate::pool::assess::NodeView;
+use crate::queue::Queue;
 use crate::refusal;
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use crate::rollout::Grants;
+use crate::states::{KnownState, States};
+use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::events::{Event, Recorder};
 use kube::runtime::reflector::Store;
 use kube::{Client, Resource, ResourceExt};
+use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::settings::ResourcePer;
-use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool};
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::watch;
 
 /// An object of ours, or what is wrong with it: one that cannot be read must not stop a watch.
@@ -29,18 +36,33 @@ pub enum NetworkKind {
     Present,
 }
 
+/// What waits to be looked at.
+#[derive(Debug, Default)]
+pub struct Queues {
+    /// Pools by name.
+    pub pools: Queue,
+    /// Nodes by name.
+    pub nodes: Queue,
+}
+
 /// What a reconcile may use.
 pub struct Context {
-    /// Talks to the API server.
+    /// Talks to the API server, and writes only while this operator leads.
     pub client: Client,
     /// Publishes events.
     pub recorder: Recorder,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// What waits.
+    pub queues: Queues,
     /// All pools.
     pub pools: Store<Guarded<MacvtapResourcePool>>,
     /// All nodes, reduced to what we use.
     pub nodes: Store<Node>,
     /// All node states.
-    pub states: Store<Guarded<MacvtapNodeState>>,
+    pub states: States,
+    /// All agents.
+    pub agents: Agents,
     /// All namespaces.
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
     /// Network attachment definitions with our label.
@@ -49,9 +71,60 @@ pub struct Context {
     pub network_kind: watch::Receiver<NetworkKind>,
     /// How often things are done.
     pub pace: Pace,
+    /// Turns in staged rollouts.
+    pub grants: Grants,
+    /// What the pools come to.
+    pub catalog: RwLock<Arc<Catalog>>,
 }
 
 impl Context {
+    /// What the pools come to.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Works out anew what the pools come to.
+    pub fn refresh_catalog(&self) {
+        let pools = self.pools.state();
+        let unreadable =
+            pools.iter().filter_map(|pool| pool.0.as_ref().err()).map(|invalid| &invalid.metadata);
+        let new = Arc::new(Catalog::new(readable(&pools)).with_unreadable(unreadable));
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = new;
+    }
+
+    /// What is known of a node.
+    pub fn view<'v>(&self, node: &'v Node, state: Option<&'v KnownState>) -> NodeView<'v> {
+        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let not_ready = conditions
+            .into_iter()
+            .find(|condition| condition.type_ == "Ready")
+            .filter(|condition| condition.status != "True");
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        NodeView {
+            name,
+            labels: node.labels(),
+            not_ready_since: not_ready
+                .and_then(|condition| condition.last_transition_time.as_ref())
+                .map(|time| time.0),
+            agent_down_since: self.agents.down_since(name),
+            state,
+        }
+    }
+
+    /// Asks for a look at every pool.
+    pub fn every_pool(&self) {
+        for pool in self.pools.state() {
+            self.queues.pools.add(&pool.name_any());
+        }
+    }
+
+    /// Asks for a look at every node.
+    pub fn every_node(&self) {
+        for node in self.nodes.state() {
+            self.queues.nodes.add(&node.name_any());
+        }
+    }
+
     /// The networks the pool has made; none while nobody knows, or when the cluster has no such kind.
     pub fn networks_of(&self, pool: &MacvtapResourcePool) -> Option<Vec<NetworkAttachmentDefinition>> {
         let present = *self.network_kind.borrow() == NetworkKind::Present;
@@ -66,20 +139,25 @@ impl Context {
     pub fn link_resources(&self, pool: &MacvtapResourcePool) -> BTreeSet<String> {
         match pool.spec.settings.resource_per {
             ResourcePer::Pool => BTreeSet::new(),
-            ResourcePer::Link => readable(&self.states.state())
-                .filter_map(|state| state.status.as_ref())
-                .flat_map(|status| &status.pools)
-                .filter(|entry| Some(&entry.name) == pool.metadata.name.as_ref())
-                .flat_map(|entry| entry.resources.iter().cloned())
-                .collect(),
+            ResourcePer::Link => {
+                let name = pool.name_any();
+                let states = self.states.all();
+                let pools = states.iter().filter_map(|state| state.pool(&name));
+                pools.flat_map(|pool| &pool.resources).map(ToString::to_string).collect()
+            }
         }
     }
 
-    /// Publishes an event; a failure is logged, for nothing depends on it.
+    /// Publishes an event about a pool; a failure is logged, for nothing depends on it.
     pub async fn announce(&self, event: &Event, pool: &MacvtapResourcePool) {
-        if let Err(error) = self.recorder.publish(event, &pool.object_ref(&())).await {
+        self.announce_on(event, &pool.object_ref(&())).await;
+    }
+
+    /// Publishes an event about any object.
+    pub async fn announce_on(&self, event: &Event, object: &ObjectReference) {
+        if let Err(error) = self.recorder.publish(event, object).await {
             let error = refusal::text(&error);
-            tracing::warn!(pool = %pool.name_any(), reason = %event.reason, error, "event not published");
+            tracing::warn!(object = object.name, reason = %event.reason, error, "event not published");
         }
     }
 }

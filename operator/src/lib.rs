@@ -1,19 +1,29 @@
 //! The operator: pools and nodes to node states, node states to pool status, pools to networks.
 //!
-//! Everything that decides is a pure function over values (`acceptance`, `node_state::render`, `network::plan`,
-//! `network::config`, `pool::assess`, `pool::report`); `run` keeps caches of the cluster and calls the reconcilers,
-//! and the modules named `apply` and `publish` are the only ones that write.
+//! Everything that decides is a pure function over values (`acceptance`, `catalog`, `node_state::render`,
+//! `network::plan`, `network::config`, `pool::assess`, `pool::report`, `rollout`, `leader::lease`, `migrate::plan`);
+//! `run` elects a leader, keeps caches of the cluster and calls the reconcilers, and the modules named `apply` and
+//! `publish` are the only ones that write, through a gate that is open only for the leader.
 
 pub mod acceptance;
 pub mod admin;
+pub mod agents;
 pub mod args;
+pub mod catalog;
 pub mod context;
+pub mod gate;
+pub mod leader;
+pub mod metrics;
+pub mod migrate;
 pub mod network;
 pub mod node_state;
 pub mod pace;
 pub mod pool;
+pub mod queue;
 pub mod refusal;
+pub mod rollout;
 pub mod run;
+pub mod states;
 pub mod watches;
 
 #[cfg(test)]

@@ -2,15 +2,18 @@
 
 use anyhow::Context;
 use clap::Parser;
-use macvtap_operator::args::{Args, LogFormat};
-use macvtap_operator::run;
+use macvtap_operator::args::{Args, Command, LogFormat};
+use macvtap_operator::{migrate, run};
 use std::io::IsTerminal;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let Args { listen, log_format, log_level } = Args::parse();
+    let Args { command, serve, log_format, log_level } = Args::parse();
+    if let Some(Command::Migrate(args)) = command {
+        return Ok(migrate::run(args).await?);
+    }
     // The runtime's own spans repeat what our messages say.
     let filter = EnvFilter::try_new(format!("kube_runtime=warn,{log_level}"))
         .with_context(|| format!("read --log-level {log_level:?}"))?;
@@ -22,7 +25,6 @@ async fn main() -> anyhow::Result<()> {
         LogFormat::Text => subscriber.init(),
         LogFormat::Json => subscriber.json().init(),
     }
-    let client = kube::Client::try_default().await.context("find the cluster")?;
     let shutdown = CancellationToken::new();
     let on_signal = shutdown.clone();
     tokio::spawn(async move {
@@ -32,5 +34,5 @@ async fn main() -> anyhow::Result<()> {
         }
         on_signal.cancel();
     });
-    run::run(client, listen, shutdown).await
+    run::run(serve, shutdown).await
 }

@@ -6,7 +6,7 @@ pub mod kind;
 pub mod plan;
 
 use crate::context::Context;
-use kube::ResourceExt;
+use kube::runtime::events::{Event, EventType};
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::reason::PoolReason;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ pub struct NetworkReport {
     pub ready: usize,
     /// What is wrong, the first being the most important.
     pub problems: Vec<Problem>,
+    /// Those that somebody had changed, and that are as they should be again.
+    pub repaired: Vec<plan::Key>,
 }
 
 /// Something that is wrong with a pool's networks.
@@ -52,12 +54,33 @@ pub async fn reconcile(pool: &MacvtapResourcePool, context: &Context) -> Network
     let links = context.link_resources(pool);
     let desired = plan::desired(pool, namespaces.iter().map(Arc::as_ref), &links);
     let plan = plan::plan(&desired, &ours);
-    apply::apply(&context.client, desired, plan).await
+    let report = apply::apply(&context.client, desired, plan).await;
+    // What a new spec changes is no repair.
+    let status = pool.status.as_ref();
+    if status.is_some_and(|status| status.observed_generation == pool.metadata.generation) {
+        for (namespace, name) in &report.repaired {
+            let note = format!(
+                "NetworkAttachmentDefinition {namespace}/{name} had been changed and is again as the pool has it; change the pool instead"
+            );
+            context.announce(&repaired(note), pool).await;
+        }
+    }
+    report
+}
+
+fn repaired(note: String) -> Event {
+    Event {
+        type_: EventType::Warning,
+        reason: "NetworkRepaired".to_owned(),
+        note: Some(note),
+        action: "Repair".to_owned(),
+        secondary: None,
+    }
 }
 
 /// Removes every network of a pool that is being deleted; says how many are left.
-pub async fn remove(pool: &MacvtapResourcePool, context: &Context) -> Result<usize, kube::Error> {
-    apply::remove_all(&context.client, &pool.name_any(), &pool.uid().unwrap_or_default()).await
+pub async fn remove(pool: &str, uid: &str, context: &Context) -> Result<usize, kube::Error> {
+    apply::remove_all(&context.client, pool, uid).await
 }
 
 fn missing_kind(pool: &MacvtapResourcePool) -> NetworkReport {
@@ -66,5 +89,5 @@ fn missing_kind(pool: &MacvtapResourcePool) -> NetworkReport {
         reason: PoolReason::NADKindMissing,
         message: "the cluster has no NetworkAttachmentDefinitions; install Multus".to_owned(),
     });
-    NetworkReport { desired, ready: 0, problems: problems.into_iter().collect() }
+    NetworkReport { desired, ready: 0, problems: problems.into_iter().collect(), repaired: Vec::new() }
 }

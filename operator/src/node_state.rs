@@ -1,14 +1,19 @@
 //! What each node shall offer: pools and nodes to node states.
 
 pub mod apply;
+pub mod entry;
 pub mod render;
 
-use crate::context::{Context, readable};
-use k8s_openapi::api::core::v1::Node;
+use crate::context::Context;
+use crate::pool::assess;
+use crate::states::KnownState;
+use entry::Entry;
 use kube::ResourceExt;
-use kube::runtime::controller::Action;
+use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
+use macvtap_crds::RELEASE_ANNOTATION;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why a node's state could not be brought up to date.
 #[derive(Debug, thiserror::Error)]
@@ -22,31 +27,55 @@ pub enum NodeStateError {
         #[source]
         source: Box<kube::Error>,
     },
-    /// The pools cannot be written as JSON.
-    #[error("encode the node state of {node}")]
-    Encode {
-        /// The node.
-        node: String,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
-    },
 }
 
 /// Brings the spec of one node's state up to date; writes only when it differs.
-pub async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action, NodeStateError> {
-    let name = node.name_any();
+pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>, NodeStateError> {
+    let Some(node) = context.nodes.get(&ObjectRef::new(name)) else {
+        return Ok(None);
+    };
     if node.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        return Ok(None);
     }
-    let pools = context.pools.state();
-    let active = render::active(readable(&pools));
-    let current = context.states.get(&ObjectRef::new(&name));
-    let current = current.as_ref().and_then(|state| state.0.as_ref().ok());
-    let spec = render::render(node.labels(), &active, current);
-    if let Some(state) = apply::wanted(&node, spec, current) {
-        apply::apply(&context.client, &name, &state).await?;
-        tracing::info!(node = %name, pools = state.spec.pools.len(), hash = %state.spec.config_hash, "node state written");
+    let catalog = context.catalog();
+    let current = context.states.get(name);
+    let current = current.as_deref();
+    let view = context.view(&node, current);
+    let target = render::Target {
+        name,
+        labels: node.labels(),
+        silent: assess::silent(&view, jiff::Timestamp::now()).is_ok(),
+        current,
+    };
+    let entries = render::render(target, &catalog, |pool| context.grants.has(&pool.entry, name));
+    if !apply::unchanged(&node, &entries, current) {
+        let hash = apply::apply(&context.client, &node, &entries).await?;
+        tracing::debug!(node = name, pools = entries.len(), hash, "node state written");
+        if let Some(current) = current {
+            announce_released(current, &entries, context).await;
+        }
     }
-    Ok(Action::await_change())
+    Ok(None)
+}
+
+/// Says that devices of an unreachable node were not waited for.
+async fn announce_released(before: &KnownState, entries: &[Arc<Entry>], context: &Context) {
+    let gone = before.pools.iter().filter(|old| !entries.iter().any(|new| new.uid == old.uid));
+    for old in gone.filter(|old| !render::drained(before, old)) {
+        let Some(pool) = context.pools.get(&ObjectRef::new(&old.name)) else { continue };
+        let Ok(pool) = &pool.0 else { continue };
+        let allocated = before.pool(&old.name).map_or(0, |pool| pool.allocated);
+        let note = format!(
+            "node {} is unreachable and was let go as annotation {RELEASE_ANNOTATION} asks; {allocated} devices were in use when it reported last",
+            before.name
+        );
+        let event = Event {
+            type_: EventType::Warning,
+            reason: "ReleasedWithoutDrain".to_owned(),
+            note: Some(note),
+            action: "Drain".to_owned(),
+            secondary: None,
+        };
+        context.announce(&event, pool).await;
+    }
 }

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A pool is looked at no more often than this.
+/// A pool is looked at no more often than this, and the rarer the more nodes there are to look at: each of them reports
+/// on its own after a change.
 const POOL_EVERY: Duration = Duration::from_millis(500);
+const POOL_EVERY_PER_NODE: Duration = Duration::from_micros(500);
 
 /// When each pool had its turn.
 #[derive(Debug, Default)]
@@ -21,8 +23,10 @@ struct Turns {
 
 impl Pace {
     /// Takes the turn to look at a pool, or says how long to wait for it.
-    pub fn run(&self, pool: &str) -> Option<Duration> {
-        take(&mut self.turns().entry(pool.to_owned()).or_default().run, POOL_EVERY, Instant::now())
+    pub fn run(&self, pool: &str, nodes: usize) -> Option<Duration> {
+        let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+        let every = POOL_EVERY.saturating_add(POOL_EVERY_PER_NODE.saturating_mul(nodes));
+        take(&mut self.turns().entry(pool.to_owned()).or_default().run, every, Instant::now())
     }
 
     /// Takes the turn to write a pool's counts, or says how long to wait for it.

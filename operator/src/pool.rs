@@ -4,17 +4,19 @@ pub mod announce;
 pub mod assess;
 pub mod publish;
 pub mod report;
+pub mod unreadable;
 
-use crate::acceptance::{Rejection, judge};
-use crate::context::{Context, Guarded, readable};
+use crate::acceptance::Rejection;
+use crate::catalog::released;
+use crate::context::{Context, Guarded};
 use crate::network::{self, NetworkReport};
-use assess::NodeView;
-use k8s_openapi::api::core::v1::Node;
+use crate::rollout::Plan;
+use crate::states::KnownState;
+use assess::{NodeView, silent};
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::controller::Action;
+use kube::api::{Api, ObjectMeta, Patch, PatchParams};
 use kube::runtime::reflector::ObjectRef;
-use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool};
+use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_FINALIZER};
 use serde_json::json;
 use std::sync::Arc;
@@ -61,136 +63,166 @@ pub enum PoolError {
     },
 }
 
-/// Brings one pool up to date.
-pub async fn reconcile(
-    pool: Arc<Guarded<MacvtapResourcePool>>,
-    context: Arc<Context>,
-) -> Result<Action, PoolError> {
-    let pool = match &pool.0 {
-        Ok(pool) => pool,
-        Err(invalid) => {
-            let name = invalid.metadata.name.as_deref();
-            tracing::warn!(pool = name, error = %invalid.error, "pool cannot be read and is left out");
-            return Ok(Action::await_change());
-        }
+/// Brings one pool up to date; says when to look again although nothing happens.
+pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>, PoolError> {
+    let Some(pool) = context.pools.get(&ObjectRef::<Guarded<MacvtapResourcePool>>::new(name)) else {
+        context.pace.forget(name);
+        context.metrics.forget(name);
+        return Ok(None);
     };
-    let ending = pool.metadata.deletion_timestamp.is_some();
-    if !ending && !pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER) {
-        let finalizers = pool.finalizers().iter().map(String::as_str).chain([POOL_FINALIZER]);
-        return set_finalizers(pool, finalizers, &context).await;
+    let (meta, readable) = match &pool.0 {
+        Ok(pool) => (&pool.metadata, Some(pool)),
+        Err(invalid) => (&invalid.metadata, None),
+    };
+    let ending = meta.deletion_timestamp.is_some();
+    if !ending && readable.is_some() && !has_finalizer(meta) {
+        let finalizers = meta.finalizers.iter().flatten().map(String::as_str).chain([POOL_FINALIZER]);
+        return set_finalizers(meta, finalizers, context).await;
     }
-    if let Some(wait) = context.pace.run(&pool.name_any()) {
-        return Ok(Action::requeue(wait));
+    if let Some(wait) = context.pace.run(name, context.nodes.len()) {
+        return Ok(Some(wait));
     }
     if ending {
-        return terminate(pool, &context).await;
+        return terminate(meta, readable, context).await;
     }
-    let verdict = verdict(pool, &context);
-    // A pool that is not accepted keeps what it has: its networks work as long as its devices do.
-    let networks =
-        if verdict.is_ok() { network::reconcile(pool, &context).await } else { NetworkReport::default() };
-    let retry = networks.retry().then_some(RETRY);
-    let recheck = observe_and_publish(pool, &verdict, &networks, &context).await?;
-    Ok(match retry.into_iter().chain(recheck).min() {
-        Some(wait) => Action::requeue(wait),
-        None => Action::await_change(),
-    })
+    match &pool.0 {
+        Ok(pool) => serve(pool, context).await,
+        Err(invalid) => unreadable::say(&invalid.metadata, &invalid.error, context).await,
+    }
 }
 
-async fn terminate(pool: &MacvtapResourcePool, context: &Context) -> Result<Action, PoolError> {
-    let name = pool.name_any();
-    if !pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER) {
-        return Ok(Action::await_change());
+async fn serve(pool: &MacvtapResourcePool, context: &Context) -> Result<Option<Duration>, PoolError> {
+    let catalog = context.catalog();
+    let verdict = catalog.verdict(&pool.name_any());
+    // A pool that is not accepted keeps what it has: its networks work as long as its devices do.
+    let networks =
+        if verdict.is_ok() { network::reconcile(pool, context).await } else { NetworkReport::default() };
+    let retry = networks.retry().then_some(RETRY);
+    let (recheck, rollout) = observe_and_publish(pool, &verdict, &networks, context).await?;
+    if let Some(active) = catalog.active(&pool.uid().unwrap_or_default())
+        && !rollout.next.is_empty()
+    {
+        tracing::info!(pool = %pool.name_any(), nodes = rollout.next.len(), waiting = rollout.waiting, "next batch of the rollout");
+        context.grants.give(&active.entry, rollout.next.iter().cloned());
+        rollout.next.iter().for_each(|node| context.queues.nodes.add(node));
+    }
+    Ok(retry.into_iter().chain(recheck).min())
+}
+
+/// Waits for the drain, then removes the networks, then lets the pool go.
+async fn terminate(
+    meta: &ObjectMeta,
+    readable: Option<&MacvtapResourcePool>,
+    context: &Context,
+) -> Result<Option<Duration>, PoolError> {
+    let name = meta.name.clone().unwrap_or_default();
+    let uid = meta.uid.clone().unwrap_or_default();
+    if !has_finalizer(meta) {
+        return Ok(None);
     }
     let mut left = None;
-    if !readable(&context.states.state()).any(|state| report::holds_entry(state, pool)) {
+    if holders(&uid, context).is_empty() {
         // Networks go last: pods being started and machines being migrated still look them up.
-        let networks = network::remove(pool, context)
+        let networks = network::remove(&name, &uid, context)
             .await
             .map_err(|source| PoolError::Networks { pool: name.clone(), source: Box::new(source) })?;
         if networks == 0 {
-            let others = pool.finalizers().iter().map(String::as_str).filter(|f| *f != POOL_FINALIZER);
-            let released = set_finalizers(pool, others, context).await?;
-            if released == Action::await_change() {
+            let others =
+                meta.finalizers.iter().flatten().map(String::as_str).filter(|f| *f != POOL_FINALIZER);
+            let again = set_finalizers(meta, others, context).await?;
+            if again.is_none() {
                 context.pace.forget(&name);
-                tracing::info!(pool = %name, "pool drained and released");
+                context.grants.forget(&uid);
+                context.metrics.forget(&name);
+                tracing::info!(pool = name, "pool drained and released");
             }
-            return Ok(released);
+            return Ok(again);
         }
         left = Some(networks);
     }
-    let networks = NetworkReport { desired: left.unwrap_or_default(), ready: 0, problems: Vec::new() };
-    let recheck = observe_and_publish(pool, &Ok(()), &networks, context).await?;
-    Ok(match left.map(|_| RETRY_REMOVAL).into_iter().chain(recheck).min() {
-        Some(wait) => Action::requeue(wait),
-        None => Action::await_change(),
-    })
+    let retry = left.map(|_| RETRY_REMOVAL);
+    let Some(pool) = readable else {
+        return Ok(retry.or(Some(RETRY)));
+    };
+    // A node that need not be waited for is let go once it is unreachable, which no event tells.
+    for node in released(pool) {
+        context.queues.nodes.add(&node);
+    }
+    let networks = NetworkReport { desired: left.unwrap_or_default(), ..NetworkReport::default() };
+    let (recheck, _) = observe_and_publish(pool, &Ok(()), &networks, context).await?;
+    Ok(retry.into_iter().chain(recheck).min())
 }
 
-/// Reports what is known and writes it if it is worth a write; says when to look again although nothing happens.
+/// The nodes whose state still has the pool. A node that is gone holds nothing, even while its state waits for the
+/// garbage collector.
+fn holders(uid: &str, context: &Context) -> Vec<Arc<KnownState>> {
+    let mut states = context.states.all();
+    states.retain(|state| {
+        state.entry(uid).is_some() && context.nodes.get(&ObjectRef::new(&state.name)).is_some()
+    });
+    states
+}
+
+/// Reports what is known and writes it if it is worth a write; says when to look again although nothing happens, and
+/// how a staged rollout goes on.
 async fn observe_and_publish(
     pool: &MacvtapResourcePool,
     verdict: &Result<(), Rejection>,
     networks: &NetworkReport,
     context: &Context,
-) -> Result<Option<Duration>, PoolError> {
+) -> Result<(Option<Duration>, Plan), PoolError> {
+    let catalog = context.catalog();
+    let uid = pool.uid().unwrap_or_default();
+    let wanted = catalog.active(&uid);
+    let granted = wanted.map(|wanted| context.grants.given(&wanted.entry)).unwrap_or_default();
     let nodes = context.nodes.state();
-    let states: Vec<Option<Arc<Guarded<MacvtapNodeState>>>> =
-        nodes.iter().map(|node| context.states.get(&ObjectRef::new(&node.name_any()))).collect();
-    let views: Vec<NodeView<'_>> = nodes
-        .iter()
-        .zip(&states)
-        .map(|(node, state)| view(node, state.as_ref().and_then(|state| state.0.as_ref().ok())))
-        .collect();
-    let observed = report::Observed { pool, verdict, nodes: &views, networks, now: jiff::Timestamp::now() };
+    let states: Vec<Option<Arc<KnownState>>> =
+        nodes.iter().map(|node| context.states.get(&node.name_any())).collect();
+    let views: Vec<NodeView<'_>> =
+        nodes.iter().zip(&states).map(|(node, state)| context.view(node, state.as_deref())).collect();
+    let observed = report::Observed {
+        pool,
+        verdict,
+        nodes: &views,
+        wanted,
+        granted: &granted,
+        networks,
+        now: jiff::Timestamp::now(),
+    };
     let report = report::report(&observed);
     let delayed = publish::publish(pool, report.status, context)
         .await
         .map_err(|source| PoolError::Status { pool: pool.name_any(), source: Box::new(source) })?;
-    Ok(report.recheck.into_iter().chain(delayed).min())
+    Ok((report.recheck.into_iter().chain(delayed).min(), report.rollout))
 }
 
-fn verdict(pool: &MacvtapResourcePool, context: &Context) -> Result<(), Rejection> {
-    let pools = context.pools.state();
-    let verdicts = judge(readable(&pools));
-    verdicts.get(pool.name_any().as_str()).cloned().unwrap_or(Ok(()))
+/// Whether the node's agent has been unreachable for long enough.
+pub fn is_silent(view: &NodeView<'_>) -> bool {
+    silent(view, jiff::Timestamp::now()).is_ok()
 }
 
-fn view<'v>(node: &'v Node, state: Option<&'v MacvtapNodeState>) -> NodeView<'v> {
-    let ready = node
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten())
-        .find(|condition| condition.type_ == "Ready")
-        .filter(|condition| condition.status != "True");
-    NodeView {
-        name: node.metadata.name.as_deref().unwrap_or_default(),
-        labels: node.labels(),
-        not_ready_since: ready
-            .and_then(|condition| condition.last_transition_time.as_ref())
-            .map(|time| time.0),
-        state,
-    }
+fn has_finalizer(meta: &ObjectMeta) -> bool {
+    meta.finalizers.iter().flatten().any(|finalizer| finalizer == POOL_FINALIZER)
 }
 
 async fn set_finalizers(
-    pool: &MacvtapResourcePool,
+    meta: &ObjectMeta,
     finalizers: impl Iterator<Item = &str>,
     context: &Context,
-) -> Result<Action, PoolError> {
-    let name = pool.name_any();
+) -> Result<Option<Duration>, PoolError> {
+    let name = meta.name.clone().unwrap_or_default();
     let patch = json!({"metadata": {
         "finalizers": finalizers.collect::<Vec<_>>(),
         // The list is replaced as a whole, so it must be the one that was read.
-        "resourceVersion": pool.resource_version(),
+        "resourceVersion": meta.resource_version,
     }});
     let params = PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
     let pools: Api<MacvtapResourcePool> = Api::all(context.client.clone());
     match pools.patch_metadata(&name, &params, &Patch::Merge(patch)).await {
-        Ok(_) => Ok(Action::await_change()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Action::await_change()),
+        Ok(_) => Ok(None),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         // The cache has not seen the last change of the pool yet, which may have been ours.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Action::requeue(RETRY_CONFLICT)),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(Some(RETRY_CONFLICT)),
         Err(source) => Err(PoolError::Finalizer { pool: name, source: Box::new(source) }),
     }
 }

@@ -1,36 +1,39 @@
 //! Wires everything up and runs it.
 
-use crate::admin;
-use crate::context::{Context, Guarded, NetworkKind};
+use crate::admin::{self, Health};
+use crate::agents::Agents;
+use crate::args::Serve;
+use crate::context::{Context, NetworkKind, Queues};
+use crate::gate::Gate;
+use crate::leader::Elector;
+use crate::leader::term::Term;
+use crate::metrics::{Controller, Metrics};
 use crate::pace::Pace;
-use crate::watches::{self, Queues};
+use crate::rollout::Grants;
+use crate::states::States;
+use crate::watches;
 use crate::{node_state, pool, refusal};
 use anyhow::Context as _;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Node;
-use kube::Client;
-use kube::runtime::controller::{self, Action, ReconcileRequest, applier};
+use kube::client::ClientBuilder;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::Store;
+use kube::{Client, Config};
 use macvtap_crds::OPERATOR_FIELD_MANAGER;
-use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How many events may wait for a reconciler before their watch waits too.
-const QUEUE: usize = 1024;
-
-/// How many nodes' states are written at once.
-const NODES_AT_ONCE: u16 = 8;
+/// How many nodes' states are written at once: as many as keep an API server busy, so that we are never the limit.
+const NODES_AT_ONCE: usize = 32;
 
 /// How many pools are looked at at once.
-const POOLS_AT_ONCE: u16 = 4;
+const POOLS_AT_ONCE: usize = 4;
 
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -38,60 +41,38 @@ const RETRY: Duration = Duration::from_secs(5);
 /// How long the start waits for an answer about Multus' kind.
 const NETWORK_KIND_WAIT: Duration = Duration::from_secs(10);
 
-/// Runs until the shutdown; an error is one that a restart may cure.
-pub async fn run(client: Client, listen: SocketAddr, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let listener = admin::listen(listen).await?;
-    let (ready_sender, ready) = watch::channel(false);
-    let (kind_sender, network_kind) = watch::channel(NetworkKind::Unknown);
-    let (pool_sender, pool_queue) = mpsc::channel(QUEUE);
-    let (node_sender, node_queue) = mpsc::channel(QUEUE);
+/// How long writes in flight may take when the operator is asked to end.
+const FINISH: Duration = Duration::from_secs(5);
 
-    let pools = watches::pools(&client);
-    let nodes = watches::nodes(&client);
-    let states = watches::states(&client);
-    let namespaces = watches::namespaces(&client);
-    let networks = watches::networks(&client);
-    let queues = Queues {
-        pools: pool_sender,
-        nodes: node_sender,
-        all_pools: pools.store.clone(),
-        all_nodes: nodes.store.clone(),
-    };
-    let reporter = Reporter::from(OPERATOR_FIELD_MANAGER);
-    let context = Arc::new(Context {
-        recorder: Recorder::new(client.clone(), reporter),
-        client,
-        pools: pools.store,
-        nodes: nodes.store,
-        states: states.store,
-        namespaces: namespaces.store,
-        networks: networks.store,
-        network_kind,
-        pace: Pace::default(),
-    });
+/// Runs until the shutdown; an error is one that a restart may cure.
+pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let listener = admin::listen(args.listen).await?;
+    let config = Config::infer().await.context("find the cluster")?;
+    let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let (term, metrics) = (Arc::new(Term::default()), Arc::new(Metrics::default()));
+    let gate = Gate::new(Arc::clone(&term), Arc::clone(&metrics));
+    let client = ClientBuilder::try_from(config).context("make a client")?.with_layer(&gate).build();
+    let (elector, beat) =
+        Elector::new(client.clone(), &namespace, &args.lease, identity(&args), Arc::clone(&term));
 
     let mut tasks: JoinSet<anyhow::Result<&str>> = JoinSet::new();
-    let admin = admin::serve(listener, ready, shutdown.clone());
+    let context = follow(client, metrics, &namespace, &args.agent_selector, &shutdown, &mut tasks);
+    let (filled_sender, filled) = watch::channel(false);
+    let health = Health { filled, beat, term };
+    let admin = admin::serve(listener, health, Arc::clone(&context), shutdown.clone());
     tasks.spawn(async move { admin.await.map(|()| "probes").map_err(Into::into) });
-    let end = || shutdown.clone().cancelled_owned();
-    let follow = watches::follow_pools(pools.events.take_until(end()).boxed(), queues.clone());
-    tasks.spawn(named("watch of pools", follow));
-    let follow = watches::follow_nodes(nodes.events.take_until(end()).boxed(), queues.clone());
-    tasks.spawn(named("watch of nodes", follow));
-    let follow = watches::follow_states(states.events.take_until(end()).boxed(), queues.clone());
-    tasks.spawn(named("watch of node states", follow));
-    let follow = watches::follow_namespaces(namespaces.events.take_until(end()).boxed(), queues.clone());
-    tasks.spawn(named("watch of namespaces", follow));
-    let follow = watches::follow_networks(networks.events.take_until(end()).boxed(), queues, kind_sender);
-    tasks.spawn(named("watch of networks", follow));
-    let reconcile = reconcile(Arc::clone(&context), pool_queue, node_queue, ready_sender, shutdown.clone());
-    tasks.spawn(async move { reconcile.await.map(|()| "reconcilers") });
+    let lead = elect_and_lead(context, elector, filled_sender, shutdown.clone());
+    tasks.spawn(async move { lead.await.map(|()| "reconcilers") });
 
     while let Some(ended) = tasks.join_next().await {
         let ended = ended.context("a task died")?;
         let name = ended?;
         if !shutdown.is_cancelled() {
             anyhow::bail!("{name} ended unasked");
+        }
+        // Whoever scrapes or watches may take its time; nothing is lost with it.
+        if name == "reconcilers" {
+            break;
         }
     }
     Ok(())
@@ -107,52 +88,181 @@ pub async fn signalled() -> std::io::Result<&'static str> {
     })
 }
 
+/// Who this is, different for every process: a container that starts again in the same pod is another candidate.
+fn identity(args: &Serve) -> String {
+    let host = args.identity.clone().unwrap_or_else(|| "macvtap-operator".to_owned());
+    // The standard library seeds it from the kernel's random numbers.
+    let random = RandomState::new().hash_one(std::process::id());
+    format!("{host}_{random:016x}")
+}
+
+/// Starts to follow the cluster.
+fn follow(
+    client: Client,
+    metrics: Arc<Metrics>,
+    namespace: &str,
+    agent_selector: &str,
+    shutdown: &CancellationToken,
+    tasks: &mut JoinSet<anyhow::Result<&'static str>>,
+) -> Arc<Context> {
+    let (kind_sender, network_kind) = watch::channel(NetworkKind::Unknown);
+    let pools = watches::pools(&client);
+    let nodes = watches::nodes(&client);
+    let states = watches::states(&client);
+    let agents = watches::agents(&client, namespace, agent_selector);
+    let namespaces = watches::namespaces(&client);
+    let networks = watches::networks(&client);
+    let context = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), Reporter::from(OPERATOR_FIELD_MANAGER)),
+        client,
+        metrics,
+        queues: Queues::default(),
+        pools: pools.store,
+        nodes: nodes.store,
+        states: States::default(),
+        agents: Agents::default(),
+        namespaces: namespaces.store,
+        networks: networks.store,
+        network_kind,
+        pace: Pace::default(),
+        grants: Grants::default(),
+        catalog: RwLock::default(),
+    });
+    let (end, with) = (|| shutdown.clone().cancelled_owned(), || Arc::clone(&context));
+    tasks.spawn(named(
+        "watch of pools",
+        watches::follow_pools(pools.events.take_until(end()).boxed(), with()),
+    ));
+    tasks.spawn(named(
+        "watch of nodes",
+        watches::follow_nodes(nodes.events.take_until(end()).boxed(), with()),
+    ));
+    tasks.spawn(named(
+        "watch of node states",
+        watches::follow_states(states.take_until(end()).boxed(), with()),
+    ));
+    tasks.spawn(named("watch of agents", watches::follow_agents(agents.take_until(end()).boxed(), with())));
+    let follow = watches::follow_namespaces(namespaces.events.take_until(end()).boxed(), with());
+    tasks.spawn(named("watch of namespaces", follow));
+    let follow = watches::follow_networks(networks.events.take_until(end()).boxed(), with(), kind_sender);
+    tasks.spawn(named("watch of networks", follow));
+    context
+}
+
 async fn named(name: &'static str, task: impl Future<Output = ()>) -> anyhow::Result<&'static str> {
     task.await;
     Ok(name)
 }
 
-async fn reconcile(
+/// Leads whenever it may, until the shutdown.
+async fn elect_and_lead(
     context: Arc<Context>,
-    pools: mpsc::Receiver<ReconcileRequest<Guarded<macvtap_crds::v1alpha1::MacvtapResourcePool>>>,
-    nodes: mpsc::Receiver<ReconcileRequest<Node>>,
-    ready: watch::Sender<bool>,
+    mut elector: Elector,
+    filled_sender: watch::Sender<bool>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     tokio::select! {
         filled = filled(&context) => filled?,
         () = shutdown.cancelled() => return Ok(()),
     }
-    ready.send_replace(true);
+    elector.beat();
+    filled_sender.send_replace(true);
     tracing::info!("caches are filled");
+    loop {
+        tokio::select! {
+            () = elector.acquire() => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        context.metrics.leading.set(1);
+        let mut workers = start(&context, &shutdown);
+        let ended = tokio::select! {
+            why = elector.keep() => Err(why),
+            done = finish(&mut workers, &shutdown) => Ok(done),
+        };
+        // Whatever is still at work ends before anybody else may take the lease.
+        workers.shutdown().await;
+        context.queues.pools.close();
+        context.queues.nodes.close();
+        context.grants.forget_all();
+        context.metrics.leading.set(0);
+        context.metrics.forget_all();
+        match ended {
+            Ok(done) => {
+                elector.release().await;
+                return done;
+            }
+            Err(why) => tracing::error!(error = why, "leading no more"),
+        }
+    }
+}
 
-    let config = |concurrency| controller::Config::default().concurrency(concurrency);
-    let pools = applier(
-        |pool, context| Box::pin(pool::reconcile(pool, context)),
-        |_, error, _| retry(error),
-        Arc::clone(&context),
-        context.pools.clone(),
-        ReceiverStream::new(pools).take_until(shutdown.clone().cancelled_owned()).map(Ok::<_, Infallible>),
-        config(POOLS_AT_ONCE),
-    );
-    let nodes = applier(
-        |node, context| Box::pin(node_state::reconcile(node, context)),
-        |_, error, _| retry(error),
-        Arc::clone(&context),
-        context.nodes.clone(),
-        ReceiverStream::new(nodes).take_until(shutdown.cancelled_owned()).map(Ok::<_, Infallible>),
-        config(NODES_AT_ONCE),
-    );
-    // Outcomes are logged where they happen; what is gone from the cache needs no reconcile.
-    futures::join!(pools.for_each(|_| async {}), nodes.for_each(|_| async {}));
-    Ok(())
+/// Starts the workers, with everything to be looked at.
+fn start(context: &Arc<Context>, shutdown: &CancellationToken) -> JoinSet<()> {
+    context.queues.pools.open();
+    context.queues.nodes.open();
+    context.refresh_catalog();
+    context.every_pool();
+    context.every_node();
+    let mut workers = JoinSet::new();
+    let pools = std::iter::repeat_n(Controller::Pools, POOLS_AT_ONCE);
+    for controller in pools.chain(std::iter::repeat_n(Controller::Nodes, NODES_AT_ONCE)) {
+        workers.spawn(work(controller, Arc::clone(context), shutdown.clone()));
+    }
+    workers
+}
+
+/// Looks at one key after the other until the shutdown.
+async fn work(controller: Controller, context: Arc<Context>, shutdown: CancellationToken) {
+    let queue = match controller {
+        Controller::Pools => &context.queues.pools,
+        Controller::Nodes => &context.queues.nodes,
+    };
+    while let Some(key) = shutdown.run_until_cancelled(queue.next()).await {
+        let start = Instant::now();
+        let result = match controller {
+            Controller::Pools => {
+                pool::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
+            }
+            Controller::Nodes => {
+                node_state::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
+            }
+        };
+        context.metrics.reconciled(controller, start.elapsed(), result.is_err());
+        let again = result.unwrap_or_else(|error| {
+            tracing::warn!(error, "reconcile failed, trying again");
+            Some(RETRY)
+        });
+        queue.done(&key, again);
+    }
+}
+
+/// Waits for the workers to end after the shutdown, but not for ever.
+async fn finish(workers: &mut JoinSet<()>, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    let limit = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(FINISH).await;
+    };
+    let all = async {
+        while let Some(ended) = workers.join_next().await {
+            ended.context("a worker died")?;
+            anyhow::ensure!(shutdown.is_cancelled(), "a worker ended unasked");
+        }
+        Ok(())
+    };
+    tokio::select! {
+        ended = all => ended,
+        () = limit => {
+            tracing::warn!("writes were still under way");
+            Ok(())
+        }
+    }
 }
 
 /// Waits for the first complete list of everything: what is not in a half-filled cache would look deleted.
 async fn filled(context: &Context) -> anyhow::Result<()> {
     wait("pools", &context.pools).await?;
     wait("nodes", &context.nodes).await?;
-    wait("node states", &context.states).await?;
+    context.states.filled().await;
     wait("namespaces", &context.namespaces).await?;
     let mut kind = context.network_kind.clone();
     let answered = kind.wait_for(|kind| *kind != NetworkKind::Unknown);
@@ -166,9 +276,4 @@ where
     K: kube::Resource<DynamicType = ()> + Clone + 'static,
 {
     store.wait_until_ready().await.with_context(|| format!("fill the cache of {what}"))
-}
-
-fn retry(error: &(impl std::error::Error + 'static)) -> Action {
-    tracing::warn!(error = %refusal::chain(error), "reconcile failed, trying again");
-    Action::requeue(RETRY)
 }

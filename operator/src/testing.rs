@@ -1,10 +1,13 @@
 //! Objects for tests.
 
+use crate::node_state::entry::{Entry, config_hash};
+use crate::states::{Interner, KnownState, RawState};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, Time};
-use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool, NodePool};
+use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateSpec, MacvtapResourcePool, NodePool};
 use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_FINALIZER};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A pool as the API server would give it to the operator, with `spec` merged into a minimal one.
 pub(crate) fn pool(name: &str, spec: Value) -> MacvtapResourcePool {
@@ -41,9 +44,15 @@ pub(crate) fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
     labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
+/// A spec of these entries.
+pub(crate) fn spec(entries: &[Arc<Entry>]) -> MacvtapNodeStateSpec {
+    let pools = entries.iter().map(|entry| NodePool::clone(entry)).collect();
+    MacvtapNodeStateSpec { config_hash: config_hash(entries), pools }
+}
+
 /// A node state with this spec, written by the operator at that second.
-pub(crate) fn state(node: &str, pools: Vec<NodePool>, written: i64) -> MacvtapNodeState {
-    let mut state = MacvtapNodeState::new(node, crate::node_state::render::spec(pools));
+pub(crate) fn state(node: &str, spec: MacvtapNodeStateSpec, written: i64) -> MacvtapNodeState {
+    let mut state = MacvtapNodeState::new(node, spec);
     state.metadata.managed_fields = Some(vec![ManagedFieldsEntry {
         manager: Some(OPERATOR_FIELD_MANAGER.to_owned()),
         time: Some(at(written)),
@@ -51,4 +60,14 @@ pub(crate) fn state(node: &str, pools: Vec<NodePool>, written: i64) -> MacvtapNo
         ..Default::default()
     }]);
     state
+}
+
+/// A node state as it comes over the wire.
+pub(crate) fn raw(state: &MacvtapNodeState) -> RawState {
+    serde_json::from_value(serde_json::to_value(state).unwrap()).unwrap()
+}
+
+/// A node state as the operator keeps it.
+pub(crate) fn known(state: &MacvtapNodeState) -> KnownState {
+    KnownState::read(&raw(state), &mut Interner::default())
 }

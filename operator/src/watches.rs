@@ -1,67 +1,29 @@
 //! Caches of the cluster, and what a change of each object makes us look at.
 //!
 //! An event reaches the cache before anybody is told about it, so what is looked at is never older than the event.
+//! A standby follows everything too, so that it can lead at once; its queues are closed.
 
-use crate::context::{Guarded, NetworkKind};
+use crate::agents;
+use crate::context::{Context, Guarded, NetworkKind};
+use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
+use crate::states::RawState;
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::{Namespace, Node, NodeStatus};
+use k8s_openapi::api::core::v1::{Namespace, Node, NodeStatus, Pod};
 use kube::api::Api;
 use kube::core::PartialObjectMeta;
-use kube::runtime::controller::ReconcileRequest;
-use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::reflector::{Store, store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Client, Resource, ResourceExt};
-use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool};
-use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_LABEL};
+use macvtap_crds::v1alpha1::MacvtapResourcePool;
+use macvtap_crds::{POOL_LABEL, RELEASE_ANNOTATION};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use tokio::sync::{mpsc, watch};
-
-/// Asks for a look at a pool.
-pub type PoolQueue = mpsc::Sender<ReconcileRequest<Guarded<MacvtapResourcePool>>>;
-
-/// Asks for a look at a node's state.
-pub type NodeQueue = mpsc::Sender<ReconcileRequest<Node>>;
-
-/// Whom to tell.
-#[derive(Clone)]
-pub struct Queues {
-    /// Pools.
-    pub pools: PoolQueue,
-    /// Nodes.
-    pub nodes: NodeQueue,
-    /// The cache of pools.
-    pub all_pools: Store<Guarded<MacvtapResourcePool>>,
-    /// The cache of nodes.
-    pub all_nodes: Store<Node>,
-}
-
-impl Queues {
-    async fn pool(&self, name: &str) {
-        // An error means that the operator is ending.
-        let _ = self.pools.send(ObjectRef::new(name).into()).await;
-    }
-
-    async fn every_pool(&self) {
-        for pool in self.all_pools.state() {
-            self.pool(&pool.name_any()).await;
-        }
-    }
-
-    async fn node(&self, name: &str) {
-        let _ = self.nodes.send(ObjectRef::new(name).into()).await;
-    }
-
-    async fn every_node(&self) {
-        for node in self.all_nodes.state() {
-            self.node(&node.name_any()).await;
-        }
-    }
-}
+use std::sync::Arc;
+use tokio::sync::watch;
 
 /// What happens to objects of a kind.
 pub type Events<K> = futures::stream::BoxStream<'static, watcher::Result<Event<K>>>;
@@ -98,18 +60,19 @@ pub fn nodes(client: &Client) -> Watched<Node> {
     })
 }
 
-/// All node states, with the time of our last write as the only managed field.
-pub fn states(client: &Client) -> Watched<Guarded<MacvtapNodeState>> {
-    watched(watch_objects(Api::all(client.clone()), watcher::Config::default()), |state: &mut Guarded<_>| {
-        if let Some(fields) = &mut state.meta_mut().managed_fields {
-            fields.retain(|entry| {
-                entry.manager.as_deref() == Some(OPERATOR_FIELD_MANAGER) && entry.subresource.is_none()
-            });
-            for entry in fields {
-                entry.fields_v1 = None;
-            }
-        }
-    })
+/// All node states; [`crate::states::States`] keeps what matters of them.
+pub fn states(client: &Client) -> Events<RawState> {
+    let api: Api<RawState> = Api::all(client.clone());
+    // A page holds whole objects until each is read, and these are the largest.
+    let config = watcher::Config::default().page_size(200);
+    watch_objects(api, config).default_backoff().boxed()
+}
+
+/// The pods of our agents.
+pub fn agents(client: &Client, namespace: &str, selector: &str) -> Events<Pod> {
+    let config = watcher::Config::default().labels(selector);
+    let events = watch_objects(Api::<Pod>::namespaced(client.clone(), namespace), config);
+    events.default_backoff().modify(agents::prune).boxed()
 }
 
 /// All namespaces' names and labels.
@@ -143,28 +106,35 @@ where
 
 /// Tells of pools. A pool's acceptance depends on the others, and every node's state on all of them; its own status
 /// concerns nobody.
-pub async fn follow_pools(mut events: Events<Guarded<MacvtapResourcePool>>, queues: Queues) {
+pub async fn follow_pools(mut events: Events<Guarded<MacvtapResourcePool>>, context: Arc<Context>) {
     let mut seen = Seen::default();
     while let Some(event) = events.next().await {
-        let Some(event) = logged("pools", event) else {
+        let Some(event) = logged("pools", event, &context.metrics) else {
             continue;
         };
         let changed = seen.changed(&event, |pool| {
             let meta = pool.meta();
-            fingerprint(&(&meta.uid, meta.generation, meta.deletion_timestamp.is_some(), &meta.finalizers))
+            fingerprint(&(
+                &meta.uid,
+                meta.generation,
+                meta.deletion_timestamp.is_some(),
+                &meta.finalizers,
+                pool.annotations().get(RELEASE_ANNOTATION),
+            ))
         });
         if changed {
-            queues.every_pool().await;
-            queues.every_node().await;
+            context.refresh_catalog();
+            context.every_pool();
+            context.every_node();
         }
     }
 }
 
 /// Tells of nodes: their labels, and whether they are ready.
-pub async fn follow_nodes(mut events: Events<Node>, queues: Queues) {
+pub async fn follow_nodes(mut events: Events<Node>, context: Arc<Context>) {
     let mut seen = Seen::default();
     while let Some(event) = events.next().await {
-        let Some(event) = logged("nodes", event) else {
+        let Some(event) = logged("nodes", event, &context.metrics) else {
             continue;
         };
         let changed = seen.changed(&event, |node| {
@@ -181,44 +151,70 @@ pub async fn follow_nodes(mut events: Events<Node>, queues: Queues) {
             continue;
         }
         match &event {
-            Event::InitDone => queues.every_node().await,
-            Event::Apply(node) | Event::Delete(node) => queues.node(&node.name_any()).await,
+            Event::InitDone => context.every_node(),
+            Event::Apply(node) | Event::Delete(node) => context.queues.nodes.add(&node.name_any()),
             Event::Init | Event::InitApply(_) => {}
         }
-        queues.every_pool().await;
+        context.every_pool();
     }
 }
 
-/// Tells of node states: the node, whose spec may need repair, and the pools it is about.
-pub async fn follow_states(mut events: Events<Guarded<MacvtapNodeState>>, queues: Queues) {
+/// Keeps node states and tells of them: the node, whose spec may need repair, and the pools it is about.
+pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) {
+    let mut unreadable = Unreadable::default();
     while let Some(event) = events.next().await {
-        match logged("node states", event) {
-            Some(Event::InitDone) => {
-                queues.every_node().await;
-                queues.every_pool().await;
+        let Some(event) = logged("node states", event, &context.metrics) else {
+            continue;
+        };
+        match context.states.take(event) {
+            Event::InitDone => {
+                for state in context.states.all() {
+                    unreadable.tell("node state", &state.name, state.unreadable.as_deref(), &context.metrics);
+                }
+                context.every_node();
+                context.every_pool();
             }
-            Some(Event::Apply(state) | Event::Delete(state)) => {
-                queues.node(&state.name_any()).await;
+            Event::Apply(state) => {
+                unreadable.tell("node state", &state.name, state.unreadable.as_deref(), &context.metrics);
+                context.queues.nodes.add(&state.name);
                 // Also pools the state no longer names wait for it: those being deleted.
-                queues.every_pool().await;
+                context.every_pool();
             }
-            Some(Event::Init | Event::InitApply(_)) | None => {}
+            Event::Delete(state) => {
+                unreadable.tell("node state", &state.name, None, &context.metrics);
+                context.queues.nodes.add(&state.name);
+                context.every_pool();
+            }
+            Event::Init | Event::InitApply(_) => {}
+        }
+    }
+}
+
+/// Keeps agents and tells of them: a pool's nodes may fall silent.
+pub async fn follow_agents(mut events: Events<Pod>, context: Arc<Context>) {
+    while let Some(event) = events.next().await {
+        let Some(event) = logged("agents", event, &context.metrics) else {
+            continue;
+        };
+        let complete = matches!(event, Event::InitDone);
+        if context.agents.take(&event, jiff::Timestamp::now()).is_some() || complete {
+            context.every_pool();
         }
     }
 }
 
 /// Tells of namespaces: any pool may select them.
-pub async fn follow_namespaces(mut events: Events<PartialObjectMeta<Namespace>>, queues: Queues) {
+pub async fn follow_namespaces(mut events: Events<PartialObjectMeta<Namespace>>, context: Arc<Context>) {
     let mut seen = Seen::default();
     while let Some(event) = events.next().await {
-        let Some(event) = logged("namespaces", event) else {
+        let Some(event) = logged("namespaces", event, &context.metrics) else {
             continue;
         };
         let changed = seen.changed(&event, |namespace| {
             fingerprint(&(&namespace.metadata.labels, namespace.metadata.deletion_timestamp.is_some()))
         });
         if changed {
-            queues.every_pool().await;
+            context.every_pool();
         }
     }
 }
@@ -226,7 +222,7 @@ pub async fn follow_namespaces(mut events: Events<PartialObjectMeta<Namespace>>,
 /// Tells of networks: the pool they belong to. The kind itself may be missing, and may come later.
 pub async fn follow_networks(
     mut events: Events<NetworkAttachmentDefinition>,
-    queues: Queues,
+    context: Arc<Context>,
     kind: watch::Sender<NetworkKind>,
 ) {
     while let Some(event) = events.next().await {
@@ -235,11 +231,11 @@ pub async fn follow_networks(
                 if kind.send_replace(NetworkKind::Present) != NetworkKind::Present {
                     tracing::info!("NetworkAttachmentDefinitions are there");
                 }
-                queues.every_pool().await;
+                context.every_pool();
             }
             Ok(Event::Apply(network) | Event::Delete(network)) => {
                 if let Some(pool) = network.labels().get(POOL_LABEL) {
-                    queues.pool(pool).await;
+                    context.queues.pools.add(pool);
                 }
             }
             Ok(Event::Init | Event::InitApply(_)) => {}
@@ -248,10 +244,10 @@ pub async fn follow_networks(
                     tracing::warn!(
                         "the cluster has no NetworkAttachmentDefinitions; pools get no networks until Multus is installed"
                     );
-                    queues.every_pool().await;
+                    context.every_pool();
                 }
             }
-            Err(error) => tracing::warn!(%error, "watch of networks interrupted"),
+            Err(error) => drop(logged("networks", Err::<Event<()>, _>(error), &context.metrics)),
         }
     }
 }
@@ -268,8 +264,35 @@ fn kind_is_missing(error: &watcher::Error) -> bool {
     }
 }
 
-fn logged<K>(what: &str, event: watcher::Result<Event<K>>) -> Option<Event<K>> {
-    event.inspect_err(|error| tracing::warn!(%error, "watch of {what} interrupted")).ok()
+fn logged<K>(what: &'static str, event: watcher::Result<Event<K>>, metrics: &Metrics) -> Option<Event<K>> {
+    event
+        .inspect_err(|error| {
+            metrics.watch_error(what);
+            tracing::warn!(%error, "watch of {what} interrupted");
+        })
+        .ok()
+}
+
+/// What was said of objects that cannot be read, so that each trouble is told once.
+#[derive(Debug, Default)]
+struct Unreadable {
+    told: HashMap<String, String>,
+}
+
+impl Unreadable {
+    fn tell(&mut self, kind: &'static str, name: &str, trouble: Option<&str>, metrics: &Metrics) {
+        match trouble {
+            None => {
+                self.told.remove(name);
+            }
+            Some(trouble) if self.told.get(name).is_some_and(|told| told == trouble) => {}
+            Some(trouble) => {
+                metrics.unreadable(kind);
+                tracing::warn!(name, error = trouble, "{kind} cannot be read as a whole");
+                self.told.insert(name.to_owned(), trouble.to_owned());
+            }
+        }
+    }
 }
 
 /// What was seen of each object, so that changes of what we do not use are no changes.
@@ -331,5 +354,15 @@ mod tests {
         assert!(seen.changed(&Event::Apply(edited), generation));
         assert!(seen.changed(&Event::Delete(first.clone()), generation));
         assert!(seen.changed(&Event::Apply(first), generation));
+    }
+
+    #[test]
+    fn each_trouble_is_counted_once() {
+        let (mut unreadable, metrics) = (Unreadable::default(), Metrics::default());
+        for trouble in [Some("a"), Some("a"), Some("b"), None, Some("b")] {
+            unreadable.tell("pool", "dp", trouble, &metrics);
+        }
+        let line = "macvtap_operator_unreadable_objects_total{kind=\"pool\"} 3";
+        assert!(metrics.text().contains(line), "{}", metrics.text());
     }
 }

@@ -141,6 +141,8 @@ reasons! {
         InvalidSelector,
         /// Not accepted: a node can have 64 pools, and those before this one are as many.
         TooManyPools,
+        /// Not accepted: the object cannot be read, because another release or a looser schema let it in.
+        NotReadable,
         /// Ready: every matched node that reports offers a healthy device.
         AllNodesReady,
         /// Not ready: no node that runs the agent matches.
@@ -155,6 +157,8 @@ reasons! {
         NodesUpdating,
         /// Not progressing: every node that answers has applied the last change.
         UpToDate,
+        /// Not progressing: more of the changed nodes are not well than a staged rollout allows; it goes on when they are.
+        RolloutHalted,
         /// Not degraded.
         AsExpected,
         /// Degraded: nodes report problems; see the samples.
@@ -195,6 +199,10 @@ reasons! {
         Unreachable,
         /// The agent of the node has not applied the last change yet.
         Updating,
+        /// A staged rollout has not reached the node yet.
+        Waiting,
+        /// What the agent says of the pool cannot be read: operator and agent are of different releases.
+        StatusNotReadable,
     }
 }
 

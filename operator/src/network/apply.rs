@@ -1,7 +1,7 @@
 //! Writes and removes network attachment definitions; never touches one that is not ours.
 
 use super::kind::NetworkAttachmentDefinition;
-use super::plan::{Desired, Key, Plan, is_ours, key};
+use super::plan::{Desired, Key, Plan, is_ours, key, same};
 use super::{NetworkReport, Problem};
 use crate::refusal;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
@@ -13,13 +13,14 @@ use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_LABEL};
 pub async fn apply(client: &Client, desired: Desired, plan: Plan) -> NetworkReport {
     let Desired { networks, problems: unusable } = desired;
     let mut problems = Vec::new();
+    let mut repaired = Vec::new();
     let mut ready = plan.keep.len();
     for key in plan.create.iter().chain(&plan.repair) {
         let Some(network) = networks.get(key) else {
             continue;
         };
         let written = if plan.repair.contains(key) {
-            write(client, network, &PatchParams::apply(OPERATOR_FIELD_MANAGER).force()).await
+            repair(client, network).await.map(|needed| repaired.extend(needed.then(|| key.clone())))
         } else {
             create(client, network).await
         };
@@ -37,7 +38,7 @@ pub async fn apply(client: &Client, desired: Desired, plan: Plan) -> NetworkRepo
         }
     }
     problems.extend(unusable);
-    NetworkReport { desired: networks.len(), ready, problems }
+    NetworkReport { desired: networks.len(), ready, problems, repaired }
 }
 
 /// Deletes every network of a pool. Asks the API server, not the cache: what the cache has not seen yet would remain
@@ -79,6 +80,20 @@ async fn create(client: &Client, network: &NetworkAttachmentDefinition) -> Resul
         }
         Ok(Some(_)) => Err(conflict(&key)),
         Err(error) => Err(failed(&key, &error)),
+    }
+}
+
+/// Makes one of ours as it should be. Says whether that was needed: the cache may not have seen our own last write.
+async fn repair(client: &Client, network: &NetworkAttachmentDefinition) -> Result<bool, Problem> {
+    let key = key(network);
+    let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &key.0);
+    let there = api.get_opt(&key.1).await.map_err(|error| failed(&key, &error))?;
+    match there {
+        Some(there) if !same_owner(&there, network) => Err(conflict(&key)),
+        Some(there) if same(&there, network) => Ok(false),
+        Some(_) | None => {
+            write(client, network, &PatchParams::apply(OPERATOR_FIELD_MANAGER).force()).await.map(|()| true)
+        }
     }
 }
 

@@ -108,7 +108,8 @@ pub fn key(network: &NetworkAttachmentDefinition) -> Key {
     (network.namespace().unwrap_or_default(), network.name_any())
 }
 
-fn same(network: &NetworkAttachmentDefinition, wanted: &NetworkAttachmentDefinition) -> bool {
+/// Whether the network is as it should be; labels and annotations of others do not matter.
+pub fn same(network: &NetworkAttachmentDefinition, wanted: &NetworkAttachmentDefinition) -> bool {
     let resource = |n: &NetworkAttachmentDefinition| n.annotations().get(RESOURCE_NAME_ANNOTATION).cloned();
     network.spec == wanted.spec && resource(network) == resource(wanted)
 }

@@ -8,13 +8,27 @@ use macvtap_crds::v1alpha1::reason::PoolReason;
 /// The longest note the API server takes, in bytes.
 const NOTE_MAX: usize = 1024;
 
+/// The conditions that people wait for.
+const CONDITIONS: [ConditionType; 5] = [
+    ConditionType::Accepted,
+    ConditionType::Ready,
+    ConditionType::Progressing,
+    ConditionType::NetworksReady,
+    ConditionType::Terminating,
+];
+
 /// One event for each condition that people wait for and that changed.
 pub fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
-    [ConditionType::Accepted, ConditionType::Ready, ConditionType::NetworksReady, ConditionType::Terminating]
+    CONDITIONS
         .into_iter()
         .filter_map(|kind| {
             let new = condition::find(after, kind)?;
             let old = condition::find(before, kind);
+            // Of progress only its stop is news, and its going on after one.
+            let halt = |condition: &Condition| condition.reason == PoolReason::RolloutHalted.as_str();
+            if kind == ConditionType::Progressing && !halt(new) && !old.is_some_and(halt) {
+                return None;
+            }
             let changed = old.is_none_or(|old| (&old.status, &old.reason) != (&new.status, &new.reason));
             let good = new.status == "True";
             // A pool that begins by having what it should is no news, except for being ready.
@@ -22,7 +36,9 @@ pub fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
             // The end of a pool is announced by condition Terminating.
             let ending = new.reason == PoolReason::Terminating.as_str();
             let expected = ending || old.is_none() && good && !news;
-            (changed && !expected).then(|| event(new, good || kind == ConditionType::Terminating, kind))
+            let neutral =
+                kind == ConditionType::Terminating || kind == ConditionType::Progressing && !halt(new);
+            (changed && !expected).then(|| event(new, good || neutral, kind))
         })
         .collect()
 }
@@ -82,6 +98,18 @@ mod tests {
         assert_eq!(reasons(&first, &later), [("AllNodesReady".into(), EventType::Normal)]);
         assert_eq!(reasons(&later, &later), []);
         assert_eq!(reasons(&later, &ending), [("DevicesInUse".into(), EventType::Normal)]);
+    }
+
+    #[test]
+    fn of_progress_only_a_halt_and_its_end_are_news() {
+        use ConditionType::Progressing;
+        let going = state(&[(Progressing, true, "NodesUpdating")]);
+        let halted = state(&[(Progressing, false, "RolloutHalted")]);
+        let done = state(&[(Progressing, false, "UpToDate")]);
+        assert_eq!(reasons(&[], &going), []);
+        assert_eq!(reasons(&going, &halted), [("RolloutHalted".into(), EventType::Warning)]);
+        assert_eq!(reasons(&halted, &going), [("NodesUpdating".into(), EventType::Normal)]);
+        assert_eq!(reasons(&going, &done), []);
     }
 
     #[test]

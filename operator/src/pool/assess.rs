@@ -1,13 +1,13 @@
 //! Pure: how one node stands to one pool.
 
-use crate::acceptance::selects;
+use crate::catalog::{ActivePool, Nodes};
+use crate::states::{KnownPool, KnownState};
 use jiff::Timestamp;
-use macvtap_crds::OPERATOR_FIELD_MANAGER;
-use macvtap_crds::condition::{self, ConditionType};
+use kube::ResourceExt;
+use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::nodestate::{POOLS_MAX, PoolPhase};
 use macvtap_crds::v1alpha1::pool::NodeSample;
 use macvtap_crds::v1alpha1::reason::{PoolReason, SampleReason};
-use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool, NodePoolStatus};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -26,8 +26,34 @@ pub struct NodeView<'v> {
     pub labels: &'v BTreeMap<String, String>,
     /// Since when the Node is not Ready, if it is not.
     pub not_ready_since: Option<Timestamp>,
+    /// Since when no agent of it is ready, if none is.
+    pub agent_down_since: Option<Timestamp>,
     /// Its state, if it has one.
-    pub state: Option<&'v MacvtapNodeState>,
+    pub state: Option<&'v KnownState>,
+}
+
+/// A pool, prepared for many nodes.
+#[derive(Debug)]
+pub struct Subject<'s> {
+    name: &'s str,
+    uid: String,
+    everywhere: bool,
+    nodes: Option<Nodes>,
+    /// What nodes shall be told, if it has an effect.
+    pub wanted: Option<&'s ActivePool>,
+}
+
+impl<'s> Subject<'s> {
+    /// The pool, with what nodes shall be told of it, if it has an effect.
+    pub fn new(pool: &'s MacvtapResourcePool, wanted: Option<&'s ActivePool>) -> Self {
+        Self {
+            name: pool.metadata.name.as_deref().unwrap_or_default(),
+            uid: pool.uid().unwrap_or_default(),
+            everywhere: pool.spec.node_selector.is_none(),
+            nodes: Nodes::new(pool.spec.node_selector.as_ref()),
+            wanted,
+        }
+    }
 }
 
 /// How a node stands, the worst first.
@@ -48,6 +74,10 @@ pub enum Standing {
 /// One node that the pool selects.
 #[derive(Clone, Debug)]
 pub struct Assessment<'v> {
+    /// Name of the node.
+    pub node: &'v str,
+    /// Whether its spec has the pool as it is now.
+    pub told: bool,
     /// How it stands.
     pub standing: Standing,
     /// Whether it offers a healthy device.
@@ -55,7 +85,7 @@ pub struct Assessment<'v> {
     /// Why it is not well; none when it is.
     pub sample: Option<NodeSample>,
     /// What its agent says of the pool.
-    pub status: Option<&'v NodePoolStatus>,
+    pub status: Option<&'v KnownPool>,
     /// When it becomes unreachable if it stays silent.
     pub deadline: Option<Timestamp>,
 }
@@ -63,79 +93,94 @@ pub struct Assessment<'v> {
 /// How the node stands to the pool; none when the pool does not mean it.
 ///
 /// Without a node selector the pool means every node that runs the agent, so one that never reported is not meant.
-pub fn assess<'v>(pool: &MacvtapResourcePool, node: &NodeView<'v>, now: Timestamp) -> Option<Assessment<'v>> {
-    let selector = pool.spec.node_selector.as_ref();
-    let agent =
-        node.state.and_then(|state| state.status.as_ref()).filter(|status| status.observed_hash.is_some());
-    if !selects(selector, node.labels) || (selector.is_none() && agent.is_none()) {
+pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>, now: Timestamp) -> Option<Assessment<'v>> {
+    let answered = node.state.is_some_and(KnownState::answered);
+    if !subject.nodes.as_ref()?.selects(node.labels) || (subject.everywhere && !answered) {
         return None;
     }
-    let applied = node.state.zip(agent).is_some_and(|(state, status)| {
-        status.observed_hash.as_deref() == Some(state.spec.config_hash.as_str())
-    });
-    let told = node.state.and_then(|state| told(state, pool));
-    let pool_name = pool.metadata.name.as_deref().unwrap_or_default();
-    let status = agent.and_then(|status| status.pools.iter().find(|entry| entry.name == pool_name));
-
-    let unheard_since = if applied { None } else { node.state.and_then(written) };
-    let silent_since = node.not_ready_since.into_iter().chain(unheard_since).min();
-    let deadline = silent_since.and_then(|since| since.checked_add(SILENCE).ok());
+    let told = node.state.and_then(|state| told(state, subject));
+    let status = if answered { node.state.and_then(|state| state.pool(subject.name)) } else { None };
     let sample = |reason: &str, message: &str| Some(sample(node.name, reason, message));
 
-    let mut assessment =
-        Assessment { standing: Standing::Updating, ready: false, sample: None, status, deadline };
-    if let Some(deadline) = deadline.filter(|deadline| *deadline <= now) {
-        let message = format!("no answer since {}", deadline.checked_sub(SILENCE).unwrap_or(deadline));
+    let mut assessment = Assessment {
+        node: node.name,
+        told: told == Some(Told::Current),
+        standing: Standing::Updating,
+        ready: false,
+        sample: None,
+        status,
+        deadline: None,
+    };
+    let silent = silent(node, now);
+    assessment.deadline = silent.err().flatten();
+    let applied = node.state.is_some_and(KnownState::applied);
+    if let Ok(since) = silent {
+        let message = format!("no answer since {since}");
         assessment.standing = Standing::Unreachable;
         assessment.sample = sample(SampleReason::Unreachable.as_str(), &message);
-        assessment.deadline = None;
     } else if told == Some(Told::NoRoom) {
         assessment.standing = Standing::NotReady;
         let message = format!("the node has {POOLS_MAX} pools of higher precedence");
         assessment.sample = sample(PoolReason::TooManyPools.as_str(), &message);
-    } else if let (true, Some(Told::Active), Some(status)) = (applied, told, status) {
-        let ready = condition::find(&status.conditions, ConditionType::Ready);
-        assessment.ready = ready.map_or(status.allocatable > 0, |ready| ready.status == "True");
-        let degraded =
-            condition::find(&status.conditions, ConditionType::Degraded).filter(|c| c.status == "True");
+    } else if let (true, Some(Told::Current), Some(status)) = (applied, told, status) {
+        assessment.ready = status.ready.as_ref().map_or(status.allocatable > 0, |ready| ready.holds);
+        let degraded = status.degraded.as_ref().filter(|degraded| degraded.holds);
         (assessment.standing, assessment.sample) = match (assessment.ready, degraded) {
             (true, None) => (Standing::Ready, None),
             (true, Some(why)) => (Standing::Degraded, sample(&why.reason, &why.message)),
             (false, _) => {
-                let (reason, message) = ready.map_or(("NoHealthyLink", ""), |c| (&c.reason, &c.message));
+                let ready = status.ready.as_ref();
+                let (reason, message) = ready.map_or(("NoHealthyLink", ""), |c| (&*c.reason, &*c.message));
                 (Standing::NotReady, sample(reason, message))
             }
         };
+    } else if let (Some(Told::Current), Some(trouble)) = (told, unreadable(node.state)) {
+        assessment.standing = Standing::NotReady;
+        assessment.sample = sample(SampleReason::StatusNotReadable.as_str(), trouble);
+    } else if told != Some(Told::Current) && subject.wanted.is_some_and(|pool| pool.staged) {
+        assessment.sample =
+            sample(SampleReason::Waiting.as_str(), "the rollout has not reached the node yet");
     } else {
         assessment.sample = sample(SampleReason::Updating.as_str(), "the last change is not applied yet");
     }
     Some(assessment)
 }
 
+/// Since when the node's agent has been unreachable, or else when it will be if it stays silent.
+pub fn silent(node: &NodeView<'_>, now: Timestamp) -> Result<Timestamp, Option<Timestamp>> {
+    let unheard_since = node.state.filter(|state| !state.applied()).and_then(|state| state.written);
+    let since = node.not_ready_since.into_iter().chain(node.agent_down_since).chain(unheard_since).min();
+    let deadline = since.and_then(|since| since.checked_add(SILENCE).ok());
+    match since.zip(deadline) {
+        Some((since, deadline)) if deadline <= now => Ok(since),
+        _ => Err(deadline),
+    }
+}
+
 /// What the operator has told a node about a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
-    /// The pool is in its spec.
-    Active,
+    /// The pool as it is now.
+    Current,
+    /// The pool as it was.
+    Earlier,
     /// The spec is full.
     NoRoom,
 }
 
-fn told(state: &MacvtapNodeState, pool: &MacvtapResourcePool) -> Option<Told> {
-    let entry = state.spec.pools.iter().find(|entry| Some(&entry.uid) == pool.metadata.uid.as_ref());
-    match entry {
-        Some(entry) if entry.phase == PoolPhase::Active => Some(Told::Active),
-        None if state.spec.pools.len() >= POOLS_MAX => Some(Told::NoRoom),
+fn told(state: &KnownState, subject: &Subject<'_>) -> Option<Told> {
+    match state.entry(&subject.uid) {
+        Some(entry) if entry.phase == PoolPhase::Active => {
+            let current = subject.wanted.is_none_or(|wanted| wanted.entry.says_the_same(entry));
+            Some(if current { Told::Current } else { Told::Earlier })
+        }
+        None if state.pools.len() >= POOLS_MAX => Some(Told::NoRoom),
         Some(_) | None => None,
     }
 }
 
-/// When the operator wrote the spec: what its agent has had to answer since.
-fn written(state: &MacvtapNodeState) -> Option<Timestamp> {
-    let fields = state.metadata.managed_fields.iter().flatten();
-    let ours = fields.filter(|entry| entry.manager.as_deref() == Some(OPERATOR_FIELD_MANAGER));
-    let times = ours.filter_map(|entry| entry.time.as_ref()).map(|time| time.0);
-    times.max().or_else(|| state.metadata.creation_timestamp.as_ref().map(|time| time.0))
+fn unreadable(state: Option<&KnownState>) -> Option<&str> {
+    state.filter(|state| state.status_unreadable && state.applied())?.unreadable.as_deref()
 }
 
 fn sample(node: &str, reason: &str, message: &str) -> NodeSample {

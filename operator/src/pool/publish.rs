@@ -50,6 +50,7 @@ pub async fn publish(
     context: &Context,
 ) -> Result<Option<Duration>, kube::Error> {
     let name = pool.name_any();
+    context.metrics.pool(&name, &status);
     match change(pool.status.as_ref(), &status) {
         Change::Nothing => return Ok(None),
         Change::Counts => {

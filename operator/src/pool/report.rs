@@ -1,8 +1,11 @@
 //! Pure: everything known of a pool to its status.
 
-use super::assess::{Assessment, NodeView, Standing, assess};
+use super::assess::{Assessment, NodeView, Standing, Subject, assess};
 use crate::acceptance::Rejection;
+use crate::catalog::ActivePool;
 use crate::network::NetworkReport;
+use crate::rollout::{self, Member, Plan};
+use crate::states::KnownState;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
@@ -12,9 +15,8 @@ use macvtap_crds::v1alpha1::pool::{
 };
 use macvtap_crds::v1alpha1::reason::PoolReason;
 use macvtap_crds::v1alpha1::settings::Advertisement;
-use macvtap_crds::v1alpha1::{
-    MacvtapNodeState, MacvtapResourcePool, MacvtapResourcePoolStatus, network::LINK_PLACEHOLDER,
-};
+use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus, network::LINK_PLACEHOLDER};
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -30,6 +32,10 @@ pub struct Observed<'o> {
     pub verdict: &'o Result<(), Rejection>,
     /// All nodes of the cluster.
     pub nodes: &'o [NodeView<'o>],
+    /// What nodes shall be told of it, if it has an effect.
+    pub wanted: Option<&'o ActivePool>,
+    /// The nodes whose turn it is in a staged rollout.
+    pub granted: &'o HashSet<String>,
     /// What became of its networks.
     pub networks: &'o NetworkReport,
     /// The time.
@@ -43,21 +49,26 @@ pub struct Report {
     pub status: MacvtapResourcePoolStatus,
     /// When to look again although nothing happened.
     pub recheck: Option<Duration>,
+    /// How a staged rollout goes on.
+    pub rollout: Plan,
 }
 
 /// Whether a node still has the pool in its spec, in whatever phase.
-pub fn holds_entry(state: &MacvtapNodeState, pool: &MacvtapResourcePool) -> bool {
-    state.spec.pools.iter().any(|entry| Some(&entry.uid) == pool.metadata.uid.as_ref())
+pub fn holds_entry(state: &KnownState, pool: &MacvtapResourcePool) -> bool {
+    state.pools.iter().any(|entry| Some(&entry.uid) == pool.metadata.uid.as_ref())
 }
 
 /// The status of a pool.
 pub fn report(observed: &Observed<'_>) -> Report {
     let Observed { pool, nodes, networks, now, .. } = observed;
-    let assessments: Vec<Assessment<'_>> = nodes.iter().filter_map(|node| assess(pool, node, *now)).collect();
+    let subject = Subject::new(pool, observed.wanted);
+    let assessments: Vec<Assessment<'_>> =
+        nodes.iter().filter_map(|node| assess(&subject, node, *now)).collect();
+    let rollout = plan_rollout(observed, &assessments);
     let counts = count_nodes(&assessments);
     let samples = samples(&assessments);
     let old = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    let findings = findings(observed, &counts, &samples);
+    let findings = findings(observed, &counts, &samples, &rollout);
     let status = MacvtapResourcePoolStatus {
         observed_generation: pool.metadata.generation,
         resource: Some(format!(
@@ -76,14 +87,33 @@ pub fn report(observed: &Observed<'_>) -> Report {
     let recheck = deadline.map(|deadline| {
         Duration::try_from(deadline.duration_since(*now)).unwrap_or_default() + Duration::from_secs(1)
     });
-    Report { status, recheck }
+    Report { status, recheck, rollout }
 }
 
-fn findings(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]) -> Vec<Finding> {
+fn plan_rollout(observed: &Observed<'_>, assessments: &[Assessment<'_>]) -> Plan {
+    if observed.wanted.is_none_or(|wanted| !wanted.staged) {
+        return Plan::default();
+    }
+    let settings = observed.pool.spec.rollout.staged.clone().unwrap_or_default();
+    let members = assessments.iter().map(|assessment| Member {
+        node: assessment.node,
+        told: assessment.told,
+        granted: observed.granted.contains(assessment.node),
+        standing: assessment.standing,
+    });
+    rollout::plan(members, &settings)
+}
+
+fn findings(
+    observed: &Observed<'_>,
+    counts: &NodeCounts,
+    samples: &[NodeSample],
+    rollout: &Plan,
+) -> Vec<Finding> {
     let mut findings = vec![
         accepted(observed.verdict),
         ready(observed, counts, samples),
-        progressing(counts),
+        progressing(counts, samples, rollout),
         degraded(counts, samples),
         networks_ready(observed),
     ];
@@ -128,7 +158,15 @@ fn ready(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]) -
     }
 }
 
-fn progressing(counts: &NodeCounts) -> Finding {
+fn progressing(counts: &NodeCounts, samples: &[NodeSample], rollout: &Plan) -> Finding {
+    if let Some(bad) = rollout.halted {
+        let message = format!(
+            "the rollout stopped before the last {} nodes, for {bad} of those that have the change are not well{}; heal them, or change the pool",
+            rollout.waiting,
+            named(samples)
+        );
+        return finding(ConditionType::Progressing, false, PoolReason::RolloutHalted, message);
+    }
     let answering = counts.matched.saturating_sub(counts.unreachable);
     let waiting = answering.saturating_sub(counts.updated);
     if waiting > 0 {
@@ -186,8 +224,7 @@ fn terminating(observed: &Observed<'_>) -> Finding {
         .iter()
         .filter(|node| node.state.is_some_and(|state| holds_entry(state, observed.pool)))
         .map(|node| {
-            let status = node.state.and_then(|state| state.status.as_ref());
-            let entry = status.and_then(|status| status.pools.iter().find(|entry| entry.name == name));
+            let entry = node.state.and_then(|state| state.pool(&name));
             (entry.map_or(0, |entry| entry.allocated), node.name)
         })
         .collect();
@@ -213,7 +250,13 @@ fn count_nodes(assessments: &[Assessment<'_>]) -> NodeCounts {
     NodeCounts {
         summary: format!("{ready}/{matched}"),
         matched,
-        updated: count(&[Standing::Ready, Standing::Degraded, Standing::NotReady]),
+        updated: small(
+            assessments
+                .iter()
+                .filter(|a| a.told)
+                .filter(|a| matches!(a.standing, Standing::Ready | Standing::Degraded | Standing::NotReady))
+                .count(),
+        ),
         ready,
         degraded: count(&[Standing::Degraded, Standing::NotReady]),
         unreachable: count(&[Standing::Unreachable]),
@@ -223,9 +266,9 @@ fn count_nodes(assessments: &[Assessment<'_>]) -> NodeCounts {
 fn count_links(assessments: &[Assessment<'_>]) -> LinkCounts {
     let mut counts = LinkCounts::default();
     for status in assessments.iter().filter_map(|assessment| assessment.status) {
-        counts.claimed = counts.claimed.saturating_add(small(status.links.len()));
-        counts.unhealthy = counts.unhealthy.saturating_add(small(status.unhealthy_links.len()));
-        counts.contested = counts.contested.saturating_add(small(status.contested_links.len()));
+        counts.claimed = counts.claimed.saturating_add(status.links);
+        counts.unhealthy = counts.unhealthy.saturating_add(status.unhealthy);
+        counts.contested = counts.contested.saturating_add(status.contested);
     }
     counts
 }

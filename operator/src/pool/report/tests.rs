@@ -1,11 +1,12 @@
 //! What a pool's status says of its nodes.
 
 use super::*;
+use crate::catalog::Catalog;
 use crate::network::Problem;
-use crate::node_state::render;
-use crate::testing::{deleted, labels, pool, state};
+use crate::node_state::render::{self, Target};
+use crate::testing::{deleted, known, labels, pool, spec, state};
 use macvtap_crds::condition::find;
-use macvtap_crds::v1alpha1::{MacvtapNodeStateStatus, NodePoolStatus};
+use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateStatus, NodePoolStatus};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -16,14 +17,17 @@ struct TestNode {
     name: &'static str,
     labels: BTreeMap<String, String>,
     not_ready_since: Option<Timestamp>,
+    agent_down_since: Option<Timestamp>,
     state: Option<MacvtapNodeState>,
 }
 
 /// A node that was told of the pool so many seconds ago and has not answered.
 fn told(name: &'static str, pool: &MacvtapResourcePool, seconds_ago: i64) -> TestNode {
-    let spec = render::render(&labels(&[]), &render::active([pool].into_iter()), None);
-    let state = Some(state(name, spec.pools, NOW - seconds_ago));
-    TestNode { name, labels: labels(&[]), not_ready_since: None, state }
+    let labels = labels(&[]);
+    let target = Target { name, labels: &labels, silent: false, current: None };
+    let entries = render::render(target, &Catalog::new([pool].into_iter()), |_| true);
+    let state = Some(state(name, spec(&entries), NOW - seconds_ago));
+    TestNode { name, labels, not_ready_since: None, agent_down_since: None, state }
 }
 
 /// The same after its agent answered with this entry for the pool.
@@ -60,17 +64,23 @@ fn status_with(
     verdict: &Result<(), Rejection>,
     networks: &NetworkReport,
 ) -> Report {
+    let states: Vec<_> = nodes.iter().map(|node| node.state.as_ref().map(known)).collect();
     let views: Vec<NodeView<'_>> = nodes
         .iter()
-        .map(|node| NodeView {
+        .zip(&states)
+        .map(|(node, state)| NodeView {
             name: node.name,
             labels: &node.labels,
             not_ready_since: node.not_ready_since,
-            state: node.state.as_ref(),
+            agent_down_since: node.agent_down_since,
+            state: state.as_ref(),
         })
         .collect();
     let now = Timestamp::from_second(NOW).unwrap();
-    report(&Observed { pool, verdict, nodes: &views, networks, now })
+    let catalog = Catalog::new([pool].into_iter());
+    let wanted = catalog.active(&pool.uid().unwrap());
+    let granted = HashSet::new();
+    report(&Observed { pool, verdict, nodes: &views, wanted, granted: &granted, networks, now })
 }
 
 fn status(pool: &MacvtapResourcePool, nodes: &[TestNode]) -> MacvtapResourcePoolStatus {
@@ -189,12 +199,13 @@ fn the_first_problem_of_the_networks_is_the_reason() {
         desired: 2,
         ready: 1,
         problems: vec![problem(PoolReason::NADConflict), problem(PoolReason::NamespaceNotFound)],
+        repaired: Vec::new(),
     };
     let found = status_with(&dp, &[], &Ok(()), &report).status;
     says(&found, NetworksReady, false, PoolReason::NADConflict);
     assert_eq!((found.networks.desired, found.networks.ready), (2, 1));
     assert!(find(&found.conditions, NetworksReady).unwrap().message.contains("and 1 more"));
-    let fine = NetworkReport { desired: 1, ready: 1, problems: Vec::new() };
+    let fine = NetworkReport { desired: 1, ready: 1, ..NetworkReport::default() };
     says(&status_with(&dp, &[], &Ok(()), &fine).status, NetworksReady, true, PoolReason::AllNetworksReady);
 }
 
@@ -236,4 +247,60 @@ fn samples_are_at_most_ten() {
         .map(|name| told(name, &dp, 0))
         .collect();
     assert_eq!(status(&dp, &nodes).samples.len(), SAMPLES_MAX);
+}
+
+/// The pool after an edit that the nodes have not heard of.
+fn edited(rollout: &serde_json::Value) -> MacvtapResourcePool {
+    let mut pool = pool("dp", json!({"macvtap": {"mtu": 9000}, "rollout": rollout}));
+    pool.metadata.generation = Some(2);
+    pool
+}
+
+#[test]
+fn a_pool_is_not_ready_before_its_nodes_have_heard_of_an_edit() {
+    let before = pool("dp", json!({}));
+    let after = edited(&json!({}));
+    let found = status(&after, &[healthy("n1", &before)]);
+    says(&found, Ready, false, PoolReason::NodesNotReady);
+    says(&found, Progressing, true, PoolReason::NodesUpdating);
+    assert_eq!((found.nodes.updated, found.samples[0].reason.as_str()), (0, "Updating"));
+    assert_eq!(found.devices.allocatable, 50, "what nodes offer meanwhile counts");
+}
+
+#[test]
+fn a_staged_rollout_says_who_waits_who_is_next_and_why_it_stopped() {
+    let before = pool("dp", json!({}));
+    let after = edited(&json!({"type": "Staged", "staged": {"batch": 1, "maxDegraded": 0}}));
+    let nodes = [healthy("n2", &before), healthy("n1", &before)];
+    let report = status_with(&after, &nodes, &Ok(()), &NetworkReport::default());
+    assert_eq!(report.rollout.next, ["n1"]);
+    assert_eq!(report.status.samples[0].reason, "Waiting");
+    let bad = json!({"conditions": conditions(&[("Ready", "False", "MtuTooSmall")])});
+    let nodes = [healthy("n2", &before), answered("n1", &after, &bad)];
+    let report = status_with(&after, &nodes, &Ok(()), &NetworkReport::default());
+    says(&report.status, Progressing, false, PoolReason::RolloutHalted);
+    let message = &find(&report.status.conditions, Progressing).unwrap().message;
+    assert!(message.contains("last 1 nodes") && message.contains("n1: MtuTooSmall"), "{message}");
+    let healed = [healthy("n2", &before), healthy("n1", &after)];
+    let report = status_with(&after, &healed, &Ok(()), &NetworkReport::default());
+    says(&report.status, Progressing, true, PoolReason::NodesUpdating);
+    assert_eq!(report.rollout.next, ["n2"]);
+}
+
+#[test]
+fn a_node_whose_agent_is_down_is_unreachable_after_90_seconds_although_it_had_applied_everything() {
+    let dp = pool("dp", json!({}));
+    let mut node = healthy("n1", &dp);
+    let down = |seconds: i64| Some(Timestamp::from_second(NOW - seconds).unwrap());
+    node.agent_down_since = down(89);
+    let report = status_with(&dp, std::slice::from_ref(&node), &Ok(()), &NetworkReport::default());
+    says(&report.status, Ready, true, PoolReason::AllNodesReady);
+    assert_eq!(report.recheck.map(|wait| wait.as_secs()), Some(2));
+    node.agent_down_since = down(91);
+    let found = status(&dp, std::slice::from_ref(&node));
+    says(&found, Degraded, true, PoolReason::NodesUnreachable);
+    says(&found, Ready, false, PoolReason::NodesNotReady);
+    assert_eq!(found.nodes.unreachable, 1);
+    node.agent_down_since = None;
+    says(&status(&dp, &[node]), Ready, true, PoolReason::AllNodesReady);
 }

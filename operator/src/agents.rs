@@ -1,0 +1,199 @@
+//! Which nodes' agents run, by their pods: no agent writes anything merely to say that it is alive.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::ResourceExt;
+use kube::runtime::watcher::Event;
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Agents by node. Empty when agents are not pods of ours: then their silence shows in node states only.
+#[derive(Debug, Default)]
+pub struct Agents {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pods: Pods,
+    /// The list that is being read.
+    filling: Pods,
+    /// When the last agent of a node went.
+    gone: HashMap<String, Timestamp>,
+    /// When the first list was complete.
+    filled: Option<Timestamp>,
+    /// Whether there ever was an agent's pod.
+    seen: bool,
+}
+
+/// By node and name: since when the pod is not ready, if it is not.
+type Pods = HashMap<String, HashMap<String, Option<Timestamp>>>;
+
+impl Agents {
+    /// Takes in an event; gives the node it is about, if it may change what is known of it.
+    pub fn take(&self, event: &Event<Pod>, now: Timestamp) -> Option<String> {
+        let mut state = self.lock();
+        match event {
+            Event::Init => {
+                state.filling.clear();
+                None
+            }
+            Event::InitApply(pod) => {
+                let (node, name, since) = known(pod, now)?;
+                state.filling.entry(node).or_default().insert(name, since);
+                None
+            }
+            Event::InitDone => {
+                let new = std::mem::take(&mut state.filling);
+                let old = std::mem::replace(&mut state.pods, new);
+                let State { pods, gone, .. } = &mut *state;
+                gone.retain(|node, _| !pods.contains_key(node));
+                for node in old.into_keys().filter(|node| !pods.contains_key(node)) {
+                    gone.insert(node, now);
+                }
+                state.filled.get_or_insert(now);
+                state.seen |= !state.pods.is_empty();
+                None
+            }
+            Event::Apply(pod) => {
+                let (node, name, since) = known(pod, now)?;
+                state.seen = true;
+                state.gone.remove(&node);
+                let before = state.pods.entry(node.clone()).or_default().insert(name, since);
+                (before != Some(since)).then_some(node)
+            }
+            Event::Delete(pod) => {
+                let (node, name, _) = known(pod, now)?;
+                let pods = state.pods.get_mut(&node)?;
+                pods.remove(&name);
+                if pods.is_empty() {
+                    state.pods.remove(&node);
+                    state.gone.insert(node.clone(), now);
+                }
+                Some(node)
+            }
+        }
+    }
+
+    /// Since when no agent of the node is ready, if none is.
+    pub fn down_since(&self, node: &str) -> Option<Timestamp> {
+        let state = self.lock();
+        match state.pods.get(node) {
+            Some(pods) if pods.values().any(Option::is_none) => None,
+            Some(pods) => pods.values().flatten().max().copied(),
+            None if state.seen => state.gone.get(node).copied().or(state.filled),
+            None => None,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes what is never looked at.
+pub fn prune(pod: &mut Pod) {
+    pod.metadata.managed_fields = None;
+    pod.metadata.annotations = None;
+    pod.metadata.labels = None;
+    if let Some(spec) = &mut pod.spec {
+        let node_name = spec.node_name.take();
+        *spec = k8s_openapi::api::core::v1::PodSpec { node_name, ..Default::default() };
+    }
+    if let Some(status) = &mut pod.status {
+        *status = PodStatus { conditions: status.conditions.take(), ..Default::default() };
+    }
+}
+
+/// Node and name of a pod that has a node, and since when it is not ready.
+fn known(pod: &Pod, now: Timestamp) -> Option<(String, String, Option<Timestamp>)> {
+    let node = pod.spec.as_ref()?.node_name.clone()?;
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready");
+    let ended = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
+    let since = match ready {
+        Some(ready) if ready.status == "True" => ended,
+        Some(ready) => Some(ready.last_transition_time.as_ref().map_or(now, |time| time.0)),
+        None => Some(pod.creation_timestamp().map_or(now, |time| time.0)),
+    };
+    Some((node, pod.name_any(), since))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn pod(name: &str, node: &str, ready: bool, since: i64) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "creationTimestamp": at(1)},
+            "spec": {"nodeName": node, "containers": []},
+            "status": {"conditions": [{
+                "type": "Ready", "status": if ready { "True" } else { "False" }, "lastTransitionTime": at(since),
+            }]},
+        }))
+        .unwrap()
+    }
+
+    fn filled(pods: Vec<Pod>, now: i64) -> Agents {
+        let agents = Agents::default();
+        agents.take(&Event::Init, at(now));
+        for pod in pods {
+            agents.take(&Event::InitApply(pod), at(now));
+        }
+        agents.take(&Event::InitDone, at(now));
+        agents
+    }
+
+    #[test]
+    fn where_no_agent_is_a_pod_of_ours_nothing_is_said() {
+        assert_eq!(filled(vec![], 100).down_since("n1"), None);
+    }
+
+    #[test]
+    fn an_agent_is_down_since_its_pod_is_not_ready() {
+        let agents = filled(vec![pod("a", "n1", true, 5), pod("b", "n2", false, 7)], 100);
+        assert_eq!((agents.down_since("n1"), agents.down_since("n2")), (None, Some(at(7))));
+        assert_eq!(agents.take(&Event::Apply(pod("a", "n1", false, 120)), at(121)).as_deref(), Some("n1"));
+        assert_eq!(agents.down_since("n1"), Some(at(120)));
+        assert_eq!(agents.take(&Event::Apply(pod("a", "n1", false, 120)), at(122)), None);
+    }
+
+    #[test]
+    fn a_node_without_agent_is_down_since_the_last_one_went_or_since_we_know() {
+        let agents = filled(vec![pod("a", "n1", true, 5)], 100);
+        assert_eq!(agents.down_since("n2"), Some(at(100)));
+        agents.take(&Event::Delete(pod("a", "n1", true, 5)), at(130));
+        assert_eq!(agents.down_since("n1"), Some(at(130)));
+        agents.take(&Event::Apply(pod("a2", "n1", true, 140)), at(140));
+        assert_eq!(agents.down_since("n1"), None);
+    }
+
+    #[test]
+    fn an_agent_that_went_while_the_watch_was_interrupted_is_missed() {
+        let agents = filled(vec![pod("a", "n1", true, 5), pod("b", "n2", true, 5)], 100);
+        agents.take(&Event::Init, at(200));
+        agents.take(&Event::InitApply(pod("b", "n2", true, 5)), at(200));
+        assert_eq!(agents.down_since("n1"), None);
+        agents.take(&Event::InitDone, at(201));
+        assert_eq!((agents.down_since("n1"), agents.down_since("n2")), (Some(at(201)), None));
+    }
+
+    #[test]
+    fn of_two_agents_during_a_hand_over_one_is_enough() {
+        let agents = filled(vec![pod("old", "n1", false, 50), pod("new", "n1", true, 60)], 100);
+        assert_eq!(agents.down_since("n1"), None);
+    }
+
+    #[test]
+    fn pruning_keeps_what_is_needed() {
+        let mut pod = pod("a", "n1", false, 7);
+        let before = known(&pod, at(9));
+        prune(&mut pod);
+        assert_eq!(known(&pod, at(9)), before);
+    }
+}

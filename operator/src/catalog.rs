@@ -1,0 +1,162 @@
+//! All pools as nodes need them, worked out once for each change of a pool and not once for each node.
+
+use crate::acceptance::{Rejection, judge, precedence};
+use crate::node_state::entry::Entry;
+use crate::node_state::render::entry_of;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::ResourceExt;
+use kube::api::ObjectMeta;
+use kube::core::{Selector, SelectorExt};
+use macvtap_crds::v1alpha1::MacvtapResourcePool;
+use macvtap_crds::v1alpha1::pool::RolloutType;
+use macvtap_crds::{POOL_FINALIZER, RELEASE_ANNOTATION};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+/// All pools.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    /// Those nodes may have, in the order in which they choose links: accepted, not being deleted, and with our
+    /// finalizer, without which a deletion would not wait for the drain.
+    pub active: Vec<ActivePool>,
+    verdicts: BTreeMap<String, Result<(), Rejection>>,
+    released: Vec<Released>,
+    frozen: HashSet<String>,
+}
+
+/// A pool that nodes may have.
+#[derive(Debug)]
+pub struct ActivePool {
+    /// Which nodes.
+    pub nodes: Nodes,
+    /// What they are told.
+    pub entry: Arc<Entry>,
+    /// Whether a few nodes change at a time.
+    pub staged: bool,
+}
+
+/// The nodes a pool selects. Reading a selector costs more than asking it.
+#[derive(Clone, Debug)]
+pub struct Nodes(Option<Selector>);
+
+/// A pool being deleted that does not wait for some nodes.
+#[derive(Debug)]
+struct Released {
+    uid: String,
+    nodes: BTreeSet<String>,
+}
+
+impl Nodes {
+    /// Those a label selector means; absent it means all, and one that cannot be read none.
+    pub fn new(selector: Option<&LabelSelector>) -> Option<Self> {
+        match selector {
+            None => Some(Self(None)),
+            Some(selector) => Selector::try_from(selector.clone()).ok().map(|selector| Self(Some(selector))),
+        }
+    }
+
+    /// Whether a node with these labels is meant.
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.0.as_ref().is_none_or(|selector| selector.matches(labels))
+    }
+}
+
+impl Catalog {
+    /// Works out what these pools come to.
+    pub fn new<'p>(pools: impl Iterator<Item = &'p MacvtapResourcePool> + Clone) -> Self {
+        let verdicts = judge(pools.clone());
+        let verdicts: BTreeMap<String, _> =
+            verdicts.into_iter().map(|(name, verdict)| (name.to_owned(), verdict)).collect();
+        let mut active: Vec<_> = pools
+            .clone()
+            .filter(|pool| pool.metadata.deletion_timestamp.is_none())
+            .filter(|pool| pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER))
+            .filter(|pool| matches!(verdicts.get(&pool.name_any()), Some(Ok(()))))
+            .collect();
+        active.sort_by(|a, b| precedence(a, b));
+        let active = active
+            .into_iter()
+            .filter_map(|pool| {
+                let nodes = Nodes::new(pool.spec.node_selector.as_ref())?;
+                let staged = pool.spec.rollout.rollout_type == RolloutType::Staged;
+                Some(ActivePool { nodes, entry: Arc::new(entry_of(pool)), staged })
+            })
+            .collect();
+        let ending = pools.filter(|pool| pool.metadata.deletion_timestamp.is_some());
+        let released = ending
+            .filter_map(|pool| Some(Released { uid: pool.uid()?, nodes: released(pool) }))
+            .filter(|released| !released.nodes.is_empty());
+        Self { active, verdicts, released: released.collect(), frozen: HashSet::new() }
+    }
+
+    /// The same, with pools that cannot be read and are not being deleted: nodes keep what they were told of them.
+    #[must_use]
+    pub fn with_unreadable<'p>(mut self, pools: impl Iterator<Item = &'p ObjectMeta>) -> Self {
+        let alive = pools.filter(|meta| meta.deletion_timestamp.is_none());
+        self.frozen = alive.filter_map(|meta| meta.uid.clone()).collect();
+        self
+    }
+
+    /// Whether nodes keep what they were told of the pool with this UID.
+    pub fn frozen(&self, uid: &str) -> bool {
+        self.frozen.contains(uid)
+    }
+
+    /// Whether a pool has an effect.
+    pub fn verdict(&self, pool: &str) -> Result<(), Rejection> {
+        self.verdicts.get(pool).cloned().unwrap_or(Ok(()))
+    }
+
+    /// What nodes are told of the pool with this UID, if they may have it.
+    pub fn active(&self, uid: &str) -> Option<&ActivePool> {
+        self.active.iter().find(|pool| pool.entry.uid == uid)
+    }
+
+    /// Whether somebody with the right to say so declared that the node's devices of that pool are not waited for.
+    pub fn released(&self, uid: &str, node: &str) -> bool {
+        self.released.iter().any(|released| released.uid == uid && released.nodes.contains(node))
+    }
+}
+
+/// The nodes that a pool being deleted does not wait for.
+pub fn released(pool: &MacvtapResourcePool) -> BTreeSet<String> {
+    let names = pool.annotations().get(RELEASE_ANNOTATION).map(String::as_str).unwrap_or_default();
+    names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{created, deleted, pool};
+    use serde_json::json;
+
+    fn names(pools: &[MacvtapResourcePool]) -> Vec<String> {
+        Catalog::new(pools.iter()).active.iter().map(|pool| pool.entry.name.clone()).collect()
+    }
+
+    #[test]
+    fn only_pools_with_an_effect_reach_nodes_and_in_their_order() {
+        let mut fresh = pool("fresh", json!({}));
+        fresh.metadata.finalizers = None;
+        let pools = [
+            fresh,
+            created(pool("young", json!({})), 5),
+            created(pool("taken", json!({"resourceName": "young"})), 9),
+            created(pool("old", json!({})), 1),
+            created(pool("first", json!({"priority": 3})), 9),
+            deleted(pool("gone", json!({}))),
+        ];
+        assert_eq!(names(&pools), ["first", "old", "young"]);
+    }
+
+    #[test]
+    fn only_a_pool_that_is_being_deleted_gives_up_nodes() {
+        let mut alive = pool("dp", json!({}));
+        alive.annotations_mut().insert(RELEASE_ANNOTATION.into(), " n1, n2,".into());
+        assert!(!Catalog::new([&alive].into_iter()).released("uid-dp", "n1"));
+        let ending = deleted(alive);
+        let catalog = Catalog::new([&ending].into_iter());
+        assert!(catalog.released("uid-dp", "n1") && catalog.released("uid-dp", "n2"));
+        assert!(!catalog.released("uid-dp", "n3") && !catalog.released("uid-other", "n1"));
+    }
+}

@@ -1,0 +1,290 @@
+//! What the operator counts. Labels come from closed sets and the names of pools.
+
+use axum::http::Method;
+use macvtap_crds::condition::ConditionType;
+use macvtap_crds::v1alpha1::MacvtapResourcePoolStatus;
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::fmt;
+use std::time::Duration;
+
+/// All metrics.
+pub struct Metrics {
+    registry: Registry,
+    /// 1 while this operator leads.
+    pub leading: Gauge,
+    /// Writes that were held back because this operator did not lead.
+    pub refused_writes: Counter,
+    reconcile_seconds: Family<ControllerLabels, Histogram>,
+    reconcile_failures: Family<ControllerLabels, Counter>,
+    queue_depth: Family<ControllerLabels, Gauge>,
+    api_requests: Family<RequestLabels, Counter>,
+    watch_errors: Family<KindLabels, Counter>,
+    unreadable: Family<KindLabels, Counter>,
+    pool_nodes: Family<PoolLabels, Gauge>,
+    pool_devices: Family<PoolLabels, Gauge>,
+    pool_conditions: Family<ConditionLabels, Gauge>,
+}
+
+/// Who reconciles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Controller {
+    /// Pools: status and networks.
+    Pools,
+    /// Nodes: the spec of their states.
+    Nodes,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ControllerLabels {
+    controller: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RequestLabels {
+    method: &'static str,
+    code: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PoolLabels {
+    pool: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ConditionLabels {
+    pool: String,
+    condition: &'static str,
+}
+
+impl Controller {
+    fn labels(self) -> ControllerLabels {
+        let controller = match self {
+            Self::Pools => "pools",
+            Self::Nodes => "nodes",
+        };
+        ControllerLabels { controller }
+    }
+}
+
+/// The conditions that have a gauge.
+const CONDITIONS: [ConditionType; 5] = [
+    ConditionType::Accepted,
+    ConditionType::Ready,
+    ConditionType::Progressing,
+    ConditionType::Degraded,
+    ConditionType::NetworksReady,
+];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("macvtap_operator"),
+            leading: Gauge::default(),
+            refused_writes: Counter::default(),
+            // 0.1 ms to 26 s.
+            reconcile_seconds: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(1e-4, 4.0, 10))
+            }),
+            reconcile_failures: Family::default(),
+            queue_depth: Family::default(),
+            api_requests: Family::default(),
+            watch_errors: Family::default(),
+            unreadable: Family::default(),
+            pool_nodes: Family::default(),
+            pool_devices: Family::default(),
+            pool_conditions: Family::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("leading", "1 while this operator leads", self.leading.clone());
+        registry.register(
+            "refused_writes",
+            "Writes held back without the lease",
+            self.refused_writes.clone(),
+        );
+        registry.register_with_unit(
+            "reconcile",
+            "Time of one look at a pool or a node",
+            Unit::Seconds,
+            self.reconcile_seconds.clone(),
+        );
+        registry.register("reconcile_failures", "Looks that failed", self.reconcile_failures.clone());
+        registry.register("queue_depth", "Pools or nodes waiting for a look", self.queue_depth.clone());
+        registry.register("api_requests", "Requests by method and answer", self.api_requests.clone());
+        registry.register("watch_errors", "Interruptions of watches", self.watch_errors.clone());
+        registry.register("unreadable_objects", "Objects seen that cannot be read", self.unreadable.clone());
+        registry.register("pool_nodes", "Nodes of a pool by state", self.pool_nodes.clone());
+        registry.register("pool_devices", "Devices of a pool by state", self.pool_devices.clone());
+        registry.register(
+            "pool_condition",
+            "1 while a pool's condition is True",
+            self.pool_conditions.clone(),
+        );
+    }
+
+    /// Notes a look that ended.
+    pub fn reconciled(&self, controller: Controller, took: Duration, failed: bool) {
+        self.reconcile_seconds.get_or_create(&controller.labels()).observe(took.as_secs_f64());
+        if failed {
+            self.reconcile_failures.get_or_create(&controller.labels()).inc();
+        }
+    }
+
+    /// Sets how many wait.
+    pub fn queue_depth(&self, controller: Controller, depth: usize) {
+        let depth = i64::try_from(depth).unwrap_or(i64::MAX);
+        self.queue_depth.get_or_create(&controller.labels()).set(depth);
+    }
+
+    /// A method as a label.
+    pub fn method(&self, method: &Method) -> &'static str {
+        match *method {
+            Method::GET => "GET",
+            Method::POST => "POST",
+            Method::PUT => "PUT",
+            Method::PATCH => "PATCH",
+            Method::DELETE => "DELETE",
+            _ => "other",
+        }
+    }
+
+    /// Counts a request and its answer; none when there was no answer.
+    pub fn api_request(&self, method: &'static str, code: Option<u16>) {
+        let code = code.map_or_else(|| "none".to_owned(), |code| code.to_string());
+        self.api_requests.get_or_create(&RequestLabels { method, code }).inc();
+    }
+
+    /// Counts an interruption of a watch.
+    pub fn watch_error(&self, kind: &'static str) {
+        self.watch_errors.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// Counts an object that cannot be read.
+    pub fn unreadable(&self, kind: &'static str) {
+        self.unreadable.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// Sets everything about a pool.
+    pub fn pool(&self, pool: &str, status: &MacvtapResourcePoolStatus) {
+        let nodes = &status.nodes;
+        let devices = &status.devices;
+        for (state, count) in [
+            ("matched", nodes.matched),
+            ("updated", nodes.updated),
+            ("ready", nodes.ready),
+            ("degraded", nodes.degraded),
+            ("unreachable", nodes.unreachable),
+        ] {
+            self.pool_nodes.get_or_create(&PoolLabels { pool: pool.to_owned(), state }).set(count.into());
+        }
+        for (state, count) in [
+            ("capacity", devices.capacity),
+            ("allocatable", devices.allocatable),
+            ("allocated", devices.allocated),
+            ("dead", devices.dead),
+        ] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.pool_devices.get_or_create(&PoolLabels { pool: pool.to_owned(), state }).set(count);
+        }
+        for kind in CONDITIONS {
+            let holds = macvtap_crds::condition::holds(&status.conditions, kind);
+            let labels = ConditionLabels { pool: pool.to_owned(), condition: kind.as_str() };
+            self.pool_conditions.get_or_create(&labels).set(holds.into());
+        }
+    }
+
+    /// Forgets a pool that is gone.
+    pub fn forget(&self, pool: &str) {
+        for state in ["matched", "updated", "ready", "degraded", "unreachable"] {
+            self.pool_nodes.remove(&PoolLabels { pool: pool.to_owned(), state });
+        }
+        for state in ["capacity", "allocatable", "allocated", "dead"] {
+            self.pool_devices.remove(&PoolLabels { pool: pool.to_owned(), state });
+        }
+        for kind in CONDITIONS {
+            let labels = ConditionLabels { pool: pool.to_owned(), condition: kind.as_str() };
+            self.pool_conditions.remove(&labels);
+        }
+    }
+
+    /// Forgets all pools: another operator reports them now.
+    pub fn forget_all(&self) {
+        self.pool_nodes.clear();
+        self.pool_devices.clear();
+        self.pool_conditions.clear();
+    }
+
+    /// Everything, in the `OpenMetrics` format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything that a running operator could show.
+    fn full() -> Metrics {
+        let metrics = Metrics::default();
+        metrics.reconciled(Controller::Pools, Duration::from_millis(1), true);
+        metrics.queue_depth(Controller::Nodes, 3);
+        metrics.api_request("PATCH", Some(409));
+        metrics.watch_error("nodes");
+        metrics.unreadable("pool");
+        metrics.pool("dp", &MacvtapResourcePoolStatus::default());
+        metrics
+    }
+
+    #[test]
+    fn what_is_counted_can_be_scraped() {
+        let text = full().text();
+        for line in [
+            "macvtap_operator_leading 0",
+            "macvtap_operator_reconcile_seconds_count{controller=\"pools\"} 1",
+            "macvtap_operator_reconcile_failures_total{controller=\"pools\"} 1",
+            "macvtap_operator_queue_depth{controller=\"nodes\"} 3",
+            "macvtap_operator_api_requests_total{method=\"PATCH\",code=\"409\"} 1",
+            "macvtap_operator_pool_nodes{pool=\"dp\",state=\"ready\"} 0",
+            "macvtap_operator_pool_condition{pool=\"dp\",condition=\"Ready\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_pool_that_is_gone_leaves_no_series() {
+        let metrics = full();
+        metrics.forget("dp");
+        assert!(!metrics.text().contains("pool=\"dp\""));
+        metrics.pool("dp", &MacvtapResourcePoolStatus::default());
+        metrics.forget_all();
+        assert!(!metrics.text().contains("pool=\"dp\""));
+    }
+}

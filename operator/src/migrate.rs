@@ -1,0 +1,136 @@
+//! `macvtap-operator migrate`: prints the pools that do what the configuration of macvtap-cni's device plugin does.
+
+pub mod plan;
+pub mod source;
+
+use crate::args::Migrate;
+use crate::refusal;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, Client};
+use plan::{Group, Plan};
+use source::{Found, SourceError};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+
+/// Why there is nothing to print.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// A file cannot be read.
+    #[error("read {file:?}")]
+    Read {
+        /// The file.
+        file: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The cluster did not give the `ConfigMap`.
+    #[error(
+        "read ConfigMap {namespace}/{name}: {problem}; name another with --namespace and --name, or give a file"
+    )]
+    Cluster {
+        /// Where.
+        namespace: String,
+        /// Which.
+        name: String,
+        /// What the API server said.
+        problem: String,
+    },
+    /// There is no cluster.
+    #[error("find the cluster; or give a file, or - for the standard input")]
+    NoCluster(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What was read is no configuration.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A flag that makes no sense.
+    #[error("--nodes {0:?}: write NAME=KEY=VALUE, the name of a ConfigMap and a label of its nodes")]
+    Nodes(String),
+    /// The text cannot be written.
+    #[error("write the pools")]
+    Print(#[source] serde_yaml::ser::Error),
+    /// The output is closed.
+    #[error("write to the standard output")]
+    Write(#[source] std::io::Error),
+    /// Some entries have no pool; the comments say why.
+    #[error("{0} entries have no pool; the comments among the output say why")]
+    Incomplete(usize),
+}
+
+/// Prints the pools.
+pub async fn run(args: Migrate) -> Result<(), MigrateError> {
+    let mut selectors = BTreeMap::new();
+    for text in &args.nodes {
+        let mut parts = text.splitn(3, '=');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(name), Some(key), Some(value)) if !name.is_empty() && !key.is_empty() => {
+                selectors.insert(name.to_owned(), (key.to_owned(), value.to_owned()));
+            }
+            _ => return Err(MigrateError::Nodes(text.clone())),
+        }
+    }
+    let found = if args.files.is_empty() { from_cluster(&args).await? } else { from_files(&args.files)? };
+    let groups: Vec<Group> = found
+        .into_iter()
+        .map(|Found { name, entries }| Group { nodes: selectors.get(&name).cloned(), name, entries })
+        .collect();
+    let plan = plan::plan(&groups);
+    let text = print(&plan)?;
+    std::io::stdout().write_all(text.as_bytes()).map_err(MigrateError::Write)?;
+    match plan.problems.len() {
+        0 => Ok(()),
+        count => Err(MigrateError::Incomplete(count)),
+    }
+}
+
+fn from_files(files: &[String]) -> Result<Vec<Found>, MigrateError> {
+    let mut found = Vec::new();
+    for file in files {
+        let mut text = String::new();
+        let read = match file.as_str() {
+            "-" => std::io::stdin().take(source::SIZE_MAX).read_to_string(&mut text),
+            path => std::fs::File::open(path)
+                .and_then(|file| file.take(source::SIZE_MAX).read_to_string(&mut text)),
+        };
+        read.map_err(|source| MigrateError::Read { file: file.clone(), source })?;
+        found.extend(source::read(file, &text)?);
+    }
+    Ok(found)
+}
+
+async fn from_cluster(args: &Migrate) -> Result<Vec<Found>, MigrateError> {
+    let client = Client::try_default().await.map_err(|error| MigrateError::NoCluster(Box::new(error)))?;
+    let maps: Api<ConfigMap> = Api::namespaced(client, &args.namespace);
+    let mut found = Vec::new();
+    for name in &args.names {
+        let map = maps.get(name).await.map_err(|error| MigrateError::Cluster {
+            namespace: args.namespace.clone(),
+            name: name.clone(),
+            problem: refusal::text(&error),
+        })?;
+        found.push(source::of_map(name, map.data.as_ref())?);
+    }
+    Ok(found)
+}
+
+/// The pools as YAML that kubectl applies, with what is to know about each as a comment.
+pub fn print(plan: &Plan) -> Result<String, MigrateError> {
+    let mut text = String::new();
+    let comment = |text: &mut String, lines: &[String]| {
+        for line in lines {
+            text.push_str("# ");
+            // A comment is one line, whatever the configuration contains.
+            text.extend(line.chars().map(|c| if c.is_control() { ' ' } else { c }));
+            text.push('\n');
+        }
+    };
+    comment(&mut text, &plan.notes);
+    for problem in &plan.problems {
+        comment(&mut text, &[format!("NOT MIGRATED: {problem}")]);
+    }
+    for pool in &plan.pools {
+        text.push_str("---\n");
+        comment(&mut text, &pool.notes);
+        text.push_str(&serde_yaml::to_string(&pool.object).map_err(MigrateError::Print)?);
+    }
+    Ok(text)
+}

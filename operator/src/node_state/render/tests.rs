@@ -1,0 +1,222 @@
+//! What nodes are told.
+
+use super::*;
+use crate::testing::{created, deleted, known, labels, pool, spec, state};
+use macvtap_crds::v1alpha1::settings::Mode;
+use macvtap_crds::v1alpha1::{
+    MacvtapNodeState, MacvtapNodeStateSpec, MacvtapNodeStateStatus, NodePoolStatus,
+};
+use proptest::prelude::*;
+use serde_json::json;
+
+fn names(spec: &MacvtapNodeStateSpec) -> Vec<(&str, PoolPhase)> {
+    spec.pools.iter().map(|pool| (pool.name.as_str(), pool.phase)).collect()
+}
+
+fn rendered(pools: &[MacvtapResourcePool], current: Option<&MacvtapNodeState>) -> MacvtapNodeStateSpec {
+    with(&Catalog::new(pools.iter()), &labels(&[]), current, false, true)
+}
+
+fn with(
+    catalog: &Catalog,
+    labels: &BTreeMap<String, String>,
+    current: Option<&MacvtapNodeState>,
+    silent: bool,
+    turn: bool,
+) -> MacvtapNodeStateSpec {
+    let current = current.map(known);
+    let target = Target { name: "n1", labels, silent, current: current.as_ref() };
+    spec(&render(target, catalog, |_| turn))
+}
+
+/// The state after the node's agent applied its spec and reports so many devices in use for every pool.
+fn applied(spec: MacvtapNodeStateSpec, allocated: u32) -> MacvtapNodeState {
+    let mut state = state("n1", spec, 0);
+    let pools = state.spec.pools.iter();
+    let pools =
+        pools.map(|p| NodePoolStatus { name: p.name.clone(), allocated, ..Default::default() }).collect();
+    let hash = Some(state.spec.config_hash.clone());
+    state.status = Some(MacvtapNodeStateStatus { observed_hash: hash, pools, ..Default::default() });
+    state
+}
+
+#[test]
+fn a_node_gets_the_pools_that_select_it_in_order_of_precedence() {
+    let pools = [
+        created(pool("low", json!({})), 1),
+        created(pool("high", json!({"priority": 7, "nodeSelector": {"matchLabels": {"zone": "a"}}})), 2),
+        created(pool("elsewhere", json!({"nodeSelector": {"matchLabels": {"zone": "b"}}})), 3),
+    ];
+    let spec = with(&Catalog::new(pools.iter()), &labels(&[("zone", "a")]), None, false, true);
+    assert_eq!(names(&spec), [("high", PoolPhase::Active), ("low", PoolPhase::Active)]);
+    assert_eq!(spec.pools[0].resource_name.as_deref(), Some("high"));
+}
+
+#[test]
+fn a_pool_without_our_finalizer_or_without_acceptance_is_not_rendered() {
+    let mut fresh = pool("fresh", json!({}));
+    fresh.metadata.finalizers = None;
+    let second = created(pool("second", json!({"resourceName": "first"})), 9);
+    assert_eq!(
+        names(&rendered(&[fresh, pool("first", json!({})), second], None)),
+        [("first", PoolPhase::Active)]
+    );
+}
+
+#[test]
+fn defaults_that_depend_on_other_fields_are_filled_in() {
+    let passthru = pool("p", json!({"macvtap": {"mode": "Passthru"}}));
+    let spec = rendered(&[pool("a", json!({"capacity": {"perNode": 7}})), passthru], None);
+    let settings = |i: usize| &spec.pools[i].settings;
+    assert_eq!(settings(0).capacity, Some(Capacity { per_link: Some(100), per_node: Some(7) }));
+    assert_eq!(settings(0).macvtap.as_ref().map(|m| m.mode), Some(Mode::Bridge));
+    assert_eq!(settings(1).capacity, Some(Capacity { per_link: Some(1), per_node: None }));
+}
+
+#[test]
+fn an_edit_that_no_node_needs_to_know_changes_nothing() {
+    let before = state("n1", rendered(&[pool("a", json!({}))], None), 0);
+    let mut edited = pool("a", json!({"networks": [{"name": "a", "namespaces": {"names": ["x"]}}]}));
+    edited.metadata.generation = Some(2);
+    assert_eq!(rendered(&[edited], Some(&before)), before.spec);
+    let mut relevant = pool("a", json!({"priority": 3}));
+    relevant.metadata.generation = Some(3);
+    let spec = rendered(&[relevant], Some(&before));
+    assert_eq!(spec.pools[0].generation, 3);
+    assert_ne!(spec.config_hash, before.spec.config_hash);
+}
+
+#[test]
+fn a_deleted_pool_drains_until_no_device_is_in_use() {
+    let active = applied(rendered(&[pool("a", json!({}))], None), 2);
+    let gone = [deleted(pool("a", json!({})))];
+    let draining = rendered(&gone, Some(&active));
+    assert_eq!(names(&draining), [("a", PoolPhase::Draining)]);
+    assert_eq!(names(&rendered(&gone, Some(&applied(draining.clone(), 1)))), [("a", PoolPhase::Draining)]);
+    let told_but_not_applied = state("n1", draining.clone(), 0);
+    let mut not_applied = applied(draining.clone(), 0);
+    not_applied.status.as_mut().unwrap().observed_hash = Some("sha256:other".into());
+    assert_eq!(names(&rendered(&gone, Some(&not_applied))), [("a", PoolPhase::Draining)]);
+    assert_eq!(
+        names(&rendered(&gone, Some(&told_but_not_applied))),
+        [],
+        "a node without agent holds nothing"
+    );
+    assert_eq!(names(&rendered(&gone, Some(&applied(draining, 0)))), []);
+}
+
+#[test]
+fn a_pool_that_no_longer_selects_the_node_drains_too_and_comes_back_when_it_does_again() {
+    let active = applied(rendered(&[pool("a", json!({}))], None), 1);
+    let elsewhere = pool("a", json!({"nodeSelector": {"matchLabels": {"zone": "b"}}}));
+    let draining = rendered(&[elsewhere], Some(&active));
+    assert_eq!(names(&draining), [("a", PoolPhase::Draining)]);
+    let back = rendered(&[pool("a", json!({}))], Some(&applied(draining, 1)));
+    assert_eq!(names(&back), [("a", PoolPhase::Active)]);
+}
+
+#[test]
+fn a_pool_with_the_name_or_the_resource_of_a_draining_one_waits_for_it() {
+    let old = applied(rendered(&[pool("a", json!({}))], None), 1);
+    let mut anew = pool("a", json!({}));
+    anew.metadata.uid = Some("another".into());
+    let heir = pool("heir", json!({"resourceName": "a"}));
+    assert_eq!(names(&rendered(&[anew], Some(&old))), [("a", PoolPhase::Draining)]);
+    assert_eq!(names(&rendered(&[heir], Some(&old))), [("a", PoolPhase::Draining)]);
+}
+
+#[test]
+fn a_node_has_at_most_as_many_pools_as_the_schema_allows() {
+    let pools: Vec<_> = (0..70).map(|i| created(pool(&format!("p{i:02}"), json!({})), i)).collect();
+    let spec = rendered(&pools, None);
+    assert_eq!(spec.pools.len(), POOLS_MAX);
+    assert_eq!(spec.pools[POOLS_MAX - 1].name, "p63");
+}
+
+#[test]
+fn a_change_of_a_staged_pool_waits_for_the_nodes_turn() {
+    let staged = |mtu: u32| {
+        let rollout = json!({"type": "Staged"});
+        [pool("a", json!({"rollout": rollout, "macvtap": {"mtu": mtu}}))]
+    };
+    let turn = |pools: &[MacvtapResourcePool], current: Option<&MacvtapNodeState>, turn| {
+        with(&Catalog::new(pools.iter()), &labels(&[]), current, false, turn)
+    };
+    assert_eq!(names(&turn(&staged(1500), None, false)), [], "a new pool comes by turns too");
+    let first = applied(turn(&staged(1500), None, true), 1);
+    assert_eq!(turn(&staged(9000), Some(&first), false), first.spec);
+    let second = turn(&staged(9000), Some(&first), true);
+    assert_eq!(second.pools[0].settings.macvtap.as_ref().unwrap().mtu, Some(9000));
+    assert_eq!(turn(&staged(9000), Some(&applied(second.clone(), 1)), false), second);
+    let gone = [deleted(staged(9000)[0].clone())];
+    assert_eq!(
+        names(&turn(&gone, Some(&first), false)),
+        [("a", PoolPhase::Draining)],
+        "leaving takes no turn"
+    );
+}
+
+#[test]
+fn a_silent_node_is_let_go_only_when_the_deleted_pool_says_so() {
+    let active = applied(rendered(&[pool("a", json!({}))], None), 2);
+    let mut ending = deleted(pool("a", json!({})));
+    let left = |pool: &MacvtapResourcePool, silent| {
+        let catalog = Catalog::new([pool].into_iter());
+        with(&catalog, &labels(&[]), Some(&active), silent, true).pools.len()
+    };
+    assert_eq!(left(&ending, true), 1);
+    ending.annotations_mut().insert(macvtap_crds::RELEASE_ANNOTATION.into(), "n0, n1".into());
+    assert_eq!((left(&ending, false), left(&ending, true)), (1, 0));
+}
+
+#[test]
+fn a_pool_that_cannot_be_read_stays_as_it_was_told_in_its_place() {
+    let high = pool("high", json!({"priority": 9}));
+    let odd = pool("odd", json!({"priority": 5}));
+    let low = pool("low", json!({}));
+    let before = applied(rendered(&[high.clone(), odd.clone(), low.clone()], None), 1);
+    let rest = [high, low];
+    let frozen = |meta: &kube::api::ObjectMeta| {
+        let catalog = Catalog::new(rest.iter()).with_unreadable([meta].into_iter());
+        with(&catalog, &labels(&[]), Some(&before), false, true)
+    };
+    assert_eq!(frozen(&odd.metadata), before.spec);
+    let ending = frozen(&deleted(odd).metadata);
+    let expected = [("high", PoolPhase::Active), ("low", PoolPhase::Active), ("odd", PoolPhase::Draining)];
+    assert_eq!(names(&ending), expected);
+}
+
+#[test]
+fn what_an_agent_says_unreadably_is_no_drain() {
+    let draining = rendered(
+        &[deleted(pool("a", json!({})))],
+        Some(&applied(rendered(&[pool("a", json!({}))], None), 2)),
+    );
+    let mut state = known(&applied(draining, 0));
+    assert!(drained(&state, &state.pools[0].clone()));
+    state.status_unreadable = true;
+    assert!(!drained(&state, &state.pools[0].clone()));
+}
+
+proptest! {
+    #[test]
+    fn rendering_again_what_was_rendered_changes_nothing(
+        priorities in proptest::collection::vec(0u32..4, 0..8),
+        deleted_at in proptest::option::of(0usize..8),
+        allocated in 0u32..3,
+    ) {
+        let mut pools: Vec<_> = priorities.iter().enumerate()
+            .map(|(i, priority)| created(pool(&format!("p{i}"), json!({"priority": priority})), i.try_into().unwrap()))
+            .collect();
+        let first = applied(rendered(&pools, None), allocated);
+        prop_assert_eq!(&rendered(&pools, Some(&first)), &first.spec);
+        if let Some(gone) = deleted_at.filter(|i| *i < pools.len()) {
+            pools[gone] = deleted(pools[gone].clone());
+            let second = applied(rendered(&pools, Some(&first)), allocated);
+            let third = rendered(&pools, Some(&second));
+            prop_assert_eq!(third.pools.len(), pools.len() - usize::from(allocated == 0));
+            pools.reverse();
+            prop_assert_eq!(rendered(&pools, Some(&second)), third);
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Pure: a node state as it was sent to what the operator needs of it.
+
+use super::{Interner, RawState};
+use crate::node_state::entry::Entry;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use kube::{Resource, ResourceExt};
+use macvtap_crds::OPERATOR_FIELD_MANAGER;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// What is known of a node's state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KnownState {
+    /// Its name, and the node's.
+    pub name: String,
+    /// UID of the Node that owns it, if it is owned as we would have it.
+    pub owner: Option<String>,
+    /// When the operator wrote the spec: what its agent has had to answer since.
+    pub written: Option<Timestamp>,
+    /// `spec.configHash`.
+    pub config_hash: String,
+    /// `spec.pools`, those that can be read.
+    pub pools: Vec<Arc<Entry>>,
+    /// `status`, once there is one.
+    pub status: Option<KnownStatus>,
+    /// What cannot be read, if anything.
+    pub unreadable: Option<String>,
+    /// Whether that is in spec.
+    pub spec_unreadable: bool,
+    /// Whether that is in status: devices in use may be among it.
+    pub status_unreadable: bool,
+}
+
+/// What is known of what the agent says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KnownStatus {
+    /// The spec it has applied.
+    pub observed_hash: Option<String>,
+    /// Its pools.
+    pub pools: Vec<KnownPool>,
+}
+
+/// What is known of one pool on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownPool {
+    /// Name of the pool.
+    pub name: Arc<str>,
+    /// Devices offered, healthy or not.
+    pub capacity: u32,
+    /// Devices offered and healthy.
+    pub allocatable: u32,
+    /// Devices pods have.
+    pub allocated: u32,
+    /// Devices whose link vanished under a running pod.
+    pub dead: u32,
+    /// How many links it has.
+    pub links: u32,
+    /// How many of them are unhealthy.
+    pub unhealthy: u32,
+    /// How many it matches and another pool has.
+    pub contested: u32,
+    /// With `resourcePer: Link`: its resources.
+    pub resources: Vec<Arc<str>>,
+    /// Condition Ready.
+    pub ready: Option<Verdict>,
+    /// Condition Degraded.
+    pub degraded: Option<Verdict>,
+}
+
+/// A condition, without its times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it is `True`.
+    pub holds: bool,
+    /// Its reason.
+    pub reason: Arc<str>,
+    /// Its message.
+    pub message: Arc<str>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WirePool {
+    name: String,
+    #[serde(default)]
+    capacity: u32,
+    #[serde(default)]
+    allocatable: u32,
+    #[serde(default)]
+    allocated: u32,
+    #[serde(default)]
+    dead: u32,
+    #[serde(default)]
+    links: Vec<IgnoredAny>,
+    #[serde(default)]
+    unhealthy_links: Vec<IgnoredAny>,
+    #[serde(default)]
+    contested_links: Vec<IgnoredAny>,
+    #[serde(default)]
+    resources: Vec<String>,
+    #[serde(default)]
+    conditions: Vec<WireCondition>,
+}
+
+#[derive(Deserialize)]
+struct WireCondition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    message: String,
+}
+
+impl KnownState {
+    /// Reads what can be read.
+    pub fn read(raw: &RawState, shared: &mut Interner) -> Self {
+        let mut spec_trouble = Vec::new();
+        let mut status_trouble = Vec::new();
+        let entries = array(&raw.spec, "pools").iter().filter_map(|json| {
+            shared.entry(json).inspect_err(|error| spec_trouble.push(place(json, "spec", error))).ok()
+        });
+        let pools = entries.collect();
+        let status = raw.status.is_object().then(|| {
+            let pools = array(&raw.status, "pools").iter().filter_map(|json| {
+                let read = WirePool::deserialize(json).map(|wire| KnownPool::new(&wire, shared));
+                read.inspect_err(|error| status_trouble.push(place(json, "status", error))).ok()
+            });
+            KnownStatus { pools: pools.collect(), observed_hash: text(&raw.status, "observedHash") }
+        });
+        let (spec_unreadable, status_unreadable) = (!spec_trouble.is_empty(), !status_trouble.is_empty());
+        spec_trouble.append(&mut status_trouble);
+        Self {
+            name: raw.name_any(),
+            owner: owner(raw),
+            written: written(raw),
+            config_hash: text(&raw.spec, "configHash").unwrap_or_default(),
+            pools,
+            status,
+            unreadable: (!spec_trouble.is_empty()).then(|| spec_trouble.join("; ")),
+            spec_unreadable,
+            status_unreadable,
+        }
+    }
+
+    /// Whether the agent has applied the spec as it is.
+    pub fn applied(&self) -> bool {
+        let observed = self.status.as_ref().and_then(|status| status.observed_hash.as_deref());
+        observed == Some(self.config_hash.as_str())
+    }
+
+    /// Whether an agent ever answered.
+    pub fn answered(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.observed_hash.is_some())
+    }
+
+    /// What the agent says of a pool.
+    pub fn pool(&self, name: &str) -> Option<&KnownPool> {
+        self.status.as_ref()?.pools.iter().find(|pool| &*pool.name == name)
+    }
+
+    /// The entry of a pool in spec.
+    pub fn entry(&self, uid: &str) -> Option<&Arc<Entry>> {
+        self.pools.iter().find(|entry| entry.uid == uid)
+    }
+}
+
+impl KnownPool {
+    fn new(wire: &WirePool, shared: &mut Interner) -> Self {
+        let mut verdict = |kind: &str| {
+            let condition = wire.conditions.iter().find(|condition| condition.kind == kind)?;
+            Some(Verdict {
+                holds: condition.status == "True",
+                reason: shared.text(&condition.reason),
+                message: shared.text(&condition.message),
+            })
+        };
+        let (ready, degraded) = (verdict("Ready"), verdict("Degraded"));
+        let count = |list: &[IgnoredAny]| u32::try_from(list.len()).unwrap_or(u32::MAX);
+        Self {
+            name: shared.text(&wire.name),
+            capacity: wire.capacity,
+            allocatable: wire.allocatable,
+            allocated: wire.allocated,
+            dead: wire.dead,
+            links: count(&wire.links),
+            unhealthy: count(&wire.unhealthy_links),
+            contested: count(&wire.contested_links),
+            resources: wire.resources.iter().map(|resource| shared.text(resource)).collect(),
+            ready,
+            degraded,
+        }
+    }
+}
+
+fn array<'v>(value: &'v Value, key: &str) -> &'v [Value] {
+    value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value, key: &str) -> Option<String> {
+    value.get(key).and_then(Value::as_str).map(str::to_owned)
+}
+
+fn place(json: &Value, part: &str, error: &serde_json::Error) -> String {
+    let name = json.get("name").and_then(Value::as_str).unwrap_or("without name");
+    format!("{part}.pools[{name}]: {error}")
+}
+
+fn owner(raw: &RawState) -> Option<String> {
+    let owned = raw.owner_references().iter().find(|owner| {
+        owner.kind == Node::kind(&())
+            && owner.api_version == Node::api_version(&())
+            && owner.name == raw.name_any()
+            && owner.block_owner_deletion.is_none()
+    });
+    owned.map(|owner| owner.uid.clone())
+}
+
+fn written(raw: &RawState) -> Option<Timestamp> {
+    let ours = raw.metadata.managed_fields.iter().flatten().filter(|entry| {
+        entry.manager.as_deref() == Some(OPERATOR_FIELD_MANAGER) && entry.subresource.is_none()
+    });
+    let times = ours.filter_map(|entry| entry.time.as_ref()).map(|time| time.0);
+    times.max().or_else(|| raw.metadata.creation_timestamp.as_ref().map(|time| time.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(json: Value) -> KnownState {
+        KnownState::read(&serde_json::from_value(json).unwrap(), &mut Interner::default())
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_and_the_rest_is_kept() {
+        let state = read(json!({
+            "metadata": {"name": "n1"},
+            "spec": {"configHash": "h", "pools": [{"name": "odd", "phase": 7}, "nonsense"]},
+            "status": {
+                "observedHash": "h",
+                "pools": [{"name": "strange", "allocated": "many"}, {"name": "dp", "allocated": 2, "fromTheFuture": {}}],
+            },
+        }));
+        assert!(state.applied() && state.pools.is_empty());
+        assert_eq!(state.pool("dp").map(|pool| pool.allocated), Some(2));
+        let text = state.unreadable.unwrap();
+        for place in ["spec.pools[odd]", "spec.pools[without name]", "status.pools[strange]"] {
+            assert!(text.contains(place), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_object_of_nothing_but_wrong_types_is_a_state_that_says_nothing() {
+        let state = read(json!({"metadata": {"name": "n1"}, "spec": [1], "status": "good"}));
+        assert_eq!((state.config_hash.as_str(), state.answered()), ("", false));
+    }
+
+    #[test]
+    fn an_owner_counts_only_as_we_write_it() {
+        let owned = |block: Value| {
+            let reference = json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u", "blockOwnerDeletion": block});
+            read(json!({"metadata": {"name": "n1", "ownerReferences": [reference]}})).owner
+        };
+        assert_eq!(owned(Value::Null).as_deref(), Some("u"));
+        assert_eq!(owned(true.into()), None);
+    }
+}
