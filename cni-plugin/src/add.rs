@@ -3,6 +3,7 @@
 //! ```text
 //! judge the configuration -> device table -> record -> IPAM -> link down -> addresses -> UP -> routes -> node, report
 //! ```
+//! An IPAM plugin that asks the network for addresses (dhcp) is run when the link is up.
 //! Whatever fails, what was done before is undone, the IPAM plugin's part too.
 
 use crate::config::{Announce, Network};
@@ -130,9 +131,8 @@ fn make(
         // Plugins refuse a second lease for the same container and interface.
         delegate.del()?;
     }
-    let lease = delegate.map(Delegate::lease).transpose()?;
-    judge_lease(attaching.kernel(), lease.as_ref())?;
-    let leased_mac = lease.as_ref().and_then(Lease::mac);
+    let source = Source::open(delegate, attaching.kernel())?;
+    let leased_mac = source.mac();
     if let Some(mac) = leased_mac {
         tell_overruled(network.mac, mac);
         attaching.wish_mac(mac);
@@ -140,7 +140,7 @@ fn make(
     attaching.create_link()?;
     let derived = !asked_for_mac && leased_mac.is_none();
     let mut link = DeviceLink { attaching, derived_for: derived.then_some(attachment) };
-    raise(&mut link, lease.as_ref(), network.announce)?;
+    let lease = raise(&mut link, source, network.announce)?;
     let Attached { link, .. } = link.attaching.finish()?;
     report(attachment, network, &link, lease.map(Lease::keep))
 }
@@ -156,10 +156,12 @@ fn add_host_link(
 ) -> Result<CniResult, CniError> {
     let mut kernel = Rtnl::with_pod(netns).map_err(|error| open_error(&error))?;
     let delegate = Delegate::new(call, network.ipam.as_ref())?;
-    let lease = delegate.as_ref().map(Delegate::lease).transpose()?;
-    judge_lease(&mut kernel, lease.as_ref())?;
-    let mac = lease.as_ref().and_then(Lease::mac).or(network.mac);
+    let source = Source::open(delegate.as_ref(), &mut kernel)?;
+    let mac = source.mac().or(network.mac);
     let (mtu, promiscuous) = (network.mtu, network.promiscuous);
+    let default = Owner::default();
+    let owner =
+        Owner { uid: network.owner.unwrap_or(default.uid), gid: network.group.unwrap_or(default.gid) };
     let request = host_link::Request { name, ifname: attachment.ifname.clone(), mac, mtu, promiscuous };
     let mut link = match (host_link::begin(&call.paths, &mut kernel, &request), table) {
         (Err(error @ MoveError::Missing(_)), Ok(table)) => {
@@ -169,32 +171,79 @@ fn add_host_link(
         }
         (begun, _) => begun?,
     };
-    raise(&mut link, lease.as_ref(), network.announce)?;
-    report(attachment, network, &link.finish()?, lease.map(Lease::keep))
+    let lease = raise(&mut link, source, network.announce)?;
+    report(attachment, network, &link.finish(owner)?, lease.map(Lease::keep))
 }
 
-fn judge_lease(kernel: &mut Rtnl, lease: Option<&Lease<'_>>) -> Result<(), CniError> {
-    match lease.filter(|lease| lease.is_kube_ovns()) {
-        Some(lease) => ipam::refuse_twice(kernel, lease.result()),
-        None => Ok(()),
+/// Where the pod's addresses come from.
+enum Source<'d> {
+    /// It gets none.
+    None,
+    /// They are leased.
+    Lease(Lease<'d>),
+    /// They are leased through the link, when it is up.
+    Later(&'d Delegate<'d>),
+}
+
+impl<'d> Source<'d> {
+    /// Leases what can be leased before there is a link.
+    fn open(delegate: Option<&'d Delegate<'d>>, kernel: &mut Rtnl) -> Result<Self, CniError> {
+        let Some(delegate) = delegate else { return Ok(Self::None) };
+        if delegate.needs_link() {
+            return Ok(Self::Later(delegate));
+        }
+        let lease = delegate.lease()?;
+        if lease.is_kube_ovns() {
+            ipam::refuse_twice(kernel, lease.result())?;
+        }
+        Ok(Self::Lease(lease))
+    }
+
+    fn mac(&self) -> Option<MacAddr> {
+        match self {
+            Self::Lease(lease) => lease.mac(),
+            Self::None | Self::Later(_) => None,
+        }
     }
 }
 
-/// Addresses while the link is down, UP, and what the kernel takes only then. Routes last: they may replace those that
-/// another interface has.
-fn raise(link: &mut impl Raise, lease: Option<&Lease<'_>>, announce: Announce) -> Result<(), CniError> {
-    let Some(lease) = lease else {
-        link.change(Change::NoLinkLocalAddress)?;
-        return link.up();
+/// Addresses while the link is down, UP, and what the kernel takes only then.
+fn raise<'d>(
+    link: &mut impl Raise,
+    source: Source<'d>,
+    announce: Announce,
+) -> Result<Option<Lease<'d>>, CniError> {
+    let lease = match source {
+        Source::None => {
+            link.change(Change::NoLinkLocalAddress)?;
+            link.up()?;
+            return Ok(None);
+        }
+        Source::Lease(lease) => {
+            let now = link.link()?;
+            configure::addresses(link.kernel(), &now, lease.result(), announce)?;
+            link.up()?;
+            lease
+        }
+        Source::Later(delegate) => {
+            link.up()?;
+            let lease = delegate.lease()?;
+            let now = link.link()?;
+            configure::addresses(link.kernel(), &now, lease.result(), announce)?;
+            lease
+        }
     };
+    settle(link, &lease, announce)?;
+    Ok(Some(lease))
+}
+
+/// Routes come after everything that may fail: they may replace those that another interface has.
+fn settle(link: &mut impl Raise, lease: &Lease<'_>, announce: Announce) -> Result<(), CniError> {
+    // It may have got another MAC address on its way up.
     let now = link.link()?;
-    configure::addresses(link.kernel(), &now, lease.result(), announce)?;
-    link.up()?;
     configure::await_uniqueness(link.kernel(), &now, lease.result())?;
     configure::routes(link.kernel(), &now, lease.result())?;
     if announce == Announce::Auto {
-        // It may have got another MAC address on its way up.
-        let now = link.link()?;
         ipam::announce(link.kernel(), &now, lease.result());
     }
     Ok(())
@@ -363,7 +412,9 @@ impl From<MoveError> for CniError {
             | MoveError::MacInUse { .. }
             | MoveError::Node(_)
             | MoveError::Record(_)
-            | MoveError::Netlink(_) => Code::Attach,
+            | MoveError::Netlink(_)
+            | MoveError::Tap(_)
+            | MoveError::Owner(_) => Code::Attach,
         };
         Self::from_chain(code, &error)
     }

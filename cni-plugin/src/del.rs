@@ -14,30 +14,38 @@ use macvtap::record::{self, Holder};
 use macvtap::records;
 use tracing::{info, warn};
 
-/// Serves DEL. The link goes first, then the addresses are given back; both are tried, the first error is told.
+/// Serves DEL. The link goes first, then the addresses are given back, but for a plugin that gives them back through the
+/// link; both are tried, the first error is told.
 pub fn del(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
-    let link = delete_link(call, attachment);
-    let lease = match call.document.ipam(&call.settings) {
-        Ok(ipam) => give_back(call, ipam.as_ref()),
+    let delegate = match call.document.ipam(&call.settings) {
+        Ok(ipam) => find(call, ipam.as_ref()),
         // No ADD leased anything by such a configuration.
         Err(error) => {
             warn!(%error, "no addresses to give back");
-            Ok(())
+            Ok(None)
+        }
+    };
+    let (link, lease) = match delegate {
+        Ok(Some(delegate)) if delegate.needs_link() => {
+            let lease = delegate.del();
+            (delete_link(call, attachment), lease)
+        }
+        delegate => {
+            let link = delete_link(call, attachment);
+            (link, delegate.and_then(|delegate| delegate.map_or(Ok(()), |delegate| delegate.del())))
         }
     };
     link.and(lease)
 }
 
-fn give_back(call: &Call, ipam: Option<&Ipam>) -> Result<(), CniError> {
+fn find<'c>(call: &'c Call, ipam: Option<&Ipam>) -> Result<Option<Delegate<'c>>, CniError> {
     match Delegate::new(call, ipam) {
-        Ok(Some(delegate)) => delegate.del(),
-        Ok(None) => Ok(()),
         // As when its daemon is away: it frees an address when the Pod object goes.
         Err(error) if ipam.is_some_and(|ipam| ipam.kube_ovn.is_some()) => {
             warn!(%error, "kube-ovn was not told, it frees the addresses by itself");
-            Ok(())
+            Ok(None)
         }
-        Err(error) => Err(error),
+        found => found,
     }
 }
 

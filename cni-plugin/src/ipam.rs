@@ -26,6 +26,10 @@ use tracing::{debug, warn};
 /// Between two tries while kube-ovn's daemon is away.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
+/// The plugin whose daemon sends its requests through the pod's link: the link must be there, and up, in an ADD, and
+/// still be there in a DEL, for the address to be given back.
+const DHCP: &str = "dhcp";
+
 /// An IPAM plugin that was found.
 #[derive(Debug)]
 pub struct Delegate<'c> {
@@ -50,6 +54,21 @@ struct Failed {
     error: CniError,
 }
 
+/// What the answer of a plugin to an ADD means: addresses, and routes that are complete. Pure.
+pub fn understand(answer: Value, plugin: &str) -> Result<CniResult, CniError> {
+    let is_kube_ovns = plugin == kube_ovn::PLUGIN;
+    let mut result = CniResult::parse(answer, "its answer", Code::Ipam)?;
+    if result.ips.is_empty() {
+        let reason = if is_kube_ovns { kube_ovn::VERSION_MISMATCH } else { "its answer has no ips" };
+        return Err(CniError::new(Code::Ipam, reason));
+    }
+    if is_kube_ovns {
+        kube_ovn::complete(&mut result);
+    }
+    route::complete(&mut result)?;
+    Ok(result)
+}
+
 impl<'c> Delegate<'c> {
     /// Finds the plugin in `CNI_PATH`; none when none is configured.
     pub fn new(call: &'c Call, ipam: Option<&Ipam>) -> Result<Option<Self>, CniError> {
@@ -69,24 +88,24 @@ impl<'c> Delegate<'c> {
         Ok(Some(Self { call, plugin: plugin.clone(), kube_ovn: kube_ovn.clone(), path }))
     }
 
+    /// Whether the plugin works through the pod's link.
+    pub fn needs_link(&self) -> bool {
+        self.plugin == DHCP
+    }
+
     /// ADD: asks for addresses.
     pub fn lease(&self) -> Result<Lease<'_>, CniError> {
         let answer = self.ask()?;
         // From here on they are ours to give back, also when the answer is useless.
         let mut lease = Lease { delegate: self, result: CniResult::default(), kept: false };
         let answer = answer.ok_or_else(|| self.failed("ADD", "it answered nothing"))?;
-        lease.result =
-            CniResult::parse(answer, &format!("the answer of IPAM plugin {}", self.plugin), Code::Ipam)?;
-        if lease.result.ips.is_empty() {
-            let reason =
-                if self.kube_ovn.is_some() { kube_ovn::VERSION_MISMATCH } else { "its answer has no ips" };
-            return Err(self.failed("ADD", reason));
-        }
-        if self.kube_ovn.is_some() {
-            kube_ovn::complete(&mut lease.result);
-        }
-        route::complete(&mut lease.result)?;
+        lease.result = self.understand(answer)?;
         Ok(lease)
+    }
+
+    fn understand(&self, answer: Value) -> Result<CniResult, CniError> {
+        let understood = understand(answer, &self.plugin);
+        understood.map_err(|error| self.failed("ADD", &error.message))
     }
 
     /// DEL: gives addresses back.

@@ -11,19 +11,12 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Call, Node, is_root, link, pod, record};
+use support::{Call, Daemon, Node, has, is_root, link, pod, record, wait_until};
 
 const HOST_LOCAL: &str = "/usr/lib/cni/host-local";
 
-/// Whether the distribution's plugins are here; a missing one is a failure where root is required.
 fn has_plugins() -> bool {
-    let there = std::path::Path::new(HOST_LOCAL).exists();
-    let required = std::env::var("REQUIRE_ROOT").as_deref() == Ok("1");
-    assert!(there || !required, "{HOST_LOCAL} is missing: install containernetworking-plugins");
-    if !there {
-        println!("skipped: needs {HOST_LOCAL}");
-    }
-    there
+    has(HOST_LOCAL, "containernetworking-plugins")
 }
 
 fn host_local(gateway: bool) -> Value {
@@ -268,4 +261,50 @@ fn gc_and_status_reach_a_plugin_that_knows_them_and_one_that_does_not_is_no_hind
     assert!(with("echo '{\"code\": 100, \"msg\": \"stuck\"}'; exit 1").fails("GC", 101).contains("stuck"));
     // Runtimes of earlier versions do not ask, nor do we.
     with("exit 1").with(json!({"cniVersion": "1.0.0"})).ok("GC");
+}
+
+#[test]
+fn an_address_by_dhcp_is_asked_for_through_the_link_and_released_through_it() {
+    if !is_root() || !has_plugins() || !has("/usr/sbin/dnsmasq", "dnsmasq-base") {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    node.sh("ip addr add 10.6.0.1/24 dev dp1");
+    let before = node.traces();
+    // A server at the far end of the cable.
+    let _server = Daemon::start(node.command("/usr/sbin/dnsmasq").args([
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--port=0",
+        "--interface=dp1",
+        "--bind-interfaces",
+        "--no-ping",
+        "--dhcp-range=10.6.0.50,10.6.0.60,255.255.255.0",
+        "--dhcp-authoritative",
+        "--dhcp-leasefile=/run/leases",
+        "--pid-file=/run/dnsmasq.pid",
+        "--user=root",
+    ]));
+    let plugin = Daemon::start(node.command("/usr/lib/cni/dhcp").arg("daemon"));
+    let run = node.paths().run().parent().unwrap().to_owned();
+    wait_until("server and daemon", || {
+        run.join("dnsmasq.pid").exists() && run.join("cni/dhcp.sock").exists()
+    });
+    let call = Call::new(&node, &pod, "c1").with(json!({"ipam": {"type": "dhcp"}}));
+    let result = call.ok("ADD");
+    let address = result["ips"][0]["address"].as_str().unwrap().to_owned();
+    assert!(address.starts_with("10.6.0.5") || address.starts_with("10.6.0.60"), "{address}");
+    assert!(Node::ip(&pod, "addr show dev net1").contains(&format!("inet {address}")));
+    assert!(Node::ip(&pod, "route").contains("default via 10.6.0.1 dev net1"));
+    let leased = || std::fs::read_to_string(run.join("leases")).unwrap_or_default();
+    assert!(leased().contains(result["interfaces"][0]["mac"].as_str().unwrap()), "{}", leased());
+    call.clone().with(json!({"prevResult": result})).ok("CHECK");
+    call.ok("DEL");
+    wait_until("the release of the address", || leased().is_empty());
+    assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
+    // Nobody answers: nothing stays, the link neither.
+    drop(plugin);
+    let message = call.fails("ADD", 101);
+    assert!(message.contains("IPAM plugin dhcp: ADD:"), "{message}");
+    assert_eq!((record(&node, 0), link(&pod)), (None, Value::Null));
 }

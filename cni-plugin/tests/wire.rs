@@ -10,10 +10,13 @@
 
 mod support;
 
+use macvtap::kernel::Rtnl;
 use macvtap::mode::Mode;
-use macvtap::table_file;
+use macvtap::table::{Owner, PLACEHOLDER_IFINDEX_FIRST};
+use macvtap::{park, table_file, tap};
 use macvtap_cni::packet::PacketSocket;
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
 use support::{Call, Frame, Holder, Node, frames_until, is_root, link, octets, pod, record};
@@ -35,8 +38,11 @@ fn far_end(node: &Node) -> PacketSocket {
 }
 
 /// The tap of a slot, opened as a guest does.
-fn tap(node: &Node, slot: u32) -> OwnedFd {
-    let path = node.paths().device_node(node.first_ifindex + slot);
+fn tap_of(node: &Node, slot: u32) -> OwnedFd {
+    open(&node.paths().device_node(node.first_ifindex + slot))
+}
+
+fn open(path: &std::path::Path) -> OwnedFd {
     rustix::fs::open(path, OFlags::RDWR | OFlags::NONBLOCK, rustix::fs::Mode::empty()).unwrap()
 }
 
@@ -194,7 +200,7 @@ fn send_all(wire: &PacketSocket) -> [Frame; 4] {
 
 /// Which of the four frames reach the tap of a slot.
 fn heard(node: &Node, slot: u32) -> [bool; 4] {
-    let (wire, guest) = (far_end(node), tap(node, slot));
+    let (wire, guest) = (far_end(node), tap_of(node, slot));
     let sent = send_all(&wire);
     let got = frames_until(&guest, TAP_HEADER, "the broadcast", |frame| frame == sent[3].as_slice());
     sent.map(|frame| got.contains(&frame))
@@ -251,7 +257,7 @@ fn a_guests_frames_leave_by_the_lower_link_and_siblings_meet_as_the_mode_says() 
         Call::new(&node, &one, "one").ok("ADD");
         Call::new(&node, &two, "two").device(1).ok("ADD");
         assert!(record(&node, 1).is_some());
-        let (first, second) = (tap(&node, 0), tap(&node, 1));
+        let (first, second) = (tap_of(&node, 0), tap_of(&node, 1));
         let wire = far_end(&node);
         let sent = frame(BROADCAST, [0x08, 0], 9);
         rustix::io::write(&first, &[&[0; TAP_HEADER][..], &sent].concat()).unwrap();
@@ -262,4 +268,69 @@ fn a_guests_frames_leave_by_the_lower_link_and_siblings_meet_as_the_mode_says() 
         let got = frames_until(&second, TAP_HEADER, "the last frame", |frame| frame == last.as_slice());
         assert_eq!(got.contains(&sent), mode == Mode::Bridge, "{mode}");
     }
+}
+
+#[test]
+fn a_container_that_kept_the_number_of_a_lost_tap_never_hears_the_next_pod() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::with_table();
+    // Minors are the machine's: another test may get the lost one before our next link does.
+    let shown = (0..50).any(|_| {
+        let (lost, next) = (pod(), pod());
+        Call::new(&node, &lost, "lost").ok("ADD");
+        let old = record(&node, 0).unwrap().tap.unwrap();
+        Node::ip(&lost, "link del net1");
+        let result = Call::new(&node, &next, "next").device(1).ok("ADD");
+        let mac = octets(&result["interfaces"][0]["mac"]);
+        // Only then is it not the tap of another test, from which opening it would take frames.
+        let is_placeholder = tap::link_with(old).is_some_and(|index| index >= PLACEHOLDER_IFINDEX_FIRST);
+        if is_placeholder {
+            node.sh(&format!("rm -f /run/old; mknod /run/old c {} {}", old.major, old.minor));
+            let kept = open(&node.paths().run().with_file_name("old"));
+            let (wire, guest) = (far_end(&node), tap_of(&node, 1));
+            let sent = frame(mac, [0x08, 0], 11);
+            wire.send(&sent).unwrap();
+            frames_until(&guest, TAP_HEADER, "the next pod's frame", |frame| frame == sent.as_slice());
+            assert_eq!(
+                rustix::io::read(&kept, &mut [0; 100]),
+                Err(Errno::AGAIN),
+                "the old container heard it"
+            );
+        }
+        for (pod, container, slot) in [(&lost, "lost", 0), (&next, "next", 1)] {
+            Call::new(&node, pod, container).device(slot).ok("DEL");
+        }
+        node.inside(|| park::release(&node.paths(), &mut Rtnl::node().unwrap()).unwrap());
+        is_placeholder
+    });
+    assert!(shown, "the lost minor always went to another test");
+}
+
+#[test]
+fn the_tap_of_a_moved_link_becomes_its_pods() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::new(), pod());
+    let mut table = node.table();
+    table.standalone = true;
+    table_file::store(&node.paths(), &table).unwrap();
+    // An index that no other test has, and below those that are never moved.
+    let index = 0x00ff_0000 + std::process::id() % 0x1_0000;
+    node.sh(&format!("ip link add link dp0 name mvt0 index {index} type macvtap; ip link set mvt0 up"));
+    let path = std::path::PathBuf::from(format!("/dev/tap{index}"));
+    let call = Call::new(&node, &pod, "c1").with(json!({"deviceID": "mvt0", "owner": 4711, "group": 4712}));
+    call.ok("ADD");
+    assert_eq!(link(&pod)["ifindex"], index);
+    let made = tap::node_at(&path).expect("the kernel's node");
+    assert_eq!(made.owner, Owner { uid: 4711, gid: 4712 });
+    call.ok("DEL");
+    // What is there by another's doing stays as it is.
+    node.sh(&format!("ip link add link dp0 name mvt0 index {index} type macvtap"));
+    node.sh(&format!("mount --bind /run /dev; mknod /dev/tap{index} c 1 3"));
+    let answer = call.run("ADD");
+    assert!(answer.success && answer.stderr.contains("its owner was not set"), "{answer:?}");
+    assert_eq!(node.sh(&format!("stat -c %u /dev/tap{index}")), "0\n");
 }

@@ -345,6 +345,10 @@ impl<K: Kernel> Attaching<'_, K> {
         let Err(error) = self.kernel.create(Home::Target, NewLink::Macvtap(link)) else {
             return Ok(());
         };
+        if error.errno().is_none() {
+            // The kernel did not refuse: its answer was lost, and there may be a link.
+            self.progress = Progress::Linked;
+        }
         match error.errno() {
             Some(Errno::EXIST | Errno::BUSY) => {
                 if self.kernel.find(TARGET, &By::Name(link.name.clone()))?.is_some() {

@@ -1,19 +1,26 @@
 //! A macvtap that somebody made on the node, moved into a pod: what `deviceID` meant before there were device tables.
 //!
 //! Allowed where the agent is standalone or the node's settings say so. There is no record and no node of ours: whoever
-//! made the link also gave the pod its tap. Links with our indexes are never moved.
+//! made the link also gave the pod its tap, which is devtmpfs's, so that one gets the pod's owner. Links with our indexes
+//! are never moved.
 
+use crate::file::FileError;
 use crate::kernel::{Home, Kernel, Place, Rtnl};
 use crate::link::{self, By, Change, IfName, Link, Settings};
 use crate::mac::MacAddr;
 use crate::netlink::{Kind, NetlinkError};
 use crate::paths::Paths;
 use crate::records::{self, RecordError};
-use crate::table::IFINDEX_FIRST;
+use crate::table::{IFINDEX_FIRST, Owner};
+use crate::tap::{self, TapError};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use tracing::warn;
+
+/// Where the kernel makes the nodes of taps.
+const DEVTMPFS: &str = "/dev";
 
 const NODE: Place = Place::Home(Home::Node);
 const TARGET: Place = Place::Home(Home::Target);
@@ -100,6 +107,12 @@ pub enum MoveError {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// The tap is unknown.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The tap could not be given to its owner.
+    #[error("device node")]
+    Owner(#[from] FileError),
 }
 
 /// Moves the link, which is down then. Changes nothing when it fails.
@@ -155,9 +168,17 @@ impl Moving<'_> {
         self.kernel.change(link.index, change).map_err(|error| self.explain(error, link.device_mac()))
     }
 
-    /// The link stays in the pod.
-    pub fn finish(mut self) -> Result<Link, MoveError> {
+    /// The link stays in the pod, and its tap in devtmpfs becomes `owner`'s, if that is where the container has it from.
+    pub fn finish(mut self, owner: Owner) -> Result<Link, MoveError> {
         let link = self.link()?;
+        let number = self.kernel.tap(Home::Target, &self.ifname, link.index)?;
+        let path = Path::new(DEVTMPFS).join(format!("tap{}", link.index));
+        // devtmpfs has one directory for the machine: under this name there may be the tap of another namespace's link.
+        if tap::node_at(&path).is_some_and(|node| node.number == number) {
+            tap::give_to(&path, owner)?;
+        } else {
+            warn!(path = %path.display(), %number, "tap is not there under its name, so its owner was not set");
+        }
         self.settled = true;
         Ok(link)
     }

@@ -13,7 +13,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, open, openat};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, lchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -126,6 +126,13 @@ pub fn make_node(path: &Path, node: Node) -> Result<(), FileError> {
         let _ = fs::remove_file(&temporary);
     }
     placed
+}
+
+/// Gives an existing node to `owner`, and to nobody else.
+pub(crate) fn give_to(path: &Path, owner: Owner) -> Result<(), FileError> {
+    lchown(path, Some(owner.uid), Some(owner.gid)).map_err(file::failed("give to its owner", path))?;
+    let only_owner = fs::Permissions::from_mode(NODE_MODE);
+    fs::set_permissions(path, only_owner).map_err(file::failed("restrict to its owner", path))
 }
 
 /// Removes the node; succeeds when there is none.

@@ -34,12 +34,11 @@ pub(crate) fn complete(result: &mut CniResult) -> Result<(), CniError> {
             (None, None) => None,
         };
         let destination = destination.ok_or_else(|| {
-            CniError::new(Code::Ipam, "the IPAM plugin gave a route with neither destination nor router")
+            CniError::new(Code::Ipam, "it gave a route with neither destination nor router")
         })?;
         if let Some(gateway) = route.gw.filter(|gateway| !same_family(&destination, gateway)) {
-            let message = format!(
-                "the IPAM plugin gave a route to {destination} via {gateway}, which is of another family"
-            );
+            let message =
+                format!("it gave a route to {destination} via {gateway}, which is of another family");
             return Err(CniError::new(Code::Ipam, message));
         }
         route.dst = Some(destination);

@@ -72,11 +72,7 @@ impl<'n> Call<'n> {
 
     /// Starts the binary; its input is written, its answer not yet read.
     pub(crate) fn start(&self, command: &str) -> Child {
-        let mut process = self.process(command);
-        let mut child = process.spawn().unwrap();
-        // A call that fails early may not read its input.
-        let _ = child.stdin.take().unwrap().write_all(self.config.to_string().as_bytes());
-        child
+        self.spawn(self.node.command(env!("CARGO_BIN_EXE_macvtap")), command)
     }
 
     pub(crate) fn run(&self, command: &str) -> Answer {
@@ -98,12 +94,31 @@ impl<'n> Call<'n> {
         answer.json["msg"].as_str().unwrap().to_owned()
     }
 
-    fn process(&self, command: &str) -> Command {
-        let mut process = self.node.command(env!("CARGO_BIN_EXE_macvtap"));
+    /// Runs the binary under strace, which disturbs its `number`th call of one of these kinds in the given way. None when it
+    /// makes fewer.
+    pub(crate) fn disturbed(&self, command: &str, calls: &str, how: &str, number: u32) -> Option<Answer> {
+        let mut process = self.node.command("strace");
+        let injected = format!("inject={calls}:{how}:when={number}");
+        process.args(["-qq", "-o", "/run/strace", "-e", &format!("trace={calls}"), "-e", &injected]);
+        process.arg(env!("CARGO_BIN_EXE_macvtap"));
+        let answer = Answer::of(self.spawn(process, command));
+        let log = self.node.sh("cat /run/strace; rm /run/strace");
+        let happened = log.contains("(INJECTED)") || log.contains("killed by SIGKILL");
+        happened.then_some(answer)
+    }
+
+    fn spawn(&self, mut process: Command, command: &str) -> Child {
+        self.prepare(&mut process, command);
+        let mut child = process.spawn().unwrap();
+        // A call that fails early may not read its input.
+        let _ = child.stdin.take().unwrap().write_all(self.config.to_string().as_bytes());
+        child
+    }
+
+    fn prepare(&self, process: &mut Command, command: &str) {
         process.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("CNI_COMMAND", command);
         process.envs(self.variables.iter().map(|(name, value)| (name, value)));
         process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        process
     }
 }
 
@@ -172,4 +187,41 @@ pub(crate) fn frames_until(
 /// The six bytes of a MAC address in text.
 pub(crate) fn octets(mac: &Value) -> [u8; 6] {
     mac.as_str().unwrap().parse::<macvtap::mac::MacAddr>().unwrap().octets()
+}
+
+/// Whether a program of the distribution is here; a missing one is a failure where root is required.
+pub(crate) fn has(program: &str, package: &str) -> bool {
+    let there = std::path::Path::new(program).exists();
+    let required = std::env::var("REQUIRE_ROOT").as_deref() == Ok("1");
+    assert!(there || !required, "{program} is missing: install {package}");
+    if !there {
+        println!("skipped: needs {program}");
+    }
+    there
+}
+
+/// Waits until something is so; fails after 20 seconds.
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !is_so() {
+        assert!(std::time::Instant::now() < deadline, "{what}: not within 20 seconds");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// A program that runs as long as this value lives.
+#[derive(Debug)]
+pub(crate) struct Daemon(Child);
+
+impl Daemon {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

@@ -1,0 +1,208 @@
+//! Failure at every step: each system call of the plugin fails once, or is its last, and file systems are full.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at the first surprise, its helpers too"
+)]
+
+mod support;
+
+use macvtap::kernel::Rtnl;
+use macvtap::park;
+use serde_json::{Value, json};
+use support::{Answer, Call, Holder, Node, has, is_root, link, pod};
+
+/// The calls that do something: files, sockets, namespaces, mounts. `?`: not on every architecture.
+const CALLS: [&str; 43] = [
+    "?open",
+    "openat",
+    "?stat",
+    "newfstatat",
+    "statx",
+    "fstat",
+    "fstatfs",
+    "?readlink",
+    "readlinkat",
+    "?rename",
+    "renameat",
+    "renameat2",
+    "?unlink",
+    "unlinkat",
+    "?symlink",
+    "symlinkat",
+    "?mkdir",
+    "mkdirat",
+    "?mknod",
+    "mknodat",
+    "?lchown",
+    "?chown",
+    "fchownat",
+    "?rmdir",
+    "flock",
+    "read",
+    "write",
+    "socket",
+    "bind",
+    "connect",
+    "setsockopt",
+    "getsockopt",
+    "getsockname",
+    "sendto",
+    "sendmsg",
+    "recvfrom",
+    "recvmsg",
+    "setns",
+    "fsopen",
+    "fsconfig",
+    "fsmount",
+    "pread64",
+    "close",
+];
+
+/// Far more than an ADD makes of one kind.
+const MOST: u32 = 200;
+
+fn state(node: &Node, pod: &Holder) -> (String, String) {
+    (node.traces(), Node::ip(pod, "-br link"))
+}
+
+/// What stays after the agent has looked: it removes placeholders nobody needs, and notes of tap numbers that no record
+/// confirms, which are written before the record.
+fn swept(node: &Node, pod: &Holder) -> (String, String) {
+    node.inside(|| park::release(&node.paths(), &mut Rtnl::node().unwrap()).unwrap());
+    state(node, pod)
+}
+
+/// Disturbs each call in turn, and lets `judge` see what came of it.
+fn disturb_each(call: &Call<'_>, command: &str, how: &str, mut judge: impl FnMut(&str, &Answer)) {
+    let mut disturbed = 0;
+    for name in CALLS {
+        // strace counts each kind for itself.
+        let last = (1..MOST).find(|number| {
+            let Some(answer) = call.disturbed(command, name, how, *number) else { return true };
+            disturbed += 1;
+            judge(&format!("{name} {number}"), &answer);
+            false
+        });
+        assert!(last.is_some(), "{name} never ended");
+        // The last one was not disturbed.
+        call.ok("DEL");
+        if command == "DEL" {
+            call.ok("ADD");
+        }
+    }
+    call.ok("DEL");
+    println!("{command} with {how}: {disturbed} calls");
+    assert!(disturbed > 40, "only {disturbed} calls were disturbed");
+}
+
+fn ready() -> bool {
+    is_root() && has("/usr/bin/strace", "strace")
+}
+
+#[test]
+fn an_add_in_which_any_one_system_call_fails_either_succeeds_or_leaves_nothing() {
+    if !ready() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let call = Call::new(&node, &pod, "c1");
+    // So that directories and locks are there already.
+    call.ok("ADD");
+    call.ok("DEL");
+    let before = state(&node, &pod);
+    let mut failed = 0;
+    disturb_each(&call, "ADD", "error=EIO", |number, answer| {
+        // Without an error it ended before it could write one, or in writing its result.
+        if !answer.success && answer.json["code"].is_u64() {
+            failed += 1;
+            assert_eq!(swept(&node, &pod), before, "call {number}: {answer:?}");
+        }
+        call.ok("DEL");
+        assert_eq!(swept(&node, &pod), before, "after the DEL, call {number}: {answer:?}");
+    });
+    assert!(failed > 30, "only {failed} of them failed");
+}
+
+#[test]
+fn an_add_that_is_killed_at_any_system_call_is_undone_by_del() {
+    if !ready() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let call = Call::new(&node, &pod, "c1");
+    let before = state(&node, &pod);
+    disturb_each(&call, "ADD", "signal=KILL", |number, answer| {
+        assert!(!answer.success, "call {number}");
+        call.ok("DEL");
+        assert_eq!(swept(&node, &pod), before, "call {number}");
+    });
+}
+
+#[test]
+fn a_del_in_which_any_one_system_call_fails_is_completed_by_the_next() {
+    if !ready() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let call = Call::new(&node, &pod, "c1");
+    let before = state(&node, &pod);
+    call.ok("ADD");
+    disturb_each(&call, "DEL", "error=EIO", |number, answer| {
+        if answer.success {
+            assert_eq!(state(&node, &pod), before, "call {number} hid that something stayed");
+        }
+        call.ok("DEL");
+        assert_eq!(state(&node, &pod), before, "call {number}: {answer:?}");
+        call.ok("ADD");
+    });
+}
+
+#[test]
+fn an_add_on_a_full_file_system_leaves_nothing() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let before = state(&node, &pod);
+    let mut refused = 0;
+    // Room for one file more each time: directories, lock, record, entry of the tap number, device node.
+    for inodes in 2..40 {
+        node.sh(&format!("mkdir -p /run/macvtap; mount -t tmpfs -o nr_inodes={inodes} tmpfs /run/macvtap"));
+        let call = Call::new(&node, &pod, "c1");
+        let answer = call.run("ADD");
+        if answer.success {
+            call.ok("DEL");
+            node.sh("umount /run/macvtap; rmdir /run/macvtap");
+            break;
+        }
+        refused += 1;
+        assert!(answer.json["msg"].as_str().unwrap().contains("No space left on device"), "{answer:?}");
+        assert_eq!(state(&node, &pod), before, "with {inodes} files: {answer:?}");
+        call.run("DEL");
+        node.sh("umount /run/macvtap; rmdir /run/macvtap");
+        assert_eq!(link(&pod), Value::Null);
+    }
+    assert!(refused > 5, "only {refused} were refused");
+}
+
+#[test]
+fn a_record_that_cannot_be_written_means_no_link() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    node.sh("mkdir -p /run/macvtap; mount -t tmpfs -o size=64k tmpfs /run/macvtap");
+    let call = Call::new(&node, &pod, "c1");
+    call.ok("ADD");
+    call.ok("DEL");
+    // Files can be made, and nothing written to them.
+    node.sh("dd if=/dev/zero of=/run/macvtap/full bs=1k count=1000 2>/dev/null; true");
+    let before = state(&node, &pod);
+    let message = call.with(json!({"mtu": 1400})).fails("ADD", 100);
+    assert!(message.contains("write /") && message.contains("No space left on device"), "{message}");
+    assert_eq!(state(&node, &pod), before);
+}
