@@ -16,7 +16,7 @@ use crate::process;
 use crate::progress::{self, say};
 
 /// Program (or a file by its full path, or a library), Debian package, why.
-const INSTALLED: [(&str, &str, &str); 14] = [
+const INSTALLED: [(&str, &str, &str); 16] = [
     ("ip", "iproute2", "makes the nodes' network namespaces and links"),
     ("iptables", "iptables", "kube-proxy and the portmap plugin write their rules with it"),
     ("nsenter", "util-linux", "starts the nodes' processes in their namespaces"),
@@ -30,6 +30,8 @@ const INSTALLED: [(&str, &str, &str); 14] = [
         "containernetworking-plugins",
         "the pods' default network, and addresses in tests",
     ),
+    ("/usr/sbin/dnsmasq", "dnsmasq-base", "gives addresses by DHCP in tests; the package starts no service"),
+    ("/usr/bin/strace", "strace", "lets each system call of the plugin fail, in tests"),
     ("ipset", "ipset", "kube-ovn's node daemon keeps its sets of addresses with it"),
     ("libxdp.so.1", "libxdp1", "Open vSwitch links with it"),
     ("libunbound.so.8", "libunbound8", "Open vSwitch and OVN link with it"),
