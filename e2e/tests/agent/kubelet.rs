@@ -44,7 +44,8 @@ fn no_pod_bound_while_the_kubelet_is_away_is_lost_and_the_agent_leaks_nothing() 
             if let Some(pod) = pod {
                 ensure!(!churn::is_refused(stage, &pod)?, "{} was refused in round {round}", pod.name);
                 ready.push(begun.elapsed());
-                stage.kubectl.run(&["-n", &pod.namespace, "delete", "pod", &pod.name, "--wait=false"])?;
+                // Waited for: a kubelet that dies again takes the end of this pod, and its device, into the next round.
+                pod.delete(stage)?;
             }
             stage.kubectl.wait_until("", "node/n1", Duration::from_mins(1), |object| {
                 (allocatable(object, &resource) == Some(20)).then_some(())
