@@ -11,6 +11,7 @@
 //! run, so what counts is the chain of causes.
 
 pub mod api_server;
+pub mod bench_pods;
 pub mod cgroups;
 pub mod chaos;
 pub mod cluster;

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use e2e::layout::{Checkout, Layout};
 use e2e::progress::{self, say};
 use e2e::suite::{self, Selection, Stage};
-use e2e::{Cluster, Multus, Options, chaos, components, demo, images, prerequisites, relay};
+use e2e::{Cluster, Multus, Options, bench_pods, chaos, components, demo, images, prerequisites, relay};
 
 /// A real Kubernetes on this machine: etcd, control plane, and one or two nodes with kubelet, containerd and Multus.
 #[derive(Parser)]
@@ -120,6 +120,8 @@ enum Command {
     },
     /// Measure the CNI plugin as it is shipped
     Bench,
+    /// Measure how long 64 pods with a macvtap take on a cluster, beside a plugin that does nothing
+    BenchPods,
     /// Measure the operator on a cluster of many simulated nodes
     BenchScale {
         /// How many nodes
@@ -187,6 +189,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Chaos { matching } => break_things(matching)?,
         Command::Bench => return bench(&checkout),
+        Command::BenchPods => bench_pods::run()?,
         Command::BenchScale { nodes, pools } => return bench_scale(&checkout, nodes, pools),
         Command::Relay { netns, port_file, wanted } => relay::serve(&netns, &port_file, wanted)?,
     }

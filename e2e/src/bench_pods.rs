@@ -1,0 +1,200 @@
+//! How long 64 pods with a macvtap each take until the last one is Ready, beside the same pods with a plugin that does
+//! nothing: what is left is what the product costs on top of scheduler, kubelet, Multus and runtime.
+//!
+//! Runs alternate, and each pair is compared by itself: a machine that is busy for a while slows both.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::layout::{self, Checkout};
+use crate::progress::say;
+use crate::{Cluster, Kubectl, images};
+
+const PODS: usize = 64;
+const PAIRS: usize = 5;
+
+/// The namespace, the pool and the product's network.
+const NAME: &str = "manypods";
+const RESOURCE: &str = "macvtap.network.kubevirt.io/manypods";
+
+/// The network whose plugin does nothing, and that plugin.
+const NOTHING: &str = "nothing";
+
+/// The least that a plugin can do: it answers.
+const PLUGIN: &str = r#"#!/bin/sh
+case $CNI_COMMAND in
+ADD) echo '{"cniVersion":"0.3.1","interfaces":[],"ips":[]}' ;;
+VERSION) echo '{"cniVersion":"0.3.1","supportedVersions":["0.3.1"]}' ;;
+esac
+"#;
+
+/// How long all pods may take.
+const PATIENCE: Duration = Duration::from_mins(10);
+
+/// Measures, prints and records.
+pub fn run() -> Result<()> {
+    let Some(cluster) = Cluster::shared()? else { return Ok(()) };
+    ensure!(
+        !cluster.nodes().is_empty(),
+        "this looks into nodes: it needs the local cluster, unset KUBECONFIG"
+    );
+    cluster.explain(|| {
+        let measured = prepare(cluster).and_then(|()| measure(cluster));
+        // Whatever happened: what was put aside for the plugin that does nothing must not stay.
+        let cleaned = clean_up(cluster);
+        record(&measured?)?;
+        cleaned
+    })
+}
+
+fn prepare(cluster: &Cluster) -> Result<()> {
+    let kubectl = cluster.kubectl();
+    kubectl.apply(&format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAME}}}\n---\n\
+         apiVersion: macvtap.network.kubevirt.io/v1alpha1\nkind: MacvtapResourcePool\nmetadata: {{name: {NAME}}}\n\
+         spec:\n  links: [{{names: [dp0]}}]\n  capacity: {{perLink: {PODS}}}\n  \
+         networks: [{{name: {NAME}, namespaces: {{names: [{NAME}]}}}}]\n---\n\
+         apiVersion: k8s.cni.cncf.io/v1\nkind: NetworkAttachmentDefinition\n\
+         metadata: {{name: {NOTHING}, namespace: {NAME}, annotations: {{k8s.v1.cni.cncf.io/resourceName: {RESOURCE}}}}}\n\
+         spec: {{config: '{{\"cniVersion\": \"0.3.1\", \"name\": \"{NOTHING}\", \"type\": \"{NOTHING}\"}}'}}\n"
+    ))?;
+    for node in cluster.nodes() {
+        let plugin = node.cni_bin().join(NOTHING);
+        layout::write(&plugin, PLUGIN)?;
+        node.exec(&["chmod", "755", &format!("/opt/cni/bin/{NOTHING}")])?;
+        let allocatable = format!("jsonpath={{.status.allocatable.{}}}={PODS}", RESOURCE.replace('.', "\\."));
+        kubectl.wait_for("", &format!("node/{}", node.name()), &allocatable, Duration::from_mins(1))?;
+    }
+    kubectl.wait_until(NAME, &format!("net-attach-def/{NAME}"), Duration::from_secs(30), |_| Some(()))
+}
+
+fn measure(cluster: &Cluster) -> Result<Vec<(Duration, Duration)>> {
+    let mut pairs = Vec::new();
+    // Caches of the first run, of images and of programs, belong to neither.
+    once(cluster, NAME)?;
+    for pair in 1..=PAIRS {
+        let floor = once(cluster, NOTHING)?;
+        let ours = once(cluster, NAME)?;
+        say(format_args!(
+            "  pair {pair}: {:.2} s with macvtap, {:.2} s with a plugin that does nothing",
+            ours.as_secs_f64(),
+            floor.as_secs_f64()
+        ));
+        pairs.push((ours, floor));
+    }
+    Ok(pairs)
+}
+
+/// From the first pod's creation to the last one's readiness.
+fn once(cluster: &Cluster, network: &str) -> Result<Duration> {
+    let kubectl = cluster.kubectl();
+    if network == NOTHING {
+        stand_in_nodes(cluster, true)?;
+    }
+    let pods: String = (0..PODS).map(|number| pod(number, network)).collect();
+    let begun = Instant::now();
+    kubectl.apply(&pods)?;
+    let took = all_ready(kubectl).map(|()| begun.elapsed());
+    kubectl.run(&["-n", NAME, "delete", "pods", "--all", "--wait", "--timeout=600s"])?;
+    if network == NOTHING {
+        stand_in_nodes(cluster, false)?;
+    }
+    took
+}
+
+fn all_ready(kubectl: &Kubectl) -> Result<()> {
+    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+    kubectl.run(&["-n", NAME, "wait", "pods", "--all", "--for=condition=Ready", &timeout]).map(drop)
+}
+
+fn pod(number: usize, network: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\n\
+         metadata: {{name: pod-{number}, namespace: {NAME}, annotations: {{k8s.v1.cni.cncf.io/networks: {network}}}}}\n\
+         spec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: c\n    image: {image}\n    \
+         imagePullPolicy: IfNotPresent\n    command: [sleep, infinity]\n    \
+         resources: {{limits: {{{RESOURCE}: 1}}}}\n---\n",
+        image = images::reference("busybox"),
+    )
+}
+
+/// The runtime looks for the device node of every device it was promised, also when nobody makes a link: the null device
+/// stands in for all of them, or goes again.
+fn stand_in_nodes(cluster: &Cluster, make: bool) -> Result<()> {
+    for node in cluster.nodes() {
+        let table: Value = serde_json::from_str(&node.exec(&["cat", "/var/lib/macvtap/devices.json"])?)
+            .context("read the device table")?;
+        let links = table["resources"][NAME]["links"].as_array().context("the pool is not in the table")?;
+        let mut script = Vec::new();
+        for range in links.iter().filter_map(|link| link["ranges"].as_array()).flatten() {
+            let first = range["firstIfindex"].as_u64().context("a range has no first index")?;
+            let count = range["count"].as_u64().context("a range has no count")?;
+            let paths = (first..first + count).map(|ifindex| format!("/run/macvtap/dev/{ifindex}"));
+            let (program, rest) = if make { ("mknod", " c 1 3") } else { ("rm -f", "") };
+            script.extend(paths.map(|path| format!("{program} {path}{rest}")));
+        }
+        node.exec(&["sh", "-ec", &script.join("\n")])?;
+    }
+    Ok(())
+}
+
+fn clean_up(cluster: &Cluster) -> Result<()> {
+    let kubectl = cluster.kubectl();
+    kubectl.run(&["delete", "namespace", NAME, "--ignore-not-found", "--wait", "--timeout=600s"])?;
+    if kubectl.get("", &format!("mrp/{NAME}")).is_ok() {
+        stand_in_nodes(cluster, false)?;
+    }
+    for node in cluster.nodes() {
+        layout::remove(&node.cni_bin().join(NOTHING))?;
+    }
+    kubectl.run(&["delete", "mrp", NAME, "--ignore-not-found", "--wait", "--timeout=90s"]).map(drop)
+}
+
+/// One result: medians of both, and the median of the pairs' ratios.
+fn result(pairs: &[(Duration, Duration)]) -> Value {
+    let seconds = |series: Vec<Duration>| median(series.iter().map(Duration::as_secs_f64).collect());
+    let round = |value: f64| (value * 1e3).round() / 1e3;
+    let ours: Vec<Duration> = pairs.iter().map(|pair| pair.0).collect();
+    let worst = ours.iter().max().copied().unwrap_or_default().as_secs_f64();
+    let floor = pairs.iter().map(|pair| pair.1).collect();
+    let ratios = pairs.iter().map(|(ours, floor)| ours.as_secs_f64() / floor.as_secs_f64()).collect();
+    json!({
+        "name": "cluster_64_pods_last_ready", "unit": "s", "n": pairs.len(),
+        "p50": round(seconds(ours)), "p99": round(worst), "floor_p50": round(seconds(floor)),
+        "ratio": round(median(ratios)),
+    })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Puts the result in the place of an earlier one.
+fn record(pairs: &[(Duration, Duration)]) -> Result<()> {
+    let result = result(pairs);
+    say(&result);
+    let path = Checkout::here().path("target/bench/results.json");
+    let earlier = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Vec<Value>>(&text).ok());
+    let mut all = earlier.unwrap_or_default();
+    all.retain(|other| other["name"] != result["name"]);
+    all.push(result);
+    layout::write(&path, format!("{}\n", serde_json::to_string_pretty(&all)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_compared_one_by_one() {
+        let pair = |ours, floor| (Duration::from_millis(ours), Duration::from_millis(floor));
+        // The second pair ran on a busy machine.
+        let result = result(&[pair(1030, 1000), pair(4000, 4000), pair(1050, 1000)]);
+        assert_eq!(result["ratio"], 1.03);
+        assert_eq!((&result["p50"], &result["floor_p50"]), (&json!(1.05), &json!(1.0)));
+    }
+}
