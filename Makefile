@@ -6,7 +6,7 @@ STATIC := --locked --release --target $(HOST) --config images/static.toml
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-kernel test-api test-cluster bench bench-pods bench-scale chaos generate images cluster-up cluster-down fmt lint tool
+.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn bench bench-pods bench-scale chaos generate images cluster-up cluster-down fmt lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -23,11 +23,17 @@ test-unit: tool ## Tests that need nothing
 test-kernel: tool ## Tests in network namespaces (root)
 	@$(CLUSTER) test kernel
 
+test-guest: tool ## Tests in virtual machines: bonds, VLANs, NICs that can be unplugged (emulated, two seconds to boot)
+	@$(CLUSTER) test guest
+
 test-api: tool ## Tests on a real API server
 	@$(CLUSTER) test api
 
 test-cluster: tool ## Tests on a real cluster (root), or on that of KUBECONFIG
 	@$(CLUSTER) test cluster
+
+test-kube-ovn: tool ## Tests with the real kube-ovn, which gives macvtaps their addresses (root)
+	@$(CLUSTER) test kube-ovn
 
 bench: tool ## Measure plugin and agent, each against a floor of the same run (root); results in target/bench
 	@$(CLUSTER) bench

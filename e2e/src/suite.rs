@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::layout::Checkout;
 use crate::progress::say;
-use crate::{Cluster, chaos, components, images, layout, prerequisites, process};
+use crate::{Cluster, chaos, components, guest_lab, images, kube_ovn, layout, prerequisites, process};
 
 /// One kind of check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -25,15 +25,28 @@ pub enum Stage {
     Unit,
     /// Tests of whole crates, most of them in network namespaces.
     Kernel,
+    /// Tests in virtual machines.
+    Guest,
     /// Tests on a real API server.
     Api,
     /// Tests on a real cluster.
     Cluster,
+    /// Tests on real clusters with kube-ovn.
+    KubeOvn,
 }
 
 impl Stage {
     /// All, the cheap ones first.
-    pub const ALL: [Self; 6] = [Self::Format, Self::Lint, Self::Unit, Self::Kernel, Self::Api, Self::Cluster];
+    pub const ALL: [Self; 8] = [
+        Self::Format,
+        Self::Lint,
+        Self::Unit,
+        Self::Kernel,
+        Self::Guest,
+        Self::Api,
+        Self::Cluster,
+        Self::KubeOvn,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -41,8 +54,10 @@ impl Stage {
             Self::Lint => "lint",
             Self::Unit => "unit",
             Self::Kernel => "kernel",
+            Self::Guest => "guest",
             Self::Api => "api",
             Self::Cluster => "cluster",
+            Self::KubeOvn => "kube-ovn",
         }
     }
 }
@@ -99,8 +114,12 @@ pub fn run(stages: &[Stage], selection: &Selection) -> Result<()> {
         }
         outcomes.push(outcome);
     }
-    if stages.contains(&Stage::Cluster) && rustix::process::geteuid().is_root() {
-        for name in [Cluster::tests().as_str(), "standalone"] {
+    let tests = Cluster::tests();
+    for (stage, clusters) in
+        [(Stage::Cluster, [&tests, "standalone"]), (Stage::KubeOvn, ["kube-ovn", "kube-ovn-thick"])]
+    {
+        let made = stages.contains(&stage) && rustix::process::geteuid().is_root();
+        for name in clusters.iter().filter(|_| made) {
             Cluster::down(name).with_context(|| format!("end the tests' cluster {name}"))?;
         }
     }
@@ -109,10 +128,13 @@ pub fn run(stages: &[Stage], selection: &Selection) -> Result<()> {
 
 fn prepare(checkout: &Checkout, stages: &[Stage]) -> Result<()> {
     prerequisites::ensure(checkout)?;
-    if stages.iter().any(|stage| matches!(stage, Stage::Api | Stage::Cluster)) {
+    if stages.iter().any(|stage| matches!(stage, Stage::Api | Stage::Cluster | Stage::KubeOvn)) {
         components::build(checkout)?;
     }
-    if stages.contains(&Stage::Cluster) {
+    if stages.contains(&Stage::KubeOvn) {
+        kube_ovn::build(checkout)?;
+    }
+    if stages.iter().any(|stage| matches!(stage, Stage::Cluster | Stage::KubeOvn)) {
         images::build(checkout, &images::ALL)?;
     }
     Ok(())
@@ -124,7 +146,11 @@ fn run_stage(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result
     let start = Instant::now();
     let mut failure = None;
     for _ in 0..selection.repeat.unwrap_or(1) {
-        if let Err(error) = logged(checkout, &mut command(checkout, stage, selection)?, &log) {
+        let ended = match stage {
+            Stage::Guest => guest_lab::logged(checkout, selection.matching.as_deref(), &log),
+            _ => logged(checkout, &mut command(checkout, stage, selection)?, &log),
+        };
+        if let Err(error) = ended {
             failure = Some(format!("{error:#}"));
             break;
         }
@@ -159,7 +185,7 @@ fn command(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<C
         }
         // Always the whole workspace: with `-p` Cargo would choose other features of what crates share, and compile
         // that anew for each.
-        Stage::Unit | Stage::Kernel | Stage::Api | Stage::Cluster => {
+        Stage::Unit | Stage::Kernel | Stage::Guest | Stage::Api | Stage::Cluster | Stage::KubeOvn => {
             command.args(["test", "--locked", "--no-fail-fast", "--workspace"]);
         }
     }
@@ -191,6 +217,10 @@ impl Program {
     fn stage(&self) -> Stage {
         if self.name.starts_with("api") {
             Stage::Api
+        } else if self.name.starts_with("guest") {
+            Stage::Guest
+        } else if self.name.starts_with("kube_ovn") {
+            Stage::KubeOvn
         } else if self.package == "e2e" {
             Stage::Cluster
         } else {

@@ -1,0 +1,16 @@
+//! What needs real NICs, bonds and VLANs. Each test has a machine of its own: `make test-guest`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at the first surprise, its helpers too"
+)]
+
+mod bond;
+mod changes;
+mod inventory;
+mod pools;
+mod recording;
+mod support;
+mod unplug;

@@ -1,0 +1,85 @@
+//! The kernel of the machines: Debian's for clouds, unpacked, not installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::layout::Checkout;
+use crate::{prerequisites, process};
+
+/// Names the package that has the kernel.
+const META_PACKAGE: &str = "linux-image-cloud-amd64";
+
+/// What a machine shall know; what these need comes with them.
+const MODULES: [&str; 15] = [
+    "virtio_pci",
+    "virtio_net",
+    "virtio_console",
+    "bonding",
+    "8021q",
+    "macvtap",
+    "ipvlan",
+    "team",
+    "team_mode_activebackup",
+    "dummy",
+    "bridge",
+    "veth",
+    "vrf",
+    "sch_teql",
+    "nlmon",
+];
+
+/// What a machine boots.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    /// The kernel itself.
+    pub(super) image: PathBuf,
+    /// Its modules, in the order to load them in.
+    pub(super) modules: Vec<PathBuf>,
+}
+
+/// Unpacks the kernel unless it is there.
+pub(super) fn unpack(checkout: &Checkout) -> Result<Kernel> {
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "the machines of these tests are x86-64 ones, and they run the programs of this build"
+    );
+    let _lock = checkout.lock("guest-kernel")?;
+    let root = checkout.artefacts().join("guest-lab/kernel");
+    if find(&root).is_err() {
+        prerequisites::unpack(&root, &[&prerequisites::meaning(META_PACKAGE)?])?;
+    }
+    let version = find(&root)?;
+    if !root.join("lib/modules").join(&version).join("modules.dep.bin").exists() {
+        process::output(Command::new("depmod").arg("-b").arg(&root).arg(&version))?;
+    }
+    let modules = in_order(&root, &version)?;
+    Ok(Kernel { image: root.join("boot").join(format!("vmlinuz-{version}")), modules })
+}
+
+/// The version of the kernel below `root`.
+fn find(root: &Path) -> Result<String> {
+    let boot = root.join("boot");
+    let entries = fs::read_dir(&boot).with_context(|| format!("list {}", boot.display()))?;
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let version = names.filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned)).max();
+    version.with_context(|| format!("no kernel in {}", boot.display()))
+}
+
+fn in_order(root: &Path, version: &str) -> Result<Vec<PathBuf>> {
+    let mut modules: Vec<PathBuf> = Vec::new();
+    for module in MODULES {
+        let mut command = Command::new("modprobe");
+        command.arg("-d").arg(root).args(["-S", version, "--show-depends", module]);
+        for line in process::output(&mut command)?.lines() {
+            let Some(file) = line.trim().strip_prefix("insmod ") else { continue };
+            let file = PathBuf::from(file.split(' ').next().unwrap_or(file));
+            if !modules.contains(&file) {
+                modules.push(file);
+            }
+        }
+    }
+    Ok(modules)
+}
