@@ -14,7 +14,7 @@ use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::link::IfName;
 use macvtap::table::{DeviceTable, SlotRange};
 use macvtap_crds::v1alpha1::reason::LinkReason;
-use macvtap_crds::v1alpha1::settings::{Allocation, DeviceType, Topology};
+use macvtap_crds::v1alpha1::settings::{Allocation, Topology};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -125,9 +125,7 @@ impl Engine {
         let mut demands: BTreeMap<ResourceName, Demand> = BTreeMap::new();
         for (index, pool) in self.pools.iter().enumerate() {
             let outcome = &selection.pools[index];
-            let serves = !pool.is_dry_run()
-                && outcome.name_taken_by.is_none()
-                && pool.settings.device_type == DeviceType::Macvtap;
+            let serves = !pool.is_dry_run() && outcome.name_taken_by.is_none() && pool.is_served();
             if !serves {
                 continue;
             }

@@ -12,7 +12,7 @@ use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap_crds::condition::{self, ConditionStatus, ConditionType, Finding};
 use macvtap_crds::v1alpha1::nodestate::{LINKS_MAX, NodeLink};
 use macvtap_crds::v1alpha1::reason::{LinkReason, NodePoolReason, NodeReason};
-use macvtap_crds::v1alpha1::settings::{DeviceType, ResourcePer};
+use macvtap_crds::v1alpha1::settings::ResourcePer;
 use macvtap_crds::v1alpha1::{MacvtapNodeStateStatus, NodePoolStatus};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -282,8 +282,9 @@ fn ready(
         let message = format!("pool {} has this resource name", view.engine.pools[owner].name);
         return unready(NodePoolReason::ResourceNameTaken, message);
     }
-    if pool.settings.device_type == DeviceType::HostDevice {
-        return unready(NodePoolReason::NotSupported, "this agent does not serve type HostDevice".to_owned());
+    if !pool.is_served() {
+        let message = "this agent does not serve type HostDevice, and leaves the links to other pools";
+        return unready(NodePoolReason::NotSupported, message.to_owned());
     }
     if pool.is_dry_run() {
         return unready(NodePoolReason::DryRun, format!("would have {} links", outcome.links.len()));

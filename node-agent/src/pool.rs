@@ -143,6 +143,11 @@ impl Pool {
         self.settings.advertisement == Advertisement::DryRun
     }
 
+    /// Whether this agent can make what the pool wants.
+    pub fn is_served(&self) -> bool {
+        self.settings.device_type == DeviceType::Macvtap
+    }
+
     /// The mode of its devices.
     pub fn mode(&self) -> Mode {
         match self.settings.macvtap.as_ref().map_or(settings::Mode::Bridge, |m| m.mode) {

@@ -112,10 +112,9 @@ pub fn obstacle(inventory: &Inventory, link: &Link) -> Option<Refusal> {
         Obstacle::Kind(Kind::Macvtap) => {
             (LinkReason::KindNotSupported, format!("{name} is itself a macvtap; use the link below it"))
         }
-        Obstacle::Kind(Kind::Other(kind)) => (
-            LinkReason::KindNotSupported,
-            format!("no macvtap can be made on {kind} {name}"),
-        ),
+        Obstacle::Kind(Kind::Other(kind)) => {
+            (LinkReason::KindNotSupported, format!("no macvtap can be made on {kind} {name}"))
+        }
         Obstacle::Kind(kind) => {
             let kind = if kind.rtnetlink().is_empty() { "no kind" } else { kind.rtnetlink() };
             (LinkReason::KindNotSupported, format!("{name} ({kind}) is not an Ethernet link"))
@@ -211,7 +210,7 @@ fn decide(
     let mut outcome = Outcome::default();
     let mut eligible: Vec<(usize, bool)> = Vec::new();
     for (index, pool) in pools.iter().enumerate() {
-        if pool.is_dry_run() || outcomes[index].name_taken_by.is_some() {
+        if pool.is_dry_run() || !pool.is_served() || outcomes[index].name_taken_by.is_some() {
             continue;
         }
         let holds = |pool: &Pool| {

@@ -45,6 +45,14 @@ fn the_first_pool_in_order_gets_a_link_and_the_other_is_told() {
 }
 
 #[test]
+fn a_pool_of_a_type_that_is_not_served_takes_no_link_from_others() {
+    let pools = [pool("whole", &json!({"type": "HostDevice", "hostDevice": {}})), pool("a", &json!({}))];
+    let selection = select(&pools, &nics(1), &Holdings::new());
+    assert_eq!(selection.links[&1].pools, [1]);
+    assert_eq!((&selection.pools[0].links[..], &selection.pools[0].contested[..]), (&[][..], &[][..]));
+}
+
+#[test]
 fn a_link_in_use_stays_with_its_pool_whatever_the_order() {
     let pools = [pool("a", &json!({})), pool("b", &json!({}))];
     let held = Holdings::from([(1, vec![holding("b", Mode::Bridge)])]);
