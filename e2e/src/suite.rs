@@ -198,6 +198,10 @@ fn command(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<C
     for program in programs(checkout)?.iter().filter(wanted) {
         command.args(["--test", &program.name]);
     }
+    if stage == Stage::KubeOvn {
+        // They wait most of their time, for kubelets and for time-outs of kube-ovn.
+        command.env("RUST_TEST_THREADS", "6");
+    }
     if selection.full {
         command.env(chaos::VARIABLE, "full");
     }
