@@ -279,6 +279,23 @@ mod tests {
     }
 
     #[test]
+    fn the_guide_names_every_metric_and_no_other() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+        let guide = std::fs::read_to_string(path).unwrap();
+        let rows =
+            guide.lines().filter_map(|line| line.strip_prefix("| `macvtap_operator_")?.split('`').next());
+        let mut named: Vec<String> = rows.map(|name| format!("macvtap_operator_{name}")).collect();
+        let text = full().text();
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let mut served: Vec<String> = types
+            .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.to_owned() })
+            .collect();
+        named.sort();
+        served.sort();
+        assert_eq!(named, served);
+    }
+
+    #[test]
     fn a_pool_that_is_gone_leaves_no_series() {
         let metrics = full();
         metrics.forget("dp");

@@ -39,7 +39,7 @@ pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool)
         .filter_map(|pool| told(pool, before, &granted))
         .collect();
     let frozen: Vec<&Arc<Entry>> = before.iter().filter(|old| catalog.frozen(&old.uid)).collect();
-    let draining: Vec<Arc<Entry>> = before
+    let mut draining: Vec<Arc<Entry>> = before
         .iter()
         .filter(|old| !catalog.frozen(&old.uid))
         .filter(|old| !wanted.iter().any(|new| new.uid == old.uid))
@@ -54,13 +54,30 @@ pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool)
         })
     };
     let mut entries: Vec<_> = wanted.into_iter().filter(|new| !taken(new)).collect();
-    entries.truncate(POOLS_MAX.saturating_sub(draining.len() + frozen.len()));
+    let room = POOLS_MAX.saturating_sub(frozen.len());
+    let held: Vec<&Arc<Entry>> =
+        before.iter().filter(|old| !node.current.is_some_and(|state| drained(state, old))).collect();
+    fit(room, &mut entries, &mut draining, &held);
     for old in frozen {
         let rank = |entry: &Arc<Entry>| entry.settings.priority > old.settings.priority;
         entries.insert(entries.iter().take_while(|entry| rank(entry)).count(), Arc::clone(old));
     }
     entries.extend(draining);
     entries
+}
+
+/// Keeps to so many entries. The last in precedence go; one that the node still holds goes by draining, and until it
+/// has, those that the node does not have yet wait.
+fn fit(room: usize, entries: &mut Vec<Arc<Entry>>, draining: &mut Vec<Arc<Entry>>, held: &[&Arc<Entry>]) {
+    let over = (entries.len() + draining.len()).saturating_sub(room);
+    let has = |entry: &Entry| held.iter().find(|old| old.uid == entry.uid);
+    let cut = entries.split_off(entries.len().saturating_sub(over));
+    draining.extend(cut.iter().filter_map(|entry| has(entry)).map(|old| old.draining()));
+    let mut over = (entries.len() + draining.len()).saturating_sub(room);
+    while let Some(last) = entries.iter().rposition(|entry| over > 0 && has(entry).is_none()) {
+        entries.remove(last);
+        over -= 1;
+    }
 }
 
 /// Whether the node holds no device of this entry any more: it never got it, or has applied the drain and reports none.

@@ -113,7 +113,8 @@ pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>, now: Timestamp) ->
     };
     let silent = silent(node, now);
     assessment.deadline = silent.err().flatten();
-    let applied = node.state.is_some_and(KnownState::applied);
+    let entry = node.state.and_then(|state| state.entry(&subject.uid));
+    let applied = node.state.zip(entry).is_some_and(|(state, entry)| state.applied_entry(entry));
     if let Ok(since) = silent {
         let message = format!("no answer since {since}");
         assessment.standing = Standing::Unreachable;

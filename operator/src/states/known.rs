@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Resource, ResourceExt};
 use macvtap_crds::OPERATOR_FIELD_MANAGER;
+use macvtap_crds::v1alpha1::nodestate::PoolPhase;
+use macvtap_crds::v1alpha1::reason::NodePoolReason;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -48,6 +50,8 @@ pub struct KnownStatus {
 pub struct KnownPool {
     /// Name of the pool.
     pub name: Arc<str>,
+    /// The generation in spec that this is about.
+    pub generation: i64,
     /// Devices offered, healthy or not.
     pub capacity: u32,
     /// Devices offered and healthy.
@@ -85,6 +89,8 @@ pub struct Verdict {
 #[serde(rename_all = "camelCase")]
 struct WirePool {
     name: String,
+    #[serde(default)]
+    generation: i64,
     #[serde(default)]
     capacity: u32,
     #[serde(default)]
@@ -153,6 +159,19 @@ impl KnownState {
         observed == Some(self.config_hash.as_str())
     }
 
+    /// Whether the agent has applied an entry as its spec has it: all of the spec, or at least this generation of the
+    /// pool. A change of one pool is no news of the others, and must not make them look unready.
+    pub fn applied_entry(&self, entry: &Entry) -> bool {
+        let ending = |pool: &KnownPool| {
+            let reason = pool.ready.as_ref().map(|ready| &*ready.reason);
+            [NodePoolReason::Draining, NodePoolReason::Drained].iter().any(|end| reason == Some(end.as_str()))
+        };
+        let answered = |pool: &KnownPool| {
+            pool.generation == entry.generation && ending(pool) == (entry.phase == PoolPhase::Draining)
+        };
+        self.applied() || self.pool(&entry.name).is_some_and(answered)
+    }
+
     /// Whether an agent ever answered.
     pub fn answered(&self) -> bool {
         self.status.as_ref().is_some_and(|status| status.observed_hash.is_some())
@@ -183,6 +202,7 @@ impl KnownPool {
         let count = |list: &[IgnoredAny]| u32::try_from(list.len()).unwrap_or(u32::MAX);
         Self {
             name: shared.text(&wire.name),
+            generation: wire.generation,
             capacity: wire.capacity,
             allocatable: wire.allocatable,
             allocated: wire.allocated,

@@ -134,6 +134,24 @@ fn a_node_has_at_most_as_many_pools_as_the_schema_allows() {
 }
 
 #[test]
+fn a_pool_that_must_make_room_drains_first_and_the_new_one_waits() {
+    let mut pools: Vec<_> = (0..64).map(|i| created(pool(&format!("p{i:02}"), json!({})), i)).collect();
+    let full = applied(rendered(&pools, None), 1);
+    pools.push(created(pool("new", json!({"priority": 9})), 99));
+    let making_room = rendered(&pools, Some(&full));
+    assert_eq!(making_room.pools.len(), POOLS_MAX);
+    assert_eq!(names(&making_room)[63], ("p63", PoolPhase::Draining));
+    assert_eq!(names(&making_room)[62], ("p62", PoolPhase::Active));
+    let still = applied(making_room.clone(), 1);
+    assert_eq!(rendered(&pools, Some(&still)), making_room);
+    let free = applied(making_room, 0);
+    let after = rendered(&pools, Some(&free));
+    assert_eq!((names(&after)[0], after.pools.len()), (("new", PoolPhase::Active), POOLS_MAX));
+    assert!(names(&after).iter().all(|(name, _)| *name != "p63"));
+    assert_eq!(rendered(&pools, Some(&applied(after.clone(), 1))), after);
+}
+
+#[test]
 fn a_change_of_a_staged_pool_waits_for_the_nodes_turn() {
     let staged = |mtu: u32| {
         let rollout = json!({"type": "Staged"});

@@ -268,6 +268,25 @@ fn a_pool_is_not_ready_before_its_nodes_have_heard_of_an_edit() {
 }
 
 #[test]
+fn a_pool_stays_ready_while_its_nodes_apply_the_edit_of_another_one() {
+    let dp = pool("dp", json!({}));
+    let mut node = healthy("n1", &dp);
+    node.state.as_mut().unwrap().spec.config_hash = "sha256:of-another-pools-edit".to_owned();
+    let found = status(&dp, &[node]);
+    says(&found, Ready, true, PoolReason::AllNodesReady);
+    says(&found, Progressing, false, PoolReason::UpToDate);
+}
+
+#[test]
+fn the_answer_of_a_pool_that_was_drained_is_none_of_its_successor() {
+    let dp = pool("dp", json!({}));
+    let drained = json!({"conditions": conditions(&[("Ready", "False", "Drained")])});
+    let mut node = answered("n1", &dp, &drained);
+    node.state.as_mut().unwrap().spec.config_hash = "sha256:with-the-successor".to_owned();
+    assert_eq!(status(&dp, &[node]).samples[0].reason, "Updating");
+}
+
+#[test]
 fn a_staged_rollout_says_who_waits_who_is_next_and_why_it_stopped() {
     let before = pool("dp", json!({}));
     let after = edited(&json!({"type": "Staged", "staged": {"batch": 1, "maxDegraded": 0}}));
