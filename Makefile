@@ -6,7 +6,7 @@ STATIC := --locked --release --target $(HOST) --config images/static.toml
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn bench bench-pods bench-scale chaos generate images cluster-up cluster-down fmt lint tool
+.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn bench bench-pods bench-scale chaos fuzz generate images cluster-up cluster-down fmt lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -46,6 +46,9 @@ bench-scale: tool ## Measure the operator with 5,000 simulated nodes and 20 pool
 
 chaos: tool ## Break things under the agent on a real cluster as often as it takes (root); results in target/chaos
 	@$(CLUSTER) chaos
+
+fuzz: ## Ten million hostile inputs for everything the plugin reads; make test tries some of them
+	MACVTAP_FUZZ_INPUTS=10000000 cargo test --locked --release -p macvtap-cni --test fuzz -- --show-output
 
 generate: ## Write the CRDs from their Rust types
 	cargo run --locked -p macvtap-crds --bin crdgen
