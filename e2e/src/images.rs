@@ -118,13 +118,7 @@ fn compile(checkout: &Checkout, crates: &[Crate]) -> Result<()> {
         command.args(["build", "--locked", "--profile", profile, "--target", &host()?]);
         command.arg("--config").arg(checkout.path("images/static.toml"));
         command.current_dir(checkout.root()).stdin(Stdio::null());
-        // Below `cargo test` they describe the test's crate, and build scripts that watch them would run again.
-        for (name, _) in std::env::vars_os() {
-            let inherited = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"];
-            if inherited.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
-                command.env_remove(name);
-            }
-        }
+        process::without_crate(&mut command);
         for krate in &group {
             command.args(["-p", krate.package, "--bin", krate.program]);
         }

@@ -192,6 +192,17 @@ pub fn tail(path: &Path, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
+/// Takes from a `cargo` command what another cargo above us says of the crate it runs: build scripts that watch these
+/// variables would run again, and everything that depends on them would be compiled anew.
+pub fn without_crate(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let inherited = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"];
+        if inherited.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+}
+
 /// Runs a command to its end and gives its standard output; a failure carries what it printed.
 pub fn output(command: &mut Command) -> Result<String> {
     let out = command.output().with_context(|| format!("run {}", line(command)))?;

@@ -45,6 +45,13 @@ impl Api {
         Self::with_crds(server.kubectl().clone(), Some(server))
     }
 
+    /// A server of this test's own, with the controllers that remove what belongs to objects that are gone.
+    pub(crate) fn with_controllers() -> Result<Self> {
+        let mut server = ApiServer::start()?;
+        server.start_controllers()?;
+        Self::with_crds(server.kubectl().clone(), Some(server))
+    }
+
     /// A server of this test's own, without our CRDs.
     pub(crate) fn without_crds() -> Result<Self> {
         let server = ApiServer::start()?;
@@ -72,6 +79,11 @@ impl Api {
     /// Stores the object as it is, in the place of an earlier one.
     pub(crate) fn replace(&self, object: &Value) -> Result<()> {
         self.kubectl.apply(&object.to_string())
+    }
+
+    /// Stores an object that must not be there yet.
+    pub(crate) fn create(&self, object: &Value) -> Result<()> {
+        self.with_input(&["create", "-f", "-"], object)
     }
 
     /// Sets fields of a status.
@@ -152,12 +164,13 @@ impl Drop for Program {
 
 /// Builds a program of this workspace, once in the life of this test program: asking cargo again waits for whoever
 /// builds something else.
-fn build(checkout: &Checkout, package: &str) -> Result<()> {
+pub(crate) fn build(checkout: &Checkout, package: &str) -> Result<()> {
     static BUILT: Mutex<Vec<String>> = Mutex::new(Vec::new());
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     if !built.iter().any(|name| name == package) {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "-q", "--locked", "-p", package, "--target-dir"]).arg(checkout.path("target"));
+        process::without_crate(&mut cargo);
         process::output(cargo.current_dir(checkout.root()).stdin(Stdio::null()))?;
         built.push(package.to_owned());
     }
