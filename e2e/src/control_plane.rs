@@ -83,8 +83,7 @@ pub fn controller_manager(bin: &Path, pki: &Pki, kubeconfig: &Path) -> Command {
 /// Only the controllers that remove what belongs to objects that are gone: garbage collection and namespaces. The
 /// others would take nodes without a kubelet for broken ones.
 pub fn removing_controllers(bin: &Path, pki: &Pki, kubeconfig: &Path) -> Command {
-    let mut command =
-        controllers(bin, pki, kubeconfig, "garbage-collector-controller,namespace-controller");
+    let mut command = controllers(bin, pki, kubeconfig, "garbage-collector-controller,namespace-controller");
     command.arg("--secure-port=0");
     command
 }

@@ -158,7 +158,7 @@ pub(crate) async fn write_specs(client: &Client, states: &[MacvtapNodeState], at
                     "metadata": {"name": name, "ownerReferences": state.metadata.owner_references},
                     "spec": state.spec,
                 });
-                api.patch(&name, &params, &Patch::Apply(body)).await.map(drop)
+                api.patch_metadata(&name, &params, &Patch::Apply(body)).await.map(drop)
             }
         })
         .buffer_unordered(at_once)

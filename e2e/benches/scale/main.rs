@@ -35,7 +35,7 @@ use results::{durations, figure};
 use serde_json::Value;
 
 /// How long anything may take before the run is given up.
-const PATIENCE: Duration = Duration::from_mins(10);
+const PATIENCE: Duration = Duration::from_mins(30);
 
 /// How many Nodes are deleted at the end.
 const DELETED: usize = 50;
@@ -51,11 +51,14 @@ struct Arguments {
     /// How many pools, all on every node.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=64))]
     pools: u8,
-    /// How often the operator is started and the floor is measured; each time there are two edits and two floors.
-    #[arg(long, default_value_t = 2)]
+    /// How often the operator is started and the floor is measured, there and back.
+    #[arg(long, default_value_t = 1)]
     rounds: u32,
+    /// How many edits each time.
+    #[arg(long, default_value_t = 2)]
+    edits: u32,
     /// How many writes of the floor are under way at the same time: as many as the operator's.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 32)]
     at_once: usize,
     /// For how many seconds writes at rest are counted.
     #[arg(long, default_value_t = 60)]
@@ -75,14 +78,16 @@ async fn main() -> Result<()> {
     bench.fill().await?;
     for _ in 0..bench.arguments.rounds {
         bench.round().await?;
+        bench.save().await?;
     }
     bench.rest().await?;
+    bench.save().await?;
+    bench.lose_leader().await?;
     bench.lose_nodes().await?;
-    let results = bench.results()?;
-    for result in &results {
+    for result in bench.save().await? {
         println!("{result}");
     }
-    results::merge(Checkout::here().root(), &results)
+    Ok(())
 }
 
 /// The cluster, and what was measured so far.
@@ -99,6 +104,7 @@ struct Bench {
     settled: Vec<Duration>,
     starts: Vec<Duration>,
     cpu: Vec<Duration>,
+    failovers: Vec<Duration>,
     memory: (u64, u64),
     writes_at_start: u64,
     writes_at_rest: u64,
@@ -136,6 +142,7 @@ impl Bench {
             settled: Vec::new(),
             starts: Vec::new(),
             cpu: Vec::new(),
+            failovers: Vec::new(),
             memory: (0, 0),
             writes_at_start: 0,
             writes_at_rest: 0,
@@ -169,10 +176,12 @@ impl Bench {
         let pool = cluster::pool_name(0);
         let other = cluster::edited(&original, &pool, self.mtu + 1);
         for (states, mtu) in [(&other, self.mtu + 1), (&original, self.mtu)] {
+            let used = self.used()?;
             let begun = Instant::now();
             cluster::write_specs(&self.client, states, self.arguments.at_once).await?;
             let last = self.told(mtu).await?;
             say("floor: last spec", last - begun);
+            self.say_used(&used)?;
             self.floors.push(last - begun);
             self.answered().await?;
         }
@@ -188,7 +197,7 @@ impl Bench {
         println!("  writes after that start: {written:?}");
         self.writes_at_start += total(&written);
 
-        for _ in 0..2 {
+        for _ in 0..self.arguments.edits {
             self.edit(&operator, &pool).await?;
         }
         self.operator = Some(operator);
@@ -198,8 +207,7 @@ impl Bench {
     async fn edit(&mut self, operator: &Operator, pool: &str) -> Result<()> {
         self.mtu += 1;
         let before = Requests::read(&self.client).await?;
-        let (cpu, specs) = (meter::cpu(operator.pid())?, self.fleet.specs());
-        let server: Vec<_> = self.server.pids().map(|(name, pid)| (name, meter::cpu(pid))).collect();
+        let (cpu, specs, server) = (meter::cpu(operator.pid())?, self.fleet.specs(), self.used()?);
         let begun = Instant::now();
         cluster::edit_pool(&self.client, pool, self.mtu).await?;
         let last = self.told(self.mtu).await?;
@@ -211,10 +219,7 @@ impl Bench {
             rate(self.arguments.nodes, edit),
             used.as_secs_f64()
         );
-        for ((name, pid), (_, before)) in self.server.pids().zip(server) {
-            let used = meter::cpu(pid)?.saturating_sub(before?);
-            println!("  {name} {:.1} s", used.as_secs_f64());
-        }
+        self.say_used(&server)?;
         self.edits.push(edit);
         self.cpu.push(used);
         self.settle().await?;
@@ -241,6 +246,27 @@ impl Bench {
         println!("writes in {} s at rest: {written:?}", self.arguments.rest);
         self.writes_at_rest = total(&written);
         Ok(())
+    }
+
+    /// The leader is killed when half of the nodes have heard of an edit; another operator, which stands by, goes on.
+    async fn lose_leader(&mut self) -> Result<()> {
+        let Some(leader) = self.operator.take() else { return Ok(()) };
+        let mut heir = self.operator()?;
+        heir.ready().await?;
+        self.mtu += 1;
+        let (mtu, half, specs) = (self.mtu, self.arguments.nodes / 2, self.fleet.specs());
+        let begun = Instant::now();
+        cluster::edit_pool(&self.client, &cluster::pool_name(0), mtu).await?;
+        self.fleet.until("half of the specs", PATIENCE, |tally| tally.with_mtu(mtu) >= half).await?;
+        leader.kill()?;
+        let killed = Instant::now();
+        let last = self.told(mtu).await?;
+        say("edit with the leader killed half way: last spec", last - begun);
+        say("... after the kill", last.saturating_duration_since(killed));
+        println!("  {} specs written for {} nodes", self.fleet.specs() - specs, self.arguments.nodes);
+        self.failovers.push(last - begun);
+        self.operator = Some(heir);
+        self.settle().await
     }
 
     /// Nodes go, and their states with them; nobody makes them anew.
@@ -273,14 +299,33 @@ impl Bench {
         cluster::pools_ready(&self.client, self.arguments.nodes, PATIENCE).await
     }
 
-    fn results(&mut self) -> Result<Vec<Value>> {
+    /// The processor time that the servers have used so far.
+    fn used(&self) -> Result<Vec<Duration>> {
+        self.server.pids().map(|(_, pid)| meter::cpu(pid)).collect()
+    }
+
+    fn say_used(&self, before: &[Duration]) -> Result<()> {
+        for ((name, pid), before) in self.server.pids().zip(before) {
+            println!("  {name} {:.1} s", meter::cpu(pid)?.saturating_sub(*before).as_secs_f64());
+        }
+        Ok(())
+    }
+
+    /// Writes what was measured so far: a run of many minutes may be interrupted.
+    async fn save(&self) -> Result<Vec<Value>> {
+        let errors = Requests::read(&self.client).await?.since(&self.begun).errors();
+        println!("errors of the API server so far: {errors:?}");
+        let results = self.results(total(&errors));
+        results::merge(Checkout::here().root(), &results)?;
+        Ok(results)
+    }
+
+    fn results(&self, errors: u64) -> Vec<Value> {
         let (nodes, pools) = (self.arguments.nodes, self.arguments.pools);
         let name = |what: &str| format!("{what}_{nodes}_nodes_{pools}_pools");
-        let errors = futures::executor::block_on(Requests::read(&self.client))?.since(&self.begun).errors();
-        println!("errors of the API server: {errors:?}");
         let rate = rate(nodes, results::percentile(&self.edits, 50));
         let (now, peak) = self.memory;
-        Ok(vec![
+        let mut results = vec![
             durations(&name("pool_edit"), &self.edits, Some(&self.floors)),
             durations(&name("pool_edit_to_pools_ready"), &self.settled, None),
             durations(&name("operator_first_specs"), &[self.filled], None),
@@ -291,8 +336,12 @@ impl Bench {
             figure(&name("operator_resident_memory_peak"), "KiB", peak),
             figure(&name("operator_writes_at_start"), "writes", self.writes_at_start),
             figure(&name("operator_writes_at_rest"), "writes", self.writes_at_rest),
-            figure(&name("api_errors"), "answers", total(&errors)),
-        ])
+            figure(&name("api_errors"), "answers", errors),
+        ];
+        if !self.failovers.is_empty() {
+            results.push(durations(&name("pool_edit_leader_killed"), &self.failovers, None));
+        }
+        results
     }
 }
 
