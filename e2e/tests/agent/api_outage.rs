@@ -91,7 +91,7 @@ fn an_agent_that_starts_without_api_server_serves_what_it_served_last() -> Resul
         })?;
         let fresh = Pod::apply(stage, "fresh", "n1", Guest::Asks, &resource, Some("outage"), 9)?;
         fresh.ready(stage)?;
-        churn::nothing_stays(stage, "outage", "outage")
+        churn::nothing_stays(stage, "outage")
     })
 }
 

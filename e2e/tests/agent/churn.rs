@@ -89,8 +89,8 @@ pub(crate) fn is_refused(stage: &Stage, pod: &Pod) -> Result<bool> {
     })
 }
 
-/// Deletes every pod of the stage, and checks that nothing of them stays: no record, no device node, no wrong count.
-pub(crate) fn nothing_stays(stage: &Stage, pool: &str, resource: &str) -> Result<()> {
+/// Deletes every pod of the stage, and checks that nothing of them stays on any node: no record, no device node, no link.
+pub(crate) fn nothing_stays(stage: &Stage, resource: &str) -> Result<()> {
     stage.kubectl.run(&["-n", &stage.namespace, "delete", "pods", "--all", "--wait", "--timeout=120s"])?;
     // A leftover is removed when it was seen twice, ten seconds apart.
     e2e::wait::until("the end of leftovers", PATIENCE, || stage.nothing_left(resource).map(Some))?;
@@ -98,18 +98,27 @@ pub(crate) fn nothing_stays(stage: &Stage, pool: &str, resource: &str) -> Result
         let links = node.exec(&["sh", "-c", "ip -o link show type macvtap | wc -l"])?;
         ensure!(links.trim() == "0", "{} keeps macvtaps: {links}", node.name());
     }
-    let object = format!("macvtapresourcepool/{pool}");
-    stage.kubectl.wait_until("", &object, 2 * PATIENCE, |pool| {
+    Ok(())
+}
+
+/// Waits until the pool says that so many devices are in use, and none is dead. It says so every half minute at most.
+pub(crate) fn counted(stage: &Stage, pool: &str, in_use: u64) -> Result<()> {
+    stage.kubectl.wait_until("", &format!("macvtapresourcepool/{pool}"), 3 * PATIENCE, |pool| {
         let devices = &pool["status"]["devices"];
-        (devices["allocated"].as_u64().unwrap_or(0) == 0 && devices["dead"].as_u64().unwrap_or(0) == 0)
-            .then_some(())
+        let count = |what: &str| devices[what].as_u64().unwrap_or(0);
+        (count("allocated") == in_use && count("dead") == 0).then_some(())
     })
 }
 
 /// A pool of this name over one link that gives its namespace a network of the same name: 20 devices a node.
 pub(crate) fn pool(link: &str, name: &str) -> String {
+    pool_of(20, link, name)
+}
+
+/// The same with so many devices a node.
+pub(crate) fn pool_of(devices: u64, link: &str, name: &str) -> String {
     format!(
-        "  links: [{{names: [{link}]}}]\n  capacity: {{perLink: 20}}\n  \
+        "  links: [{{names: [{link}]}}]\n  capacity: {{perLink: {devices}}}\n  \
          networks: [{{name: {name}, namespaces: {{names: [{name}]}}}}]\n"
     )
 }

@@ -96,7 +96,7 @@ fn a_link_deleted_under_a_pod_is_told_and_serves_again_when_it_is_made_anew() ->
             let well = condition(&serde_json::json!({"status": pool}), "Degraded", "False", "AsExpected");
             well.filter(|_| pool["dead"].as_u64().unwrap_or(0) == 0).map(drop)
         })?;
-        churn::nothing_stays(stage, "lostlink", "lostlink")
+        churn::nothing_stays(stage, "lostlink")
     })
 }
 
@@ -118,7 +118,7 @@ fn a_link_that_changes_its_name_keeps_its_devices() -> Result<()> {
         node_pool(stage, "renamed", |pool| (pool["links"] == serde_json::json!([LINK])).then_some(()))?;
         watch.offered_always(20)?;
         ensure!(pod.attachment(stage)? == before, "the running pod was touched");
-        churn::nothing_stays(stage, "renamed", "renamed")
+        churn::nothing_stays(stage, "renamed")
     })
 }
 
@@ -147,7 +147,7 @@ fn a_link_given_to_a_bridge_is_told_and_serves_again_when_it_is_free() -> Result
         offers(stage, &resource, 20)?;
         let next = Pod::apply(stage, "next", "n1", Guest::Asks, &resource, Some("enslaved"), 2)?;
         next.ready(stage)?;
-        churn::nothing_stays(stage, "enslaved", "enslaved")
+        churn::nothing_stays(stage, "enslaved")
     })
 }
 
@@ -197,7 +197,7 @@ fn a_carrier_that_flaps_changes_no_health_and_floods_nobody_and_one_that_stays_a
         offers(stage, &resource, 20)?;
         ensure!(pod.attachment(stage)? == before, "the running pod was touched");
         far.pings(stage, "net1", &pod)?;
-        churn::nothing_stays(stage, "flapping", "flapping")
+        churn::nothing_stays(stage, "flapping")
     })
 }
 

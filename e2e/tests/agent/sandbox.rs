@@ -45,6 +45,6 @@ fn a_killed_sandbox_comes_back_with_the_same_device() -> Result<()> {
         let figure = Figure::series("sandbox killed: to Ready again (with the kubelet's back-off)", &back);
         println!("{figure}");
         figure.record()?;
-        churn::nothing_stays(stage, "sandbox", "sandbox")
+        churn::nothing_stays(stage, "sandbox")
     })
 }

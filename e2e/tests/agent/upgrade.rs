@@ -50,7 +50,7 @@ fn an_upgrade_hands_over_without_a_moment_in_which_a_pod_could_be_refused() -> R
         }
         Figure::count("upgrade: pods refused", "pods", u64::try_from(refused)?, fates.pods()).record()?;
         Figure::count("upgrade: unhealthy lines of the kubelet", "lines", 0, hand_overs).record()?;
-        churn::nothing_stays(stage, "upgrade", "upgrade")
+        churn::nothing_stays(stage, "upgrade")
     })
 }
 

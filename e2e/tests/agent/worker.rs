@@ -3,7 +3,7 @@
 use crate::breaks::{Agent, Log, random};
 use crate::churn::{self, Fates};
 use crate::pods::{Guest, Pod};
-use crate::stage::{PATIENCE, PREFIX, play};
+use crate::stage::{PREFIX, play};
 use anyhow::{Result, ensure};
 use e2e::chaos::{self, Figure};
 use std::time::{Duration, Instant};
@@ -52,10 +52,8 @@ fn killing_the_worker_loses_no_pod_that_was_admitted_and_leaves_nothing() -> Res
         asks.pings(stage, "net1", &steady)?;
         stage.wait_allocatable(&resource, 20)?;
         // What came and went is gone, what stays is counted.
-        stage.kubectl.wait_until("", "macvtapresourcepool/worker", 3 * PATIENCE, |pool| {
-            let devices = &pool["status"]["devices"];
-            (devices["allocated"] == 2 && devices["dead"].as_u64().unwrap_or(0) == 0).then_some(())
-        })?;
-        churn::nothing_stays(stage, "worker", "worker")
+        churn::counted(stage, "worker", 2)?;
+        churn::nothing_stays(stage, "worker")?;
+        churn::counted(stage, "worker", 0)
     })
 }
