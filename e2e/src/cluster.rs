@@ -243,16 +243,16 @@ impl Cluster {
         self.local.as_ref().map_or(&[], |local| &local.nodes)
     }
 
-    /// The node of that name.
-    pub fn node(&self, name: &str) -> Result<&Node> {
-        let Some(local) = &self.local else {
-            bail!("this needs access to the processes of node {name}, which only a local cluster gives")
     /// kube-ovn on its nodes, if it is local.
     pub fn kube_ovn(&self) -> Option<KubeOvn<'_>> {
         let local = self.local.as_ref()?;
         Some(KubeOvn::new(&self.checkout, &local.processes, &local.nodes))
     }
 
+    /// The node of that name.
+    pub fn node(&self, name: &str) -> Result<&Node> {
+        let Some(local) = &self.local else {
+            bail!("this needs access to the processes of node {name}, which only a local cluster gives")
         };
         local
             .nodes
@@ -336,14 +336,14 @@ fn start(local: &Local, options: Options) -> Result<Cluster> {
     multus::apply(cluster.kubectl())?;
     wait_ready(&cluster, options)?;
     say(format_args!("  nodes Ready after {:.1} s", start.elapsed().as_secs_f64()));
-    Ok(cluster)
-}
-
-fn start_runtime(node: &Node, options: Options, pki: &Pki) -> Result<()> {
     if let Some(kube_ovn) = cluster.kube_ovn().filter(|_| options.kube_ovn) {
         kube_ovn.ensure(cluster.kubectl(), &pki)?;
         say(format_args!("  kube-ovn ready after {:.1} s", start.elapsed().as_secs_f64()));
     }
+    Ok(cluster)
+}
+
+fn start_runtime(node: &Node, options: Options, pki: &Pki) -> Result<()> {
     if options.multus == Multus::Thin {
         // Before containerd, which then sees the final configuration at once.
         multus::install_thin(node, pki)?;
