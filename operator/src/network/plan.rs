@@ -13,6 +13,9 @@ use macvtap_crds::{POOL_LABEL, POOL_UID_LABEL, RESOURCE_NAME_ANNOTATION};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// How kube-ovn knows the providers of its own networks, whatever stands before it. A provider ends with its namespace.
+const KUBE_OVN_OWN: &str = "ovn";
+
 /// Namespace and name.
 pub type Key = (String, String);
 
@@ -142,6 +145,16 @@ fn add(
     places: &BTreeSet<String>,
 ) {
     for namespace in places {
+        if asks_kube_ovn(template) && namespace.ends_with(KUBE_OVN_OWN) {
+            desired.problems.push(Problem {
+                reason: PoolReason::NetworkNameNotUsable,
+                message: format!(
+                    "network {namespace}/{name}: kube-ovn takes a provider that ends in \"{KUBE_OVN_OWN}\" for its own network; \
+                     use a namespace whose name does not"
+                ),
+            });
+            continue;
+        }
         let mut network = NetworkAttachmentDefinition::new(
             name,
             NetworkAttachmentDefinitionSpec { config: config::config(template, name, namespace) },
@@ -165,6 +178,10 @@ fn add(
             }),
         }
     }
+}
+
+fn asks_kube_ovn(template: &NetworkTemplate) -> bool {
+    template.ipam.as_ref().is_some_and(|ipam| ipam.kube_ovn.is_some())
 }
 
 /// The network's name for a link: what no DNS label may contain becomes `-`. None when that is not enough.
@@ -228,6 +245,21 @@ mod tests {
         let mut ending = namespace("b", &[]);
         ending.metadata.deletion_timestamp = Some(crate::testing::at(1));
         assert_eq!(keys(&wanted(&pool, &[namespace("a", &[]), ending], &[])), ["a/net"]);
+    }
+
+    #[test]
+    fn a_network_that_kube_ovn_would_take_for_its_own_is_not_made() {
+        let places = json!({"names": ["tenant", "team-ovn"]});
+        let networks = json!([
+            {"name": "addressed", "namespaces": places, "ipam": {"kubeOVN": {}}},
+            {"name": "bare", "namespaces": places},
+        ]);
+        let pool = pool("dp", json!({"networks": networks}));
+        let desired = wanted(&pool, &[namespace("tenant", &[]), namespace("team-ovn", &[])], &[]);
+        assert_eq!(keys(&desired), ["team-ovn/bare", "tenant/addressed", "tenant/bare"]);
+        assert!(
+            matches!(&desired.problems[..], [p] if p.reason == PoolReason::NetworkNameNotUsable && p.message.contains("team-ovn/addressed"))
+        );
     }
 
     #[test]
