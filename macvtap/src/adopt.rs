@@ -4,7 +4,7 @@
 //! every namespace counts its indexes by itself, and a neighbour on the same kernel may use the same ones.
 
 use crate::device_id::DeviceId;
-use crate::file::FileError;
+use crate::file::{self, FileError};
 use crate::kernel::{Home, Kernel, Place};
 use crate::link::{By, IfName, Link};
 use crate::lock::{self, LockError};
@@ -114,6 +114,25 @@ pub fn adopt<K: Kernel>(
         }
     }
     Ok(Some(record))
+}
+
+/// Removes a record that cannot be read, and the device's node, where nothing was found that could be adopted and no pod
+/// has the device: with such a record it could never be handed out again. Tells whether there was one.
+pub fn discard<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    device: &DeviceId,
+    ifindex: u32,
+) -> Result<bool, AdoptError> {
+    let Some(_lock) = lock::try_device(paths, device)? else {
+        return Ok(false);
+    };
+    let Err(RecordError::Damaged { path, .. }) = records::read(paths, device) else {
+        return Ok(false);
+    };
+    kernel.remove_node(&paths.device_node(ifindex))?;
+    file::remove(&path)?;
+    Ok(true)
 }
 
 fn find<K: Kernel>(

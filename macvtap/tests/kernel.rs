@@ -335,6 +335,26 @@ fn a_device_whose_record_was_lost_is_adopted_with_its_link_and_can_be_detached()
 }
 
 #[test]
+fn only_a_record_that_cannot_be_read_is_discarded() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    attach_in(&node, 0, &pod, "c1").unwrap();
+    let id = "dataplaneMvp0".parse().unwrap();
+    let discard = || {
+        let index = node.first_ifindex;
+        node.inside(|| adopt::discard(&node.paths(), &mut Rtnl::node().unwrap(), &id, index).unwrap())
+    };
+    assert!(!discard(), "a good record");
+    node.sh("echo '{' > /run/macvtap/attachments/dataplaneMvp0");
+    assert!(discard());
+    assert!(records::read(&node.paths(), &id).unwrap().is_none());
+    assert!(!node.paths().device_node(node.first_ifindex).exists());
+    assert!(!discard(), "there is none any more");
+}
+
+#[test]
 fn a_tap_without_network_is_adopted_too() {
     if !is_root() {
         return;

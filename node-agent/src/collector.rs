@@ -21,6 +21,8 @@ pub const WARM_UP: Duration = Duration::from_mins(1);
 pub struct Observation<'o> {
     /// All records.
     pub records: &'o [Attachment],
+    /// Devices whose record cannot be read.
+    pub damaged: &'o [DeviceId],
     /// What the kubelet says; none when it says nothing.
     pub listing: Option<&'o Listing>,
     /// The pod we run in, if we know it. A kubelet that does not list it does not list everything.
@@ -55,6 +57,8 @@ pub struct Plan {
     pub dead: Vec<(Attachment, PodName)>,
     /// Devices that pods have and no record names: not attached yet, or the record was lost.
     pub unrecorded: Vec<(DeviceId, PodName)>,
+    /// Devices that no pod has and whose record cannot be read.
+    pub unreadable: Vec<DeviceId>,
 }
 
 impl Collector {
@@ -78,18 +82,31 @@ impl Collector {
                 // The device is another pod's by now: its ADD takes over, its Allocate removes a tap without network.
                 Some(_) => {}
                 None => {
-                    let since = self.missing.get(&record.device).copied().unwrap_or(seen.now);
-                    missing.insert(record.device.clone(), since);
-                    let waited = seen.now.saturating_duration_since(since) >= PATIENCE;
+                    let waited = self.waited(&record.device, seen.now, &mut missing);
                     if waited && (trusted(seen, listing) || is_shell(record, alive)) {
                         plan.leftovers.push(record.clone());
                     }
                 }
             }
         }
+        for device in seen.damaged {
+            let Some(listing) = seen.listing.filter(|listing| !listing.devices.contains_key(device)) else {
+                continue;
+            };
+            if self.waited(device, seen.now, &mut missing) && trusted(seen, listing) {
+                plan.unreadable.push(device.clone());
+            }
+        }
         self.missing = missing;
         plan.unrecorded = self.unrecorded(seen);
         plan
+    }
+
+    /// Whether the device has been without a pod for long enough; notes since when.
+    fn waited(&self, device: &DeviceId, now: Instant, missing: &mut BTreeMap<DeviceId, Instant>) -> bool {
+        let since = self.missing.get(device).copied().unwrap_or(now);
+        missing.insert(device.clone(), since);
+        now.saturating_duration_since(since) >= PATIENCE
     }
 
     fn unrecorded(&mut self, seen: &Observation<'_>) -> Vec<(DeviceId, PodName)> {
@@ -194,6 +211,7 @@ mod tests {
         [0, 10].map(|seconds| {
             let seen = Observation {
                 records: std::slice::from_ref(record),
+                damaged: &[],
                 listing,
                 own_pod: own,
                 kubelet_since: start,
@@ -260,6 +278,31 @@ mod tests {
         assert_eq!(second.leftovers, std::slice::from_ref(&record));
         let [_, second] = twice(&record, None, None, 0, &GONE);
         assert_eq!(second, Plan::default(), "the kubelet said nothing");
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_given_up_when_it_is_certain_that_no_pod_has_the_device() {
+        let (start, agent) = (Instant::now(), pod("agent"));
+        let device: DeviceId = "aMvp0".parse().unwrap();
+        let second = |listing: &Listing, up: u64| {
+            let mut collector = Collector::default();
+            let looks = [0, 10].map(|seconds| {
+                let seen = Observation {
+                    records: &[],
+                    damaged: std::slice::from_ref(&device),
+                    listing: Some(listing),
+                    own_pod: Some(&agent),
+                    kubelet_since: start,
+                    now: start + Duration::from_secs(up + seconds),
+                };
+                collector.plan(&seen, &ALIVE).unreadable
+            });
+            assert_eq!(looks[0], []);
+            looks[1].clone()
+        };
+        assert_eq!(second(&listing(&[], &["agent"]), 100), std::slice::from_ref(&device));
+        assert_eq!(second(&listing(&[], &["agent"]), 20), [], "the kubelet has just started");
+        assert_eq!(second(&listing(&[("aMvp0", "vm")], &["vm", "agent"]), 100), [], "a pod has it");
     }
 
     #[test]

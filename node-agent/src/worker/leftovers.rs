@@ -1,6 +1,7 @@
 //! Acts on what the collector found: removes what pods left behind, writes lost records anew.
 
 use crate::collector::Plan;
+use crate::kubelet::podresources::PodName;
 use macvtap::adopt::{self, Unrecorded};
 use macvtap::detach::{self, Detached};
 use macvtap::kernel::Rtnl;
@@ -59,18 +60,18 @@ fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
 }
 
 fn adopt(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
-    if plan.unrecorded.is_empty() {
+    if plan.unrecorded.is_empty() && plan.unreadable.is_empty() {
         return 0;
     }
     // Pods that take no network of their device are without a record for as long as they live: only where the machine
     // has a tap with the device's index, namespaces are looked into.
     let (Ok(table), Ok(taps)) = (table_file::load_current(paths), tap::all()) else { return 0 };
     let taps: BTreeSet<u32> = taps.into_iter().map(|(_, ifindex)| ifindex).collect();
+    let nobody = PodName { namespace: String::new(), name: String::new() };
+    let listed = plan.unrecorded.iter().map(|(device, pod)| (device, pod));
     let mut adopted = 0;
-    for (device, pod) in &plan.unrecorded {
-        let Some(known) = table.device(device).filter(|known| taps.contains(&known.ifindex)) else {
-            continue;
-        };
+    for (device, pod) in listed.chain(plan.unreadable.iter().map(|device| (device, &nobody))) {
+        let Some(known) = table.device(device) else { continue };
         let lost = Unrecorded {
             device: device.clone(),
             ifindex: known.ifindex,
@@ -79,20 +80,42 @@ fn adopt(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
             pod_namespace: pod.namespace.clone(),
             pod_name: pod.name.clone(),
         };
-        match adopt::adopt(paths, kernel, &lost, Path::new(NAMESPACES)) {
-            Ok(Some(record)) => {
-                warn!(%device, pod = %pod.name, namespace = %pod.namespace, holder = ?record.holder, "lost record written anew");
-                if record.tap.is_none() {
-                    warn!(%device, "tap number not known: it is not kept from new links should this one vanish");
-                }
-                adopted += 1;
-            }
-            Ok(None) => {}
-            Err(error) => {
-                let reason = crate::error_chain(&error);
-                warn!(%device, %reason, "lost record not written anew");
-            }
+        if taps.contains(&lost.ifindex) && adopt_one(paths, kernel, &lost) {
+            adopted += 1;
+        } else if *pod == nobody {
+            discard(paths, kernel, &lost);
         }
     }
     adopted
+}
+
+fn adopt_one(paths: &Paths, kernel: &mut Rtnl, lost: &Unrecorded) -> bool {
+    let Unrecorded { device, pod_namespace: namespace, pod_name: pod, .. } = lost;
+    match adopt::adopt(paths, kernel, lost, Path::new(NAMESPACES)) {
+        Ok(Some(record)) => {
+            warn!(%device, pod, namespace, holder = ?record.holder, "lost record written anew");
+            if record.tap.is_none() {
+                warn!(%device, "tap number not known: it is not kept from new links should this one vanish");
+            }
+            true
+        }
+        Ok(None) => false,
+        Err(error) => {
+            let reason = crate::error_chain(&error);
+            warn!(%device, %reason, "lost record not written anew");
+            false
+        }
+    }
+}
+
+fn discard(paths: &Paths, kernel: &mut Rtnl, lost: &Unrecorded) {
+    let device = &lost.device;
+    match adopt::discard(paths, kernel, device, lost.ifindex) {
+        Ok(true) => warn!(%device, "damaged attachment record of a device that no pod has discarded"),
+        Ok(false) => {}
+        Err(error) => {
+            let reason = crate::error_chain(&error);
+            warn!(%device, %reason, "damaged attachment record not discarded");
+        }
+    }
 }

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// Between looks. Two of them are the collector's patience.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -100,9 +100,10 @@ impl Look {
         let (own_pod, since) = (self.own_pod.clone(), self.kubelet_since);
         // Files, and deletions that take the kernel 20 ms each: off the thread that answers the kubelet.
         let looked = tokio::task::spawn_blocking(move || {
-            let records = recorded(&paths);
+            let (records, damaged) = all_recorded(&paths);
             let seen = Observation {
                 records: &records,
+                damaged: &damaged,
                 listing: listing.as_ref(),
                 own_pod: own_pod.as_ref(),
                 kubelet_since: since,
@@ -186,18 +187,23 @@ impl Liveness for Kernel {
 }
 
 fn recorded(paths: &Paths) -> Vec<Attachment> {
+    all_recorded(paths).0
+}
+
+/// Records, and devices whose record cannot be read.
+fn all_recorded(paths: &Paths) -> (Vec<Attachment>, Vec<DeviceId>) {
     match records::list(paths) {
         Ok(listing) => {
             for (device, error) in &listing.damaged {
                 let reason = crate::error_chain(error);
-                warn!(%device, %reason, "attachment record not readable");
+                debug!(%device, %reason, "attachment record not readable");
             }
-            listing.records
+            (listing.records, listing.damaged.into_iter().map(|(device, _)| device).collect())
         }
         Err(error) => {
             let reason = crate::error_chain(&error);
             warn!(%reason, "attachment records not readable");
-            Vec::new()
+            (Vec::new(), Vec::new())
         }
     }
 }
