@@ -101,6 +101,11 @@ impl Inventory {
         self.default_routes.contains(&ifindex)
     }
 
+    /// Name of the link that it is a part of.
+    pub fn master(&self, link: &Link) -> Option<String> {
+        link.master.as_ref().map(|master| self.name_of(master.ifindex))
+    }
+
     /// What forbids any macvtap on the link.
     pub fn obstacle(&self, link: &Link) -> Option<Obstacle> {
         match &link.kind {
@@ -109,7 +114,9 @@ impl Inventory {
                 return Some(Obstacle::Kind(link.kind.clone()));
             }
             // The kernel refuses it (EINVAL).
-            Kind::Other(kind) if is_ipvlan(kind) || kind == "vrf" => return Some(Obstacle::Kind(link.kind.clone())),
+            Kind::Other(kind) if is_ipvlan(kind) || kind == "vrf" => {
+                return Some(Obstacle::Kind(link.kind.clone()));
+            }
             Kind::Physical
             | Kind::Bond
             | Kind::Vlan

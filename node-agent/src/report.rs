@@ -32,6 +32,11 @@ pub struct LinkReport {
     vendor: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     numa_node: Option<u32>,
+    /// The bond, bridge or the like that it is a part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    master: Option<String>,
+    /// Whether a default route uses it.
+    default_route: bool,
     /// Whether macvtaps in bridge, VEPA and private mode can be made on it.
     shared: Verdict,
     /// Whether it can be given away as a whole (passthru).
@@ -94,6 +99,8 @@ pub fn judge(inventory: &Inventory) -> Vec<LinkReport> {
                 pci_address: link.hardware.pci_address.clone(),
                 vendor: link.hardware.vendor.clone(),
                 numa_node: link.hardware.numa_node,
+                master: inventory.master(link),
+                default_route: inventory.has_default_route(link.ifindex),
                 shared: Verdict::from(obstacle),
                 whole: Verdict::from(tie),
             }
@@ -158,21 +165,33 @@ impl From<Option<selection::Refusal>> for Verdict {
 mod tests {
     use super::*;
     use crate::inventory::tests::link;
-    use crate::link::Kind;
+    use crate::link::{Kind, Master};
 
     #[test]
     fn a_link_is_told_with_what_can_be_made_on_it_and_why_not() {
         let mut inventory = Inventory::default();
-        let _ = inventory.reset([link(1, "lo", Kind::Loopback), link(2, "eth0", Kind::Physical)]);
+        let mut port = link(3, "eth1", Kind::Physical);
+        port.master = Some(Master { ifindex: 4, kind: "bond".into() });
+        let _ = inventory.reset([
+            link(1, "lo", Kind::Loopback),
+            link(2, "eth0", Kind::Physical),
+            port,
+            link(4, "bond0", Kind::Bond),
+        ]);
         let _ = inventory.set_default_routes([2].into());
         let links = judge(&inventory);
         let text = text(&links);
         let rows: Vec<&str> = text.lines().collect();
         assert!(rows[1].contains("no: KindNotSupported"), "{text}");
-        assert!(rows[2].starts_with("eth0  Physical  up"), "{text}");
+        assert!(rows[2].split_whitespace().take(3).eq(["eth0", "Physical", "up"]), "{text}");
         assert!(rows[2].contains("yes") && rows[2].contains("no: DefaultRoute"), "{text}");
         let json: serde_json::Value = serde_json::from_str(&json(&links).unwrap()).unwrap();
         assert_eq!(json[1]["whole"]["reason"], "DefaultRoute");
-        assert_eq!(json[1]["shared"]["possible"], true);
+        assert_eq!((&json[1]["shared"]["possible"], &json[1]["defaultRoute"]), (&true.into(), &true.into()));
+        assert_eq!(
+            (&json[2]["shared"]["reason"], &json[2]["master"]),
+            (&"EnslavedTo".into(), &"bond0".into())
+        );
+        assert_eq!((&json[3]["shared"]["possible"], json[3].get("master")), (&true.into(), None));
     }
 }
