@@ -51,6 +51,8 @@ pub struct Lease<'d> {
 struct Failed {
     /// The code it gave.
     code: Option<u64>,
+    /// Whether it was started and did not come to its end, so that what it did is unknown.
+    cut_off: bool,
     error: CniError,
 }
 
@@ -154,6 +156,10 @@ impl<'c> Delegate<'c> {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
+            if failed.cut_off && self.kube_ovn.is_none() {
+                // It may have leased something. One that ended with an error has taken back what it did.
+                let _ = self.del().inspect_err(|error| warn!(%error, "addresses could not be given back"));
+            }
             let passes = self.failure(&failed) != Failure::Other;
             if !passes || Instant::now() + RETRY_PAUSE > patience.min(deadline) {
                 let CniError { code, message, details } = failed.error;
@@ -186,7 +192,7 @@ impl<'c> Delegate<'c> {
         }
         match self.run_as(command, version, self.deadline()) {
             // One that is older does not know the version, or not even the command (Debian's set).
-            Err(Failed { code: Some(code), error })
+            Err(Failed { code: Some(code), error, .. })
                 if code == Code::IncompatibleVersion as u64 || code == Code::Environment as u64 =>
             {
                 debug!(%error, "plugin is older than the command");
@@ -212,8 +218,11 @@ impl<'c> Delegate<'c> {
     fn run_as(&self, command: &str, version: Version, deadline: Instant) -> Result<Option<Value>, Failed> {
         let input = self.call.document.for_ipam(version).to_string();
         let output = process::run(&self.path, command, input.into_bytes(), deadline);
-        let output =
-            output.map_err(|error| Failed { code: None, error: self.failed(command, &chain(&error)) })?;
+        let output = output.map_err(|error| Failed {
+            code: None,
+            cut_off: !matches!(error, process::RunError::Start { .. }),
+            error: self.failed(command, &chain(&error)),
+        })?;
         for line in output.stderr.lines() {
             warn!(plugin = self.plugin, "{line}");
         }
@@ -236,7 +245,7 @@ impl<'c> Delegate<'c> {
         if let Some(code @ (1 | 11 | 50 | 51)) = code {
             error.code = u32::try_from(code).unwrap_or(error.code);
         }
-        Err(Failed { code, error })
+        Err(Failed { code, cut_off: false, error })
     }
 
     fn failed(&self, command: &str, reason: &str) -> CniError {

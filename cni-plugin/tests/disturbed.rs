@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use support::{Answer, Call, Holder, Node, has, is_root, link, pod};
 
 /// The calls that do something: files, sockets, namespaces, mounts. `?`: not on every architecture.
-const CALLS: [&str; 43] = [
+const CALLS: [&str; 46] = [
     "?open",
     "openat",
     "?stat",
@@ -60,7 +60,14 @@ const CALLS: [&str; 43] = [
     "fsmount",
     "pread64",
     "close",
+    "?poll",
+    "pidfd_open",
+    "pipe2",
 ];
+
+/// Those that an ADD makes more of when it has addresses to lease and to set.
+const WITH_ADDRESSES: [&str; 8] =
+    ["sendto", "recvfrom", "setns", "mknodat", "socket", "?poll", "pidfd_open", "pipe2"];
 
 /// Far more than an ADD makes of one kind.
 const MOST: u32 = 200;
@@ -77,9 +84,15 @@ fn swept(node: &Node, pod: &Holder) -> (String, String) {
 }
 
 /// Disturbs each call in turn, and lets `judge` see what came of it.
-fn disturb_each(call: &Call<'_>, command: &str, how: &str, mut judge: impl FnMut(&str, &Answer)) {
+fn disturb_each(
+    call: &Call<'_>,
+    command: &str,
+    how: &str,
+    kinds: &[&str],
+    mut judge: impl FnMut(&str, &Answer),
+) {
     let mut disturbed = 0;
-    for name in CALLS {
+    for name in kinds {
         // strace counts each kind for itself.
         let last = (1..MOST).find(|number| {
             let Some(answer) = call.disturbed(command, name, how, *number) else { return true };
@@ -96,7 +109,7 @@ fn disturb_each(call: &Call<'_>, command: &str, how: &str, mut judge: impl FnMut
     }
     call.ok("DEL");
     println!("{command} with {how}: {disturbed} calls");
-    assert!(disturbed > 40, "only {disturbed} calls were disturbed");
+    assert!(disturbed > 20, "only {disturbed} calls were disturbed");
 }
 
 fn ready() -> bool {
@@ -115,7 +128,7 @@ fn an_add_in_which_any_one_system_call_fails_either_succeeds_or_leaves_nothing()
     call.ok("DEL");
     let before = state(&node, &pod);
     let mut failed = 0;
-    disturb_each(&call, "ADD", "error=EIO", |number, answer| {
+    disturb_each(&call, "ADD", "error=EIO", &CALLS, |number, answer| {
         // Without an error it ended before it could write one, or in writing its result.
         if !answer.success && answer.json["code"].is_u64() {
             failed += 1;
@@ -128,6 +141,29 @@ fn an_add_in_which_any_one_system_call_fails_either_succeeds_or_leaves_nothing()
 }
 
 #[test]
+fn an_add_with_addresses_in_which_any_one_system_call_fails_leaves_no_lease() {
+    if !ready() || !has("/usr/lib/cni/host-local", "containernetworking-plugins") {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    let ranges = json!([[{"subnet": "10.9.0.0/24"}]]);
+    let ipam = json!({"type": "host-local", "dataDir": "/run/leases", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]});
+    let call = Call::new(&node, &pod, "c1").with(json!({"ipam": ipam}));
+    let all = |node: &Node| {
+        let leases = node.sh("cd /run; find leases -type f -name '1*' 2>/dev/null | sort; true");
+        (leases, swept(node, &pod))
+    };
+    let before = all(&node);
+    disturb_each(&call, "ADD", "error=EIO", &WITH_ADDRESSES, |number, answer| {
+        if !answer.success && answer.json["code"].is_u64() {
+            assert_eq!(all(&node), before, "call {number}: {answer:?}");
+        }
+        call.ok("DEL");
+        assert_eq!(all(&node), before, "after the DEL, call {number}: {answer:?}");
+    });
+}
+
+#[test]
 fn an_add_that_is_killed_at_any_system_call_is_undone_by_del() {
     if !ready() {
         return;
@@ -135,7 +171,7 @@ fn an_add_that_is_killed_at_any_system_call_is_undone_by_del() {
     let (node, pod) = (Node::with_table(), pod());
     let call = Call::new(&node, &pod, "c1");
     let before = state(&node, &pod);
-    disturb_each(&call, "ADD", "signal=KILL", |number, answer| {
+    disturb_each(&call, "ADD", "signal=KILL", &CALLS, |number, answer| {
         assert!(!answer.success, "call {number}");
         call.ok("DEL");
         assert_eq!(swept(&node, &pod), before, "call {number}");
@@ -151,7 +187,7 @@ fn a_del_in_which_any_one_system_call_fails_is_completed_by_the_next() {
     let call = Call::new(&node, &pod, "c1");
     let before = state(&node, &pod);
     call.ok("ADD");
-    disturb_each(&call, "DEL", "error=EIO", |number, answer| {
+    disturb_each(&call, "DEL", "error=EIO", &CALLS, |number, answer| {
         if answer.success {
             assert_eq!(state(&node, &pod), before, "call {number} hid that something stayed");
         }

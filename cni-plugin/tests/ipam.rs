@@ -196,6 +196,20 @@ fn a_plugin_that_fails_is_quoted_and_nothing_is_made() {
 }
 
 #[test]
+fn what_a_plugin_leased_before_it_was_killed_is_given_back() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod) = (Node::with_table(), pod());
+    std::fs::write(node.paths().cni_settings(), "{\"ipamTimeoutSeconds\": 1}").unwrap();
+    script(&node, "slow", "echo $CNI_COMMAND >>/run/calls; [ $CNI_COMMAND = DEL ] || exec sleep 600");
+    let config = json!({"ipam": {"type": "slow"}});
+    let message = Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/run/plugins").fails("ADD", 101);
+    assert!(message.contains("did not end in time"), "{message}");
+    assert_eq!(node.sh("cat /run/calls"), "ADD\nDEL\n");
+}
+
+#[test]
 fn a_plugin_sees_the_attachment_but_not_the_device_and_its_mac_wins() {
     if !is_root() {
         return;

@@ -82,7 +82,11 @@ pub(super) fn run(path: &Path, command: &str, input: Vec<u8>, deadline: Instant)
             child.kill().and_then(|()| child.wait()).map_err(failed)?;
             Err(late())
         }
-        Err(source) => Err(failed(source)),
+        Err(source) => {
+            // What it does from here on, nobody would learn.
+            let _ = child.kill().and_then(|()| child.wait());
+            Err(failed(source))
+        }
     }
 }
 
