@@ -26,6 +26,16 @@ pub struct ApiServer {
     children: Vec<(&'static str, Child)>,
 }
 
+/// File beside the kubeconfig with one JSON object for each request of a service account: who did what.
+pub const AUDIT_LOG: &str = "audit.log";
+
+const AUDIT_POLICY: &str = r#"{
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}]
+}"#;
+
 /// Tells the directories of one process apart.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -59,12 +69,15 @@ impl ApiServer {
             pki: pki.clone(),
             children: Vec::new(),
         };
-        layout::remove(&dir.join("etcd"))?;
         let bin = checkout.bin();
-        for (name, command) in [
-            ("etcd", control_plane::etcd(&bin, &dir.join("etcd"), ports)),
-            ("kube-apiserver", control_plane::lone_api_server(&bin, pki, ports)),
-        ] {
+        layout::remove(&dir.join("etcd"))?;
+        let policy = dir.join("audit-policy.json");
+        layout::write(&policy, AUDIT_POLICY)?;
+        let mut api_server = control_plane::lone_api_server(&bin, pki, ports);
+        api_server.arg("--audit-policy-file").arg(&policy).arg("--audit-log-path").arg(dir.join(AUDIT_LOG));
+        for (name, command) in
+            [("etcd", control_plane::etcd(&bin, &dir.join("etcd"), ports)), ("kube-apiserver", api_server)]
+        {
             server.start_child(name, command)?;
         }
         wait::until("the API server", Duration::from_secs(30), || server.answers(dir))?;

@@ -39,7 +39,7 @@ pub mod suite;
 pub mod traces;
 pub mod wait;
 
-pub use api_server::ApiServer;
+pub use api_server::{AUDIT_LOG, ApiServer};
 pub use cluster::{Cluster, Multus, Options};
 pub use kube_ovn::KubeOvn;
 pub use kubectl::Kubectl;

@@ -7,6 +7,7 @@ use api::{Api, Program};
 use e2e::layout::Checkout;
 use e2e::{Kubectl, process};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -136,7 +137,31 @@ fn the_operator_works_with_the_rights_the_chart_gives_it() -> Result<()> {
         let events = api.kubectl.run(&["get", "events", "-A", "-o", "name"])?;
         Ok((!events.trim().is_empty()).then_some(()))
     })?;
+    // What is repaired twice is one event that happened twice, hence a patch.
+    let edit = r#"{"spec": {"config": "{}"}}"#;
+    for count in ["1", "2"] {
+        api.kubectl.run(&["patch", network, "--type=merge", "-p", edit])?;
+        api.kubectl.wait_until("default", network, DEADLINE, |network| {
+            network["spec"]["config"].as_str()?.contains("macvtap").then_some(())
+        })?;
+        e2e::wait::until("the event of a repair", DEADLINE, || {
+            let field = "jsonpath={range .items[?(@.reason=='NetworkRepaired')]}{.series.count}{end}";
+            let series = api.kubectl.run(&["get", "events", "-A", "-o", field])?;
+            let expected = if count == "1" { "" } else { count };
+            let all = api.kubectl.run(&[
+                "get",
+                "events",
+                "-A",
+                "--field-selector=reason=NetworkRepaired",
+                "-o",
+                "name",
+            ])?;
+            Ok((!all.trim().is_empty() && series == expected).then_some(()))
+        })?;
+    }
+    unreadable(&api, "dp")?;
     api.kubectl.run(&["delete", "mrp", "dp", "--timeout=20s"])?;
+    exactly_what_is_called(&api, "macvtap-operator")?;
     let log = running.log();
     for bad in ["orbidden", "not published", "failed"] {
         ensure!(!log.contains(bad), "the operator's log says {bad:?}:\n{log}");
@@ -144,6 +169,111 @@ fn the_operator_works_with_the_rights_the_chart_gives_it() -> Result<()> {
     refused(operator.run(&["get", "secrets", "-A"]), "Forbidden")?;
     refused(operator.run(&["patch", "node", "n1", "--type=merge", "-p", "{}"]), "Forbidden")?;
     refused(operator.run(&["delete", "mrp", "dp"]), "Forbidden")
+}
+
+/// Makes a pool one that the operator cannot read, and waits until it says so.
+fn unreadable(api: &Api, pool: &str) -> Result<()> {
+    let crd = "macvtapresourcepools.macvtap.network.kubevirt.io";
+    let loose = r#"[{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec", "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}]"#;
+    api.kubectl.run(&["patch", "crd", crd, "--type=json", "-p", loose])?;
+    let odd = r#"{"spec": {"macvtap": {"mode": "Teleport"}}}"#;
+    e2e::wait::until("the loose schema", DEADLINE, || {
+        api.kubectl.run(&["patch", "mrp", pool, "--type=merge", "-p", odd]).map(Some)
+    })?;
+    api.kubectl.wait_until("", &format!("mrp/{pool}"), DEADLINE, |pool| {
+        let conditions = pool.pointer("/status/conditions")?.as_array()?;
+        conditions.iter().any(|condition| condition["reason"] == "NotReadable").then_some(())
+    })
+}
+
+/// Compares the rights of an account with the requests in the server's audit log.
+fn exactly_what_is_called(api: &Api, account: &str) -> Result<()> {
+    let user = format!("system:serviceaccount:{NAMESPACE}:{account}");
+    let log = std::fs::read_to_string(api.kubectl.kubeconfig().with_file_name(e2e::AUDIT_LOG))?;
+    let mut called = BTreeSet::new();
+    for line in log.lines() {
+        let event: Value = serde_json::from_str(line)?;
+        let text = |path: &str| event.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+        if text("/user/username") != user {
+            continue;
+        }
+        let part = text("/objectRef/subresource");
+        let part = if part.is_empty() { part } else { format!("/{part}") };
+        called.insert((text("/objectRef/apiGroup"), text("/objectRef/resource") + &part, text("/verb")));
+    }
+    let mut granted = BTreeSet::new();
+    for role in [format!("clusterrole/release-{account}"), format!("role/{account}")] {
+        let role = api.kubectl.get(NAMESPACE, &role)?;
+        for rule in role["rules"].as_array().into_iter().flatten() {
+            let words = |key: &str| -> Vec<String> {
+                let list = rule[key].as_array().into_iter().flatten();
+                list.filter_map(|word| Some(word.as_str()?.to_owned())).collect()
+            };
+            for group in words("apiGroups") {
+                for resource in words("resources") {
+                    for verb in words("verbs") {
+                        granted.insert((group.clone(), resource.clone(), verb));
+                    }
+                }
+            }
+        }
+    }
+    let unused: Vec<String> =
+        granted.difference(&called).map(|(_, resource, verb)| format!("{verb} {resource}")).collect();
+    // An apply that makes an object is called patch, and needs create.
+    let expected = ["create network-attachment-definitions", "create macvtapnodestates"];
+    ensure!(
+        unused.iter().all(|right| expected.contains(&right.as_str())),
+        "rights that nobody uses: {unused:?}"
+    );
+    ensure!(unused.len() == expected.len(), "{unused:?} of {expected:?}");
+    Ok(())
+}
+
+#[test]
+fn the_policy_and_the_pods_have_the_same_account() -> Result<()> {
+    let api = Api::without_crds()?;
+    install(&api, &[])?;
+    let set = api.kubectl.get(NAMESPACE, "daemonset/macvtap-node-agent")?;
+    let account = set.pointer("/spec/template/spec/serviceAccountName").and_then(Value::as_str);
+    let account = account.context("the agent has no account")?;
+    let policy = api.kubectl.get("", "validatingadmissionpolicy/release-macvtap-node-fence")?;
+    assert_eq!(
+        policy["spec"]["matchConditions"][0]["expression"],
+        format!("request.userInfo.username == 'system:serviceaccount:{NAMESPACE}:{account}'")
+    );
+    let binding = api.kubectl.get("", "clusterrolebinding/release-macvtap-node-agent")?;
+    assert_eq!(binding["subjects"][0]["name"], account);
+    Ok(())
+}
+
+#[test]
+fn two_operators_share_one_name_and_a_budget() -> Result<()> {
+    let api = Api::without_crds()?;
+    install(&api, &[])?;
+    let deployment = api.kubectl.get(NAMESPACE, "deployment/macvtap-operator")?["spec"].clone();
+    assert_eq!(
+        (&deployment["replicas"], &deployment["strategy"]["type"]),
+        (&json!(2), &json!("RollingUpdate"))
+    );
+    let labels = &deployment["template"]["metadata"]["labels"];
+    let budget = api.kubectl.get(NAMESPACE, "poddisruptionbudget/macvtap-operator")?["spec"].clone();
+    let selector = budget["selector"]["matchLabels"].as_object().context("no selector")?.clone();
+    ensure!(
+        selector.iter().all(|(key, value)| &labels[key] == value),
+        "{selector:?} does not select {labels}"
+    );
+    // The operator looks for agents by the labels their pods have.
+    let args = deployment["template"]["spec"]["containers"][0]["args"].to_string();
+    let agents = api.kubectl.get(NAMESPACE, "daemonset/macvtap-node-agent")?;
+    let agents = &agents["spec"]["template"]["metadata"]["labels"];
+    let selector = args.split("--agent-selector=").nth(1).and_then(|rest| rest.split('"').next());
+    for pair in selector.context("no --agent-selector")?.split(',') {
+        let (key, value) = pair.split_once('=').context("no label")?;
+        assert_eq!(agents[key], value);
+    }
+    install(&api, &["operator.replicas=1"])?;
+    refused(api.kubectl.get(NAMESPACE, "poddisruptionbudget/macvtap-operator"), "not found")
 }
 
 #[test]

@@ -1,161 +1,13 @@
 //! The operator's executable against a real API server. Agents are played by the tests: they write what an agent would.
 
 mod api;
+#[path = "api/scene.rs"]
+mod scene;
 
 use anyhow::{Context as _, Result, ensure};
-use api::{Api, Program};
+use scene::{DEADLINE, MULTUS_KIND, NETWORKS, Scene, foreign, network};
 use serde_json::{Value, json};
 use std::time::Duration;
-
-const DEADLINE: Duration = Duration::from_secs(20);
-
-/// A cluster that consists of an API server, these Nodes and the operator.
-struct Scene {
-    // Ends before the server does.
-    operator: Option<Program>,
-    api: Api,
-}
-
-impl Scene {
-    /// With Multus' kind, if wanted.
-    fn new(nodes: &[&str], multus: bool) -> Result<Self> {
-        let api = Api::own()?;
-        if multus {
-            api.kubectl.apply(MULTUS_KIND)?;
-            api.kubectl.run(&["wait", "--for=condition=Established", "--timeout=30s", "crd", NETWORKS])?;
-        }
-        let mut scene = Self { operator: None, api };
-        for node in nodes {
-            scene.node(node, &json!({}))?;
-        }
-        scene.start()?;
-        Ok(scene)
-    }
-
-    fn start(&mut self) -> Result<()> {
-        let args = ["--listen", "127.0.0.1:0"];
-        self.operator = Some(Program::start("macvtap-operator", &args, self.api.kubectl.kubeconfig())?);
-        Ok(())
-    }
-
-    fn node(&self, name: &str, labels: &Value) -> Result<()> {
-        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}});
-        self.api.replace(&node)
-    }
-
-    fn namespace(&self, name: &str, labels: &Value) -> Result<()> {
-        let metadata = json!({"name": name, "labels": labels});
-        self.api.replace(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}))
-    }
-
-    fn pool(&self, name: &str, spec: &Value) -> Result<()> {
-        let mut full = json!({"links": [{"names": ["dp0"]}]});
-        for (key, value) in spec.as_object().into_iter().flatten() {
-            full[key] = value.clone();
-        }
-        self.api.replace(&json!({
-            "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
-            "kind": "MacvtapResourcePool",
-            "metadata": {"name": name},
-            "spec": full,
-        }))
-    }
-
-    /// Waits until a node was told of exactly these pools, each with its phase.
-    fn told(&self, node: &str, pools: &[(&str, &str)]) -> Result<()> {
-        self.api.kubectl.wait_until("", &format!("mns/{node}"), DEADLINE, |state| {
-            let entries = state.pointer("/spec/pools")?.as_array()?;
-            let found: Vec<_> =
-                entries.iter().filter_map(|p| p["name"].as_str().zip(p["phase"].as_str())).collect();
-            (found == pools).then_some(())
-        })
-    }
-
-    /// Answers for the agent of a node: what it was told is applied, and each pool has 50 devices, so many in use.
-    fn answer(&self, node: &str, allocated: u32) -> Result<()> {
-        let state = self.api.kubectl.get("", &format!("mns/{node}"))?;
-        let entries = state.pointer("/spec/pools").and_then(Value::as_array).cloned().unwrap_or_default();
-        let pools: Vec<Value> = entries
-            .iter()
-            .map(|pool| {
-                json!({
-                    "name": pool["name"], "generation": pool["generation"], "links": ["dp0"],
-                    "capacity": 50, "allocatable": 50, "allocated": allocated,
-                    "conditions": [condition("Ready", "True", "Serving")],
-                })
-            })
-            .collect();
-        let status =
-            json!({"observedHash": state["spec"]["configHash"], "agentVersion": "test", "pools": pools});
-        self.api.patch_status(&format!("mns/{node}"), &status)
-    }
-
-    /// Waits until a condition of a pool has this status and reason; gives its message.
-    fn says(&self, pool: &str, kind: &str, status: &str, reason: &str) -> Result<String> {
-        let look = |pool: &Value| {
-            let conditions = pool.pointer("/status/conditions")?.as_array()?;
-            let found = conditions.iter().find(|condition| condition["type"] == kind)?;
-            let same = found["status"] == status && found["reason"] == reason;
-            same.then(|| found["message"].as_str().unwrap_or_default().to_owned())
-        };
-        self.api
-            .kubectl
-            .wait_until("", &format!("mrp/{pool}"), DEADLINE, look)
-            .with_context(|| format!("{pool} never said {kind}={status} for {reason}"))
-    }
-
-    fn ready_nodes(&self, pool: &str, summary: &str) -> Result<()> {
-        self.api.kubectl.wait_until("", &format!("mrp/{pool}"), DEADLINE, |pool| {
-            (pool.pointer("/status/nodes/summary")? == summary).then_some(())
-        })
-    }
-
-    /// The network's configuration and annotation, once it is there.
-    fn network(&self, namespace: &str, name: &str) -> Result<(Value, String)> {
-        self.api.kubectl.wait_until(namespace, &format!("{NETWORKS}/{name}"), DEADLINE, |network| {
-            let config = serde_json::from_str(network.pointer("/spec/config")?.as_str()?).ok()?;
-            let annotations = network.pointer("/metadata/annotations")?;
-            Some((config, annotations["k8s.v1.cni.cncf.io/resourceName"].as_str()?.to_owned()))
-        })
-    }
-
-    fn gone(&self, namespace: &str, resource: &str) -> Result<()> {
-        e2e::wait::until(&format!("{namespace}/{resource} to go"), DEADLINE, || {
-            let mut args = vec!["get", resource, "--ignore-not-found", "-o", "name"];
-            if !namespace.is_empty() {
-                args.extend(["-n", namespace]);
-            }
-            Ok(self.api.kubectl.run(&args)?.trim().is_empty().then_some(()))
-        })
-    }
-
-    fn versions(&self) -> Result<String> {
-        let format = "jsonpath={range .items[*]}{.kind}/{.metadata.name}={.metadata.resourceVersion} {end}";
-        self.api.kubectl.run(&["get", "mrp,mns,net-attach-def", "-A", "-o", format])
-    }
-}
-
-const NETWORKS: &str = "network-attachment-definitions.k8s.cni.cncf.io";
-
-const MULTUS_KIND: &str = include_str!("api/network-kind.yaml");
-
-fn condition(kind: &str, status: &str, reason: &str) -> Value {
-    let time = "2026-01-01T00:00:00Z";
-    json!({"type": kind, "status": status, "reason": reason, "message": "m", "lastTransitionTime": time})
-}
-
-fn network(name: &str, namespaces: &Value) -> Value {
-    json!({"networks": [{"name": name, "namespaces": namespaces}]})
-}
-
-fn foreign(namespace: &str, name: &str) -> Value {
-    json!({
-        "apiVersion": "k8s.cni.cncf.io/v1",
-        "kind": "NetworkAttachmentDefinition",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {"config": "{\"type\": \"bridge\"}"},
-    })
-}
 
 #[test]
 fn a_pool_goes_from_node_states_to_ready_and_is_drained_before_it_goes() -> Result<()> {
@@ -210,12 +62,7 @@ fn of_two_pools_with_one_resource_name_the_older_keeps_it_until_it_goes() -> Res
     ensure!(message.contains("pool first"), "{message}");
     scene.says("another", "Ready", "False", "NotAccepted")?;
     scene.told("n1", &[("first", "Active")])?;
-    let event = format!("involvedObject.name={},reason=ResourceNameConflict", "another");
-    e2e::wait::until("an event", DEADLINE, || {
-        let events =
-            scene.api.kubectl.run(&["get", "events", "-A", "--field-selector", &event, "-o", "name"])?;
-        Ok((!events.trim().is_empty()).then_some(()))
-    })?;
+    scene.event("another", "ResourceNameConflict")?;
     scene.api.kubectl.run(&["delete", "mrp", "first"])?;
     scene.says("another", "Accepted", "True", "Valid")?;
     scene.told("n1", &[("another", "Active")])
@@ -234,10 +81,12 @@ fn networks_follow_namespaces_are_repaired_and_never_take_what_is_not_ours() -> 
     scene.gone("b", &format!("{NETWORKS}/net"))?;
 
     let edit = r#"{"spec": {"config": "{}"}}"#;
+    scene.says("dp", "NetworksReady", "True", "AllNetworksReady")?;
     scene.api.kubectl.run(&["-n", "a", "patch", NETWORKS, "net", "--type=merge", "-p", edit])?;
     scene.api.kubectl.wait_until("a", &format!("{NETWORKS}/net"), DEADLINE, |network| {
         network["spec"]["config"].as_str()?.contains("macvtap").then_some(())
     })?;
+    scene.event("dp", "NetworkRepaired")?;
     scene.api.kubectl.run(&["-n", "a", "delete", NETWORKS, "net"])?;
     scene.network("a", "net")?;
 
@@ -327,7 +176,214 @@ fn a_pool_that_cannot_be_read_stops_nobody() -> Result<()> {
     scene.pool("sound", &json!({}))?;
     scene.told("n1", &[("sound", "Active")])?;
     scene.says("sound", "Accepted", "True", "Valid")?;
-    let log = scene.operator.as_ref().map(Program::log).unwrap_or_default();
-    ensure!(log.contains("pool cannot be read") && log.contains("strange"), "{log}");
+    let message = scene.says("strange", "Accepted", "False", "NotReadable")?;
+    ensure!(message.contains("Teleport"), "{message}");
+    scene.event("strange", "NotReadable")?;
+
+    // What is readable once more has its effect again, and one that never was can be deleted.
+    scene.pool("sound", &json!({"macvtap": {"mode": "Teleport"}}))?;
+    scene.says("sound", "Accepted", "False", "NotReadable")?;
+    scene.told("n1", &[("sound", "Active")]).context("nodes keep what they were told")?;
+    scene.pool("sound", &json!({"macvtap": {"mode": "Private"}}))?;
+    scene.says("sound", "Accepted", "True", "Valid")?;
+    scene.api.kubectl.run(&["delete", "mrp", "strange", "--timeout=20s"])?;
+    scene.pool("sound", &json!({"macvtap": {"mode": "Teleport"}}))?;
+    scene.says("sound", "Accepted", "False", "NotReadable")?;
+    scene.api.kubectl.run(&["delete", "mrp", "sound", "--timeout=20s"])?;
+    scene.told("n1", &[])
+}
+
+#[test]
+fn a_node_state_that_was_edited_by_hand_or_is_unreadable_is_made_right() -> Result<()> {
+    let scene = Scene::new(&["n1"], false)?;
+    scene.pool("dp", &json!({}))?;
+    scene.told("n1", &[("dp", "Active")])?;
+    let right = scene.spec_of("n1")?;
+    for edit in [
+        r#"{"spec": {"pools": []}}"#,
+        r#"{"spec": {"configHash": "mine"}}"#,
+        r#"{"metadata": {"ownerReferences": []}}"#,
+    ] {
+        let before = scene.api.kubectl.get("", "mns/n1")?;
+        scene.api.kubectl.run(&["patch", "mns", "n1", "--type=merge", "-p", edit])?;
+        scene.api.kubectl.wait_until("", "mns/n1", DEADLINE, |state| {
+            let same = |path: &str| state.pointer(path) == before.pointer(path);
+            (same("/spec") && same("/metadata/ownerReferences")).then_some(())
+        })?;
+    }
+    let loose = r#"[{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec", "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}]"#;
+    let crd = "macvtapnodestates.macvtap.network.kubevirt.io";
+    scene.api.kubectl.run(&["patch", "crd", crd, "--type=json", "-p", loose])?;
+    let odd = r#"{"spec": {"pools": [{"name": "odd", "phase": "Melting"}]}}"#;
+    e2e::wait::until("the loose schema", DEADLINE, || {
+        scene.api.kubectl.run(&["patch", "mns", "n1", "--type=merge", "-p", odd]).map(Some)
+    })?;
+    scene
+        .api
+        .kubectl
+        .wait_until("", "mns/n1", DEADLINE, |state| (state["spec"]["pools"] == right).then_some(()))
+}
+
+#[test]
+fn a_deleted_pool_does_not_wait_for_nodes_that_are_gone_or_given_up() -> Result<()> {
+    let scene = Scene::new(&["gone", "dead", "alive"], false)?;
+    scene.pool("dp", &json!({}))?;
+    for node in ["gone", "dead", "alive"] {
+        scene.told(node, &[("dp", "Active")])?;
+        scene.answer(node, 3)?;
+    }
+    scene.ready_nodes("dp", "3/3")?;
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;
+    let message = scene.says("dp", "Terminating", "True", "DevicesInUse")?;
+    ensure!(message.contains("9 devices in use on 3 nodes"), "{message}");
+    scene.api.kubectl.run(&["delete", "node", "gone"])?;
+    let release = "macvtap.network.kubevirt.io/release-without-drain=dead,alive";
+    scene.api.kubectl.run(&["annotate", "mrp", "dp", release])?;
+    scene.not_ready("dead")?;
+    scene.told("dead", &[])?;
+    scene.event("dp", "ReleasedWithoutDrain")?;
+    scene.told("alive", &[("dp", "Draining")]).context("a node that answers is waited for")?;
+    scene.api.kubectl.wait_until("", "mrp/dp", DEADLINE, |pool| {
+        let conditions = pool.pointer("/status/conditions")?.as_array()?;
+        let message = conditions.iter().find(|c| c["type"] == "Terminating")?["message"].as_str()?;
+        message.contains("3 devices in use on 1 nodes: alive").then_some(())
+    })?;
+    scene.answer("alive", 0)?;
+    scene.gone("", "mrp/dp")
+}
+
+#[test]
+fn a_node_is_unreachable_when_it_or_the_pod_of_its_agent_is_not_ready() -> Result<()> {
+    let scene = Scene::new(&["n1", "n2"], false)?;
+    scene.pool("dp", &json!({}))?;
+    for node in ["n1", "n2"] {
+        scene.told(node, &[("dp", "Active")])?;
+        scene.answer(node, 0)?;
+        scene.agent(node, true)?;
+    }
+    scene.says("dp", "Ready", "True", "AllNodesReady")?;
+    scene.agent("n2", false)?;
+    let message = scene.says("dp", "Degraded", "True", "NodesUnreachable")?;
+    ensure!(message.contains("n2: Unreachable"), "{message}");
+    scene
+        .says("dp", "Ready", "True", "AllNodesReady")
+        .context("who does not answer says nothing against it")?;
+    scene.agent("n2", true)?;
+    scene.says("dp", "Degraded", "False", "AsExpected")?;
+    scene.not_ready("n1")?;
+    let message = scene.says("dp", "Degraded", "True", "NodesUnreachable")?;
+    ensure!(message.contains("n1: Unreachable"), "{message}");
     Ok(())
+}
+
+#[test]
+fn a_staged_rollout_goes_by_batches_halts_and_resumes() -> Result<()> {
+    let nodes = ["n1", "n2", "n3", "n4"];
+    let scene = Scene::new(&nodes, false)?;
+    for node in nodes {
+        scene.told(node, &[])?;
+        scene.answer(node, 0)?;
+    }
+    let staged = |mtu: u32| {
+        let rollout = json!({"type": "Staged", "staged": {"batch": 2, "maxDegraded": 0}});
+        json!({"macvtap": {"mtu": mtu}, "rollout": rollout})
+    };
+    scene.pool("dp", &staged(1500))?;
+    scene.told("n1", &[("dp", "Active")])?;
+    scene.told("n2", &[("dp", "Active")])?;
+    let waiting = |what: &str| -> Result<()> {
+        for node in ["n3", "n4"] {
+            ensure!(scene.spec_of(node)? == json!([]), "{node} was told {what}");
+        }
+        Ok(())
+    };
+    scene.answer("n1", 0)?;
+    scene.ready_nodes("dp", "1/4")?;
+    waiting("before the first batch was ready")?;
+    scene.answer_with("n2", 0, &scene::condition("Ready", "False", "MtuTooSmall"))?;
+    let message = scene.says("dp", "Progressing", "False", "RolloutHalted")?;
+    ensure!(message.contains("last 2 nodes") && message.contains("n2: MtuTooSmall"), "{message}");
+    scene.event("dp", "RolloutHalted")?;
+    waiting("after the halt")?;
+    scene.answer("n2", 0)?;
+    for node in ["n3", "n4"] {
+        scene.told(node, &[("dp", "Active")])?;
+        scene.answer(node, 0)?;
+    }
+    scene.says("dp", "Ready", "True", "AllNodesReady")?;
+    scene.says("dp", "Progressing", "False", "UpToDate")?;
+
+    // An edit is staged too, and going back is an edit.
+    let mtu = |node: &str, mtu: u32| {
+        scene.api.kubectl.wait_until("", &format!("mns/{node}"), DEADLINE, |state| {
+            (state.pointer("/spec/pools/0/macvtap/mtu")? == mtu).then_some(())
+        })
+    };
+    scene.pool("dp", &staged(9000))?;
+    for node in ["n1", "n2"] {
+        mtu(node, 9000)?;
+        scene.answer_with(node, 0, &scene::condition("Ready", "False", "MtuTooSmall"))?;
+    }
+    scene.says("dp", "Progressing", "False", "RolloutHalted")?;
+    mtu("n3", 1500)?;
+    scene.pool("dp", &staged(1500))?;
+    for node in ["n1", "n2"] {
+        mtu(node, 1500)?;
+        scene.answer(node, 0)?;
+    }
+    scene.says("dp", "Ready", "True", "AllNodesReady")?;
+    Ok(())
+}
+
+#[test]
+fn each_link_that_any_node_reports_has_its_network_until_none_does() -> Result<()> {
+    let scene = Scene::new(&["n1", "n2"], true)?;
+    let networks = json!([{"name": "m-{link}", "namespaces": {"names": ["default"]}}]);
+    scene.pool("links", &json!({"resourcePer": "Link", "networks": networks}))?;
+    let report = |node: &str, resources: Value| -> Result<()> {
+        scene.told(node, &[("links", "Active")])?;
+        let hash = scene.api.kubectl.get("", &format!("mns/{node}"))?["spec"]["configHash"].clone();
+        let ready = scene::condition("Ready", "True", "Serving");
+        let pool = json!({"name": "links", "generation": 1, "allocatable": 1, "resources": resources, "conditions": [ready]});
+        scene.api.patch_status(&format!("mns/{node}"), &json!({"observedHash": hash, "pools": [pool]}))
+    };
+    report("n1", json!(["eth0"]))?;
+    report("n2", json!(["eth0", "Bond_1"]))?;
+    let (_, resource) = scene.network("default", "m-bond-1")?;
+    assert_eq!(resource, "macvtap.network.kubevirt.io/Bond_1");
+    scene.network("default", "m-eth0")?;
+    report("n2", json!(["eth0"]))?;
+    scene.gone("default", &format!("{NETWORKS}/m-bond-1"))?;
+    scene.network("default", "m-eth0").context("n1 still has it")?;
+    Ok(())
+}
+
+#[test]
+fn a_pool_for_which_a_node_has_no_room_says_so() -> Result<()> {
+    let scene = Scene::new(&["n1"], false)?;
+    let pool = |number: u32, priority: u32| {
+        json!({
+            "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
+            "kind": "MacvtapResourcePool",
+            "metadata": {"name": format!("p{number:02}")},
+            "spec": {"links": [{"names": ["dp0"]}], "priority": priority},
+        })
+    };
+    let pools: Vec<Value> = (0..64).map(|number| pool(number, 5)).chain([pool(64, 0)]).collect();
+    scene.api.replace(&json!({"apiVersion": "v1", "kind": "List", "items": pools}))?;
+    scene.api.kubectl.wait_until("", "mns/n1", DEADLINE, |state| {
+        let pools = state.pointer("/spec/pools")?.as_array()?;
+        (pools.len() == 64 && pools.iter().all(|pool| pool["name"] != "p64")).then_some(())
+    })?;
+    scene.answer("n1", 0)?;
+    let message = scene.says("p64", "Degraded", "True", "NodesDegraded")?;
+    ensure!(message.contains("n1: TooManyPools"), "{message}");
+    scene.api.kubectl.run(&["patch", "mrp", "p64", "--type=merge", "-p", r#"{"spec": {"priority": 9}}"#])?;
+    scene.api.kubectl.wait_until("", "mns/n1", DEADLINE, |state| {
+        (state.pointer("/spec/pools/63/phase")? == "Draining").then_some(())
+    })?;
+    scene.answer("n1", 0)?;
+    scene.api.kubectl.wait_until("", "mns/n1", DEADLINE, |state| {
+        (state.pointer("/spec/pools/0/name")? == "p64").then_some(())
+    })
 }
