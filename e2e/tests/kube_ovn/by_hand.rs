@@ -76,8 +76,9 @@ fn with_device(config: &str, device: &str) -> String {
     config.replacen('{', &format!(r#"{{"deviceID": "{device}", "#), 1)
 }
 
-fn prepare(stage: &mut Stage) -> Result<&'static Node> {
-    stage.network("net", "172.25.0.0/24")?;
+/// The known pod, on a subnet of these addresses.
+fn prepare(stage: &mut Stage, cidr: &str) -> Result<&'static Node> {
+    stage.network("net", cidr)?;
     let pods = [Pod::on(KNOWN, "net")];
     stage.apply(&pods)?;
     stage.ready(&pods)?;
@@ -87,7 +88,7 @@ fn prepare(stage: &mut Stage) -> Result<&'static Node> {
 #[test]
 fn a_del_leaves_nothing_in_whatever_state_pod_and_namespace_are() -> Result<()> {
     play("dels", |stage| {
-        let node = prepare(stage)?;
+        let node = prepare(stage, "172.25.0.0/24")?;
         for (slot, row) in ROWS.iter().enumerate() {
             let device = format!("by-handMvp{slot}");
             node.exec(&["ip", "netns", "add", row.about])?;
@@ -139,9 +140,36 @@ fn del(stage: &Stage, node: &Node, row: &Row, device: &str) -> Result<()> {
 }
 
 #[test]
+fn an_add_waits_as_long_as_kube_ovn_waits_for_its_own_record() -> Result<()> {
+    play("record", |stage| {
+        let node = prepare(stage, "172.25.1.0/24")?;
+        let record = format!("ip.kubeovn.io/{KNOWN}.{}.{}", stage.namespace, stage.provider("net"));
+        stage.kubectl.run(&["delete", &record, "--wait", "--timeout=60s"])?;
+        node.exec(&["ip", "netns", "add", "record"])?;
+        let call = |command| Call {
+            plugin: "macvtap",
+            command,
+            container: "container-record",
+            netns: Some("record"),
+            pod: KNOWN,
+            config: with_device(&stage.config("net", ""), "by-handMvp10"),
+        };
+        // The daemon looks for the record for 20 s, and then does without.
+        let added = call("ADD").run(node, &stage.namespace);
+        let deleted = call("DEL").run(node, &stage.namespace);
+        node.exec(&["ip", "netns", "del", "record"])?;
+        let (added, deleted) = (added?, deleted?);
+        ensure!(added.status.success(), "{}", said(&added));
+        ensure!(String::from_utf8_lossy(&added.stdout).contains("172.25.1."), "{}", said(&added));
+        ensure!(deleted.status.success(), "{}", said(&deleted));
+        Ok(())
+    })
+}
+
+#[test]
 fn kube_ovn_would_fail_a_del_that_names_the_device_so_it_never_sees_it() -> Result<()> {
     play("device", |stage| {
-        let node = prepare(stage)?;
+        let node = prepare(stage, "172.25.2.0/24")?;
         let call = |config: String| Call {
             plugin: "kube-ovn",
             command: "DEL",

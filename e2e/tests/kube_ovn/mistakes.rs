@@ -15,11 +15,13 @@ fn rows(stage: &Stage) -> Vec<Row> {
     let mut twice = Pod::on("one-network-twice", "net,net");
     twice.devices = 2;
     let mut both =
-        Pod::only_on(stage, "first-and-further", "net").says("k8s.v1.cni.cncf.io/networks", "other,net");
-    both.devices = 3;
+        Pod::only_on(stage, "first-and-further", "net").says("k8s.v1.cni.cncf.io/networks", "other");
+    both.devices = 2;
     vec![
         // kube-ovn gives one address to both interfaces.
         Row { pod: twice, words: &["is already on net1", "attached once only"] },
+        // Multus hands out the resource's first device for the default network, and once more for the next one.
+        Row { pod: both, words: &["one device cannot serve two networks"] },
         Row {
             pod: Pod::on("no-subnet", "nosub").says(&stage.key("nosub", "logical_switch"), "mistakes-net"),
             words: &["request ip return 400"],
