@@ -206,7 +206,7 @@ impl Kernel for Rtnl {
         }
         let sysfs = match self.node_sysfs.take() {
             Some(sysfs) => sysfs,
-            None => Sysfs::open()?,
+            None => Sysfs::of_node()?,
         };
         self.node_sysfs.insert(sysfs).tap(name, index)
     }

@@ -20,6 +20,9 @@ use std::{fs, io};
 /// Read and write for the owner, nothing for others.
 const NODE_MODE: u32 = 0o600;
 
+/// The first kernel with `fsopen(2)`.
+const KERNEL_MIN: &str = "5.2";
+
 /// Where the kernel lists every character device of the machine, whatever its namespace.
 pub(crate) const CHARACTER_DEVICES: &str = "/sys/dev/char";
 
@@ -50,6 +53,11 @@ pub enum TapError {
         #[source]
         errno: Errno,
     },
+    /// The kernel is too old.
+    #[error(
+        "show the sysfs of a network namespace: this kernel cannot mount without a path; use Linux {KERNEL_MIN} or newer"
+    )]
+    Kernel,
     /// The number of a tap could not be read.
     #[error("read the device number of tap{ifindex} from sysfs of {name}")]
     Read {
@@ -72,19 +80,23 @@ pub enum TapError {
 }
 
 impl Sysfs {
+    /// The view of the node's network namespace, which is the calling thread's. Without the right to mount (the agent
+    /// has no `CAP_SYS_ADMIN`), and on old kernels, the one that is mounted: runtimes mount it for this namespace.
+    pub fn of_node() -> Result<Self, TapError> {
+        match Self::open() {
+            Err(TapError::Sysfs { errno: Errno::PERM, .. } | TapError::Kernel) => {
+                let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let root = open("/sys", flags, Mode::empty());
+                Ok(Self { root: root.map_err(|errno| not_opened("open", errno))? })
+            }
+            opened => opened,
+        }
+    }
+
     /// The view of the calling thread's network namespace.
     pub fn open() -> Result<Self, TapError> {
-        let failed = |step| move |errno| TapError::Sysfs { step, errno };
-        let context = match fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC) {
-            Ok(context) => context,
-            // The node agent has no CAP_SYS_ADMIN; the container runtime mounted /sys for the agent's namespace.
-            Err(Errno::PERM) => {
-                let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let root = open("/sys", flags, Mode::empty()).map_err(failed("open"))?;
-                return Ok(Self { root });
-            }
-            Err(errno) => return Err(failed("open")(errno)),
-        };
+        let failed = |step| move |errno| not_opened(step, errno);
+        let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("open"))?;
         fsconfig_create(&context).map_err(failed("create"))?;
         let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
             | MountAttrFlags::MOUNT_ATTR_NOSUID
@@ -104,6 +116,13 @@ impl Sysfs {
         let text = io::read_to_string(fs::File::from(file)).map_err(unread)?;
         let no_number = || TapError::Number { ifindex, text: text.clone() };
         text.trim_end().parse().map_err(|_| no_number())
+    }
+}
+
+fn not_opened(step: &'static str, errno: Errno) -> TapError {
+    match errno {
+        Errno::NOSYS => TapError::Kernel,
+        errno => TapError::Sysfs { step, errno },
     }
 }
 
@@ -178,6 +197,12 @@ fn tap_index(target: &Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_that_is_too_old_is_told_with_the_version_it_needs() {
+        assert!(not_opened("open", Errno::NOSYS).to_string().contains("use Linux 5.2 or newer"));
+        assert!(matches!(not_opened("open", Errno::NOMEM), TapError::Sysfs { errno: Errno::NOMEM, .. }));
+    }
 
     #[test]
     fn a_taps_directory_tells_the_index_of_its_link() {
