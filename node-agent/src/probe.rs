@@ -16,6 +16,9 @@ use tracing::warn;
 /// The agent's answer must come within this time.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Between tries when no connection can be taken.
+const RETRY: Duration = Duration::from_millis(100);
+
 /// No answer is longer, in bytes.
 const ANSWER_MAX: u64 = 4096;
 
@@ -103,8 +106,10 @@ pub async fn serve(run: PathBuf, readiness: watch::Receiver<Readiness>) {
     };
     let readiness = Arc::new(readiness);
     loop {
-        if let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(answer(stream, Arc::clone(&readiness)));
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(answer(stream, Arc::clone(&readiness)))),
+            // Out of descriptors, most likely: at once it would fail again.
+            Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
 }

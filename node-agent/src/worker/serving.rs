@@ -225,6 +225,8 @@ impl Serving {
         if self.table_error.is_none() {
             self.publish(&step);
         }
+        // One thread serves all: first the lists go out, then comes what nobody waits for.
+        tokio::task::yield_now().await;
         self.findings.log(&self.engine, &step);
         self.tell(Some(&step));
         wake
