@@ -3,8 +3,8 @@
 use crate::support::agent::{Agent, pool, report, table_links};
 use crate::support::cni::Pod;
 use crate::support::kubelet::Kubelet;
-use crate::support::machine::{ip, ip_may_fail, link, mac, pci_address};
-use crate::support::{Node, in_guest};
+use crate::support::machine::{Hardware, carrier, ip, ip_may_fail, link, mac, pci_address};
+use crate::support::{Node, eventually, in_guest};
 use serde_json::json;
 
 #[test]
@@ -63,9 +63,7 @@ fn a_renamed_nic_keeps_its_devices() {
     ip("link set eth1 down");
     ip("link set eth1 name lan1");
     ip("link set lan1 up");
-    crate::support::eventually("the table has the new name", || {
-        (table_links("dataplane") == ["lan1"]).then_some(())
-    });
+    eventually("the table has the new name", || (table_links("dataplane") == ["lan1"]).then_some(()));
     kubelet.await_healthy("dataplane", 4);
     assert!(pod.link().is_some());
     assert_eq!(kubelet.allocate("dataplane", &["dataplaneMvp1"]).unwrap(), before);
@@ -152,4 +150,36 @@ fn a_nic_in_passthru_mode_is_the_pods_alone_until_del() {
     let lower = link("eth1").unwrap();
     assert_eq!((&lower["promiscuity"], &lower["address"]), (&json!(0), &json!(mac(1))));
     kubelet.await_healthy("alone", 1);
+}
+
+#[test]
+fn a_cable_that_flaps_disturbs_nobody_and_one_that_stays_out_is_told() {
+    if !in_guest() {
+        return;
+    }
+    let mut hardware = Hardware::new();
+    ip("link set eth1 up");
+    let health = json!({"health": {"carrier": "Required", "downDelaySeconds": 3, "upDelaySeconds": 0}});
+    let ignored = json!({"health": {"carrier": "Ignored"}, "overlap": "Shared"});
+    ip("link set eth2 up");
+    let pools = [
+        pool("steady", &json!({"names": ["eth1"]}), &health),
+        pool("ignoring", &json!({"names": ["eth2"]}), &ignored),
+    ];
+    let kubelet = Kubelet::start(&Node);
+    let _agent = Agent::with_pools(&pools);
+    kubelet.await_healthy("steady", 4);
+    kubelet.await_healthy("ignoring", 4);
+    let lists = kubelet.plugin("steady").unwrap().lists;
+    for plugged in [false, true].repeat(20) {
+        hardware.cable(1, plugged);
+    }
+    eventually("the cable is in", || carrier("eth1").then_some(()));
+    assert_eq!(kubelet.plugin("steady").unwrap().lists, lists);
+    hardware.cable(2, false);
+    hardware.cable(1, false);
+    kubelet.await_plugin("steady", |plugin| plugin.healthy() == Some(0));
+    assert_eq!(kubelet.plugin("ignoring").unwrap().healthy(), Some(4));
+    hardware.cable(1, true);
+    kubelet.await_healthy("steady", 4);
 }

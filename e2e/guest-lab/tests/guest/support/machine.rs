@@ -77,9 +77,7 @@ impl Hardware {
         let request = json!({"execute": command, "arguments": arguments});
         self.commands.write_all(format!("{request}\n").as_bytes()).unwrap();
         loop {
-            let mut line = String::new();
-            self.answers.read_line(&mut line).unwrap();
-            let answer: Value = serde_json::from_str(&line).unwrap();
+            let answer = self.heard();
             assert_eq!(answer.get("error"), None, "{request}");
             // Events come between.
             if answer.get("return").is_some() {
@@ -88,14 +86,28 @@ impl Hardware {
         }
     }
 
+    fn heard(&mut self) -> Value {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
     /// Takes the cable out of a NIC, or puts it back.
     pub(crate) fn cable(&mut self, nic: u8, plugged: bool) {
         self.run("set_link", &json!({"name": format!("n{nic}"), "up": plugged}));
     }
 
-    /// Takes a NIC out of the machine, and waits until the kernel has let it go.
+    /// Takes a NIC out of the machine, and waits until kernel and emulator have let it go.
     pub(crate) fn unplug(&mut self, nic: u8) {
-        self.run("device_del", &json!({"id": format!("n{nic}")}));
+        let id = format!("n{nic}");
+        self.run("device_del", &json!({"id": id}));
+        // The kernel has to agree first.
+        loop {
+            let event = self.heard();
+            if event["event"] == "DEVICE_DELETED" && event["data"]["device"] == id.as_str() {
+                break;
+            }
+        }
         let function = pci_address(nic);
         eventually("the PCI function is gone", || {
             (!Path::new("/sys/bus/pci/devices").join(&function).exists()).then_some(())
@@ -104,11 +116,16 @@ impl Hardware {
 
     /// Puts a NIC back into the slot where it was, with the MAC address it had.
     pub(crate) fn plug(&mut self, nic: u8) {
+        self.plug_as(nic, &mac(nic));
+    }
+
+    /// Puts a NIC with another MAC address, which is another NIC, into the slot of one that was unplugged.
+    pub(crate) fn plug_as(&mut self, nic: u8, mac: &str) {
         self.run(
             "device_add",
             &json!({
                 "driver": "virtio-net-pci", "id": format!("n{nic}"), "netdev": format!("h{nic}"),
-                "bus": format!("rp{nic}"), "mac": mac(nic), "romfile": "",
+                "bus": format!("rp{nic}"), "mac": mac, "romfile": "",
             }),
         );
         let function = pci_address(nic);

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// An emulated machine is slow, and a busy host makes it slower.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Whether this is the machine of a test. Elsewhere a test says that it was left out.
 pub(crate) fn in_guest() -> bool {
