@@ -6,8 +6,10 @@
 //! An IPAM plugin that asks the network for addresses (dhcp) is run when the link is up.
 //! Whatever fails, what was done before is undone, the IPAM plugin's part too.
 
-use crate::config::{Announce, Network};
-use crate::ipam::{self, Delegate, Lease, configure};
+mod raise;
+
+use crate::config::Network;
+use crate::ipam::{Delegate, Lease};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Interface};
@@ -16,15 +18,16 @@ use crate::{Call, address};
 use macvtap::attach::{self, AttachError, Attached, Attaching, Begun, Repeat, Request};
 use macvtap::claim::ClaimError;
 use macvtap::device_id::DeviceId;
-use macvtap::host_link::{self, MoveError, Moving};
+use macvtap::host_link::{self, MoveError};
 use macvtap::kernel::{OpenError, Rtnl};
-use macvtap::link::{Change, IfName, Link, Macvtap};
+use macvtap::link::{IfName, Link, Macvtap};
 use macvtap::mac::MacAddr;
 use macvtap::mode::Mode;
 use macvtap::netns::{Netns, NetnsError, NetnsId};
 use macvtap::record::Holder;
 use macvtap::table::{Device, DeviceTable, Owner};
-use tracing::{info, warn};
+use raise::{DeviceLink, Source, raise};
+use tracing::warn;
 
 /// Serves ADD.
 pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> {
@@ -51,71 +54,6 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
             let delegate = Delegate::new(call, network.ipam.as_ref())?;
             make(*attaching, attachment, &network, delegate.as_ref(), asked_for_mac)
         }
-    }
-}
-
-/// A link in the pod that is not in place yet.
-trait Raise {
-    fn kernel(&mut self) -> &mut Rtnl;
-    fn link(&mut self) -> Result<Link, CniError>;
-    fn change(&mut self, change: Change) -> Result<(), CniError>;
-    /// UP, where the kernel finds that an address is taken.
-    fn up(&mut self) -> Result<(), CniError>;
-}
-
-/// A device's link.
-struct DeviceLink<'a> {
-    attaching: Attaching<'a, Rtnl>,
-    /// Whose address it may get another one for, if nobody asked for the one it has.
-    derived_for: Option<&'a Attachment>,
-}
-
-impl Raise for DeviceLink<'_> {
-    fn kernel(&mut self) -> &mut Rtnl {
-        self.attaching.kernel()
-    }
-
-    fn link(&mut self) -> Result<Link, CniError> {
-        Ok(self.attaching.link()?)
-    }
-
-    fn change(&mut self, change: Change) -> Result<(), CniError> {
-        Ok(self.attaching.change(change)?)
-    }
-
-    /// A derived address that is taken is exchanged for the next candidate.
-    fn up(&mut self) -> Result<(), CniError> {
-        let mut candidates = 1..address::CANDIDATES;
-        loop {
-            let taken = match self.attaching.change(Change::Up) {
-                Err(error @ AttachError::MacInUse { .. }) => error,
-                outcome => return Ok(outcome?),
-            };
-            let next = self.derived_for.zip(candidates.next());
-            let next = next.and_then(|(pod, n)| address::derived(&pod.args.pod_uid, pod.ifname.as_str(), n));
-            let Some(mac) = next else { return Err(taken.into()) };
-            info!(%mac, "derived MAC address was taken, next one used");
-            self.attaching.wish_mac(mac);
-            self.attaching.change(Change::Mac(mac))?;
-        }
-    }
-}
-
-impl Raise for Moving<'_> {
-    fn kernel(&mut self) -> &mut Rtnl {
-        Moving::kernel(self)
-    }
-
-    fn link(&mut self) -> Result<Link, CniError> {
-        Ok(Moving::link(self)?)
-    }
-
-    fn change(&mut self, change: Change) -> Result<(), CniError> {
-        Ok(Moving::change(self, change)?)
-    }
-
-    fn up(&mut self) -> Result<(), CniError> {
-        Ok(Moving::change(self, Change::Up)?)
     }
 }
 
@@ -173,80 +111,6 @@ fn add_host_link(
     };
     let lease = raise(&mut link, source, network.announce)?;
     report(attachment, network, &link.finish(owner)?, lease.map(Lease::keep))
-}
-
-/// Where the pod's addresses come from.
-enum Source<'d> {
-    /// It gets none.
-    None,
-    /// They are leased.
-    Lease(Lease<'d>),
-    /// They are leased through the link, when it is up.
-    Later(&'d Delegate<'d>),
-}
-
-impl<'d> Source<'d> {
-    /// Leases what can be leased before there is a link.
-    fn open(delegate: Option<&'d Delegate<'d>>, kernel: &mut Rtnl) -> Result<Self, CniError> {
-        let Some(delegate) = delegate else { return Ok(Self::None) };
-        if delegate.needs_link() {
-            return Ok(Self::Later(delegate));
-        }
-        let lease = delegate.lease()?;
-        if lease.is_kube_ovns() {
-            ipam::refuse_twice(kernel, lease.result())?;
-        }
-        Ok(Self::Lease(lease))
-    }
-
-    fn mac(&self) -> Option<MacAddr> {
-        match self {
-            Self::Lease(lease) => lease.mac(),
-            Self::None | Self::Later(_) => None,
-        }
-    }
-}
-
-/// Addresses while the link is down, UP, and what the kernel takes only then.
-fn raise<'d>(
-    link: &mut impl Raise,
-    source: Source<'d>,
-    announce: Announce,
-) -> Result<Option<Lease<'d>>, CniError> {
-    let lease = match source {
-        Source::None => {
-            link.change(Change::NoLinkLocalAddress)?;
-            link.up()?;
-            return Ok(None);
-        }
-        Source::Lease(lease) => {
-            let now = link.link()?;
-            configure::addresses(link.kernel(), &now, lease.result(), announce)?;
-            link.up()?;
-            lease
-        }
-        Source::Later(delegate) => {
-            link.up()?;
-            let lease = delegate.lease()?;
-            let now = link.link()?;
-            configure::addresses(link.kernel(), &now, lease.result(), announce)?;
-            lease
-        }
-    };
-    settle(link, &lease, announce)?;
-    Ok(Some(lease))
-}
-
-/// Routes come after everything that may fail: they may replace those that another interface has.
-fn settle(link: &mut impl Raise, lease: &Lease<'_>, announce: Announce) -> Result<(), CniError> {
-    // It may have got another MAC address on its way up.
-    let now = link.link()?;
-    configure::await_uniqueness(link.kernel(), &now, lease.result())?;
-    configure::routes(link.kernel(), &now, lease.result())?;
-    if announce == Announce::Auto {
-        ipam::announce(link.kernel(), &now, lease.result());
-    }
-    Ok(())
 }
 
 fn report(
