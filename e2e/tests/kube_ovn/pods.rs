@@ -2,6 +2,7 @@
 
 use crate::stage::{RESOURCE, Stage};
 use anyhow::{Context, Result, ensure};
+use e2e::Kubectl;
 use std::fmt::Write as _;
 
 /// A pod that sleeps.
@@ -100,10 +101,15 @@ metadata:
 
 /// What an interface of a pod has.
 pub(crate) fn interface(stage: &Stage, pod: &str, name: &str) -> Result<Interface> {
+    interface_in(stage.kubectl, &stage.namespace, pod, name)
+}
+
+/// As [`interface`], in another namespace than the test's.
+pub(crate) fn interface_in(kubectl: &Kubectl, namespace: &str, pod: &str, name: &str) -> Result<Interface> {
     let script = format!(
         "cat /sys/class/net/{name}/address; ip -o addr show dev {name} scope global; ip route; ip -6 route"
     );
-    let text = stage.kubectl.exec(&stage.namespace, pod, &["sh", "-c", &script])?;
+    let text = kubectl.exec(namespace, pod, &["sh", "-c", &script])?;
     let mut lines = text.lines();
     let mac = lines.next().context("an interface has an address")?.trim().to_owned();
     let mut found = Interface { mac, addresses: Vec::new(), default_routes: Vec::new() };
@@ -123,7 +129,12 @@ pub(crate) fn interface(stage: &Stage, pod: &str, name: &str) -> Result<Interfac
 
 /// Pings an address from a pod.
 pub(crate) fn ping(stage: &Stage, pod: &str, address: &str) -> Result<()> {
-    let said = stage.kubectl.exec(&stage.namespace, pod, &["ping", "-c", "2", "-W", "5", address])?;
+    ping_in(stage.kubectl, &stage.namespace, pod, address)
+}
+
+/// As [`ping`], in another namespace than the test's.
+pub(crate) fn ping_in(kubectl: &Kubectl, namespace: &str, pod: &str, address: &str) -> Result<()> {
+    let said = kubectl.exec(namespace, pod, &["ping", "-c", "2", "-W", "5", address])?;
     ensure!(said.contains(" 0% packet loss"), "{pod} to {address}: {said}");
     let summary = said.lines().last().unwrap_or_default();
     println!("{pod} to {address}: {summary}");
