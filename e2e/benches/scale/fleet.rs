@@ -18,6 +18,9 @@ use tokio::sync::{mpsc, watch};
 /// How many agents write at the same time. In a cluster each has a connection of its own.
 const AGENTS_AT_ONCE: usize = 32;
 
+/// How long an agent waits after an error.
+const PAUSE: Duration = Duration::from_secs(1);
+
 const STATES: &str = "/apis/macvtap.network.kubevirt.io/v1alpha1/macvtapnodestates";
 
 /// As much of a node state as an agent's answer needs: reading all of it 10,000 times would measure this program.
@@ -105,9 +108,11 @@ impl Tally {
         self.unanswered == 0
     }
 
-    fn put(&mut self, name: String, new: Told) {
+    /// Takes in what a node was told; says whether it is new.
+    fn put(&mut self, name: String, new: Told) -> bool {
         let old = self.take(&name);
-        if old.is_none_or(|old| old.hash != new.hash) {
+        let news = old.is_none_or(|old| old.hash != new.hash);
+        if news {
             self.last_spec = Some(Instant::now());
             self.specs += 1;
         }
@@ -115,6 +120,7 @@ impl Tally {
         *self.by_pools.entry(new.pools).or_default() += 1;
         self.unanswered += usize::from(!new.answered);
         self.nodes.insert(name, new);
+        news
     }
 
     fn take(&mut self, name: &str) -> Option<Told> {
@@ -183,6 +189,7 @@ async fn follow(
         if let Err(error) = follow_once(&client, &edited, &tally, &work, &mut version).await {
             eprintln!("the agents' watch begins anew: {error:#}");
             "0".clone_into(&mut version);
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }
@@ -204,8 +211,9 @@ async fn follow_once(
                 let mtu = state.spec.pools.iter().find(|pool| pool.name == edited);
                 let mtu = mtu.and_then(|pool| pool.macvtap.mtu).unwrap_or_default();
                 let told = Told { hash, pools: state.spec.pools.len(), mtu, answered };
-                tally.send_modify(|tally| tally.put(state.metadata.name.clone(), told));
-                if !answered {
+                let mut news = false;
+                tally.send_modify(|tally| news = tally.put(state.metadata.name.clone(), told));
+                if news && !answered {
                     work.send(state).context("nobody answers")?;
                 }
             }
@@ -229,8 +237,12 @@ async fn answer(client: Client, queue: mpsc::UnboundedReceiver<Slim>) {
             async move {
                 let params = PatchParams::apply(AGENT_FIELD_MANAGER).force();
                 let name = &state.metadata.name;
-                if let Err(error) = api.patch_status(name, &params, &Patch::Apply(status(&state))).await {
-                    eprintln!("the agent of {name}: {error}");
+                while let Err(error) = api.patch_status(name, &params, &Patch::Apply(status(&state))).await {
+                    if matches!(&error, kube::Error::Api(status) if status.code == 404) {
+                        break;
+                    }
+                    eprintln!("the agent of {name} tries again: {error}");
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
         })

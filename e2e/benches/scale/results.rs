@@ -21,12 +21,13 @@ pub(crate) fn figure(name: &str, unit: &str, value: u64) -> Value {
     json!({"name": name, "unit": unit, "p50": value, "p99": value, "n": 1, "floor_p50": null, "ratio": null})
 }
 
-/// The duration below or at which so many per cent of the series are, rounded up to a member of it.
+/// The duration below or at which so many per cent of the series are. Of a few the highest percentile is the last.
 pub(crate) fn percentile(series: &[Duration], percent: usize) -> Duration {
     let mut series = series.to_vec();
     series.sort_unstable();
-    let last = series.len().saturating_sub(1);
-    series.get((last * percent).div_ceil(100)).copied().unwrap_or_default()
+    let place = series.len().saturating_sub(1) * percent;
+    let place = if percent > 50 { place.div_ceil(100) } else { place / 100 };
+    series.get(place).copied().unwrap_or_default()
 }
 
 /// Puts these results in place of those of the same name from an earlier run.
