@@ -1,4 +1,4 @@
-//! How long 64 pods with a macvtap each take until the last one is Ready, beside the same pods with a plugin that does
+//! How long many pods with a macvtap each take until the last one is Ready, beside the same pods with a plugin that does
 //! nothing: what is left is what the product costs on top of scheduler, kubelet, Multus and runtime.
 //!
 //! Runs alternate, and each pair is compared by itself: a machine that is busy for a while slows both.
@@ -13,8 +13,16 @@ use crate::layout::{self, Checkout};
 use crate::progress::say;
 use crate::{Cluster, Kubectl, images};
 
-const PODS: usize = 64;
-const PAIRS: usize = 5;
+/// How much is measured.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Size {
+    /// How many pods at once
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pods: u8,
+    /// How many pairs of runs
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..))]
+    pairs: u8,
+}
 
 /// The namespace, the pool and the product's network.
 const NAME: &str = "manypods";
@@ -35,27 +43,28 @@ esac
 const PATIENCE: Duration = Duration::from_mins(10);
 
 /// Measures, prints and records.
-pub fn run() -> Result<()> {
+pub fn run(size: Size) -> Result<()> {
     let Some(cluster) = Cluster::shared()? else { return Ok(()) };
     ensure!(
         !cluster.nodes().is_empty(),
         "this looks into nodes: it needs the local cluster, unset KUBECONFIG"
     );
     cluster.explain(|| {
-        let measured = prepare(cluster).and_then(|()| measure(cluster));
+        let measured = prepare(cluster, size).and_then(|()| measure(cluster, size));
         // Whatever happened: what was put aside for the plugin that does nothing must not stay.
         let cleaned = clean_up(cluster);
-        record(&measured?)?;
+        record(&measured?, size)?;
         cleaned
     })
 }
 
-fn prepare(cluster: &Cluster) -> Result<()> {
+fn prepare(cluster: &Cluster, size: Size) -> Result<()> {
+    let pods = size.pods;
     let kubectl = cluster.kubectl();
     kubectl.apply(&format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAME}}}\n---\n\
          apiVersion: macvtap.network.kubevirt.io/v1alpha1\nkind: MacvtapResourcePool\nmetadata: {{name: {NAME}}}\n\
-         spec:\n  links: [{{names: [dp0]}}]\n  capacity: {{perLink: {PODS}}}\n  \
+         spec:\n  links: [{{names: [dp0]}}]\n  capacity: {{perLink: {pods}}}\n  \
          networks: [{{name: {NAME}, namespaces: {{names: [{NAME}]}}}}]\n---\n\
          apiVersion: k8s.cni.cncf.io/v1\nkind: NetworkAttachmentDefinition\n\
          metadata: {{name: {NOTHING}, namespace: {NAME}, annotations: {{k8s.v1.cni.cncf.io/resourceName: {RESOURCE}}}}}\n\
@@ -65,19 +74,19 @@ fn prepare(cluster: &Cluster) -> Result<()> {
         let plugin = node.cni_bin().join(NOTHING);
         layout::write(&plugin, PLUGIN)?;
         node.exec(&["chmod", "755", &format!("/opt/cni/bin/{NOTHING}")])?;
-        let allocatable = format!("jsonpath={{.status.allocatable.{}}}={PODS}", RESOURCE.replace('.', "\\."));
+        let allocatable = format!("jsonpath={{.status.allocatable.{}}}={pods}", RESOURCE.replace('.', "\\."));
         kubectl.wait_for("", &format!("node/{}", node.name()), &allocatable, Duration::from_mins(1))?;
     }
     kubectl.wait_until(NAME, &format!("net-attach-def/{NAME}"), Duration::from_secs(30), |_| Some(()))
 }
 
-fn measure(cluster: &Cluster) -> Result<Vec<(Duration, Duration)>> {
+fn measure(cluster: &Cluster, size: Size) -> Result<Vec<(Duration, Duration)>> {
     let mut pairs = Vec::new();
     // Caches of the first run, of images and of programs, belong to neither.
-    once(cluster, NAME)?;
-    for pair in 1..=PAIRS {
-        let floor = once(cluster, NOTHING)?;
-        let ours = once(cluster, NAME)?;
+    once(cluster, size, NAME)?;
+    for pair in 1..=size.pairs {
+        let floor = once(cluster, size, NOTHING)?;
+        let ours = once(cluster, size, NAME)?;
         say(format_args!(
             "  pair {pair}: {:.2} s with macvtap, {:.2} s with a plugin that does nothing",
             ours.as_secs_f64(),
@@ -89,12 +98,12 @@ fn measure(cluster: &Cluster) -> Result<Vec<(Duration, Duration)>> {
 }
 
 /// From the first pod's creation to the last one's readiness.
-fn once(cluster: &Cluster, network: &str) -> Result<Duration> {
+fn once(cluster: &Cluster, size: Size, network: &str) -> Result<Duration> {
     let kubectl = cluster.kubectl();
     if network == NOTHING {
         stand_in_nodes(cluster, true)?;
     }
-    let pods: String = (0..PODS).map(|number| pod(number, network)).collect();
+    let pods: String = (0..size.pods).map(|number| pod(number, network)).collect();
     let begun = Instant::now();
     kubectl.apply(&pods)?;
     let took = all_ready(kubectl).map(|()| begun.elapsed());
@@ -110,7 +119,7 @@ fn all_ready(kubectl: &Kubectl) -> Result<()> {
     kubectl.run(&["-n", NAME, "wait", "pods", "--all", "--for=condition=Ready", &timeout]).map(drop)
 }
 
-fn pod(number: usize, network: &str) -> String {
+fn pod(number: u8, network: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\n\
          metadata: {{name: pod-{number}, namespace: {NAME}, annotations: {{k8s.v1.cni.cncf.io/networks: {network}}}}}\n\
@@ -154,7 +163,7 @@ fn clean_up(cluster: &Cluster) -> Result<()> {
 }
 
 /// One result: medians of both, and the median of the pairs' ratios.
-fn result(pairs: &[(Duration, Duration)]) -> Value {
+fn result(pairs: &[(Duration, Duration)], pods: u8) -> Value {
     let seconds = |series: Vec<Duration>| median(series.iter().map(Duration::as_secs_f64).collect());
     let round = |value: f64| (value * 1e3).round() / 1e3;
     let ours: Vec<Duration> = pairs.iter().map(|pair| pair.0).collect();
@@ -162,7 +171,7 @@ fn result(pairs: &[(Duration, Duration)]) -> Value {
     let floor = pairs.iter().map(|pair| pair.1).collect();
     let ratios = pairs.iter().map(|(ours, floor)| ours.as_secs_f64() / floor.as_secs_f64()).collect();
     json!({
-        "name": "cluster_64_pods_last_ready", "unit": "s", "n": pairs.len(),
+        "name": format!("cluster_{pods}_pods_last_ready"), "unit": "s", "n": pairs.len(),
         "p50": round(seconds(ours)), "p99": round(worst), "floor_p50": round(seconds(floor)),
         "ratio": round(median(ratios)),
     })
@@ -174,8 +183,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Puts the result in the place of an earlier one.
-fn record(pairs: &[(Duration, Duration)]) -> Result<()> {
-    let result = result(pairs);
+fn record(pairs: &[(Duration, Duration)], size: Size) -> Result<()> {
+    let result = result(pairs, size.pods);
     say(&result);
     let path = Checkout::here().path("target/bench/results.json");
     let earlier = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Vec<Value>>(&text).ok());
@@ -193,7 +202,7 @@ mod tests {
     fn pairs_are_compared_one_by_one() {
         let pair = |ours, floor| (Duration::from_millis(ours), Duration::from_millis(floor));
         // The second pair ran on a busy machine.
-        let result = result(&[pair(1030, 1000), pair(4000, 4000), pair(1050, 1000)]);
+        let result = result(&[pair(1030, 1000), pair(4000, 4000), pair(1050, 1000)], 64);
         assert_eq!(result["ratio"], 1.03);
         assert_eq!((&result["p50"], &result["floor_p50"]), (&json!(1.05), &json!(1.0)));
     }

@@ -120,8 +120,8 @@ enum Command {
     },
     /// Measure the CNI plugin as it is shipped
     Bench,
-    /// Measure how long 64 pods with a macvtap take on a cluster, beside a plugin that does nothing
-    BenchPods,
+    /// Measure how long many pods with a macvtap take on a cluster, beside a plugin that does nothing
+    BenchPods(bench_pods::Size),
     /// Measure the operator on a cluster of many simulated nodes
     BenchScale {
         /// How many nodes
@@ -189,7 +189,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Chaos { matching } => break_things(matching)?,
         Command::Bench => return bench(&checkout),
-        Command::BenchPods => bench_pods::run()?,
+        Command::BenchPods(size) => bench_pods::run(size)?,
         Command::BenchScale { nodes, pools } => return bench_scale(&checkout, nodes, pools),
         Command::Relay { netns, port_file, wanted } => relay::serve(&netns, &port_file, wanted)?,
     }
