@@ -181,4 +181,25 @@ mod tests {
         metrics.forget(&resource);
         assert!(!metrics.text().contains("state=\"healthy\""));
     }
+
+    #[test]
+    fn every_metric_is_explained() {
+        let metrics = Metrics::default();
+        let resource = "dataplane".parse().unwrap();
+        metrics.allocation(&resource, true);
+        metrics.registration(&resource);
+        metrics.devices(&resource, DeviceCounts::default());
+        let told = include_str!("../../docs/operations.md");
+        let text = metrics.text();
+        let names: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
+        assert_eq!(names.len(), 11, "{text}");
+        for name in names {
+            let said = [format!("`{name}`"), format!("`{name}_total`")];
+            assert!(
+                said.iter().any(|name| told.contains(name)),
+                "docs/operations.md does not explain {name}"
+            );
+        }
+    }
 }
