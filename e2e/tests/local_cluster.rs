@@ -93,7 +93,9 @@ fn two_clusters_side_by_side_work_and_leave_nothing() -> Result<()> {
     let (Some(a), Some(b)) = (Own::new("a")?, Own::new("b")?) else { return Ok(()) };
     let (first, second) = std::thread::scope(|scope| {
         let first = scope.spawn(|| Cluster::up(&a.name, Options::default()));
-        let second = scope.spawn(|| Cluster::up(&b.name, Options { nodes: 1, multus: Multus::Thick, ..Options::default() }));
+        let second = scope.spawn(|| {
+            Cluster::up(&b.name, Options { nodes: 1, multus: Multus::Thick, ..Options::default() })
+        });
         (first.join().unwrap(), second.join().unwrap())
     });
     let (first, second) = (first?, second?);
