@@ -38,7 +38,7 @@ const SOUTHBOUND: u16 = 6642;
 const SWITCH_DB: &str = "unix:/run/openvswitch/db.sock";
 
 /// How long one step may take on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// kube-ovn on a cluster's nodes.
 #[derive(Clone, Copy, Debug)]
@@ -94,8 +94,12 @@ impl<'a> KubeOvn<'a> {
             kinds.join().map_err(|_| anyhow!("creating kube-ovn's kinds panicked"))??;
             central
         })?;
+        // ovn-controller was seen to die on a southbound database that northd had not filled yet.
+        let northbound = format!("--db={}", self.database(NORTHBOUND)?);
+        self.run(self.central()?, "ovn-nbctl", &[&northbound, "--timeout=30", "--wait=sb", "sync"])?;
         self.start_controller()?;
         for node in self.nodes {
+            self.start_ovn_controller(node)?;
             self.start_daemon(node)?;
         }
         self.nodes.iter().try_for_each(|node| self.wait_daemon(node))
@@ -160,7 +164,7 @@ impl<'a> KubeOvn<'a> {
         Ok(format!("tcp:{}:{port}", self.central()?.layout().address()))
     }
 
-    /// Open vSwitch of a node, and the part of OVN that programs it.
+    /// Open vSwitch of a node.
     fn ensure_switch(&self, node: &Node) -> Result<()> {
         let name = node.name();
         node.exec(&["mkdir", "-p", "/etc/openvswitch", "/run/openvswitch", "/run/ovn", "/var/log/kube-ovn"])?;
@@ -186,10 +190,14 @@ impl<'a> KubeOvn<'a> {
         switch.args(["-vconsole:warn", "--pidfile=/run/openvswitch/ovs-vswitchd.pid", SWITCH_DB]);
         self.processes.start(&format!("{name}-ovs-vswitchd"), &switch)?;
         let bridge = ["set", "bridge", "br-int", "datapath_type=netdev", "fail-mode=secure"];
-        self.vsctl(node, &[&["--may-exist", "add-br", "br-int", "--"], &bridge[..]].concat())?;
+        self.vsctl(node, &[&["--may-exist", "add-br", "br-int", "--"], &bridge[..]].concat())
+    }
+
+    /// What programs the node's switch by the southbound database.
+    fn start_ovn_controller(&self, node: &Node) -> Result<()> {
         let mut controller = self.command(node, "ovn-controller")?;
         controller.args(["-vconsole:warn", "--pidfile=/run/ovn/ovn-controller.pid", SWITCH_DB]);
-        self.processes.start(&format!("{name}-ovn-controller"), &controller)
+        self.processes.start(&format!("{}-ovn-controller", node.name()), &controller)
     }
 
     fn vsctl(&self, node: &Node, args: &[&str]) -> Result<()> {
@@ -234,13 +242,13 @@ impl<'a> KubeOvn<'a> {
         self.processes.start(&name, &command)
     }
 
-    /// Waits until the daemon of a node answers pods.
+    /// Waits until the daemon of a node answers pods. It ends when OVN does not forward in time, and is started again, as
+    /// its kubelet would.
     pub fn wait_daemon(&self, node: &Node) -> Result<()> {
-        let name = daemon(node);
         wait::until(&format!("kube-ovn on {}", node.name()), PATIENCE, || {
-            for part in [CONTROLLER, &name] {
-                self.processes.expect_running(part)?;
-            }
+            self.processes.expect_running(CONTROLLER)?;
+            self.start_ovn_controller(node)?;
+            self.start_daemon(node)?;
             Ok(node.exec(&["test", "-S", SOCKET]).is_ok().then_some(()))
         })
     }
