@@ -11,12 +11,16 @@
     reason = "a benchmark stops at the first surprise and prints its figures"
 )]
 
+#[path = "lean_client/mod.rs"]
+mod lean_client;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use macvtap::kernel::{Home, Kernel, NewLink, Place, Rtnl};
 use macvtap::link::{By, Veth};
 use macvtap::netns::Netns;
+use macvtap::paths::Paths;
+use macvtap::table_file;
 use macvtap_proto::deviceplugin::{AllocateRequest, ContainerAllocateRequest, Empty};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::process::Signal;
@@ -131,12 +135,21 @@ fn calls() -> Vec<Value> {
     ]
 }
 
-/// From the request that makes or deletes a link to the kubelet's list, beside the kernel's event.
+/// From the request that makes or deletes a link to the kubelet's list, beside the kernel's event; and what storing the
+/// table takes, which comes before a device is listed for the first time.
 fn links() -> Vec<Value> {
     let node = Node::new();
-    let kubelet = Kubelet::start(&node);
+    let kubelet = Kubelet::start_registrar(&node);
     let agent = node.agent(&configuration(100));
-    kubelet.await_healthy("dataplane", 0);
+    let plugin = kubelet.await_plugin("dataplane", |_| true);
+    let lists = lean_client::watch(&node.plugins().join(plugin.endpoint));
+    let next = |devices: usize| loop {
+        let list = lists.recv_timeout(support::DEADLINE).unwrap();
+        if list.devices == devices {
+            return list.at;
+        }
+    };
+    next(0);
     let (work, done) = mpsc::channel();
     let netns = node.netns();
     // One thread asks the kernel, another hears of it.
@@ -157,27 +170,37 @@ fn links() -> Vec<Value> {
     let mut series = [const { (Vec::new(), Vec::new()) }; 2];
     for round in 0..2 * LINKS {
         let add = round % 2 == 0;
-        let lists = kubelet.plugin("dataplane").unwrap().lists;
         while heard.try_recv().is_ok() {}
         order_sender.send(add).unwrap();
         let sent = done.recv().unwrap();
         let event = heard.recv_timeout(support::DEADLINE).unwrap();
-        let count = if add { 100 } else { 0 };
-        let plugin = kubelet.await_plugin("dataplane", |plugin| {
-            plugin.lists > lists && plugin.devices.as_ref().is_some_and(|devices| devices.len() == count)
-        });
+        let listed = next(if add { 100 } else { 0 });
         let (list, floor) = &mut series[usize::from(add)];
-        list.push(plugin.listed_at - sent);
+        list.push(listed.saturating_duration_since(sent));
         floor.push(event.saturating_duration_since(sent));
         // The rest of this change's events.
         std::thread::sleep(Duration::from_millis(20));
     }
+    let table = table_writes(&node);
     drop(agent);
     let [(deleted, deleted_floor), (added, added_floor)] = series;
     vec![
         result("agent_link_added_to_list", added, Some(added_floor)),
         result("agent_link_deleted_to_list", deleted, Some(deleted_floor)),
+        result("agent_table_write", table, None),
     ]
+}
+
+/// The agent's own table, stored again and again where it is.
+fn table_writes(node: &Node) -> Vec<Duration> {
+    let paths = Paths::new(node.path("/var/lib/macvtap"), node.path("/run/macvtap"));
+    let table = table_file::load(&paths).unwrap().unwrap();
+    let write = |_| {
+        let begun = Instant::now();
+        table_file::store(&paths, &table).unwrap();
+        begun.elapsed()
+    };
+    (0..LINKS).map(write).collect()
 }
 
 fn change(kernel: &mut Rtnl, add: bool) {

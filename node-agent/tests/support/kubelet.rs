@@ -48,6 +48,8 @@ impl Plugin {
 
 #[derive(Default)]
 struct State {
+    /// Somebody else reads the lists.
+    registers_only: bool,
     /// Who registered a resource last, by socket. The end of any stream of the resource is blamed on this one.
     clients: BTreeMap<String, String>,
     plugins: BTreeMap<String, Plugin>,
@@ -69,6 +71,13 @@ impl Kubelet {
     /// Starts as the real one does: empties the directory, then makes its socket.
     pub(crate) fn start(node: &Node) -> Self {
         Self::start_in(node.plugins(), node.path("/var/lib/kubelet/pod-resources/kubelet.sock"), Vec::new())
+    }
+
+    /// Starts and takes registrations, and leaves reading the lists to the caller.
+    pub(crate) fn start_registrar(node: &Node) -> Self {
+        let kubelet = Self::start(node);
+        kubelet.state.lock().unwrap().registers_only = true;
+        kubelet
     }
 
     fn start_in(directory: PathBuf, pod_resources: PathBuf, pods: Vec<(String, String, String)>) -> Self {
@@ -287,7 +296,9 @@ impl Registration for Double {
             );
         }
         let (state, endpoint) = (Arc::clone(&self.state), request.endpoint);
-        tokio::spawn(async move { follow(client, state, resource, endpoint).await });
+        if !state.lock().unwrap().registers_only {
+            tokio::spawn(async move { follow(client, state, resource, endpoint).await });
+        }
         Ok(Response::new(Empty {}))
     }
 }
