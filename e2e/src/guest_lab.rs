@@ -62,18 +62,38 @@ pub fn run(checkout: &Checkout, matching: Option<&str>) -> Result<(String, bool)
     let mut files: Vec<(PathBuf, &str)> = vec![(programs.test.clone(), "/test")];
     files.extend(programs.product);
     files.extend(TOOLS.map(|(file, place)| (checkout.debian().join(file), place)));
-    let dir = checkout.artefacts().join("guest-lab");
+    let dir = own_directory(checkout)?;
     let archive = dir.join("image.cpio");
-    image::write(&archive, &files, &kernel.modules)?;
-    let machine = Machine { kernel: kernel.image, archive, dir };
-    let built = start.elapsed();
-    let outcomes = run_all(&machine, tests)?;
+    let outcomes = image::write(&archive, &files, &kernel.modules).and_then(|()| {
+        let built = start.elapsed();
+        let machine = Machine { kernel: kernel.image, archive, dir: dir.clone() };
+        Ok((run_all(&machine, &consoles(checkout), tests)?, built))
+    });
+    layout::remove(&dir)?;
+    let (outcomes, built) = outcomes?;
     let failed = outcomes.iter().any(|outcome| outcome.failure.is_some());
     Ok((report(&outcomes, built, start.elapsed()), failed))
 }
 
+/// Where what the machines said is kept, also after a success.
+fn consoles(checkout: &Checkout) -> PathBuf {
+    checkout.artefacts().join("guest-lab/consoles")
+}
+
+/// A directory for this run alone; those of runs that were killed go.
+fn own_directory(checkout: &Checkout) -> Result<PathBuf> {
+    let all = checkout.artefacts().join("guest-lab/run");
+    for entry in std::fs::read_dir(&all).into_iter().flatten().flatten() {
+        let owner = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
+        if !owner.is_some_and(process::alive) {
+            layout::remove(&entry.path())?;
+        }
+    }
+    Ok(all.join(std::process::id().to_string()))
+}
+
 /// As many machines at a time as there are processors: each emulates one.
-fn run_all(machine: &Machine, tests: Vec<String>) -> Result<Vec<Outcome>> {
+fn run_all(machine: &Machine, consoles: &Path, tests: Vec<String>) -> Result<Vec<Outcome>> {
     let waiting = Mutex::new(VecDeque::from(tests));
     let next = || waiting.lock().ok().and_then(|mut tests| tests.pop_front());
     let workers = thread::available_parallelism().map_or(1, usize::from);
@@ -81,7 +101,7 @@ fn run_all(machine: &Machine, tests: Vec<String>) -> Result<Vec<Outcome>> {
         let run = || -> Result<Vec<Outcome>> {
             let mut outcomes = Vec::new();
             while let Some(test) = next() {
-                outcomes.push(run_one(machine, test)?);
+                outcomes.push(run_one(machine, consoles, test)?);
             }
             Ok(outcomes)
         };
@@ -96,10 +116,10 @@ fn run_all(machine: &Machine, tests: Vec<String>) -> Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-fn run_one(machine: &Machine, test: String) -> Result<Outcome> {
+fn run_one(machine: &Machine, consoles: &Path, test: String) -> Result<Outcome> {
     let start = Instant::now();
     let console = machine.run(&test)?;
-    let log = machine.dir.join("consoles").join(format!("{}.log", test.replace("::", "-")));
+    let log = consoles.join(format!("{}.log", test.replace("::", "-")));
     layout::write(&log, console.replace('\r', ""))?;
     Ok(Outcome { took: start.elapsed(), failure: failure(&console), console, test })
 }

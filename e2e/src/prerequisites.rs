@@ -207,7 +207,7 @@ fn in_path(program: &str) -> bool {
 
 /// Prints what is there.
 pub fn report(checkout: &Checkout) {
-    for (program, package, reason) in INSTALLED {
+    for (program, package, reason) in INSTALLED.iter().chain(&GUEST_LAB) {
         let state = if present(program) { "present" } else { "missing" };
         progress::say(format_args!("  {state}  {package:28} {reason}"));
     }

@@ -33,15 +33,7 @@ pub(super) fn write(archive: &Path, programs: &[(PathBuf, &str)], modules: &[Pat
         let name = module.file_name().unwrap_or_default().to_string_lossy();
         files.push((module.clone(), format!("/modules/{number:02}-{name}")));
     }
-    // Two runs may build at a time; each boots a whole archive.
-    let temporary = dir.join(format!("image-{}.cpio", std::process::id()));
-    let written = pack(&temporary, &files).and_then(|()| {
-        fs::rename(&temporary, archive).with_context(|| format!("replace {}", archive.display()))
-    });
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+    pack(archive, &files)
 }
 
 /// The libraries of a program, as the loader finds them here.

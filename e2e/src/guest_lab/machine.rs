@@ -34,7 +34,7 @@ pub(super) struct Machine {
 impl Machine {
     /// Boots, lets one test run, and gives what the console said.
     pub(super) fn run(&self, test: &str) -> Result<String> {
-        let dir = self.dir.join("run").join(format!("{}-{}", std::process::id(), test.replace("::", "-")));
+        let dir = self.dir.join(test.replace("::", "-"));
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let ended = self.boot(test, &dir);
         let said = fs::read(dir.join("console")).unwrap_or_default();
