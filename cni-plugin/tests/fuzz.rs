@@ -31,7 +31,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 /// In a test without optimization this is most of a minute of one processor.
-const INPUTS: u64 = 150_000;
+const INPUTS: u64 = 400_000;
 
 const WORKERS: u64 = 2;
 
