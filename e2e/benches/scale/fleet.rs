@@ -83,8 +83,6 @@ pub(crate) struct Tally {
     unanswered: usize,
     /// When the last new spec was seen.
     pub(crate) last_spec: Option<Instant>,
-    /// How many new specs were seen.
-    pub(crate) specs: usize,
 }
 
 impl Tally {
@@ -114,7 +112,6 @@ impl Tally {
         let news = old.is_none_or(|old| old.hash != new.hash);
         if news {
             self.last_spec = Some(Instant::now());
-            self.specs += 1;
         }
         *self.by_mtu.entry(new.mtu).or_default() += 1;
         *self.by_pools.entry(new.pools).or_default() += 1;
@@ -170,11 +167,6 @@ impl Fleet {
         };
         let last = found.context("the watch of the agents ended")?.last_spec;
         Ok(last.unwrap_or_else(Instant::now))
-    }
-
-    /// How many new specs were seen so far.
-    pub(crate) fn specs(&self) -> usize {
-        self.tally.borrow().specs
     }
 }
 
