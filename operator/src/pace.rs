@@ -13,6 +13,8 @@ const POOL_EVERY_PER_NODE: Duration = Duration::from_micros(500);
 #[derive(Debug, Default)]
 pub struct Pace {
     turns: Mutex<HashMap<String, Turns>>,
+    /// What was said of pools that cannot be read.
+    said: Mutex<HashMap<String, String>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,9 +36,29 @@ impl Pace {
         take(&mut self.turns().entry(pool.to_owned()).or_default().counts, every, Instant::now())
     }
 
+    /// Whether this was said of a pool already.
+    pub fn has_said(&self, pool: &str, trouble: &str) -> bool {
+        self.said().get(pool).is_some_and(|said| said == trouble)
+    }
+
+    /// Notes what was said of a pool.
+    pub fn say(&self, pool: &str, trouble: String) {
+        self.said().insert(pool.to_owned(), trouble);
+    }
+
+    /// Notes that nothing is wrong with a pool any more.
+    pub fn unsay(&self, pool: &str) {
+        self.said().remove(pool);
+    }
+
     /// Forgets a pool that is gone.
     pub fn forget(&self, pool: &str) {
         self.turns().remove(pool);
+        self.unsay(pool);
+    }
+
+    fn said(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn turns(&self) -> MutexGuard<'_, HashMap<String, Turns>> {
@@ -59,6 +81,16 @@ fn take(last: &mut Option<Instant>, every: Duration, now: Instant) -> Option<Dur
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_trouble_of_a_pool_is_said_once() {
+        let pace = Pace::default();
+        assert!(!pace.has_said("dp", "a"));
+        pace.say("dp", "a".to_owned());
+        assert!(pace.has_said("dp", "a") && !pace.has_said("dp", "b") && !pace.has_said("other", "a"));
+        pace.unsay("dp");
+        assert!(!pace.has_said("dp", "a"));
+    }
 
     #[test]
     fn the_first_turn_is_free_and_the_next_comes_after_the_pause() {

@@ -92,6 +92,7 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
 }
 
 async fn serve(pool: &MacvtapResourcePool, context: &Context) -> Result<Option<Duration>, PoolError> {
+    context.pace.unsay(&pool.name_any());
     let catalog = context.catalog();
     let verdict = catalog.verdict(&pool.name_any());
     // A pool that is not accepted keeps what it has: its networks work as long as its devices do.

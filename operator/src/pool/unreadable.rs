@@ -16,12 +16,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// How soon a refused condition is tried again.
-const RETRY: Duration = Duration::from_mins(5);
-
 /// Says so in the pool's conditions, or at least in an event.
 pub async fn say(meta: &ObjectMeta, problem: &str, context: &Context) -> Result<Option<Duration>, PoolError> {
     let name = meta.name.clone().unwrap_or_default();
+    let trouble = format!("generation {}: {problem}", meta.generation.unwrap_or_default());
+    if context.pace.has_said(&name, &trouble) {
+        return Ok(None);
+    }
     tracing::warn!(pool = name, error = problem, "pool cannot be read and is left as it was");
     context.metrics.unreadable("pool");
     let kind = ApiResource::erase::<MacvtapResourcePool>(&());
@@ -33,6 +34,7 @@ pub async fn say(meta: &ObjectMeta, problem: &str, context: &Context) -> Result<
     let before = known_conditions(&pool.data);
     let after = conditions(&before, problem, pool.metadata.generation, Timestamp::now());
     if before == after {
+        context.pace.say(&name, trouble);
         return Ok(None);
     }
     let body = json!({
@@ -48,11 +50,13 @@ pub async fn say(meta: &ObjectMeta, problem: &str, context: &Context) -> Result<
         context.announce_on(&event, &reference).await;
     }
     match written {
-        Ok(_) => Ok(None),
+        Ok(_) => {}
         // Its schema may refuse the object as it is, whoever changes it; the event must do.
-        Err(kube::Error::Api(status)) if status.code == 422 => Ok(Some(RETRY)),
-        Err(error) => Err(failed(error)),
+        Err(kube::Error::Api(status)) if status.code == 422 => {}
+        Err(error) => return Err(failed(error)),
     }
+    context.pace.say(&name, trouble);
+    Ok(None)
 }
 
 fn conditions(
