@@ -46,12 +46,12 @@ impl ApiServer {
         components::build(&checkout)?;
         let home = checkout.artefacts().join("api");
         sweep(&home);
-        let dir = home.join(format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
-        let pki = Pki::ensure(&dir.join("pki"), &[("admin", "system:masters")])?;
         let mut last = None;
         // Somebody else may take a port between our choice and the server's start.
         for _ in 0..3 {
-            match Self::try_start(&checkout, &dir, &pki) {
+            // A directory of its own for each attempt: one that fails takes its own away.
+            let dir = home.join(format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
+            match Self::try_start(&checkout, &dir) {
                 Ok(server) => return Ok(server),
                 Err(error) => last = Some(error),
             }
@@ -59,7 +59,8 @@ impl ApiServer {
         Err(last.context("no attempt was made")?)
     }
 
-    fn try_start(checkout: &Checkout, dir: &Path, pki: &Pki) -> Result<Self> {
+    fn try_start(checkout: &Checkout, dir: &Path) -> Result<Self> {
+        let pki = Pki::ensure(&dir.join("pki"), &[("admin", "system:masters")])?;
         let ports = free_ports()?;
         let kubeconfig = dir.join("kubeconfig");
         pki.kubeconfig(&kubeconfig, "admin", &format!("https://127.0.0.1:{}", ports.api))?;
@@ -70,17 +71,16 @@ impl ApiServer {
             children: Vec::new(),
         };
         let bin = checkout.bin();
-        layout::remove(&dir.join("etcd"))?;
         let policy = dir.join("audit-policy.json");
         layout::write(&policy, AUDIT_POLICY)?;
-        let mut api_server = control_plane::lone_api_server(&bin, pki, ports);
+        let mut api_server = control_plane::lone_api_server(&bin, &pki, ports);
         api_server.arg("--audit-policy-file").arg(&policy).arg("--audit-log-path").arg(dir.join(AUDIT_LOG));
         for (name, command) in
             [("etcd", control_plane::etcd(&bin, &dir.join("etcd"), ports)), ("kube-apiserver", api_server)]
         {
             server.start_child(name, command)?;
         }
-        wait::until("the API server", Duration::from_secs(30), || server.answers(dir))?;
+        wait::until("the API server", Duration::from_secs(60), || server.answers(dir))?;
         Ok(server)
     }
 
