@@ -169,6 +169,31 @@ fn a_configuration_file_is_followed_and_a_bad_edit_changes_nothing() {
 }
 
 #[test]
+fn a_device_allocated_a_moment_ago_keeps_its_mode() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let write = |text: &str| {
+        std::fs::write(node.path("/run/conf.new"), text).unwrap();
+        std::fs::rename(node.path("/run/conf.new"), node.path("/run/conf")).unwrap();
+    };
+    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":5}]"#);
+    let mut command = node.agent_command();
+    command.args(["--config", "/run/conf"]);
+    let _agent = support::Agent::start(command);
+    kubelet.await_healthy("a", 5);
+    kubelet.allocate("a", &["aMvp3"]).unwrap();
+    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":7,"mode":"private"}]"#);
+    kubelet.await_healthy("a", 7);
+    let table = std::fs::read_to_string(node.path("/var/lib/macvtap/devices.json")).unwrap();
+    let table: serde_json::Value = serde_json::from_str(&table).unwrap();
+    assert_eq!(table["resources"]["a"]["links"][0]["mode"], "bridge", "{table}");
+}
+
+#[test]
 fn the_table_survives_the_agent_and_so_do_indexes() {
     if !is_root() {
         return;

@@ -1,7 +1,8 @@
 //! The loop around the engine: takes news, lets it decide, acts.
 
 use super::findings::Findings;
-use super::usage::Usage;
+use super::usage::{Seen, Usage};
+use crate::devices::GRACE;
 use crate::engine::{Engine, Step};
 use crate::inventory::Change;
 use crate::kubelet::Shared;
@@ -98,7 +99,7 @@ impl Serving {
         &mut self,
         mut news: mpsc::Receiver<News>,
         mut pools: mpsc::Receiver<Configuration>,
-        mut usage: mpsc::Receiver<Usage>,
+        mut usage: mpsc::Receiver<Seen>,
     ) {
         let Some(mut registrations) = self.registration_news.take() else { return };
         let mut wake: Option<Instant> = None;
@@ -118,11 +119,13 @@ impl Serving {
                     self.configure(configuration);
                     change = Change::Something;
                 }
-                used = usage.recv() => {
-                    let Some(used) = used else { return };
-                    change = Change::from(used != self.usage);
-                    self.engine.in_use.clone_from(&used.in_use);
-                    self.usage = used;
+                seen = usage.recv() => {
+                    let Some(Seen { usage, listed, asked }) = seen else { return };
+                    change = Change::from(usage != self.usage);
+                    self.engine.in_use.clone_from(&usage.in_use);
+                    self.usage = usage;
+                    // Not before: a device is known by the note of its allocation until it is known otherwise.
+                    self.shared.ledger.confirm(listed.iter(), asked);
                 }
                 _ = registrations.recv() => {
                     while registrations.try_recv().is_ok() {}
@@ -188,6 +191,8 @@ impl Serving {
     /// Lets the engine decide, and acts. Tells when to come back.
     async fn step(&mut self) -> Option<Instant> {
         let now = Instant::now();
+        // A pod that was admitted a moment ago: the next look is a second away.
+        self.engine.in_use.extend(self.shared.ledger.recent(GRACE));
         let step = self.engine.step(now);
         let mut wake = step.wake;
         if step.table_changed {

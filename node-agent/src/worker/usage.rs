@@ -31,6 +31,16 @@ pub(super) struct Usage {
     pub(super) dead: BTreeSet<DeviceId>,
 }
 
+/// What a look has shown.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) usage: Usage,
+    /// Devices that the kubelet listed.
+    pub(super) listed: Vec<DeviceId>,
+    /// When it was asked.
+    pub(super) asked: Instant,
+}
+
 /// What is known before the kubelet was asked: enough never to move a device that a pod has.
 pub(super) fn at_start(paths: &Paths, plugins: &Path) -> BTreeSet<DeviceId> {
     let mut in_use = checkpoint::devices(plugins);
@@ -43,7 +53,7 @@ pub(super) async fn follow(
     arguments: Run,
     shared: Arc<Shared>,
     happened: watch::Receiver<Happened>,
-    usage: mpsc::Sender<Usage>,
+    seen: mpsc::Sender<Seen>,
 ) {
     let kubelet_starts = happened.borrow().kubelet_starts;
     let own_pod = arguments.pod_name.clone().zip(arguments.pod_namespace.clone());
@@ -59,8 +69,8 @@ pub(super) async fn follow(
         told: false,
     };
     loop {
-        let Some(seen) = look.once().await else { return };
-        if usage.send(seen).await.is_err() {
+        let Some(now) = look.once().await else { return };
+        if seen.send(now).await.is_err() {
             return;
         }
         tokio::select! {
@@ -84,7 +94,7 @@ struct Look {
 }
 
 impl Look {
-    async fn once(&mut self) -> Option<Usage> {
+    async fn once(&mut self) -> Option<Seen> {
         let now = Instant::now();
         let starts = self.happened.borrow().kubelet_starts;
         if std::mem::replace(&mut self.kubelet_starts, starts) != starts {
@@ -92,9 +102,7 @@ impl Look {
         }
         let listing = self.ask_kubelet().await;
         let answered = listing.is_some();
-        if let Some(listing) = &listing {
-            self.shared.ledger.confirm(listing.devices.keys(), now);
-        }
+        let listed = listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
         let (paths, plugins) = (self.shared.paths.clone(), self.arguments.device_plugin_dir.clone());
         let mut collector = std::mem::take(&mut self.collector);
         let (own_pod, since) = (self.own_pod.clone(), self.kubelet_since);
@@ -132,7 +140,8 @@ impl Look {
         self.shared.metrics.leftovers.inc_by(done.removed);
         self.shared.metrics.adopted.inc_by(done.adopted);
         in_use.extend(self.shared.ledger.recent(GRACE));
-        Some(Usage { in_use, dead: self.lost.keys().cloned().collect() })
+        let usage = Usage { in_use, dead: self.lost.keys().cloned().collect() };
+        Some(Seen { usage, listed, asked: now })
     }
 
     fn note_lost(&mut self, lost: Lost) {
