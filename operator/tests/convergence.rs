@@ -317,7 +317,7 @@ impl Cluster {
             .cloned()
             .collect();
         let plan = plan::plan(&desired, &ours);
-        for key in &plan.delete {
+        for (key, _) in &plan.delete {
             self.writes += 1;
             if self.server.networks.get(key).is_some_and(|there| plan::is_ours(there, &name, &uid)) {
                 self.server.networks.remove(key);

@@ -29,12 +29,11 @@ pub async fn apply(client: &Client, desired: Desired, plan: Plan) -> NetworkRepo
             Err(problem) => problems.push(problem),
         }
     }
-    for key in &plan.delete {
-        let (namespace, name) = key;
-        let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), namespace);
-        match ignore_missing(api.delete(name, &DeleteParams::default()).await) {
+    for (key, uid) in plan.delete {
+        let (namespace, name) = &key;
+        match delete(client, &key, uid).await {
             Ok(()) => tracing::info!(namespace, network = %name, "network removed"),
-            Err(error) => problems.push(failed(key, &error)),
+            Err(error) => problems.push(failed(&key, &error)),
         }
     }
     problems.extend(unusable);
@@ -53,11 +52,9 @@ pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<usize,
     };
     let mut left = 0;
     for network in found.iter().filter(|network| is_ours(*network, pool, uid)) {
-        let (namespace, name) = key(network);
-        let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &namespace);
-        let precondition = Preconditions { uid: network.uid(), resource_version: None };
-        let params = DeleteParams { preconditions: Some(precondition), ..Default::default() };
-        ignore_missing(api.delete(&name, &params).await)?;
+        let key = key(network);
+        delete(client, &key, network.uid()).await?;
+        let (namespace, name) = key;
         tracing::info!(namespace, network = %name, "network removed");
         // A finalizer of somebody else may keep it; the pool then waits.
         left += usize::from(
@@ -65,6 +62,17 @@ pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<usize,
         );
     }
     Ok(left)
+}
+
+/// Deletes a network if it still is the one with this UID.
+async fn delete(client: &Client, (namespace, name): &Key, uid: Option<String>) -> Result<(), kube::Error> {
+    let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), namespace);
+    let preconditions = Some(Preconditions { uid, resource_version: None });
+    match api.delete(name, &DeleteParams { preconditions, ..Default::default() }).await {
+        // Another one has the name by now.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        deleted => ignore_missing(deleted),
+    }
 }
 
 /// Makes a network if nobody has the name. What somebody makes between question and answer has another field manager,

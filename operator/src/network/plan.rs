@@ -35,8 +35,8 @@ pub struct Plan {
     pub create: Vec<Key>,
     /// Ours, but changed by hand or by a new spec.
     pub repair: Vec<Key>,
-    /// Ours, and no longer wanted.
-    pub delete: Vec<Key>,
+    /// Ours, and no longer wanted; with the UID, so that nobody's of the same name goes in its place.
+    pub delete: Vec<(Key, Option<String>)>,
     /// Ours, and as they should be.
     pub keep: Vec<Key>,
 }
@@ -84,7 +84,7 @@ pub fn plan<'n>(desired: &Desired, ours: impl IntoIterator<Item = &'n NetworkAtt
     for network in ours {
         let key = key(network);
         match desired.networks.get(&key) {
-            None => plan.delete.push(key),
+            None => plan.delete.push((key, network.uid())),
             Some(wanted) => {
                 missing.remove(&key);
                 if same(network, wanted) {
@@ -297,7 +297,7 @@ mod tests {
             Plan {
                 create: vec![key("b", "new")],
                 repair: vec![key("a", "kept"), key("b", "kept")],
-                delete: vec![key("a", "old")],
+                delete: vec![(key("a", "old"), None)],
                 keep: vec![key("a", "new")],
             }
         );
