@@ -117,8 +117,6 @@ reasons! {
     pub enum NodeReason {
         /// Every pool is ready; or there is none.
         AsExpected,
-        /// The agent is working through a new spec.
-        Applying,
         /// Pools are not ready; their own conditions say why.
         PoolsNotReady,
         /// Pools are degraded; their own conditions say why.
@@ -185,8 +183,6 @@ reasons! {
         DevicesInUse,
         /// Terminating: networks are being removed.
         RemovingNetworks,
-        /// The pool is not being deleted.
-        NotTerminating,
         /// The pool is being deleted.
         Terminating,
     }
