@@ -80,7 +80,7 @@ impl ApiServer {
         {
             server.start_child(name, command)?;
         }
-        wait::until("the API server", Duration::from_secs(60), || server.answers(dir))?;
+        wait::until("the API server", Duration::from_mins(1), || server.answers(dir))?;
         Ok(server)
     }
 
