@@ -44,10 +44,17 @@ const NETWORK_KIND_WAIT: Duration = Duration::from_secs(10);
 /// How long writes in flight may take when the operator is asked to end.
 const FINISH: Duration = Duration::from_secs(5);
 
+/// How long an API server may be silent on a connection in use. It sends a bookmark on every watch about once a minute, so
+/// longer silence is a connection that nobody ended and nobody hears.
+const SILENCE_MAX: Duration = Duration::from_secs(90);
+
 /// Runs until the shutdown; an error is one that a restart may cure.
 pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listener = admin::listen(args.listen).await?;
-    let config = Config::infer().await.context("find the cluster")?;
+    let mut config = Config::infer().await.context("find the cluster")?;
+    config.read_timeout = Some(SILENCE_MAX);
+    // A pooled connection is idle by right.
+    config.reset_reader_on_write = true;
     let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let (term, metrics) = (Arc::new(Term::default()), Arc::new(Metrics::default()));
     let gate = Gate::new(Arc::clone(&term), Arc::clone(&metrics));

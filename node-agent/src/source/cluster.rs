@@ -37,6 +37,10 @@ const PERIOD: Duration = Duration::from_millis(250);
 const WRITE_RETRY: Duration = Duration::from_secs(1);
 const WRITE_RETRY_MAX: Duration = Duration::from_secs(30);
 
+/// How long an API server may be silent on a connection in use. It sends a bookmark on every watch about once a minute, so
+/// longer silence is a connection that nobody ended and nobody hears.
+const SILENCE_MAX: Duration = Duration::from_secs(90);
+
 /// Which node, and where its last spec is.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -155,7 +159,7 @@ fn configuration(spec: MacvtapNodeStateSpec) -> Configuration {
 async fn client() -> Client {
     let mut told = false;
     loop {
-        let problem = match Config::infer().await.map(Client::try_from) {
+        let problem = match Config::infer().await.map(attentive).map(Client::try_from) {
             Ok(Ok(client)) => return client,
             Ok(Err(problem)) => crate::error_chain(&problem),
             Err(problem) => crate::error_chain(&problem),
@@ -165,6 +169,13 @@ async fn client() -> Client {
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+fn attentive(mut config: Config) -> Config {
+    config.read_timeout = Some(SILENCE_MAX);
+    // A pooled connection is idle by right.
+    config.reset_reader_on_write = true;
+    config
 }
 
 /// Writes the status whenever it changes.
