@@ -114,11 +114,8 @@ fn compile(checkout: &Checkout, crates: &[Crate]) -> Result<()> {
         if group.is_empty() {
             continue;
         }
-        let mut command = Command::new("cargo");
-        command.args(["build", "--locked", "--profile", profile, "--target", &host()?]);
-        command.arg("--config").arg(checkout.path("images/static.toml"));
-        command.current_dir(checkout.root()).stdin(Stdio::null());
-        process::without_crate(&mut command);
+        let mut command = cargo(checkout, "build")?;
+        command.args(["--profile", profile]).stdin(Stdio::null());
         for krate in &group {
             command.args(["-p", krate.package, "--bin", krate.program]);
         }
@@ -128,6 +125,15 @@ fn compile(checkout: &Checkout, crates: &[Crate]) -> Result<()> {
         progress::timed(&step, Duration::from_secs(seconds), || process::output(&mut command).map(drop))?;
     }
     Ok(())
+}
+
+/// A call of Cargo with the flags of the images' programs: whatever they share with others is compiled once.
+pub fn cargo(checkout: &Checkout, verb: &str) -> Result<Command> {
+    let mut command = Command::new("cargo");
+    command.args([verb, "--locked", "--target", &host()?]);
+    command.arg("--config").arg(checkout.path("images/static.toml")).current_dir(checkout.root());
+    process::without_crate(&mut command);
+    Ok(command)
 }
 
 /// The target that this machine's compiler builds for by default. Naming it keeps flags for static programs away from

@@ -255,23 +255,23 @@ fn break_things(matching: Option<String>) -> Result<()> {
 fn bench(checkout: &Checkout) -> Result<ExitCode> {
     prerequisites::ensure(checkout)?;
     let (plugin, agent) = images::measured(checkout)?;
-    let mut command = std::process::Command::new("cargo");
-    command.args(["bench", "--locked", "-p", "macvtap-cni", "-p", "macvtap-node-agent"]);
+    let mut command = images::cargo(checkout, "bench")?;
+    command.args(["-p", "macvtap-cni", "-p", "macvtap-node-agent"]);
     command.args(["--bench", "calls", "--bench", "agent"]);
     command.env("MACVTAP_PLUGIN", plugin).env("MACVTAP_AGENT", agent);
-    exit(command.current_dir(checkout.root()))
+    exit(&mut command)
 }
 
 fn bench_scale(checkout: &Checkout, nodes: usize, pools: usize) -> Result<ExitCode> {
     prerequisites::ensure(checkout)?;
     components::build(checkout)?;
     let operator = images::measured_operator(checkout)?;
-    let mut command = std::process::Command::new("cargo");
-    command.args(["bench", "--locked", "-p", "e2e", "--bench", "scale", "--"]);
+    let mut command = images::cargo(checkout, "bench")?;
+    command.args(["-p", "e2e", "--bench", "scale", "--"]);
     command.args(["--nodes", &nodes.to_string(), "--pools", &pools.to_string(), "--operator"]).arg(operator);
     // Memory is there in plenty, processors are few: what collecting garbage takes from the servers is nobody's limit.
     command.env("GOGC", "400");
-    exit(command.current_dir(checkout.root()))
+    exit(&mut command)
 }
 
 /// Runs a command on our terminal and ends as it ended.
