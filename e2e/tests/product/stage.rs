@@ -98,11 +98,12 @@ impl Stage {
 
     /// Checks that no device of `resource` is in use on any node: no record, no node; and that links are gone.
     pub(crate) fn nothing_left(&self, resource: &str) -> Result<()> {
+        // Nothing is there of a node that never had a pod with a device.
+        let files = "for d in attachments dev; do d=/run/macvtap/$d; [ ! -d $d ] || find $d -mindepth 1; done";
         for node in self.nodes {
-            let listing = node.exec(&["sh", "-c", "ls /run/macvtap/attachments /run/macvtap/dev"])?;
-            ensure!(!listing.contains(&format!("{resource}Mvp")), "{} keeps records: {listing}", node.name());
-            let nodes = node.exec(&["sh", "-c", "ls /run/macvtap/dev | wc -l"])?;
-            ensure!(nodes.trim() == "0", "{} keeps device nodes: {listing}", node.name());
+            let left = node.exec(&["sh", "-c", files])?;
+            ensure!(!left.contains(&format!("{resource}Mvp")), "{} keeps records: {left}", node.name());
+            ensure!(!left.contains("/dev/"), "{} keeps device nodes: {left}", node.name());
         }
         Ok(())
     }
