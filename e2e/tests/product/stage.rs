@@ -99,7 +99,8 @@ impl Stage {
     /// Checks that no device of `resource` is in use on any node: no record, no node; and that links are gone.
     pub(crate) fn nothing_left(&self, resource: &str) -> Result<()> {
         // Nothing is there of a node that never had a pod with a device.
-        let files = "for d in attachments dev; do d=/run/macvtap/$d; [ ! -d $d ] || find $d -mindepth 1; done";
+        let files =
+            "for d in attachments dev; do d=/run/macvtap/$d; [ ! -d $d ] || find $d -mindepth 1; done";
         for node in self.nodes {
             let left = node.exec(&["sh", "-c", files])?;
             ensure!(!left.contains(&format!("{resource}Mvp")), "{} keeps records: {left}", node.name());
