@@ -14,7 +14,7 @@ help: ## Show this
 demo: tool ## Install what is missing, build, start a cluster, let pods ping each other over macvtap
 	@$(CLUSTER) demo
 
-test: tool ## Everything that CI runs: format, lint, unit, kernel, guest, API and cluster tests
+test: tool ## Everything that CI runs: format, lint, unit, kernel, guest, API, cluster and kube-ovn tests
 	@$(CLUSTER) test
 
 test-unit: tool ## Tests that need nothing
