@@ -10,6 +10,7 @@ use crate::netns::NetnsId;
 use crate::paths::Paths;
 use crate::record::{Attachment, Holder};
 use crate::records::{self, RecordError};
+use crate::tap;
 use std::path::Path;
 
 /// What became of a request to detach.
@@ -100,16 +101,41 @@ pub fn link_of<K: Kernel>(
     kernel: &mut K,
     record: &Attachment,
 ) -> Result<Option<(Place, Link)>, NetlinkError> {
-    let place = match &record.holder {
-        Holder::Host => Place::Home(Home::Node),
+    match place_of(kernel, record)? {
+        Some(place) => link_at(kernel, record, place),
+        None => Ok(None),
+    }
+}
+
+/// Whether the link of an attachment is surely gone. What cannot be looked at counts as there.
+pub fn is_lost<K: Kernel>(kernel: &mut K, record: &Attachment) -> bool {
+    // One look into sysfs tells most. A number that is taken may be another link's by now; where several nodes share a
+    // kernel, that link may even have the same index, in a namespace of its own.
+    if record.tap.is_some_and(|number| tap::link_with(number) != Some(record.ifindex)) {
+        return true;
+    }
+    match place_of(kernel, record) {
+        Ok(Some(place)) => matches!(link_at(kernel, record, place), Ok(None)),
+        Ok(None) | Err(_) => false,
+    }
+}
+
+/// Where the link of an attachment is, if that can be told.
+fn place_of<K: Kernel>(kernel: &mut K, record: &Attachment) -> Result<Option<Place>, NetlinkError> {
+    match &record.holder {
+        Holder::Host => Ok(Some(Place::Home(Home::Node))),
         Holder::Pod { netns, netns_inode, .. } => {
             let number = kernel.number(Path::new(netns), *netns_inode)?;
-            match number.or(record.netns_id.map(NetnsId)) {
-                Some(id) => Place::Numbered(id),
-                None => return Ok(None),
-            }
+            Ok(number.or(record.netns_id.map(NetnsId)).map(Place::Numbered))
         }
-    };
+    }
+}
+
+fn link_at<K: Kernel>(
+    kernel: &mut K,
+    record: &Attachment,
+    place: Place,
+) -> Result<Option<(Place, Link)>, NetlinkError> {
     let found = kernel.find(place, &By::Index(record.ifindex))?;
     // The number may be another namespace's by now, and a pod may make links with any index.
     let ours = found.filter(|link| link.is_macvtap() && link.lower == Some(record.lower_ifindex));

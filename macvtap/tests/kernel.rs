@@ -182,6 +182,37 @@ fn a_failure_of_any_step_of_the_minor_guard_leaves_no_link_of_the_device() {
 }
 
 #[test]
+fn a_link_is_lost_although_one_of_its_index_and_number_is_in_another_namespace() {
+    if !is_root() {
+        return;
+    }
+    let (node, pod, elsewhere) = (Node::with_table(), pod(), pod());
+    attach_in(&node, 0, &pod, "pod").unwrap();
+    attach_in(&node, 1, &elsewhere, "elsewhere").unwrap();
+    let [ours, other] = [0, 1].map(|slot| {
+        let device = format!("dataplaneMvp{slot}").parse().unwrap();
+        records::read(&node.paths(), &device).unwrap().unwrap()
+    });
+    let is_lost = |record: &Attachment| node.inside(|| detach::is_lost(&mut Rtnl::node().unwrap(), record));
+    assert_eq!([is_lost(&ours), is_lost(&other)], [false, false]);
+    // What a second node on the same kernel does when it gives its pod the same index, and the kernel the freed number.
+    let reused = Attachment { ifindex: other.ifindex, tap: other.tap, ..ours.clone() };
+    assert!(is_lost(&reused));
+    Node::ip(&pod, "link del net1");
+    assert!(is_lost(&ours));
+    // Of a namespace that cannot be told apart nothing is known.
+    let RecordHolder::Pod { container_id, ifname, pod_uid, pod_namespace, pod_name, netns_inode, .. } =
+        other.holder
+    else {
+        panic!("not a pod's")
+    };
+    let netns = "/nowhere".to_owned();
+    let holder =
+        RecordHolder::Pod { container_id, ifname, pod_uid, pod_namespace, pod_name, netns, netns_inode };
+    assert!(!is_lost(&Attachment { holder, netns_id: None, ..other }));
+}
+
+#[test]
 fn the_minor_of_a_lost_link_goes_to_nobody_until_its_record_is_gone() {
     if !is_root() {
         return;

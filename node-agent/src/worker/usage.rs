@@ -9,9 +9,11 @@ use crate::kubelet::directory::Happened;
 use crate::kubelet::podresources::{self, Listing, PodName};
 use crate::kubelet::{Lost, LostLink, Shared};
 use macvtap::device_id::DeviceId;
+use macvtap::kernel::Rtnl;
 use macvtap::paths::Paths;
 use macvtap::record::{Attachment, Holder};
-use macvtap::{netns, records, tap};
+use macvtap::{detach, netns, records};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -117,7 +119,7 @@ impl Look {
                 kubelet_since: since,
                 now,
             };
-            let plan = collector.plan(&seen, &Kernel);
+            let plan = collector.plan(&seen, &Node::new());
             let done = leftovers::clean(&paths, &plan);
             let mut in_use = match listing {
                 Some(listing) => listing.devices.into_keys().collect(),
@@ -179,12 +181,22 @@ impl Look {
     }
 }
 
-struct Kernel;
+/// This node's links and namespaces.
+struct Node(RefCell<Option<Rtnl>>);
 
-impl Liveness for Kernel {
+impl Node {
+    fn new() -> Self {
+        let opened = Rtnl::node().inspect_err(|error| {
+            let reason = crate::error_chain(error);
+            warn!(%reason, "links of pods not looked at");
+        });
+        Self(RefCell::new(opened.ok()))
+    }
+}
+
+impl Liveness for Node {
     fn link_exists(&self, record: &Attachment) -> bool {
-        // One look into sysfs, in whatever namespace the link is.
-        record.tap.is_none_or(|number| tap::link_with(number) == Some(record.ifindex))
+        self.0.borrow_mut().as_mut().is_none_or(|kernel| !detach::is_lost(kernel, record))
     }
 
     fn sandbox_exists(&self, record: &Attachment) -> bool {
