@@ -5,7 +5,6 @@ use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -102,20 +101,18 @@ pub fn run(stages: &[Stage], selection: &Selection) -> Result<()> {
     say("== what the tests need");
     prepare(&checkout, stages)?;
     let mut outcomes = Vec::new();
-    for step in steps(stages) {
-        let names: Vec<_> = step.iter().map(|stage| stage.name()).collect();
-        say(format_args!("== {}", names.join(", ")));
-        for outcome in run_step(&checkout, &step, selection)? {
-            say(&outcome);
-            if let Some(failure) = &outcome.failure {
-                say(format_args!(
-                    "{failure}\n--- the end of {}\n{}",
-                    outcome.log.display(),
-                    process::tail(&outcome.log, 60)
-                ));
-            }
-            outcomes.push(outcome);
+    for stage in stages {
+        say(format_args!("== {}", stage.name()));
+        let outcome = run_stage(&checkout, *stage, selection)?;
+        say(&outcome);
+        if let Some(failure) = &outcome.failure {
+            say(format_args!(
+                "{failure}\n--- the end of {}\n{}",
+                outcome.log.display(),
+                process::tail(&outcome.log, 60)
+            ));
         }
+        outcomes.push(outcome);
     }
     let tests = Cluster::tests();
     for (stage, clusters) in
@@ -141,26 +138,6 @@ fn prepare(checkout: &Checkout, stages: &[Stage]) -> Result<()> {
         images::build(checkout, &images::ALL)?;
     }
     Ok(())
-}
-
-/// One stage after the other, but those at once that wait most of their time, for kubelets: each has clusters of its own.
-fn steps(stages: &[Stage]) -> Vec<Vec<Stage>> {
-    let (waiting, working): (Vec<_>, Vec<_>) =
-        stages.iter().partition(|stage| matches!(stage, Stage::Cluster | Stage::KubeOvn));
-    let alone = working.into_iter().map(|stage| vec![stage]);
-    alone.chain([waiting]).filter(|step| !step.is_empty()).collect()
-}
-
-fn run_step(checkout: &Checkout, step: &[Stage], selection: &Selection) -> Result<Vec<Outcome>> {
-    thread::scope(|scope| {
-        let running: Vec<_> =
-            step.iter().map(|stage| scope.spawn(|| run_stage(checkout, *stage, selection))).collect();
-        let ended = running.into_iter().map(|stage| match stage.join() {
-            Ok(outcome) => outcome,
-            Err(_) => bail!("a stage ended by a panic"),
-        });
-        ended.collect()
-    })
 }
 
 fn run_stage(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<Outcome> {
@@ -340,15 +317,6 @@ fn summary(outcomes: &[Outcome]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_stage_is_run_once_and_those_that_wait_at_the_same_time() {
-        let steps = steps(&Stage::ALL);
-        assert_eq!(steps.last(), Some(&vec![Stage::Cluster, Stage::KubeOvn]));
-        assert!(steps.iter().rev().skip(1).all(|step| step.len() == 1), "{steps:?}");
-        assert_eq!(steps.concat(), Stage::ALL);
-        assert_eq!(super::steps(&[Stage::KubeOvn, Stage::Unit]), [[Stage::Unit], [Stage::KubeOvn]]);
-    }
 
     #[test]
     fn results_of_all_programs_add_up() {
