@@ -1,13 +1,15 @@
 //! `make test`: every kind of check in turn, each with its time and its result, all of them even after a failure.
 
+mod outcome;
+
 use std::collections::BTreeSet;
-use std::fmt;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
+use outcome::{Outcome, count};
 use serde::Deserialize;
 
 use crate::layout::Checkout;
@@ -75,26 +77,6 @@ pub struct Selection {
     pub full: bool,
 }
 
-/// What one stage gave.
-#[derive(Debug)]
-struct Outcome {
-    stage: &'static str,
-    took: Duration,
-    counts: Counts,
-    failure: Option<String>,
-    log: PathBuf,
-}
-
-/// What the test programs reported.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u32,
-    failed: u32,
-    ignored: u32,
-    /// Passed in name only: the test said that it cannot run here.
-    skipped: u32,
-}
-
 /// Runs the stages, prints a summary, and fails when one of them failed.
 pub fn run(stages: &[Stage], selection: &Selection) -> Result<()> {
     let checkout = Checkout::here();
@@ -105,12 +87,8 @@ pub fn run(stages: &[Stage], selection: &Selection) -> Result<()> {
         say(format_args!("== {}", stage.name()));
         let outcome = run_stage(&checkout, *stage, selection)?;
         say(&outcome);
-        if let Some(failure) = &outcome.failure {
-            say(format_args!(
-                "{failure}\n--- the end of {}\n{}",
-                outcome.log.display(),
-                process::tail(&outcome.log, 60)
-            ));
+        if let Some(why) = outcome.why() {
+            say(why);
         }
         outcomes.push(outcome);
         end_clusters(*stage)?;
@@ -275,64 +253,21 @@ fn programs(checkout: &Checkout) -> Result<BTreeSet<Program>> {
     Ok(found)
 }
 
-/// Adds up the lines `test result: ok. 3 passed; 0 failed; ...`, and those by which a test says that it was left out.
-fn count(log: &str) -> Counts {
-    let mut counts = Counts::default();
-    for line in log.lines() {
-        if line.trim_start().starts_with("skipped:") {
-            counts.skipped += 1;
-        }
-        let Some(result) = line.strip_prefix("test result: ") else { continue };
-        let words: Vec<&str> = result.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
-        for pair in words.windows(2) {
-            if let [number, kind] = pair {
-                let number: u32 = number.parse().unwrap_or(0);
-                match *kind {
-                    "passed" => counts.passed += number,
-                    "failed" => counts.failed += number,
-                    "ignored" => counts.ignored += number,
-                    _ => {}
-                }
-            }
-        }
-    }
-    counts
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let result = if self.failure.is_some() { "FAILED" } else { "ok" };
-        write!(formatter, "{:8} {result:6} {:7.1} s", self.stage, self.took.as_secs_f64())?;
-        let Counts { passed, failed, ignored, skipped } = self.counts;
-        if passed + failed > 0 {
-            write!(formatter, "   {passed} passed, {failed} failed, {ignored} ignored, {skipped} left out")?;
-        }
-        Ok(())
-    }
-}
-
+/// The failures once more, at the end, where a reader of a long log begins.
 fn summary(outcomes: &[Outcome]) -> Result<()> {
     say("== summary");
     outcomes.iter().for_each(say);
-    match outcomes.iter().find(|outcome| outcome.failure.is_some()) {
-        Some(first) => {
-            bail!("the first failure is in stage {}; its log: {}", first.stage, first.log.display())
-        }
-        None => Ok(()),
+    let failures: Vec<String> = outcomes.iter().filter_map(Outcome::why).collect();
+    if failures.is_empty() {
+        return Ok(());
     }
+    failures.iter().for_each(say);
+    bail!("{} of {} stages failed", failures.len(), outcomes.len())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn results_of_all_programs_add_up() {
-        let log = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
-                   skipped: needs root\n\
-                   test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n";
-        assert_eq!(count(log), Counts { passed: 5, failed: 1, ignored: 1, skipped: 1 });
-    }
 
     #[test]
     fn every_test_program_of_the_workspace_has_a_stage() {
