@@ -23,7 +23,7 @@ test-unit: tool ## Tests that need nothing
 test-kernel: tool ## Tests in network namespaces (root)
 	@$(CLUSTER) test kernel
 
-test-guest: tool ## Tests in virtual machines: bonds, VLANs, NICs that can be unplugged (emulated, two seconds to boot)
+test-guest: tool ## Tests in virtual machines: bonds, VLANs, NICs that can be unplugged (emulated: 5 to 15 seconds to boot)
 	@$(CLUSTER) test guest
 
 test-api: tool ## Tests on a real API server
