@@ -2,7 +2,7 @@
 //! machine that builds may lack.
 //!
 //! Every test of the package `guest-lab` runs in a machine of its own, which boots Debian's cloud kernel in emulation
-//! in about two seconds, runs that test, and is gone: no test finds what another one left. The programs in it are
+//! within seconds, runs that test, and is gone: no test finds what another one left. The programs in it are
 //! those that the kernel stage tests.
 
 mod image;
