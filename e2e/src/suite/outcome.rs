@@ -51,7 +51,7 @@ impl Outcome {
         }
         for test in failed {
             let last = &test.output[test.output.len().saturating_sub(LINES)..];
-            text.push_str(&format!("\n-- {}\n{}", test.name, last.join("\n")));
+            text.extend(["\n-- ", test.name, "\n", &last.join("\n")]);
         }
         Some(text)
     }
