@@ -1,6 +1,8 @@
 use super::*;
 use crate::devices;
 use crate::inventory::tests::link;
+use crate::link::{Kind, Link};
+use crate::pool::Pool;
 use crate::selection::tests::pool;
 use jiff::Timestamp;
 use serde_json::json;
