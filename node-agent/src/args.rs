@@ -47,6 +47,9 @@ pub enum Command {
         /// The plugin to install.
         #[arg(long, value_name = "FILE", default_value = PLUGIN)]
         cni_plugin: PathBuf,
+        /// Install it under the name ehost-device too, for networks written for virt-network-device-plugin.
+        #[arg(long)]
+        ehost_device: bool,
     },
 }
 
@@ -110,6 +113,9 @@ pub struct Run {
     /// The plugin to install.
     #[arg(long, value_name = "FILE", default_value = PLUGIN)]
     pub cni_plugin: PathBuf,
+    /// Install it under the name ehost-device too, for networks written for virt-network-device-plugin.
+    #[arg(long)]
+    pub ehost_device: bool,
     /// Where metrics are served.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9469")]
     pub listen: SocketAddr,

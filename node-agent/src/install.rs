@@ -10,8 +10,29 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use tracing::{error, info};
 
-/// What the runtime calls the plugin.
-const NAME: &str = "macvtap";
+/// What networks call the plugin by (`type` of their configuration); also the name of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PluginName {
+    /// Its own name.
+    Macvtap,
+    /// The name that networks written for virt-network-device-plugin have.
+    EhostDevice,
+}
+
+impl PluginName {
+    /// The name, or both names when the second one is wanted.
+    pub fn wanted(with_ehost_device: bool) -> &'static [Self] {
+        if with_ehost_device { &[Self::Macvtap, Self::EhostDevice] } else { &[Self::Macvtap] }
+    }
+
+    /// The file's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Macvtap => "macvtap",
+            Self::EhostDevice => "ehost-device",
+        }
+    }
+}
 
 /// Before the version in the trailer.
 const MARK: &str = "\nmacvtap-cni ";
@@ -41,20 +62,28 @@ pub struct InstallError {
 }
 
 /// Installs, and says in the log what came of it.
-pub fn install_and_tell(plugin: &Path, directory: &Path) {
-    let directory_name = directory.display();
-    match install(plugin, directory, env!("CARGO_PKG_VERSION")) {
-        Ok(installed) => info!(directory = %directory_name, result = ?installed, "CNI plugin installed"),
-        Err(problem) => {
-            let reason = crate::error_chain(&problem);
-            error!(directory = %directory_name, %reason, "CNI plugin not installed");
+pub fn install_and_tell(plugin: &Path, directory: &Path, names: &[PluginName]) {
+    for name in names {
+        let path = directory.join(name.as_str()).display().to_string();
+        match install(plugin, directory, *name, env!("CARGO_PKG_VERSION")) {
+            Ok(installed) => info!(%path, result = ?installed, "CNI plugin installed"),
+            Err(problem) => {
+                let reason = crate::error_chain(&problem);
+                error!(%path, %reason, "CNI plugin not installed");
+            }
         }
     }
 }
 
-/// Puts `plugin`, of this version, into the directory, unless a newer one is there.
-pub fn install(plugin: &Path, directory: &Path, version: &str) -> Result<Installed, InstallError> {
-    let target = directory.join(NAME);
+/// Puts `plugin`, of this version, into the directory under this name, unless a newer one is there.
+pub fn install(
+    plugin: &Path,
+    directory: &Path,
+    name: PluginName,
+    version: &str,
+) -> Result<Installed, InstallError> {
+    let name = name.as_str();
+    let target = directory.join(name);
     let mut wanted = fs::read(plugin).map_err(failed("read", plugin))?;
     wanted.extend_from_slice(format!("{MARK}{version}\n").as_bytes());
     let present = match fs::read(&target) {
@@ -70,7 +99,7 @@ pub fn install(plugin: &Path, directory: &Path, version: &str) -> Result<Install
         return Ok(Installed::KeptNewer(newer));
     }
     // One name for all time: what a killed installer left is overwritten, not collected.
-    let temporary = directory.join(format!(".{NAME}.new"));
+    let temporary = directory.join(format!(".{name}.new"));
     let written = write(&temporary, &wanted);
     written.and_then(|()| fs::rename(&temporary, &target)).map_err(|source| {
         let _ = fs::remove_file(&temporary);
@@ -141,11 +170,11 @@ mod tests {
         fn install(&self, content: &str, version: &str) -> Installed {
             let plugin = self.dir.path().join("plugin");
             fs::write(&plugin, content).unwrap();
-            install(&plugin, &self.bin(), version).unwrap()
+            install(&plugin, &self.bin(), PluginName::Macvtap, version).unwrap()
         }
 
         fn installed(&self) -> String {
-            fs::read_to_string(self.bin().join(NAME)).unwrap()
+            fs::read_to_string(self.bin().join("macvtap")).unwrap()
         }
     }
 
@@ -155,7 +184,7 @@ mod tests {
         assert_eq!(place.install("one", "0.1.0"), Installed::Replaced);
         assert_eq!(place.install("one", "0.1.0"), Installed::Same);
         assert_eq!(place.installed(), "one\nmacvtap-cni 0.1.0\n");
-        let mode = fs::metadata(place.bin().join(NAME)).unwrap().permissions().mode();
+        let mode = fs::metadata(place.bin().join("macvtap")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o755);
         assert_eq!(fs::read_dir(place.bin()).unwrap().count(), 1);
     }
@@ -163,14 +192,35 @@ mod tests {
     #[test]
     fn a_newer_plugin_is_kept_and_an_older_or_foreign_one_replaced() {
         let place = Place::new();
-        fs::write(place.bin().join(NAME), "foreign").unwrap();
+        fs::write(place.bin().join("macvtap"), "foreign").unwrap();
         assert_eq!(place.install("one", "0.9.0"), Installed::Replaced);
         assert_eq!(place.install("two", "0.10.0"), Installed::Replaced);
         assert_eq!(place.install("one", "0.9.0"), Installed::KeptNewer("0.10.0".into()));
         assert_eq!(place.install("rc", "0.10.0-rc1"), Installed::KeptNewer("0.10.0".into()));
         assert_eq!(place.install("same version, other build", "0.10.0"), Installed::Replaced);
-        fs::write(place.bin().join(NAME), "x\nmacvtap-cni not.a.version\n").unwrap();
+        fs::write(place.bin().join("macvtap"), "x\nmacvtap-cni not.a.version\n").unwrap();
         assert_eq!(place.install("one", "0.9.0"), Installed::Replaced);
+    }
+
+    #[test]
+    fn the_second_name_is_installed_when_asked_for_and_has_a_version_of_its_own() {
+        let place = Place::new();
+        let plugin = place.dir.path().join("plugin");
+        fs::write(&plugin, "one").unwrap();
+        install_and_tell(&plugin, &place.bin(), PluginName::wanted(false));
+        let files = || {
+            let entries = fs::read_dir(place.bin()).unwrap();
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(files(), ["macvtap"]);
+        // A plugin of somebody else has that name.
+        fs::write(place.bin().join("ehost-device"), "foreign").unwrap();
+        install_and_tell(&plugin, &place.bin(), PluginName::wanted(true));
+        assert_eq!(files(), ["ehost-device", "macvtap"]);
+        assert_eq!(fs::read_to_string(place.bin().join("ehost-device")).unwrap(), place.installed());
     }
 
     #[test]
@@ -184,11 +234,12 @@ mod tests {
     #[test]
     fn a_missing_plugin_or_directory_is_named() {
         let place = Place::new();
-        let error = install(Path::new("/nonexistent"), &place.bin(), "0.1.0").unwrap_err();
+        let name = PluginName::Macvtap;
+        let error = install(Path::new("/nonexistent"), &place.bin(), name, "0.1.0").unwrap_err();
         assert_eq!(error.to_string(), "read /nonexistent");
         fs::write(place.dir.path().join("plugin"), "x").unwrap();
         let error =
-            install(&place.dir.path().join("plugin"), Path::new("/nonexistent"), "0.1.0").unwrap_err();
+            install(&place.dir.path().join("plugin"), Path::new("/nonexistent"), name, "0.1.0").unwrap_err();
         assert!(error.to_string().contains("/nonexistent/macvtap"), "{error}");
     }
 }

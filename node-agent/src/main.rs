@@ -2,9 +2,10 @@
 
 use clap::Parser;
 use macvtap_node_agent::args::{Arguments, Command, Output, without_glog};
+use macvtap_node_agent::install::{self, PluginName};
 use macvtap_node_agent::supervisor::{self, EXIT_CONFIGURATION, PARENT};
 use macvtap_node_agent::worker::{self, WorkerError};
-use macvtap_node_agent::{error_chain, install, probe, report};
+use macvtap_node_agent::{error_chain, probe, report};
 use std::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -58,9 +59,12 @@ fn command(arguments: Vec<OsString>) -> Result<ExitCode, Box<dyn Error>> {
         Some(Command::Probe { question, run_dir }) => println(&probe::ask(&run_dir, question)?),
         Some(Command::Links { output: Output::Text }) => println(&report::text(&report::links()?)),
         Some(Command::Links { output: Output::Json }) => println(&report::json(&report::links()?)?),
-        Some(Command::InstallCni { cni_bin_dir, cni_plugin }) => {
-            let installed = install::install(&cni_plugin, &cni_bin_dir, env!("CARGO_PKG_VERSION"))?;
-            println(&format!("{}: {installed:?}", cni_bin_dir.join("macvtap").display()));
+        Some(Command::InstallCni { cni_bin_dir, cni_plugin, ehost_device }) => {
+            for name in PluginName::wanted(ehost_device) {
+                let version = env!("CARGO_PKG_VERSION");
+                let installed = install::install(&cni_plugin, &cni_bin_dir, *name, version)?;
+                println(&format!("{}: {installed:?}", cni_bin_dir.join(name.as_str()).display()));
+            }
         }
         None => {}
     }

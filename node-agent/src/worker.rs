@@ -8,6 +8,7 @@ mod usage;
 
 use crate::args::{LogFormat, Run};
 use crate::engine::Engine;
+use crate::install::PluginName;
 use crate::kubelet::endpoint;
 use crate::kubelet::{Ledger, Shared, directory};
 use crate::lock::{self, NodeLock, NodeLockError};
@@ -158,7 +159,8 @@ async fn lead(
     if let Some(directory) = arguments.cni_bin_dir.clone() {
         tokio::task::spawn_blocking({
             let plugin = arguments.cni_plugin.clone();
-            move || crate::install::install_and_tell(&plugin, &directory)
+            let names = PluginName::wanted(arguments.ehost_device);
+            move || crate::install::install_and_tell(&plugin, &directory, names)
         });
     }
     let mut engine = Engine::new(table, boot_id, standalone);
