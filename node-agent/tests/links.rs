@@ -144,22 +144,17 @@ fn a_configuration_file_is_followed_and_a_bad_edit_changes_nothing() {
     let node = Node::new();
     node.add_link("dp0");
     let kubelet = Kubelet::start(&node);
-    let write = |text: &str| {
-        std::fs::write(node.path("/run/conf.new"), text).unwrap();
-        std::fs::rename(node.path("/run/conf.new"), node.path("/run/conf")).unwrap();
-    };
-    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":5}]"#);
-    let mut command = node.agent_command();
-    command.args(["--config", "/run/conf"]);
-    let agent = support::Agent::start(command);
+    let agent = node.agent_with_file(r#"[{"name":"a","lowerDevice":"dp0","capacity":5}]"#);
     kubelet.await_healthy("a", 5);
-    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":7},{"name":"b","lowerDevice":"dp0"}]"#);
+    node.write_configuration(
+        r#"[{"name":"a","lowerDevice":"dp0","capacity":7},{"name":"b","lowerDevice":"dp0"}]"#,
+    );
     kubelet.await_healthy("a", 7);
     kubelet.await_healthy("b", 100);
-    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":-7}]"#);
+    node.write_configuration(r#"[{"name":"a","lowerDevice":"dp0","capacity":-7}]"#);
     await_true("the mistake is told", || agent.log().contains("capacity is -7"));
     assert_eq!(kubelet.plugin("a").unwrap().healthy(), Some(7));
-    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":3}]"#);
+    node.write_configuration(r#"[{"name":"a","lowerDevice":"dp0","capacity":3}]"#);
     kubelet.await_healthy("a", 3);
     // An Allocate that was under way when the list got shorter is honoured.
     assert!(kubelet.allocate("a", &["aMvp6"]).is_ok());
@@ -176,17 +171,10 @@ fn a_device_allocated_a_moment_ago_keeps_its_mode() {
     let node = Node::new();
     node.add_link("dp0");
     let kubelet = Kubelet::start(&node);
-    let write = |text: &str| {
-        std::fs::write(node.path("/run/conf.new"), text).unwrap();
-        std::fs::rename(node.path("/run/conf.new"), node.path("/run/conf")).unwrap();
-    };
-    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":5}]"#);
-    let mut command = node.agent_command();
-    command.args(["--config", "/run/conf"]);
-    let _agent = support::Agent::start(command);
+    let _agent = node.agent_with_file(r#"[{"name":"a","lowerDevice":"dp0","capacity":5}]"#);
     kubelet.await_healthy("a", 5);
     kubelet.allocate("a", &["aMvp3"]).unwrap();
-    write(r#"[{"name":"a","lowerDevice":"dp0","capacity":7,"mode":"private"}]"#);
+    node.write_configuration(r#"[{"name":"a","lowerDevice":"dp0","capacity":7,"mode":"private"}]"#);
     kubelet.await_healthy("a", 7);
     let table = std::fs::read_to_string(node.path("/var/lib/macvtap/devices.json")).unwrap();
     let table: serde_json::Value = serde_json::from_str(&table).unwrap();

@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test binary uses another part")]
 
 pub(crate) mod kubelet;
+mod run;
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -17,18 +18,9 @@ use std::time::{Duration, Instant};
 /// Nothing the agent does takes this long, also on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Whether this is root. Without it a test that needs the kernel fails where `REQUIRE_ROOT=1`, else it says that it was
-/// skipped.
+/// Whether this is root, which the test needs.
 pub(crate) fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    assert!(
-        root || std::env::var("REQUIRE_ROOT").as_deref() != Ok("1"),
-        "REQUIRE_ROOT=1, but this is not root"
-    );
-    if !root {
-        println!("skipped: needs root");
-    }
-    root
+    run::runs(rustix::process::geteuid().is_root(), "root")
 }
 
 /// A machine of its own, as far as the agent can see.
@@ -102,6 +94,20 @@ impl Node {
         let mut command = self.agent_command();
         command.env("DP_MACVTAP_CONF", configuration);
         Agent::start(command)
+    }
+
+    /// Starts the agent with a configuration file.
+    pub(crate) fn agent_with_file(&self, configuration: &str) -> Agent {
+        self.write_configuration(configuration);
+        let mut command = self.agent_command();
+        command.args(["--config", "/run/conf"]);
+        Agent::start(command)
+    }
+
+    /// Replaces the configuration file, as the kubelet does with a mounted one: at once.
+    pub(crate) fn write_configuration(&self, text: &str) {
+        std::fs::write(self.path("/run/conf.new"), text).unwrap();
+        std::fs::rename(self.path("/run/conf.new"), self.path("/run/conf")).unwrap();
     }
 
     /// Starts the agent with the capabilities it has in its container, and no other.
@@ -226,13 +232,6 @@ pub(crate) fn signal_to(pid: u32, signal: rustix::process::Signal) {
 }
 
 /// Looks again until there is something, or fails with what was waited for.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "not in {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    run::eventually_in(DEADLINE, what, look)
 }

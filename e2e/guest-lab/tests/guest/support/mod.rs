@@ -6,24 +6,18 @@ pub(crate) mod cni;
 #[allow(dead_code, reason = "shared with the agent's own tests, which use the rest")]
 pub(crate) mod kubelet;
 pub(crate) mod machine;
+#[path = "../../../../../node-agent/tests/support/run.rs"]
+mod run;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// An emulated machine is slow, and a busy host makes it slower.
 pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
 
-/// Whether this is the machine of a test. Elsewhere a test says that it was left out.
+/// Whether this is the machine of a test, which the test needs.
 pub(crate) fn in_guest() -> bool {
-    let guest = std::env::var_os("GUEST_LAB").is_some();
-    assert!(
-        guest || std::env::var("REQUIRE_ROOT").as_deref() != Ok("1"),
-        "REQUIRE_ROOT=1, but this test needs a machine of its own: make test-guest"
-    );
-    if !guest {
-        println!("skipped: needs a machine of its own, make test-guest");
-    }
-    guest
+    run::runs(std::env::var_os("GUEST_LAB").is_some(), "a machine of its own: make test-guest")
 }
 
 /// The whole machine is the node.
@@ -42,13 +36,6 @@ impl Node {
 }
 
 /// Looks again until there is something, or fails with what was waited for.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "not in {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    run::eventually_in(DEADLINE, what, look)
 }
