@@ -10,7 +10,7 @@
 
 mod support;
 
-use macvtap::{records, table_file};
+use macvtap::records;
 use std::collections::HashSet;
 use std::time::Instant;
 use support::{Answer, Call, Holder, Node, is_root, pod};
@@ -43,12 +43,10 @@ fn a_thousand_devices_of_one_lower_link_come_five_hundred_at_once_and_go_without
         return;
     }
     let node = Node::new();
-    let mut table = node.table();
-    for resource in table.resources.values_mut() {
-        resource.links[0].ranges[0].count = DEVICES;
-    }
-    table.next_ifindex = node.first_ifindex + DEVICES;
-    table_file::store(&node.paths(), &table).unwrap();
+    node.store_table(|table| {
+        table.resources.values_mut().for_each(|resource| resource.links[0].ranges[0].count = DEVICES);
+        table.next_ifindex = node.first_ifindex + DEVICES;
+    });
     let pods: Vec<Holder> = (0..PODS).map(|_| pod()).collect();
     let before = node.traces();
     all_at_once(&node, &pods, 0..AT_ONCE, "ADD");

@@ -5,7 +5,9 @@
 #[path = "../../../macvtap/tests/support/mod.rs"]
 mod namespaces;
 
-pub(crate) use namespaces::{Holder, Node, first_ifindex, is_root, pod};
+pub(crate) use namespaces::{
+    Holder, Node, bare_node_and_pods, first_ifindex, is_root, node_and_pods, pod, state,
+};
 
 use macvtap::record::Attachment;
 use macvtap::records;
@@ -138,6 +140,15 @@ impl Answer {
     }
 }
 
+/// The device number that the pod's own sysfs shows for its link.
+pub(crate) fn tap_in(pod: &Holder) -> String {
+    let net = format!("--net={}", pod.netns().display());
+    let script = "mount -t sysfs none /sys && cat /sys/class/net/net1/tap*/dev";
+    let output =
+        Command::new("nsenter").args([&net, "unshare", "--mount", "sh", "-c", script]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
 /// The record of a slot, if there is one.
 pub(crate) fn record(node: &Node, slot: u32) -> Option<Attachment> {
     records::read(&node.paths(), &format!("dataplaneMvp{slot}").parse().unwrap()).unwrap()
@@ -198,6 +209,11 @@ pub(crate) fn has(program: &str, package: &str) -> bool {
         println!("skipped: needs {program}");
     }
     there
+}
+
+/// Whether the distribution's set of plugins is here.
+pub(crate) fn has_plugins() -> bool {
+    has("/usr/lib/cni/host-local", "containernetworking-plugins")
 }
 
 /// Waits until something is so; fails after 20 seconds.

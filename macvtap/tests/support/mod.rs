@@ -37,7 +37,9 @@ pub(crate) fn is_root() -> bool {
 pub(crate) fn first_ifindex() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let run = std::process::id() % 8_192;
-    IFINDEX_FIRST + run * 0x2000 + NEXT.fetch_add(1, Ordering::Relaxed) * 64
+    let first = NEXT.fetch_add(64, Ordering::Relaxed);
+    assert!(first < 0x2000, "more nodes than this program has ranges for");
+    IFINDEX_FIRST + run * 0x2000 + first
 }
 
 /// A process that only keeps namespaces alive.
@@ -91,6 +93,21 @@ impl Drop for Holder {
 /// A pod's network namespace.
 pub(crate) fn pod() -> Holder {
     Holder::start(&["--net"], "ip link set lo up;")
+}
+
+/// A node with a table, and pods; none where this is not root.
+pub(crate) fn node_and_pods<const PODS: usize>() -> Option<(Node, [Holder; PODS])> {
+    is_root().then(|| (Node::with_table(), std::array::from_fn(|_| pod())))
+}
+
+/// The same without a table.
+pub(crate) fn bare_node_and_pods<const PODS: usize>() -> Option<(Node, [Holder; PODS])> {
+    is_root().then(|| (Node::new(), std::array::from_fn(|_| pod())))
+}
+
+/// Everything that a call may leave on the node and in the pod.
+pub(crate) fn state(node: &Node, pod: &Holder) -> (String, String) {
+    (node.traces(), Node::ip(pod, "-br link"))
 }
 
 /// A node with a lower link `dp0` (MTU 1500), which is the end of a cable.
@@ -180,8 +197,15 @@ impl Node {
     /// Stores [`Node::table`].
     pub(crate) fn with_table() -> Self {
         let node = Self::new();
-        table_file::store(&node.paths(), &node.table()).unwrap();
+        node.store_table(|_| ());
         node
+    }
+
+    /// Stores [`Node::table`] with a change.
+    pub(crate) fn store_table(&self, change: impl FnOnce(&mut DeviceTable)) {
+        let mut table = self.table();
+        change(&mut table);
+        table_file::store(&self.paths(), &table).unwrap();
     }
 
     /// Everything that an attachment may leave on the node: links, and files below `/run/macvtap` but the locks.

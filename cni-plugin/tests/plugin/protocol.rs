@@ -1,13 +1,5 @@
 //! The binary as a runtime sees it: versions, codes and messages, without a kernel.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test stops at the first surprise, its helpers too"
-)]
-
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::{Command, Stdio};

@@ -1,23 +1,7 @@
 //! Addresses by IPAM plugins: the distribution's host-local and static, and ones that misbehave.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test stops at the first surprise, its helpers too"
-)]
-
-mod support;
-
+use crate::support::{Call, Daemon, Node, has, has_plugins, link, node_and_pods, record, wait_until};
 use serde_json::{Value, json};
-use support::{Call, Daemon, Node, has, is_root, link, pod, record, wait_until};
-
-const HOST_LOCAL: &str = "/usr/lib/cni/host-local";
-
-fn has_plugins() -> bool {
-    has(HOST_LOCAL, "containernetworking-plugins")
-}
 
 fn host_local(gateway: bool) -> Value {
     let subnet = |net: &str| json!([{"subnet": net}]);
@@ -40,10 +24,7 @@ fn script(node: &Node, name: &str, text: &str) {
 
 #[test]
 fn addresses_and_routes_are_the_plugins_and_are_given_back() {
-    if !is_root() || !has_plugins() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
     let before = node.traces();
     let call = Call::new(&node, &pod, "c1")
         .with(json!({"ipam": host_local(true), "dns": {"nameservers": ["10.9.0.53"]}}));
@@ -70,10 +51,7 @@ fn addresses_and_routes_are_the_plugins_and_are_given_back() {
 
 #[test]
 fn a_gateway_alone_makes_no_default_route() {
-    if !is_root() || !has_plugins() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
     let result = Call::new(&node, &pod, "c1").with(json!({"ipam": host_local(false)})).ok("ADD");
     assert_eq!(result["ips"][0]["gateway"], "10.9.0.1");
     assert!(!Node::ip(&pod, "route").contains("default"));
@@ -81,10 +59,7 @@ fn a_gateway_alone_makes_no_default_route() {
 
 #[test]
 fn a_fixed_address_comes_through_the_runtime() {
-    if !is_root() || !has_plugins() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
     let config = json!({"ipam": {"type": "static"}, "capabilities": {"ips": true}, "runtimeConfig": {"ips": ["10.8.0.9/24"]}});
     let result = Call::new(&node, &pod, "c1").with(config).ok("ADD");
     assert_eq!(result["ips"][0]["address"], "10.8.0.9/24");
@@ -93,10 +68,7 @@ fn a_fixed_address_comes_through_the_runtime() {
 
 #[test]
 fn an_ipv6_address_that_another_host_has_fails_the_add_and_is_given_back() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = node_and_pods() else { return };
     // The far end of the lower link's cable is the other host.
     node.sh("ip -6 addr add fd09::2/64 dev dp1 nodad");
     let before = node.traces();
@@ -112,10 +84,7 @@ fn an_ipv6_address_that_another_host_has_fails_the_add_and_is_given_back() {
 
 #[test]
 fn each_version_has_its_form() {
-    if !is_root() || !has_plugins() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
     for (version, family, mtu) in [
         ("0.3.1", json!("4"), Value::Null),
         ("0.4.0", json!("4"), Value::Null),
@@ -137,10 +106,7 @@ fn each_version_has_its_form() {
 
 #[test]
 fn a_failure_after_the_lease_gives_it_back_and_a_repeated_add_replaces_it() {
-    if !is_root() || !has_plugins() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
     let before = node.traces();
     let call = Call::new(&node, &pod, "c1").with(json!({"ipam": host_local(true)}));
     // Taken: the link cannot be made after the addresses were leased.
@@ -157,10 +123,7 @@ fn a_failure_after_the_lease_gives_it_back_and_a_repeated_add_replaces_it() {
 
 #[test]
 fn a_plugin_that_fails_is_quoted_and_nothing_is_made() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = node_and_pods() else { return };
     let before = node.traces();
     let call = |text: &str| {
         script(&node, "odd", text);
@@ -197,10 +160,7 @@ fn a_plugin_that_fails_is_quoted_and_nothing_is_made() {
 
 #[test]
 fn what_a_plugin_leased_before_it_was_killed_is_given_back() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = node_and_pods() else { return };
     std::fs::write(node.paths().cni_settings(), "{\"ipamTimeoutSeconds\": 1}").unwrap();
     script(&node, "slow", "echo $CNI_COMMAND >>/run/calls; [ $CNI_COMMAND = DEL ] || exec sleep 600");
     let config = json!({"ipam": {"type": "slow"}});
@@ -211,10 +171,7 @@ fn what_a_plugin_leased_before_it_was_killed_is_given_back() {
 
 #[test]
 fn a_plugin_sees_the_attachment_but_not_the_device_and_its_mac_wins() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = node_and_pods() else { return };
     let answer = "{\"interfaces\": [{\"mac\": \"02:00:00:00:00:aa\"}], \"ips\": [{\"address\": \"10.0.0.2/24\", \"interface\": 0}]}";
     script(
         &node,
@@ -243,10 +200,7 @@ fn a_plugin_sees_the_attachment_but_not_the_device_and_its_mac_wins() {
 
 #[test]
 fn gc_and_status_reach_a_plugin_that_knows_them_and_one_that_does_not_is_no_hindrance() {
-    if !is_root() || !has_plugins() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
     let call = Call::new(&node, &pod, "c1").with(json!({
         "cniVersion": "1.1.0",
         "cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "net1"}],
@@ -279,10 +233,11 @@ fn gc_and_status_reach_a_plugin_that_knows_them_and_one_that_does_not_is_no_hind
 
 #[test]
 fn an_address_by_dhcp_is_asked_for_through_the_link_and_released_through_it() {
-    if !is_root() || !has_plugins() || !has("/usr/sbin/dnsmasq", "dnsmasq-base") {
+    let Some((node, [pod])) =
+        (has_plugins() && has("/usr/sbin/dnsmasq", "dnsmasq-base")).then(node_and_pods).flatten()
+    else {
         return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    };
     node.sh("ip addr add 10.6.0.1/24 dev dp1");
     let before = node.traces();
     // A server at the far end of the cable.

@@ -1,20 +1,10 @@
 //! The plugin among others in a list, called as a runtime calls a list: in order, each with the result of the one before.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test stops at the first surprise, its helpers too"
-)]
-
-mod support;
-
+use crate::support::{Answer, Holder, Node, has_plugins, link, node_and_pods};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use support::{Answer, Holder, Node, has, is_root, link, pod};
 
 const PLUGINS: &str = "/usr/lib/cni";
 
@@ -93,14 +83,11 @@ fn chain<'n>(node: &'n Node, pod: &Holder, version: &'static str, names: &[&str]
 
 #[test]
 fn the_plugin_takes_and_gives_results_in_a_list_of_others() {
-    if !is_root() || !has("/usr/lib/cni/portmap", "containernetworking-plugins") {
-        return;
-    }
     // portmap takes the addresses of whatever interface for the pod's, so it is no company for loopback.
     for (version, names, place) in
         [("0.4.0", ["loopback", "macvtap", "tuning"], 1), ("1.0.0", ["macvtap", "tuning", "portmap"], 0)]
     {
-        let (node, pod) = (Node::with_table(), pod());
+        let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
         let before = node.traces();
         let chain = chain(&node, &pod, version, &names);
         let result = chain.add();
@@ -133,10 +120,7 @@ fn the_plugin_takes_and_gives_results_in_a_list_of_others() {
 
 #[test]
 fn a_list_that_fails_later_is_taken_back() {
-    if !is_root() || !has("/usr/lib/cni/tuning", "containernetworking-plugins") {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
     let before = node.traces();
     let mut chain = chain(&node, &pod, "1.0.0", &["loopback", "macvtap", "tuning"]);
     chain.plugins[2] = json!({"type": "tuning", "sysctl": {"net.ipv4.conf.net1.no_such_key": "1"}});

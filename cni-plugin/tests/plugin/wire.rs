@@ -1,25 +1,17 @@
 //! What is on the wire, and what reaches the guest: frames at the far end of the lower link's cable, and at the tap.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test stops at the first surprise, its helpers too"
-)]
-
-mod support;
-
+use crate::support::{
+    Call, Frame, Holder, Node, bare_node_and_pods, frames_until, link, node_and_pods, octets, pod, record,
+};
 use macvtap::kernel::Rtnl;
 use macvtap::mode::Mode;
-use macvtap::table::{Owner, PLACEHOLDER_IFINDEX_FIRST};
-use macvtap::{park, table_file, tap};
+use macvtap::table::PLACEHOLDER_IFINDEX_FIRST;
+use macvtap::{park, tap};
 use macvtap_cni::packet::PacketSocket;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use std::os::fd::OwnedFd;
-use support::{Call, Frame, Holder, Node, frames_until, is_root, link, octets, pod, record};
 
 /// `ETH_P_ALL` of `linux/if_ether.h`.
 const EVERY_TYPE: u16 = 3;
@@ -94,10 +86,7 @@ fn v6(slot: u32) -> std::net::Ipv6Addr {
 
 #[test]
 fn new_addresses_are_announced_unless_the_network_says_never() {
-    if !is_root() {
-        return;
-    }
-    let (node, quiet, loud) = (Node::with_table(), pod(), pod());
+    let Some((node, [quiet, loud])) = node_and_pods() else { return };
     let wire = far_end(&node);
     // Even where the node's own default is to announce.
     node.sh("sysctl -qw net.ipv4.conf.default.arp_notify=1 net.ipv6.conf.default.ndisc_notify=1");
@@ -129,10 +118,7 @@ fn new_addresses_are_announced_unless_the_network_says_never() {
 
 #[test]
 fn an_address_that_its_former_holder_still_has_is_taken_over_quietly() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = node_and_pods() else { return };
     // As the source of a migration has it.
     node.sh("ip -6 addr add fd05::10/64 dev dp1 nodad");
     with_addresses(&node, &pod, 0).fails("ADD", 100);
@@ -143,10 +129,7 @@ fn an_address_that_its_former_holder_still_has_is_taken_over_quietly() {
 
 #[test]
 fn the_pods_kernel_says_nothing_on_the_wire_when_the_network_has_no_ipam() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod, control) = (Node::with_table(), pod(), pod());
+    let Some((node, [pod, control])) = node_and_pods() else { return };
     let wire = far_end(&node);
     let result = Call::new(&node, &pod, "c1").ok("ADD");
     let mac = octets(&result["interfaces"][0]["mac"]);
@@ -208,18 +191,15 @@ fn heard(node: &Node, slot: u32) -> [bool; 4] {
 
 #[test]
 fn a_guest_hears_solicitations_and_lldp_because_its_link_takes_all_multicast() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = node_and_pods() else { return };
     let call = Call::new(&node, &pod, "c1");
     call.ok("ADD");
     assert_eq!(heard(&node, 0), [true, true, false, true]);
     call.ok("DEL");
     // A pool may turn it off; then only what the pod's kernel joined is heard.
-    let mut table = node.table();
-    table.resources.values_mut().for_each(|resource| resource.all_multicast = false);
-    table_file::store(&node.paths(), &table).unwrap();
+    node.store_table(|table| {
+        table.resources.values_mut().for_each(|resource| resource.all_multicast = false);
+    });
     call.ok("ADD");
     assert_eq!(link(&pod)["allmulti"], 0);
     assert_eq!(heard(&node, 0), [false, false, false, true]);
@@ -228,17 +208,14 @@ fn a_guest_hears_solicitations_and_lldp_because_its_link_takes_all_multicast() {
 /// The kernel gives a promiscuous macvtap every group's frames, and those for strangers only to one in passthru mode.
 #[test]
 fn a_promiscuous_guest_hears_every_group_and_strangers_frames_in_passthru_mode() {
-    if !is_root() {
-        return;
-    }
     for (mode, strangers) in [(Mode::Bridge, false), (Mode::Passthru, true)] {
-        let (node, pod) = (Node::new(), pod());
-        let mut table = node.table();
-        for resource in table.resources.values_mut() {
-            resource.all_multicast = false;
-            resource.links[0].mode = mode;
-        }
-        table_file::store(&node.paths(), &table).unwrap();
+        let Some((node, [pod])) = bare_node_and_pods() else { return };
+        node.store_table(|table| {
+            for resource in table.resources.values_mut() {
+                resource.all_multicast = false;
+                resource.links[0].mode = mode;
+            }
+        });
         Call::new(&node, &pod, "c1").with(json!({"promiscMode": true})).ok("ADD");
         assert_eq!(heard(&node, 0), [true, true, strangers, true], "{mode}");
     }
@@ -246,14 +223,11 @@ fn a_promiscuous_guest_hears_every_group_and_strangers_frames_in_passthru_mode()
 
 #[test]
 fn a_guests_frames_leave_by_the_lower_link_and_siblings_meet_as_the_mode_says() {
-    if !is_root() {
-        return;
-    }
     for mode in [Mode::Bridge, Mode::Private] {
-        let (node, one, two) = (Node::new(), pod(), pod());
-        let mut table = node.table();
-        table.resources.values_mut().for_each(|resource| resource.links[0].mode = mode);
-        table_file::store(&node.paths(), &table).unwrap();
+        let Some((node, [one, two])) = bare_node_and_pods() else { return };
+        node.store_table(|table| {
+            table.resources.values_mut().for_each(|resource| resource.links[0].mode = mode);
+        });
         Call::new(&node, &one, "one").ok("ADD");
         Call::new(&node, &two, "two").device(1).ok("ADD");
         assert!(record(&node, 1).is_some());
@@ -272,10 +246,7 @@ fn a_guests_frames_leave_by_the_lower_link_and_siblings_meet_as_the_mode_says() 
 
 #[test]
 fn a_container_that_kept_the_number_of_a_lost_tap_never_hears_the_next_pod() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::with_table();
+    let Some((node, [])) = node_and_pods() else { return };
     // Minors are the machine's: another test may get the lost one before our next link does.
     let shown = (0..50).any(|_| {
         let (lost, next) = (pod(), pod());
@@ -306,31 +277,4 @@ fn a_container_that_kept_the_number_of_a_lost_tap_never_hears_the_next_pod() {
         is_placeholder
     });
     assert!(shown, "the lost minor always went to another test");
-}
-
-#[test]
-fn the_tap_of_a_moved_link_becomes_its_pods() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (Node::new(), pod());
-    let mut table = node.table();
-    table.standalone = true;
-    table_file::store(&node.paths(), &table).unwrap();
-    // An index that no other test has, and below those that are never moved.
-    let index = 0x00ff_0000 + std::process::id() % 0x1_0000;
-    node.sh(&format!("ip link add link dp0 name mvt0 index {index} type macvtap; ip link set mvt0 up"));
-    let path = std::path::PathBuf::from(format!("/dev/tap{index}"));
-    let call = Call::new(&node, &pod, "c1").with(json!({"deviceID": "mvt0", "owner": 4711, "group": 4712}));
-    call.ok("ADD");
-    assert_eq!(link(&pod)["ifindex"], index);
-    let made = tap::node_at(&path).expect("the kernel's node");
-    assert_eq!(made.owner, Owner { uid: 4711, gid: 4712 });
-    call.ok("DEL");
-    // What is there by another's doing stays as it is.
-    node.sh(&format!("ip link add link dp0 name mvt0 index {index} type macvtap"));
-    node.sh(&format!("mount --bind /run /dev; mknod /dev/tap{index} c 1 3"));
-    let answer = call.run("ADD");
-    assert!(answer.success && answer.stderr.contains("its owner was not set"), "{answer:?}");
-    assert_eq!(node.sh(&format!("stat -c %u /dev/tap{index}")), "0\n");
 }

@@ -1,19 +1,9 @@
 //! Failure at every step: each system call of the plugin fails once, or is its last, and file systems are full.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test stops at the first surprise, its helpers too"
-)]
-
-mod support;
-
+use crate::support::{Answer, Call, Holder, Node, has, has_plugins, link, node_and_pods, state};
 use macvtap::kernel::Rtnl;
 use macvtap::park;
 use serde_json::{Value, json};
-use support::{Answer, Call, Holder, Node, has, is_root, link, pod};
 
 /// The calls that do something: files, sockets, namespaces, mounts. `?`: not on every architecture.
 const CALLS: [&str; 46] = [
@@ -72,10 +62,6 @@ const WITH_ADDRESSES: [&str; 8] =
 /// Far more than an ADD makes of one kind.
 const MOST: u32 = 200;
 
-fn state(node: &Node, pod: &Holder) -> (String, String) {
-    (node.traces(), Node::ip(pod, "-br link"))
-}
-
 /// What stays after the agent has looked: it removes placeholders nobody needs, and notes of tap numbers that no record
 /// confirms, which are written before the record.
 fn swept(node: &Node, pod: &Holder) -> (String, String) {
@@ -113,15 +99,12 @@ fn disturb_each(
 }
 
 fn ready() -> bool {
-    is_root() && has("/usr/bin/strace", "strace")
+    has("/usr/bin/strace", "strace")
 }
 
 #[test]
 fn an_add_in_which_any_one_system_call_fails_either_succeeds_or_leaves_nothing() {
-    if !ready() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = ready().then(node_and_pods).flatten() else { return };
     let call = Call::new(&node, &pod, "c1");
     // So that directories and locks are there already.
     call.ok("ADD");
@@ -142,10 +125,7 @@ fn an_add_in_which_any_one_system_call_fails_either_succeeds_or_leaves_nothing()
 
 #[test]
 fn an_add_with_addresses_in_which_any_one_system_call_fails_leaves_no_lease() {
-    if !ready() || !has("/usr/lib/cni/host-local", "containernetworking-plugins") {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = (ready() && has_plugins()).then(node_and_pods).flatten() else { return };
     let ranges = json!([[{"subnet": "10.9.0.0/24"}]]);
     let ipam = json!({"type": "host-local", "dataDir": "/run/leases", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]});
     let call = Call::new(&node, &pod, "c1").with(json!({"ipam": ipam}));
@@ -165,10 +145,7 @@ fn an_add_with_addresses_in_which_any_one_system_call_fails_leaves_no_lease() {
 
 #[test]
 fn an_add_that_is_killed_at_any_system_call_is_undone_by_del() {
-    if !ready() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = ready().then(node_and_pods).flatten() else { return };
     let call = Call::new(&node, &pod, "c1");
     let before = state(&node, &pod);
     disturb_each(&call, "ADD", "signal=KILL", &CALLS, |number, answer| {
@@ -180,10 +157,7 @@ fn an_add_that_is_killed_at_any_system_call_is_undone_by_del() {
 
 #[test]
 fn a_del_in_which_any_one_system_call_fails_is_completed_by_the_next() {
-    if !ready() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = ready().then(node_and_pods).flatten() else { return };
     let call = Call::new(&node, &pod, "c1");
     let before = state(&node, &pod);
     call.ok("ADD");
@@ -199,10 +173,7 @@ fn a_del_in_which_any_one_system_call_fails_is_completed_by_the_next() {
 
 #[test]
 fn an_add_on_a_full_file_system_leaves_nothing() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = node_and_pods() else { return };
     let before = state(&node, &pod);
     let mut refused = 0;
     // Room for one file more each time: directories, lock, record, entry of the tap number, device node.
@@ -227,10 +198,7 @@ fn an_add_on_a_full_file_system_leaves_nothing() {
 
 #[test]
 fn a_record_that_cannot_be_written_means_no_link() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (Node::with_table(), pod());
+    let Some((node, [pod])) = node_and_pods() else { return };
     node.sh("mkdir -p /run/macvtap; mount -t tmpfs -o size=64k tmpfs /run/macvtap");
     let call = Call::new(&node, &pod, "c1");
     call.ok("ADD");

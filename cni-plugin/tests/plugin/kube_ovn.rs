@@ -1,28 +1,18 @@
 //! kube-ovn's rules at the edge of its plugin: an executable of that name that behaves as kube-ovn's does, with its words.
 //! The real one and its daemon run in the cluster tests.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test stops at the first surprise, its helpers too"
-)]
-
-mod support;
-
+use crate::support::{Call, Holder, Node, link, node_and_pods, record};
 use serde_json::{Value, json};
 use std::os::unix::net::UnixListener;
-use support::{Call, Holder, Node, is_root, link, pod, record};
 
 const SOCKET: &str = "/run/openvswitch/kube-ovn-daemon.sock";
 const EOF: &str = "Post \"http://dummy/api/v1/add\": EOF";
 
-/// A node whose `kube-ovn` notes each call and runs this shell text; `$n` is the number of the ADD.
-fn node_with(text: &str) -> Node {
-    let node = Node::with_table();
+/// A pod on a node whose `kube-ovn` notes each call and runs this shell text; `$n` is the number of the ADD.
+fn node_with(text: &str) -> Option<(Node, Holder)> {
+    let (node, [pod]) = node_and_pods()?;
     set(&node, text);
-    node
+    Some((node, pod))
 }
 
 fn set(node: &Node, text: &str) {
@@ -74,9 +64,6 @@ fn settings(node: &Node, json: &Value) {
 
 #[test]
 fn a_daemon_that_is_being_restarted_and_a_pod_it_has_not_heard_of_are_waited_for() {
-    if !is_root() {
-        return;
-    }
     let dial = "Post \"http://dummy/api/v1/add\": dial unix /run/openvswitch/kube-ovn-daemon.sock: connect:";
     let text = format!(
         "case $CNI_COMMAND-$n in
@@ -88,7 +75,7 @@ esac
 {}",
         answer(&one_address())
     );
-    let (node, pod) = (node_with(&text), pod());
+    let Some((node, pod)) = node_with(&text) else { return };
     let result = call(&node, &pod).ok("ADD");
     assert_eq!(result["ips"][0]["address"], "172.31.0.41/24");
     assert_eq!(calls(&node).len(), 5, "{:?}", calls(&node));
@@ -96,10 +83,7 @@ esac
 
 #[test]
 fn what_does_not_pass_by_itself_fails_at_once_with_the_daemons_words_and_where_to_look() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (node_with(""), pod());
+    let Some((node, pod)) = node_with("") else { return };
     let before = node.traces();
     for reason in [
         "request ip return 400 provider nosuch.default not bind to any subnet",
@@ -115,10 +99,7 @@ fn what_does_not_pass_by_itself_fails_at_once_with_the_daemons_words_and_where_t
 
 #[test]
 fn a_daemon_that_stays_away_is_given_up_and_one_that_hangs_is_too() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (node_with(&format!("refuse '{EOF}'")), pod());
+    let Some((node, pod)) = node_with(&format!("refuse '{EOF}'")) else { return };
     settings(&node, &json!({"ipamRetrySeconds": 1}));
     let message = call(&node, &pod).fails("ADD", 11);
     assert!(message.contains("EOF; the reason is in the pod's Events"), "{message}");
@@ -136,10 +117,7 @@ fn a_daemon_that_stays_away_is_given_up_and_one_that_hangs_is_too() {
 
 #[test]
 fn another_plugin_is_not_asked_again() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (node_with(&format!("refuse '{EOF}'")), pod());
+    let Some((node, pod)) = node_with(&format!("refuse '{EOF}'")) else { return };
     node.sh("mv /run/plugins/kube-ovn /run/plugins/other");
     let call = call(&node, &pod).with(json!({"ipam": {"type": "other"}}));
     call.fails("ADD", 11);
@@ -149,10 +127,7 @@ fn another_plugin_is_not_asked_again() {
 
 #[test]
 fn its_plugin_learns_no_device_and_answers_with_interfaces_in_every_version() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (node_with(&answer(&one_address())), pod());
+    let Some((node, pod)) = node_with(&answer(&one_address())) else { return };
     for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let call = call(&node, &pod)
             .with(json!({"cniVersion": version, "runtimeConfig": {"deviceID": "dataplaneMvp0"}}));
@@ -177,11 +152,8 @@ fn its_plugin_learns_no_device_and_answers_with_interfaces_in_every_version() {
 
 #[test]
 fn a_gateway_means_a_default_route_which_replaces_that_of_another_interface() {
-    if !is_root() {
-        return;
-    }
     let custom = json!([{"dst": "10.99.0.0/16", "gw": "172.32.0.254"}]);
-    let (node, pod) = (node_with(&answer(&dual(&custom))), pod());
+    let Some((node, pod)) = node_with(&answer(&dual(&custom))) else { return };
     for command in [
         "link add eth0 type veth peer name far",
         "link set eth0 up",
@@ -222,10 +194,7 @@ fn a_gateway_means_a_default_route_which_replaces_that_of_another_interface() {
 
 #[test]
 fn one_network_on_two_interfaces_of_a_pod_is_refused_with_the_reason() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (node_with(&answer(&one_address())), pod());
+    let Some((node, pod)) = node_with(&answer(&one_address())) else { return };
     call(&node, &pod).ok("ADD");
     let before = (node.traces(), link(&pod));
     let second = call(&node, &pod).device(1).var("CNI_IFNAME", "net2");
@@ -241,11 +210,8 @@ fn one_network_on_two_interfaces_of_a_pod_is_refused_with_the_reason() {
 
 #[test]
 fn an_answer_without_addresses_is_told_as_two_versions_and_given_back() {
-    if !is_root() {
-        return;
-    }
     let text = answer(&json!({"interfaces": [{"name": "", "sandbox": "/somewhere"}], "dns": {}}));
-    let (node, pod) = (node_with(&text), pod());
+    let Some((node, pod)) = node_with(&text) else { return };
     let message = call(&node, &pod).fails("ADD", 101);
     assert!(message.contains("plugin and daemon of kube-ovn are of different versions"), "{message}");
     assert_eq!(calls(&node), ["ADD net1 gone", "DEL net1 gone"]);
@@ -253,12 +219,9 @@ fn an_answer_without_addresses_is_told_as_two_versions_and_given_back() {
 
 #[test]
 fn a_pod_goes_while_the_daemon_is_away_and_its_link_goes_first() {
-    if !is_root() {
-        return;
-    }
     let away = "refuse 'Post \"http://dummy/api/v1/del\": dial unix /run/openvswitch/kube-ovn-daemon.sock: connect: no such file or directory'";
     let text = format!("[ $CNI_COMMAND = DEL ] && {away}\n{}", answer(&one_address()));
-    let (node, pod) = (node_with(&text), pod());
+    let Some((node, pod)) = node_with(&text) else { return };
     let before = node.traces();
     call(&node, &pod).ok("ADD");
     let answered = call(&node, &pod).run("DEL");
@@ -283,10 +246,7 @@ fn a_pod_goes_while_the_daemon_is_away_and_its_link_goes_first() {
 
 #[test]
 fn status_tells_whether_the_daemon_listens() {
-    if !is_root() {
-        return;
-    }
-    let (node, pod) = (node_with("exit 0"), pod());
+    let Some((node, pod)) = node_with("exit 0") else { return };
     let call = call(&node, &pod).with(json!({"cniVersion": "1.1.0"}));
     let message = call.fails("STATUS", 50);
     assert!(message.contains(SOCKET) && message.contains("No such file"), "{message}");

@@ -1,0 +1,84 @@
+//! Valid inputs, from which others grow.
+
+use crate::Target;
+use crate::readers::{answer, arguments, configuration, link, record, result, settings, table};
+use serde_json::{Value, json};
+
+pub(super) fn targets() -> Vec<Target> {
+    let texts = |all: &[Value]| all.iter().map(|json| serde_json::to_vec(json).unwrap()).collect();
+    let results = [
+        json!({"cniVersion": "1.1.0", "interfaces": [{"name": "net1", "mac": "02:00:00:00:00:01", "mtu": 1500, "sandbox": "/run/netns/x", "socketPath": "/a"}],
+               "ips": [{"version": "4", "address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 0}, {"address": "fd00::2/64", "interface": 0}],
+               "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.0.1", "mtu": 1400, "priority": 5, "scope": 253, "table": 1000, "advmss": 1300}, {"gw": "fd00::9"}],
+               "dns": {"nameservers": ["10.0.0.1"], "domain": "a", "search": ["b"], "options": ["c"]}}),
+        json!({"ips": [{"address": "172.31.0.41/24", "interface": 0}], "interfaces": null, "dns": {}}),
+    ];
+    let configurations = [
+        json!({"cniVersion": "1.0.0", "name": "dataplane", "type": "macvtap", "deviceID": "dataplaneMvp0", "mac": "02:00:00:00:00:01", "mtu": 1500,
+               "mode": "bridge", "promiscMode": true, "owner": 107, "group": 107, "announce": "Never", "dns": {"nameservers": ["10.0.0.1"]},
+               "runtimeConfig": {"mac": "02:00:00:00:00:03", "ips": ["10.0.0.2/24"], "deviceID": "dataplaneMvp0"},
+               "args": {"cni": {"mac": "02:00:00:00:00:04"}}, "ipam": {"type": "static", "addresses": [{"address": "10.0.0.2/24"}]}, "prevResult": results[0]}),
+        json!({"cniVersion": "1.1.0", "name": "p4p1", "type": "macvtap", "cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "net1"}],
+               "ipam": {"type": "kube-ovn", "server_socket": "/run/openvswitch/kube-ovn-daemon.sock", "provider": "p4p1.default", "routes": [{"gw": "10.0.0.1"}]}}),
+    ];
+    let resource = json!({"prefix": "macvtap.network.kubevirt.io", "type": "Macvtap", "mtu": 9000, "promiscuous": false, "allMulticast": true,
+        "owner": {"uid": 107, "gid": 107}, "tapOnly": "Forbidden",
+        "links": [{"ifindex": 3, "name": "dp0", "identity": {"by": "name", "kind": "veth", "name": "dp0"}, "mode": "bridge",
+                   "ranges": [{"firstSlot": 0, "count": 4, "firstIfindex": 16_777_216}, {"firstSlot": 4, "count": 4, "firstIfindex": 16_777_300}]}]});
+    let record_seed = json!({"version": 1, "device": "dataplaneMvp0", "state": "Attached", "ifindex": 16_777_216, "lowerIfindex": 3, "mac": "02:00:00:00:00:01",
+        "tap": {"major": 246, "minor": 5}, "netnsId": 4, "network": "dataplane",
+        "holder": {"kind": "pod", "containerId": "c1", "ifname": "net1", "podUid": "u", "podNamespace": "a", "podName": "b", "netns": "/run/netns/x", "netnsInode": 4_026_531_840_u64}});
+    let target = |name, seeds, read| Target { name, seeds, read };
+    vec![
+        target("configuration", texts(&configurations), configuration as fn(&[u8])),
+        target(
+            "CNI_ARGS",
+            vec![
+                b"IgnoreUnknown=1;K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;K8S_POD_UID=c;MAC=02:00:00:00:00:01;X=y"
+                    .to_vec(),
+                b"dataplaneMvp7".to_vec(),
+            ],
+            arguments,
+        ),
+        target("prevResult", texts(&results), result),
+        target("IPAM answer", texts(&results), answer),
+        target(
+            "device table",
+            texts(&[
+                json!({"version": 1, "bootId": "b", "nextIfindex": 16_777_400, "standalone": true, "resources": {"dataplane": resource, "other": resource}}),
+                json!({"version": 1, "bootId": "b", "nextIfindex": 16_777_400, "resources": {"dataplane": resource}}),
+            ]),
+            table,
+        ),
+        target("record", texts(&[record_seed]), record),
+        target(
+            "node's settings",
+            texts(&[
+                json!({"logFile": "/var/log/a", "logLevel": "debug", "moveHostLinks": true, "socketDirectories": ["/run/a"], "ipamTimeoutSeconds": 9, "ipamRetrySeconds": 9}),
+            ]),
+            settings,
+        ),
+        target("kernel's answer", vec![kernels_answer()], link),
+    ]
+}
+
+/// A link as the kernel describes it: header, name, MTU, lower link, address, kind and mode.
+fn kernels_answer() -> Vec<u8> {
+    let attribute = |kind: u16, value: &[u8]| {
+        let length = u16::try_from(4 + value.len()).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    };
+    let info = [attribute(1, b"macvtap\0"), attribute(2, &attribute(1, &4_u32.to_ne_bytes()))].concat();
+    let header = [0, 0, 1, 0, 7, 0, 0, 1, 0x43, 0x12, 0, 0, 0, 0, 0, 0];
+    let attributes = [
+        attribute(3, b"net1\0"),
+        attribute(4, &1500_u32.to_ne_bytes()),
+        attribute(5, &3_u32.to_ne_bytes()),
+        attribute(1, &[2, 0, 0, 0, 0, 1]),
+        attribute(18, &info),
+    ];
+    [&header[..], &attributes.concat()].concat()
+}

@@ -1,0 +1,23 @@
+//! The real binary on the real kernel, each test in namespaces of its own.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops at the first surprise, its helpers too"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod attach;
+mod chain;
+mod disturbed;
+mod host_link;
+mod ipam;
+mod kube_ovn;
+mod protocol;
+mod races;
+mod sandbox;
+mod wire;

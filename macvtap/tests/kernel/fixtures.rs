@@ -1,0 +1,129 @@
+//! Attaching as ADD does, and a kernel that fails.
+
+use crate::support::{Holder, Node};
+use macvtap::attach::{self, AttachError, Attached, Begun, Repeat, Request};
+use macvtap::file::FileError;
+use macvtap::kernel::{Home, Kernel, NewLink, Place, Rtnl};
+use macvtap::link::{By, Change, IfName, Link, Macvtap};
+use macvtap::mode::Mode;
+use macvtap::netlink::NetlinkError;
+use macvtap::netns::{Netns, NetnsId};
+use macvtap::record::{DeviceNumber, Holder as RecordHolder};
+use macvtap::tap::{Node as DeviceNode, TapError};
+use rustix::io::Errno;
+use std::path::Path;
+
+/// The kernel, except that call number `fail_at` fails instead.
+pub(super) struct Faulty {
+    pub(super) kernel: Rtnl,
+    pub(super) calls: usize,
+    pub(super) fail_at: usize,
+}
+
+impl Faulty {
+    fn fails(&mut self) -> bool {
+        self.calls += 1;
+        self.calls == self.fail_at
+    }
+
+    fn netlink(&mut self, what: &str) -> Result<(), NetlinkError> {
+        let error = || NetlinkError::Refused { what: what.into(), said: None, errno: Errno::NOBUFS };
+        if self.fails() { Err(error()) } else { Ok(()) }
+    }
+}
+
+impl Kernel for Faulty {
+    fn number(&mut self, path: &Path, inode: u64) -> Result<Option<NetnsId>, NetlinkError> {
+        self.netlink("number").and_then(|()| self.kernel.number(path, inode))
+    }
+    fn find(&mut self, place: Place, by: &By) -> Result<Option<Link>, NetlinkError> {
+        self.netlink("find").and_then(|()| self.kernel.find(place, by))
+    }
+    fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError> {
+        self.netlink("create").and_then(|()| self.kernel.create(home, link))
+    }
+    fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError> {
+        self.netlink("change").and_then(|()| self.kernel.change(index, change))
+    }
+    fn delete(&mut self, place: Place, index: u32) -> Result<(), NetlinkError> {
+        self.netlink("delete").and_then(|()| self.kernel.delete(place, index))
+    }
+    fn tap(&mut self, home: Home, name: &IfName, index: u32) -> Result<DeviceNumber, TapError> {
+        let failed = TapError::Sysfs { step: "open", errno: Errno::NOMEM };
+        if self.fails() { Err(failed) } else { self.kernel.tap(home, name, index) }
+    }
+    fn make_node(&mut self, path: &Path, node: DeviceNode) -> Result<(), FileError> {
+        let failed = FileError { step: "create", path: path.into(), source: Errno::NOSPC.into() };
+        if self.fails() { Err(failed) } else { self.kernel.make_node(path, node) }
+    }
+    fn remove_node(&mut self, path: &Path) -> Result<(), FileError> {
+        let failed = FileError { step: "remove", path: path.into(), source: Errno::IO.into() };
+        if self.fails() { Err(failed) } else { self.kernel.remove_node(path) }
+    }
+}
+
+pub(super) fn request(node: &Node, slot: u32, pod: Option<(&Holder, &str)>) -> Request {
+    let table = node.table();
+    let id = format!("dataplaneMvp{slot}").parse().unwrap();
+    let device = table.device(&id).unwrap();
+    let holder = pod.map_or(RecordHolder::Host, |(pod, container)| RecordHolder::Pod {
+        container_id: container.into(),
+        ifname: "net1".into(),
+        pod_uid: format!("uid-of-{container}"),
+        pod_namespace: "tenant-a".into(),
+        pod_name: container.into(),
+        netns: pod.netns().to_str().unwrap().into(),
+        netns_inode: Netns::open(&pod.netns()).unwrap().inode(),
+    });
+    Request {
+        device: id,
+        holder,
+        network: pod.map(|_| "dataplane".into()),
+        netns_id: None,
+        lower_name: "dp0".into(),
+        link: Macvtap {
+            lower: device.link.ifindex,
+            index: device.ifindex,
+            name: pod.map_or_else(|| IfName::tap_only(device.ifindex), |_| "net1".parse().unwrap()),
+            mode: Mode::Bridge,
+            mac: None,
+            mtu: None,
+            promiscuous: false,
+            all_multicast: true,
+        },
+        owner: device.resource.owner,
+        repeat: Repeat::Keep,
+    }
+}
+
+/// What ADD does, without addresses.
+pub(super) fn attach(
+    node: &Node,
+    request: Request,
+    kernel: &mut impl Kernel,
+) -> Result<Attached, AttachError> {
+    let paths = node.paths();
+    match attach::begin(&paths, kernel, request)? {
+        Begun::Present(attached) => Ok(attached),
+        Begun::New(mut attaching) => {
+            attaching.create_link()?;
+            attaching.change(Change::NoLinkLocalAddress)?;
+            attaching.change(Change::Up)?;
+            attaching.finish()
+        }
+    }
+}
+
+pub(super) fn attach_in(
+    node: &Node,
+    slot: u32,
+    pod: &Holder,
+    container: &str,
+) -> Result<Attached, AttachError> {
+    let mut request = request(node, slot, Some((pod, container)));
+    node.inside(|| {
+        let mut kernel = Rtnl::with_pod(Netns::open(&pod.netns()).unwrap()).unwrap();
+        request.netns_id = kernel.pod_id().unwrap();
+        attach(node, request, &mut kernel)
+    })
+}
