@@ -104,6 +104,7 @@ pub fn adopt<K: Kernel>(
         tap,
         netns_id: found.netns_id,
         network: None,
+        nic: None,
     };
     records::write(paths, &record)?;
     if let Some(number) = tap {

@@ -429,6 +429,7 @@ fn begin_locked<'k, K: Kernel>(
         tap: None,
         netns_id: request.netns_id.map(|NetnsId(id)| id),
         network: request.network.clone(),
+        nic: None,
     };
     records::write(paths, &record)?;
     Ok(Begun::New(Box::new(Attaching {

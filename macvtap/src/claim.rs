@@ -124,6 +124,7 @@ mod tests {
             tap: None,
             netns_id: None,
             network: None,
+            nic: None,
         }
     }
 

@@ -21,6 +21,7 @@ pub mod netlink;
 pub mod netns;
 pub mod park;
 pub mod paths;
+pub mod pci;
 pub mod record;
 pub mod records;
 pub mod table;

@@ -5,6 +5,8 @@
 
 use crate::device_id::DeviceId;
 use crate::mac::MacAddr;
+use crate::pci::PciAddress;
+use crate::table::LinkIdentity;
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -28,9 +30,9 @@ pub struct Attachment {
     pub holder: Holder,
     /// How far the attachment has come.
     pub state: State,
-    /// Index of the link, in the namespace of its holder.
+    /// Index of the link, in the namespace of its holder. Of a NIC that is being moved: its index on the node.
     pub ifindex: u32,
-    /// Index of the lower link, in the namespace of the node.
+    /// Index of the lower link, in the namespace of the node; of a NIC: its own index there.
     pub lower_ifindex: u32,
     /// The address the link was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,6 +46,37 @@ pub struct Attachment {
     /// `name` of the network configuration; absent for a pod that has only the tap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// The NIC as it was on the node, when the pod gets a whole NIC; written before the NIC is touched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nic: Option<Nic>,
+}
+
+/// A NIC as it was on the node before a pod got it, and as it shall be there again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Nic {
+    /// Where it is.
+    pub pci: PciAddress,
+    /// By what it is known wherever it is.
+    pub identity: LinkIdentity,
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it was administratively up.
+    pub up: bool,
+    /// Whether it was told to take every frame.
+    #[serde(default)]
+    pub promiscuous: bool,
+    /// Whether it was told to take every multicast frame.
+    #[serde(default)]
+    pub all_multicast: bool,
+    /// Its alias, if somebody had given it one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
 }
 
 /// Who holds a device.

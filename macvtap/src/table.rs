@@ -6,8 +6,9 @@
 use crate::device_id::{DeviceId, ResourceName, SLOT_MAX};
 use crate::mac::MacAddr;
 use crate::mode::Mode;
+use crate::pci::PciAddress;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The version this program writes, and the only one it reads.
 pub const VERSION: u32 = 1;
@@ -113,6 +114,10 @@ pub struct LowerLink {
     pub mode: Mode,
     /// Its devices. Growing adds a range; an index is never moved, nor used again within a boot.
     pub ranges: Vec<SlotRange>,
+    /// Where the NIC is: what the kubelet and users call it. Every link of a [`DeviceType::HostDevice`] resource has one,
+    /// and exactly one slot, whose index is not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci: Option<PciAddress>,
 }
 
 /// What a link is known by across boots.
@@ -200,10 +205,35 @@ impl DeviceTable {
         })
     }
 
+    /// The NIC at this address, if the node offers it as a whole.
+    pub fn host_device(&self, pci: &PciAddress) -> Option<(DeviceId, Device<'_>)> {
+        let nics =
+            self.resources.iter().filter(|(_, resource)| resource.device_type == DeviceType::HostDevice);
+        nics.flat_map(|(name, resource)| resource.links.iter().map(move |link| (name, resource, link)))
+            .find(|(_, _, link)| link.pci.as_ref() == Some(pci))
+            .and_then(|(name, resource, link)| {
+                let range = link.ranges.first()?;
+                let id = DeviceId::new(name.clone(), range.first_slot);
+                Some((id, Device { resource, link, ifindex: range.first_ifindex }))
+            })
+    }
+
     fn check(&self) -> Result<(), TableError> {
         let mut indexes: Vec<(u32, u32)> = Vec::new();
+        let mut addresses = BTreeSet::new();
         for (name, resource) in &self.resources {
             let bad = |what| TableError::Inconsistent { resource: name.clone(), what };
+            if resource.device_type == DeviceType::HostDevice {
+                for link in &resource.links {
+                    let address = link.pci.ok_or_else(|| bad("a NIC has no PCI address"))?;
+                    if link.ranges.iter().map(|range| u64::from(range.count)).sum::<u64>() != 1 {
+                        return Err(bad("a NIC has not exactly one slot"));
+                    }
+                    if !addresses.insert(address) {
+                        return Err(bad("a PCI address occurs twice"));
+                    }
+                }
+            }
             let mut slots: Vec<(u32, u32)> = Vec::new();
             for range in resource.links.iter().flat_map(|link| &link.ranges) {
                 let (slot, index) = range.bounds().ok_or_else(|| bad("a range leaves the numbers we use"))?;
@@ -265,6 +295,7 @@ mod tests {
             identity: LinkIdentity::Name { kind: "veth".into(), name: "dp0".into() },
             mode: Mode::Bridge,
             ranges,
+            pci: None,
         };
         let resource = Resource {
             prefix: "macvtap.network.kubevirt.io".into(),
@@ -314,6 +345,58 @@ mod tests {
                 "{why}"
             );
         }
+    }
+
+    /// Two NICs, each with these slots and at this address.
+    fn nics(described: [(&[u32], Option<&str>); 2]) -> Vec<u8> {
+        let mut table = DeviceTable::parse(&table(&[])).unwrap();
+        let resource = table.resources.get_mut(&"dataplane".parse().unwrap()).unwrap();
+        resource.device_type = DeviceType::HostDevice;
+        let template = resource.links.remove(0);
+        resource.links = described
+            .iter()
+            .map(|(slots, pci)| LowerLink {
+                ranges: slots
+                    .iter()
+                    .map(|slot| SlotRange {
+                        first_slot: *slot,
+                        count: 1,
+                        first_ifindex: IFINDEX_FIRST + slot,
+                    })
+                    .collect(),
+                pci: pci.map(|text| text.parse().unwrap()),
+                ..template.clone()
+            })
+            .collect();
+        serde_json::to_vec(&table).unwrap()
+    }
+
+    #[test]
+    fn a_whole_nic_is_found_by_its_address_and_has_one_slot() {
+        let (a, b) = (Some("0000:00:0a.0"), Some("0000:00:0b.0"));
+        let table = DeviceTable::parse(&nics([(&[4], a), (&[7], b)])).unwrap();
+        let (id, device) = table.host_device(&"0000:00:0b.0".parse().unwrap()).unwrap();
+        assert_eq!((id.to_string().as_str(), device.ifindex), ("dataplaneMvp7", IFINDEX_FIRST + 7));
+        assert!(table.host_device(&"0000:00:0c.0".parse().unwrap()).is_none());
+        for (why, described) in [
+            ("no address", [(&[4][..], a), (&[7][..], None)]),
+            ("two slots", [(&[4, 5], a), (&[7], b)]),
+            ("no slot", [(&[4], a), (&[], b)]),
+            ("the same address", [(&[4], a), (&[7], a)]),
+        ] {
+            let parsed = DeviceTable::parse(&nics(described));
+            assert!(matches!(parsed, Err(TableError::Inconsistent { .. })), "{why}");
+        }
+    }
+
+    #[test]
+    fn the_lower_link_of_macvtaps_is_no_whole_nic() {
+        let mut table = DeviceTable::parse(&table(&[(0, 1, IFINDEX_FIRST)])).unwrap();
+        let pci = "0000:00:0a.0".parse().unwrap();
+        for resource in table.resources.values_mut() {
+            resource.links[0].pci = Some(pci);
+        }
+        assert!(table.host_device(&pci).is_none());
     }
 
     proptest! {

@@ -7,16 +7,22 @@
 //! A link is known by its index within a boot. What was made anew (a NIC after its driver was reloaded, a bond that was
 //! deleted and set up again, everything after a reboot) is the same link when its [`LinkIdentity`] is, and gets its
 //! devices back.
+//!
+//! A NIC that is given away as a whole is known by what it is alone, never by its index, and is one device: its rules
+//! are in [`nics`].
 
+mod nics;
 mod slots;
 
+pub use nics::find as find_nic;
 pub use slots::Run;
 
 use crate::link::{Kind, Link};
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::mode::Mode;
+use macvtap::pci::PciAddress;
 use macvtap::table::{
-    DeviceTable, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Resource, SlotRange, VERSION,
+    DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Resource, SlotRange, VERSION,
 };
 use slots::Split;
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +73,8 @@ pub struct Known {
     pub name: String,
     /// What it is known by across boots.
     pub identity: LinkIdentity,
+    /// The PCI function it is.
+    pub pci: Option<PciAddress>,
 }
 
 /// Since when each device is in the table without being advertised.
@@ -140,11 +148,12 @@ pub fn evolve(
     };
     next.table.next_ifindex = old.next_ifindex.max(IFINDEX_FIRST);
     let same_boot = old.boot_id == around.boot_id;
+    let held = nics::held(old, around.in_use);
     let mut still_withdrawn = Withdrawals::new();
     let names: BTreeSet<&ResourceName> = old.resources.keys().chain(demands.keys()).collect();
     for name in names {
-        let before = old.resources.get(name);
-        let demand = demands.get(name);
+        let (before, demand) =
+            settle_type(name, old.resources.get(name), demands.get(name), around.in_use);
         let Some(entry) = demand.map(|d| &d.entry).or(before) else {
             continue;
         };
@@ -152,10 +161,19 @@ pub fn evolve(
         let mut work =
             Work { name, around, withdrawals, still_withdrawn: &mut still_withdrawn, next: &mut next };
         let links = before.map_or(&[][..], |resource| resource.links.as_slice());
-        let mut links = adopt(links, demand, around, same_boot);
+        let mut links = match entry.device_type {
+            DeviceType::Macvtap => adopt(links, demand, around, same_boot),
+            DeviceType::HostDevice => nics::adopt(links, demand, around, same_boot),
+        };
         for link in &mut links {
             work.next.note_replaced(name, link, around.links);
-            work.keep(link, demand);
+            match entry.device_type {
+                DeviceType::Macvtap => work.keep(link, demand),
+                DeviceType::HostDevice => work.keep_nic(link, demand),
+            }
+        }
+        if entry.device_type == DeviceType::HostDevice {
+            links.retain(|link| !link.ranges.is_empty() || work.is_free(link, &held));
         }
         links.retain(|link| !link.ranges.is_empty() || wanted(demand, link.ifindex) > 0);
         for place in 0..links.len() {
@@ -170,6 +188,21 @@ pub fn evolve(
     next.next_deadline = still_withdrawn.values().min().map(|since| *since + GRACE);
     *withdrawals = still_withdrawn;
     next
+}
+
+/// The resource before and the demand that count. What a device is does not change under a pod: as long as one has a
+/// device of the earlier type, the resource is what it was and offers nothing new. Free devices of it go at once.
+fn settle_type<'t>(
+    name: &ResourceName,
+    before: Option<&'t Resource>,
+    demand: Option<&'t Demand>,
+    in_use: &BTreeSet<DeviceId>,
+) -> (Option<&'t Resource>, Option<&'t Demand>) {
+    let same = |(before, demand): (&Resource, &Demand)| before.device_type == demand.entry.device_type;
+    if before.zip(demand).is_none_or(same) {
+        return (before, demand);
+    }
+    if in_use.iter().any(|device| device.resource() == name) { (before, None) } else { (None, demand) }
 }
 
 /// The links a resource had and those it shall have, each once, under its index of today.
@@ -212,6 +245,7 @@ fn adopt(
                 identity: known.identity.clone(),
                 mode: demand.mode,
                 ranges: Vec::new(),
+                pci: None,
             });
         }
     }
@@ -251,10 +285,7 @@ impl Work<'_> {
     fn keep(&mut self, link: &mut LowerLink, demand: Option<&Demand>) {
         let present = self.around.links.contains_key(&link.ifindex);
         let count = if present { wanted(demand, link.ifindex) } else { 0 };
-        let ours = self.around.in_use.iter().filter(|device| device.resource() == self.name);
-        let ours =
-            ours.map(DeviceId::slot).filter(|slot| link.ranges.iter().any(|r| r.ifindex_of(*slot).is_some()));
-        let in_use: BTreeSet<u32> = ours.collect();
+        let in_use = self.in_use(link);
         if let Some(demand) = demand.filter(|demand| demand.mode != link.mode) {
             if in_use.is_empty() {
                 link.mode = demand.mode;
@@ -284,6 +315,13 @@ impl Work<'_> {
         link.ranges = split.ranges();
         let offer = self.next.offers.entry(self.name.clone()).or_default();
         offer.extend(split.runs(link.ifindex));
+    }
+
+    /// Slots of the link that pods have.
+    fn in_use(&self, link: &LowerLink) -> BTreeSet<u32> {
+        let ours = self.around.in_use.iter().filter(|device| device.resource() == self.name);
+        let of_link = |slot: &u32| link.ranges.iter().any(|range| range.ifindex_of(*slot).is_some());
+        ours.map(DeviceId::slot).filter(of_link).collect()
     }
 
     /// Adds what is missing to the number of devices the link shall have.

@@ -44,6 +44,7 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
                 identity: devices::nowhere(),
                 mode: Mode::default(),
                 ranges: vec![range],
+                pci: None,
             }),
         }
     };
@@ -98,6 +99,7 @@ mod tests {
             tap: None,
             netns_id: None,
             network: None,
+            nic: None,
         }
     }
 

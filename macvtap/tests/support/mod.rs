@@ -174,6 +174,7 @@ impl Node {
             identity: LinkIdentity::Name { kind: "veth".into(), name: "dp0".into() },
             mode: Mode::Bridge,
             ranges: vec![SlotRange { first_slot: 0, count: 4, first_ifindex: self.first_ifindex }],
+            pci: None,
         };
         let resource = Resource {
             prefix: "macvtap.network.kubevirt.io".into(),

@@ -271,7 +271,7 @@ fn devices_whose_link_is_not_known_are_on_the_only_link_there_is() {
     let stray = |node: &mut Node| {
         let ranges = vec![SlotRange { first_slot: 5, count: 1, first_ifindex: IFINDEX_FIRST + 5 }];
         let link =
-            LowerLink { ifindex: 0, name: String::new(), identity: nowhere(), mode: Mode::Bridge, ranges };
+            LowerLink { ifindex: 0, name: String::new(), identity: nowhere(), mode: Mode::Bridge, ranges, pci: None };
         node.table.resources.insert(name("a"), Resource { links: vec![link], ..entry() });
         node.table.next_ifindex = IFINDEX_FIRST + 100;
         node.uses(&["aMvp5"]);
