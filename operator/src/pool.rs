@@ -100,11 +100,11 @@ async fn serve(pool: &MacvtapResourcePool, context: &Context) -> Result<Option<D
         if verdict.is_ok() { network::reconcile(pool, context).await } else { NetworkReport::default() };
     let retry = networks.retry().then_some(RETRY);
     let (recheck, rollout) = observe_and_publish(pool, &verdict, &networks, context).await?;
-    if let Some(active) = catalog.active(&pool.uid().unwrap_or_default())
-        && !rollout.next.is_empty()
-    {
-        tracing::info!(pool = %pool.name_any(), nodes = rollout.next.len(), waiting = rollout.waiting, "next batch of the rollout");
-        context.grants.give(&active.entry, rollout.next.iter().cloned());
+    if let Some(active) = catalog.active(&pool.uid().unwrap_or_default()) {
+        if !rollout.next.is_empty() {
+            tracing::info!(pool = %pool.name_any(), nodes = rollout.next.len(), waiting = rollout.waiting, "next batch of the rollout");
+        }
+        context.grants.set(&active.entry, rollout.turns);
         rollout.next.iter().for_each(|node| context.queues.nodes.add(node));
     }
     Ok(retry.into_iter().chain(recheck).min())

@@ -28,6 +28,8 @@ pub struct Member<'m> {
 pub struct Plan {
     /// Whose turn it is now, besides those whose it was.
     pub next: Vec<String>,
+    /// Everybody whose turn it is: those, and who had it before and was not told yet.
+    pub turns: Vec<String>,
     /// How many of the changed nodes are not well, if that stops the rollout.
     pub halted: Option<usize>,
     /// How many nodes have not heard of the change.
@@ -36,21 +38,26 @@ pub struct Plan {
 
 /// Gives the next nodes their turn, in the order of their names, once all before them have applied the change and are
 /// well, except for as many as may be degraded. A node that does not answer gets its turn when it does: what it was
-/// told is not why it is silent.
+/// told is not why it is silent. A turn ends when the node was told or is not meant any more: one that comes back
+/// later waits like others.
 pub fn plan<'m>(members: impl Iterator<Item = Member<'m>>, staged: &Staged) -> Plan {
     let (mut all, mut bad, mut busy) = (0, 0, 0);
     let mut waiting = Vec::new();
+    let mut plan = Plan::default();
     for member in members {
         all += 1;
         match (member.told, member.standing) {
             (true, Standing::Ready) => {}
             (true, Standing::Updating) => busy += 1,
             (true, Standing::Degraded | Standing::NotReady | Standing::Unreachable) => bad += 1,
-            (false, _) if member.granted => busy += 1,
+            (false, standing) if member.granted && standing != Standing::Unreachable => {
+                busy += 1;
+                plan.turns.push(member.node.to_owned());
+            }
             (false, standing) => waiting.push((member.node, standing)),
         }
     }
-    let mut plan = Plan { waiting: waiting.len(), ..Plan::default() };
+    plan.waiting = waiting.len();
     if waiting.is_empty() {
         return plan;
     }
@@ -61,6 +68,7 @@ pub fn plan<'m>(members: impl Iterator<Item = Member<'m>>, staged: &Staged) -> P
         waiting.sort_unstable_by_key(|(node, _)| *node);
         let next = waiting.iter().take(batch(&staged.batch, all));
         plan.next = next.map(|(node, _)| (*node).to_owned()).collect();
+        plan.turns.extend(plan.next.iter().cloned());
     }
     plan
 }
@@ -90,16 +98,15 @@ struct Granted {
 }
 
 impl Grants {
-    /// Gives these nodes their turn to hear this. Turns for anything else the pool said before are void.
-    pub fn give(&self, entry: &Arc<Entry>, nodes: impl IntoIterator<Item = String>) {
+    /// From now on it is these nodes' turn to hear this, and nobody else's to hear anything of the pool.
+    pub fn set(&self, entry: &Arc<Entry>, nodes: impl IntoIterator<Item = String>) {
+        let nodes: HashSet<String> = nodes.into_iter().collect();
         let mut pools = self.lock();
-        let granted = pools
-            .entry(entry.uid.clone())
-            .or_insert_with(|| Granted { entry: Arc::clone(entry), nodes: HashSet::new() });
-        if !granted.entry.says_the_same(entry) {
-            *granted = Granted { entry: Arc::clone(entry), nodes: HashSet::new() };
+        if nodes.is_empty() {
+            pools.remove(&entry.uid);
+        } else {
+            pools.insert(entry.uid.clone(), Granted { entry: Arc::clone(entry), nodes });
         }
-        granted.nodes.extend(nodes);
     }
 
     /// Whether it is the node's turn to hear this.
@@ -155,7 +162,8 @@ mod tests {
     }
 
     fn turn(nodes: &[&str], waiting: usize) -> Plan {
-        Plan { next: nodes.iter().map(|node| (*node).to_owned()).collect(), halted: None, waiting }
+        let next: Vec<String> = nodes.iter().map(|node| (*node).to_owned()).collect();
+        Plan { turns: next.clone(), next, halted: None, waiting }
     }
 
     #[test]
@@ -172,7 +180,8 @@ mod tests {
         members[1].standing = Ready;
         assert_eq!(next(&members, &two), turn(&["c"], 1));
         members[1] = Member { granted: true, ..member("b", false, Ready) };
-        assert_eq!(next(&members, &two), turn(&[], 1), "a turn that was given and not taken yet counts");
+        let given = Plan { turns: vec!["b".to_owned()], ..turn(&[], 1) };
+        assert_eq!(next(&members, &two), given, "a turn that was given and not taken yet counts");
     }
 
     #[test]
@@ -184,7 +193,7 @@ mod tests {
             member("c", false, Ready),
             member("d", false, Degraded),
         ];
-        assert_eq!(next(&members, &one), Plan { next: vec![], halted: Some(2), waiting: 2 });
+        assert_eq!(next(&members, &one), Plan { halted: Some(2), ..turn(&[], 2) });
         members[1].standing = Ready;
         assert_eq!(next(&members, &one), turn(&["c"], 2));
     }
@@ -195,6 +204,15 @@ mod tests {
         assert_eq!(next(&members, &staged(IntOrString::Int(5), 0)), turn(&["b"], 2));
         let told = [member("a", true, Unreachable), member("b", false, Ready)];
         assert_eq!(next(&told, &staged(IntOrString::Int(5), 0)).halted, Some(1));
+    }
+
+    #[test]
+    fn a_turn_ends_when_it_is_taken_or_cannot_be() {
+        let granted = |told, standing| Member { granted: true, ..member("a", told, standing) };
+        let others = member("b", false, Ready);
+        assert_eq!(next(&[granted(true, Updating), others], &staged(IntOrString::Int(1), 0)), turn(&[], 1));
+        let silent = [granted(false, Unreachable), others];
+        assert_eq!(next(&silent, &staged(IntOrString::Int(1), 0)), turn(&["b"], 2));
     }
 
     #[test]
@@ -215,9 +233,9 @@ mod tests {
         let grants = Grants::default();
         let entry = |mtu: u32| Arc::new(entry_of(&pool("dp", json!({"macvtap": {"mtu": mtu}}))));
         let (old, new) = (entry(1500), entry(9000));
-        grants.give(&old, ["a".to_owned()]);
+        grants.set(&old, ["a".to_owned()]);
         assert!(grants.has(&old, "a") && !grants.has(&old, "b") && !grants.has(&new, "a"));
-        grants.give(&new, ["b".to_owned()]);
+        grants.set(&new, ["b".to_owned()]);
         assert!(grants.has(&new, "b") && !grants.has(&new, "a") && !grants.has(&old, "a"));
         grants.forget("uid-dp");
         assert!(!grants.has(&new, "b"));

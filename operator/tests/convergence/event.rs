@@ -1,0 +1,256 @@
+//! What may happen to a cluster.
+
+use crate::world::{Cluster, Health, NAMES, at, network_key, node_name, pool_name, touch, zone};
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
+use kube::api::ObjectMeta;
+use macvtap_crds::v1alpha1::MacvtapResourcePool;
+use macvtap_operator::network::kind::{NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec};
+use macvtap_operator::network::plan::Key;
+use proptest::prelude::*;
+use serde_json::json;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Node {
+        name: u8,
+        zone: u8,
+    },
+    NodeGone(u8),
+    /// A pool is made or edited.
+    Pool(Wish),
+    PoolGone(u8),
+    Space {
+        name: u8,
+        zone: u8,
+    },
+    SpaceGone(u8),
+    NetworkGone {
+        space: u8,
+        pool: u8,
+    },
+    NetworkEdited {
+        space: u8,
+        pool: u8,
+    },
+    NetworkUnlabelled {
+        space: u8,
+        pool: u8,
+    },
+    ForeignNetwork {
+        space: u8,
+        pool: u8,
+    },
+    Answer {
+        node: u8,
+        allocated: u32,
+    },
+    /// Its agent will say so when it answers next.
+    Health {
+        node: u8,
+        health: Health,
+    },
+    /// The agent of a node is away, or back.
+    Agent {
+        node: u8,
+        away: bool,
+    },
+    Collect,
+    Hear,
+    LookAtNode(u8),
+    LookAtPool(u8),
+    /// Another operator leads, which knows what this one has heard and nothing else.
+    Leader,
+}
+
+/// A pool as somebody wants it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish {
+    pub(crate) name: u8,
+    /// 2: every node.
+    pub(crate) zone: u8,
+    pub(crate) resource: u8,
+    pub(crate) priority: u32,
+    pub(crate) mtu: u32,
+    /// 3: no network.
+    pub(crate) spaces: u8,
+    /// Batch and how many may be degraded, if it is staged.
+    pub(crate) staged: Option<(Batch, u32)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Batch {
+    Nodes(u8),
+    Percent(u8),
+}
+
+pub(crate) fn event() -> impl Strategy<Value = Event> {
+    let name = || 0..NAMES;
+    let health = prop_oneof![Just(Health::Well), Just(Health::Degraded), Just(Health::NotReady)];
+    prop_oneof![
+        4 => (name(), 0u8..2).prop_map(|(name, zone)| Event::Node { name, zone }),
+        1 => name().prop_map(Event::NodeGone),
+        6 => wish().prop_map(Event::Pool),
+        2 => name().prop_map(Event::PoolGone),
+        3 => (name(), 0u8..2).prop_map(|(name, zone)| Event::Space { name, zone }),
+        1 => name().prop_map(Event::SpaceGone),
+        1 => (name(), name()).prop_map(|(space, pool)| Event::NetworkGone { space, pool }),
+        1 => (name(), name()).prop_map(|(space, pool)| Event::NetworkEdited { space, pool }),
+        1 => (name(), name()).prop_map(|(space, pool)| Event::NetworkUnlabelled { space, pool }),
+        1 => (name(), name()).prop_map(|(space, pool)| Event::ForeignNetwork { space, pool }),
+        6 => (name(), 0u32..3).prop_map(|(node, allocated)| Event::Answer { node, allocated }),
+        2 => (name(), health).prop_map(|(node, health)| Event::Health { node, health }),
+        2 => (name(), any::<bool>()).prop_map(|(node, away)| Event::Agent { node, away }),
+        2 => Just(Event::Collect),
+        8 => Just(Event::Hear),
+        8 => name().prop_map(Event::LookAtNode),
+        8 => name().prop_map(Event::LookAtPool),
+        1 => Just(Event::Leader),
+    ]
+}
+
+fn wish() -> impl Strategy<Value = Wish> {
+    let name = || 0..NAMES;
+    let batch = prop_oneof![
+        (1u8..4).prop_map(Batch::Nodes),
+        prop_oneof![Just(1), Just(50), Just(100)].prop_map(Batch::Percent),
+    ];
+    let staged = proptest::option::of((batch, 0u32..3));
+    (name(), 0u8..3, name(), 0u32..3, 0u32..3, 0u8..4, staged).prop_map(
+        |(name, zone, resource, priority, mtu, spaces, staged)| Wish {
+            name,
+            zone,
+            resource,
+            priority,
+            mtu,
+            spaces,
+            staged,
+        },
+    )
+}
+
+impl Cluster {
+    pub(crate) fn happen(&mut self, event: &Event) {
+        self.second += 1;
+        match *event {
+            Event::Node { name, zone } => self.node(&node_name(name), zone),
+            Event::NodeGone(name) => drop(self.server.nodes.remove(&node_name(name))),
+            Event::Pool(wish) => self.pool(wish),
+            Event::PoolGone(name) => self.delete(&pool_name(name)),
+            Event::Space { name, zone: place } => {
+                self.server.namespaces.insert(format!("space-{name}"), zone(place));
+            }
+            Event::SpaceGone(name) => {
+                let space = format!("space-{name}");
+                self.server.networks.retain(|(namespace, _), _| *namespace != space);
+                self.server.namespaces.remove(&space);
+            }
+            Event::NetworkGone { space, pool } => {
+                self.server.networks.remove(&network_key(space, pool));
+            }
+            Event::NetworkEdited { space, pool } => {
+                if let Some(network) = self.server.networks.get_mut(&network_key(space, pool)) {
+                    "{}".clone_into(&mut network.spec.config);
+                }
+            }
+            Event::NetworkUnlabelled { space, pool } => {
+                if let Some(network) = self.server.networks.get_mut(&network_key(space, pool)) {
+                    network.metadata.labels = None;
+                }
+            }
+            Event::ForeignNetwork { space, pool } => self.foreign(&network_key(space, pool)),
+            Event::Answer { node, allocated } => self.answer(&node_name(node), allocated),
+            Event::Health { node, health } => drop(self.health.insert(node_name(node), health)),
+            Event::Agent { node, away: true } => drop(self.server.down.insert(node_name(node))),
+            Event::Agent { node, away: false } => drop(self.server.down.remove(&node_name(node))),
+            Event::Collect => self.collect(),
+            Event::Hear => self.cache = self.server.clone(),
+            Event::LookAtNode(name) => self.look_at_node(&node_name(name)),
+            Event::LookAtPool(name) => self.look_at_pool(&pool_name(name)),
+            Event::Leader => self.change_leader(),
+        }
+    }
+
+    /// Makes or relabels a node.
+    fn node(&mut self, name: &str, place: u8) {
+        let second = self.second;
+        let node = self.server.nodes.entry(name.to_owned()).or_insert_with(|| Node {
+            metadata: ObjectMeta {
+                uid: Some(format!("{name}-{second}")),
+                name: Some(name.to_owned()),
+                ..ObjectMeta::default()
+            },
+            ..Node::default()
+        });
+        node.metadata.labels = Some(zone(place));
+    }
+
+    /// Makes or edits a pool. Its resource name cannot be changed.
+    fn pool(&mut self, wish: Wish) {
+        let (pool, second) = (pool_name(wish.name), self.second);
+        let there = self.server.pools.get(&pool);
+        let first = there.and_then(|pool| pool.spec.resource_name.clone());
+        let resource = first.unwrap_or_else(|| format!("resource-{}", wish.resource));
+        let selector = (wish.zone < 2).then(|| json!({"matchLabels": zone(wish.zone)}));
+        let namespaces = match wish.spaces {
+            0 => json!({"names": ["space-0", "space-1"]}),
+            1 => json!({"selector": {"matchLabels": {"zone": "z0"}}}),
+            _ => json!({"names": ["space-2"], "selector": {"matchLabels": {"zone": "z1"}}}),
+        };
+        let networks =
+            (wish.spaces < 3).then(|| json!([{"name": format!("net-{pool}"), "namespaces": namespaces}]));
+        let rollout = wish.staged.map(|(batch, degraded)| {
+            let batch = match batch {
+                Batch::Nodes(nodes) => json!(nodes),
+                Batch::Percent(share) => json!(format!("{share}%")),
+            };
+            json!({"type": "Staged", "staged": {"batch": batch, "maxDegraded": degraded}})
+        });
+        let mut spec = json!({
+            "links": [{"names": ["dp0"]}], "resourceName": resource, "priority": wish.priority,
+            "macvtap": {"mtu": 1400 + wish.mtu},
+        });
+        for (field, value) in [("nodeSelector", selector), ("networks", networks), ("rollout", rollout)] {
+            if let Some(value) = value {
+                spec[field] = value;
+            }
+        }
+        let mut made: MacvtapResourcePool = serde_json::from_value(json!({
+            "apiVersion": "macvtap.network.kubevirt.io/v1alpha1", "kind": "MacvtapResourcePool",
+            "metadata": {"name": pool, "uid": format!("{pool}-{second}"), "generation": 1}, "spec": spec,
+        }))
+        .unwrap();
+        match there {
+            Some(there) => {
+                made.metadata = there.metadata.clone();
+                made.metadata.generation = there.metadata.generation.map(|generation| generation + 1);
+                made.status.clone_from(&there.status);
+            }
+            None => made.metadata.creation_timestamp = Some(at(second)),
+        }
+        touch(&mut made, second);
+        self.server.pools.insert(pool, made);
+    }
+
+    fn delete(&mut self, name: &str) {
+        let second = self.second;
+        let Some(pool) = self.server.pools.get_mut(name) else { return };
+        if pool.finalizers().is_empty() {
+            self.server.pools.remove(name);
+        } else {
+            pool.metadata.deletion_timestamp.get_or_insert_with(|| at(second));
+            touch(pool, second);
+        }
+    }
+
+    fn foreign(&mut self, key: &Key) {
+        if self.server.namespaces.contains_key(&key.0) {
+            self.server.networks.entry(key.clone()).or_insert_with(|| {
+                let spec = NetworkAttachmentDefinitionSpec { config: "{\"type\": \"bridge\"}".to_owned() };
+                let mut network = NetworkAttachmentDefinition::new(&key.1, spec);
+                network.metadata.namespace = Some(key.0.clone());
+                network
+            });
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Whatever happens to pools, nodes, namespaces and networks, in whatever order and however late the operator hears of
+//! it: once nothing more happens, everything is as an operator would make it that sees the cluster for the first time,
+//! and nobody writes any more. A staged rollout gets there by batches, and stops while nodes are not well.
+//!
+//! Pure: the decisions are the product's, what an API server and agents would do is played.
+
+#![allow(clippy::unwrap_used, reason = "a test's own objects are what it wrote")]
+
+mod event;
+mod operator;
+mod world;
+
+use event::{Batch, Event, Wish, event};
+use kube::ResourceExt;
+use macvtap_crds::condition::{self, ConditionType};
+use macvtap_crds::v1alpha1::nodestate::PoolPhase;
+use macvtap_crds::v1alpha1::reason::PoolReason;
+use macvtap_operator::network::plan;
+use macvtap_operator::node_state::render::{Target, render};
+use operator::wanted_networks;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use world::{Cluster, Health, NAMES, node_name, pool_name};
+
+/// Every node that is meant has every pool as it is now, and nothing else.
+fn nodes_are_as_a_fresh_operator_makes_them(cluster: &mut Cluster) -> Result<(), TestCaseError> {
+    let world = cluster.cache.clone();
+    prop_assert_eq!(world.nodes.keys().collect::<Vec<_>>(), world.states.keys().collect::<Vec<_>>());
+    for (name, node) in &world.nodes {
+        let found = cluster.known(name).unwrap();
+        let target = Target { name, labels: node.labels(), silent: false, current: None };
+        let fresh = render(target, &world.catalog(), |_| true);
+        prop_assert_eq!(found.pools.len(), fresh.len());
+        for (found, fresh) in found.pools.iter().zip(&fresh) {
+            prop_assert!(found.says_the_same(fresh), "{:?} is not {:?}", found, fresh);
+            prop_assert_eq!(found.phase, PoolPhase::Active);
+        }
+    }
+    Ok(())
+}
+
+/// Every network that a pool asks for is there, and none of ours besides.
+fn networks_are_as_a_fresh_operator_makes_them(cluster: &Cluster) -> Result<(), TestCaseError> {
+    let world = &cluster.cache;
+    let catalog = world.catalog();
+    let mut owned = BTreeSet::new();
+    for pool in world.pools.values().filter(|pool| catalog.verdict(&pool.name_any()).is_ok()) {
+        let (name, uid) = (pool.name_any(), pool.uid().unwrap_or_default());
+        for (key, network) in &wanted_networks(world, pool).networks {
+            let there = world.networks.get(key);
+            prop_assert!(there.is_some(), "{:?} is missing", key);
+            if let Some(there) = there.filter(|there| plan::is_ours(*there, &name, &uid)) {
+                prop_assert!(plan::same(there, network), "{:?} is not as it should be", key);
+                owned.insert(key.clone());
+            }
+        }
+        let ours = world.networks.iter().filter(|(_, network)| plan::is_ours(*network, &name, &uid));
+        for (key, _) in ours {
+            prop_assert!(owned.contains(key), "{:?} is left over", key);
+        }
+    }
+    Ok(())
+}
+
+/// A rollout has reached every node that answers, or says why it has not: more nodes are not well than may be.
+fn rollouts_are_through_or_say_why_not(cluster: &Cluster) -> Result<(), TestCaseError> {
+    let catalog = cluster.cache.catalog();
+    for pool in cluster.cache.pools.values() {
+        let Some(active) = catalog.active(&pool.uid().unwrap_or_default()) else { continue };
+        let status = pool.status.as_ref().unwrap();
+        let progress = condition::find(&status.conditions, ConditionType::Progressing).unwrap();
+        let allowed = pool.spec.rollout.staged.as_ref().map_or(0, |staged| staged.max_degraded);
+        if progress.reason == PoolReason::RolloutHalted.as_str() {
+            prop_assert!(active.staged && status.nodes.degraded + status.nodes.unreachable > allowed);
+        } else {
+            let answering = status.nodes.matched - status.nodes.unreachable;
+            prop_assert_eq!(status.nodes.updated, answering, "{:?}", status);
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_it_ends_as_a_fresh_operator_would_make_it(events in proptest::collection::vec(event(), 1..60)) {
+        let mut cluster = Cluster::default();
+        for event in &events {
+            cluster.happen(event);
+        }
+        cluster.settle()?;
+        rollouts_are_through_or_say_why_not(&cluster)?;
+        cluster.heal();
+        cluster.settle()?;
+        let pools = &cluster.cache.pools;
+        prop_assert!(pools.values().all(|pool| pool.metadata.deletion_timestamp.is_none()), "a pool stays for ever");
+        nodes_are_as_a_fresh_operator_makes_them(&mut cluster)?;
+        networks_are_as_a_fresh_operator_makes_them(&cluster)?;
+        rollouts_are_through_or_say_why_not(&cluster)?;
+        cluster.happen(&Event::Leader);
+        prop_assert_eq!(cluster.settle()?, 0, "another operator sees something to do");
+        prop_assert!(cluster.faults.is_empty(), "{:?}", cluster.faults);
+    }
+}
+
+const STAGED: Wish = Wish {
+    name: 0,
+    zone: 2,
+    resource: 0,
+    priority: 0,
+    mtu: 0,
+    spaces: 3,
+    staged: Some((Batch::Nodes(1), 0)),
+};
+
+/// Condition Progressing of the pool, in one word.
+fn progress(cluster: &Cluster) -> &str {
+    let status = cluster.server.pools[&pool_name(STAGED.name)].status.as_ref().unwrap();
+    &condition::find(&status.conditions, ConditionType::Progressing).unwrap().reason
+}
+
+/// The nodes that were told of the pool with this MTU.
+fn told(cluster: &Cluster, mtu: u32) -> Vec<&str> {
+    let says = |spec: &serde_json::Value| spec["pools"][0]["macvtap"]["mtu"] == 1400 + mtu;
+    let states = cluster.server.states.iter().filter(|(_, state)| says(&state.spec));
+    states.map(|(name, _)| name.as_str()).collect()
+}
+
+#[test]
+fn a_rollout_stops_at_a_node_that_is_not_well_and_goes_on_when_it_is() -> Result<(), TestCaseError> {
+    let mut cluster = Cluster::default();
+    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));
+    cluster.happen(&Event::Pool(STAGED));
+    cluster.settle()?;
+    assert_eq!((told(&cluster, 0).len(), progress(&cluster)), (usize::from(NAMES), "UpToDate"));
+
+    cluster.happen(&Event::Health { node: 1, health: Health::Degraded });
+    cluster.happen(&Event::Pool(Wish { mtu: 1, ..STAGED }));
+    cluster.settle()?;
+    assert_eq!((told(&cluster, 1), progress(&cluster)), (vec!["node-0", "node-1"], "RolloutHalted"));
+    cluster.happen(&Event::Leader);
+    assert_eq!(cluster.settle()?, 0, "another leader must not go on either");
+
+    cluster.heal();
+    cluster.settle()?;
+    assert_eq!((told(&cluster, 1).len(), progress(&cluster)), (usize::from(NAMES), "UpToDate"));
+    assert_eq!(cluster.faults, Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn a_node_that_comes_back_waits_for_its_turn_like_others() -> Result<(), TestCaseError> {
+    let mut cluster = Cluster::default();
+    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));
+    cluster.happen(&Event::Pool(Wish { zone: 0, ..STAGED }));
+    cluster.settle()?;
+    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 1 }));
+    cluster.settle()?;
+    assert_eq!(told(&cluster, 0), Vec::<&str>::new());
+    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));
+    cluster.happen(&Event::Hear);
+    for _ in 0..2 {
+        (0..NAMES).for_each(|name| cluster.look_at_node(&node_name(name)));
+        cluster.look_at_pool(&pool_name(STAGED.name));
+    }
+    assert_eq!(told(&cluster, 0), ["node-0"]);
+    Ok(())
+}

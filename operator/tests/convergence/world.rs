@@ -1,0 +1,169 @@
+//! The API server, what the operator has heard of it, and the agents that nobody sees.
+
+use crate::operator::Turns;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use macvtap_crds::v1alpha1::MacvtapResourcePool;
+use macvtap_operator::catalog::Catalog;
+use macvtap_operator::network::kind::NetworkAttachmentDefinition;
+use macvtap_operator::network::plan::Key;
+use macvtap_operator::rollout::Grants;
+use macvtap_operator::states::{Interner, KnownState, RawState};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Rounds after which everything must be quiet: a pool goes in four, one under its name comes in as many more, and a
+/// staged one reaches a node in three.
+const ROUNDS: usize = 40;
+
+/// How many names of each kind there are.
+pub(crate) const NAMES: u8 = 4;
+
+/// What the API server has, or what the operator has heard of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct World {
+    pub(crate) pools: BTreeMap<String, MacvtapResourcePool>,
+    pub(crate) nodes: BTreeMap<String, Node>,
+    pub(crate) states: BTreeMap<String, RawState>,
+    pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    pub(crate) networks: BTreeMap<Key, NetworkAttachmentDefinition>,
+    /// Nodes whose agents have been away for long.
+    pub(crate) down: BTreeSet<String>,
+}
+
+/// How a node's devices are, as its agent says when it answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Health {
+    #[default]
+    Well,
+    Degraded,
+    NotReady,
+}
+
+/// The API server, what the operator knows of it, and the clock.
+#[derive(Debug, Default)]
+pub(crate) struct Cluster {
+    pub(crate) server: World,
+    pub(crate) cache: World,
+    pub(crate) health: BTreeMap<String, Health>,
+    pub(crate) shared: Interner,
+    pub(crate) grants: Grants,
+    pub(crate) turns: Turns,
+    pub(crate) second: i64,
+    pub(crate) writes: usize,
+    /// What the operator did that it must never do.
+    pub(crate) faults: Vec<String>,
+}
+
+impl World {
+    pub(crate) fn catalog(&self) -> Catalog {
+        Catalog::new(self.pools.values())
+    }
+}
+
+impl Cluster {
+    /// A node's agent has applied what it was told, and so many devices of each pool are in use.
+    pub(crate) fn answer(&mut self, node: &str, allocated: u32) {
+        if self.server.down.contains(node) {
+            return;
+        }
+        let health = self.health.get(node).copied().unwrap_or_default();
+        let Some(state) = self.server.states.get_mut(node) else { return };
+        let entries = state.spec["pools"].as_array().cloned().unwrap_or_default();
+        let pools: Vec<Value> = entries
+            .iter()
+            .map(|pool| {
+                json!({
+                    "name": pool["name"], "generation": pool["generation"], "allocated": allocated,
+                    "conditions": conditions(pool["phase"] == "Draining", health),
+                })
+            })
+            .collect();
+        state.status = json!({"observedHash": state.spec["configHash"], "pools": pools});
+    }
+
+    /// The garbage collector removes states whose Node is gone.
+    pub(crate) fn collect(&mut self) {
+        let alive: BTreeSet<String> = self.server.nodes.values().filter_map(ResourceExt::uid).collect();
+        self.server.states.retain(|_, state| {
+            state.metadata.owner_references.iter().flatten().all(|owner| alive.contains(&owner.uid))
+        });
+    }
+
+    /// What the operator has heard of a node's state.
+    pub(crate) fn known(&mut self, node: &str) -> Option<KnownState> {
+        let raw = self.cache.states.get(node)?;
+        Some(KnownState::read(raw, &mut self.shared))
+    }
+
+    /// What its state really is.
+    pub(crate) fn real(&mut self, node: &str) -> Option<KnownState> {
+        let raw = self.server.states.get(node)?;
+        Some(KnownState::read(raw, &mut self.shared))
+    }
+
+    /// Everybody hears of everything and does what is to be done, until there is nothing to do. Gives how many rounds
+    /// had something to do.
+    pub(crate) fn settle(&mut self) -> Result<usize, TestCaseError> {
+        for round in 0..ROUNDS {
+            self.writes = 0;
+            self.second += 1;
+            self.collect();
+            let states: Vec<String> = self.server.states.keys().cloned().collect();
+            for state in &states {
+                self.answer(state, 0);
+            }
+            self.cache = self.server.clone();
+            (0..NAMES).for_each(|name| self.look_at_pool(&pool_name(name)));
+            (0..NAMES).for_each(|name| self.look_at_node(&node_name(name)));
+            if self.writes == 0 {
+                return Ok(round);
+            }
+        }
+        Err(TestCaseError::fail(format!("{} writes in round {ROUNDS}: {:#?}", self.writes, self.server)))
+    }
+
+    /// Every node is well again, and every agent answers.
+    pub(crate) fn heal(&mut self) {
+        self.health.clear();
+        self.server.down.clear();
+    }
+}
+
+fn conditions(draining: bool, health: Health) -> Value {
+    let condition = |kind: &str, status: bool, reason: &str| json!({"type": kind, "status": if status { "True" } else { "False" }, "reason": reason});
+    match (draining, health) {
+        (true, _) => json!([condition("Ready", false, "Draining")]),
+        (false, Health::Well) => json!([condition("Ready", true, "Serving")]),
+        (false, Health::Degraded) => {
+            json!([condition("Ready", true, "Serving"), condition("Degraded", true, "LinksUnhealthy")])
+        }
+        (false, Health::NotReady) => json!([condition("Ready", false, "NoHealthyLink")]),
+    }
+}
+
+pub(crate) fn zone(zone: u8) -> BTreeMap<String, String> {
+    BTreeMap::from([("zone".to_owned(), format!("z{zone}"))])
+}
+
+pub(crate) fn node_name(number: u8) -> String {
+    format!("node-{number}")
+}
+
+pub(crate) fn pool_name(number: u8) -> String {
+    format!("pool-{number}")
+}
+
+pub(crate) fn network_key(space: u8, pool: u8) -> Key {
+    (format!("space-{space}"), format!("net-pool-{pool}"))
+}
+
+pub(crate) fn at(second: i64) -> Time {
+    Time(jiff::Timestamp::from_second(second).unwrap())
+}
+
+pub(crate) fn touch(pool: &mut MacvtapResourcePool, version: i64) {
+    pool.metadata.resource_version = Some(version.to_string());
+}
