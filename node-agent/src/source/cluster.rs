@@ -50,6 +50,14 @@ pub struct Cluster {
 
 type State = DeserializeGuard<MacvtapNodeState>;
 
+/// What is served.
+#[derive(Debug, Default)]
+struct Served {
+    spec: Option<MacvtapNodeStateSpec>,
+    /// Why it is not what the state says now, if so.
+    problem: Option<String>,
+}
+
 impl Cluster {
     pub(super) fn new(node: String, state: &Path) -> Self {
         Self { node, saved: state.join(FILE) }
@@ -61,12 +69,23 @@ impl Cluster {
         status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
         lost: watch::Receiver<Lost>,
     ) {
-        let mut current = self.load();
-        if let Some(spec) = &current {
+        let mut served = Served { spec: self.load(), problem: None };
+        if let Some(spec) = &served.spec {
             info!(hash = spec.config_hash, "last configuration served until the API server answers");
             let _ = pools.send(configuration(spec.clone())).await;
         }
-        let client = client().await;
+        self.follow_through(client().await, current, pools, status, lost).await;
+    }
+
+    /// The rest, once there is a way to the API server.
+    async fn follow_through(
+        self,
+        client: Client,
+        mut current: Option<MacvtapNodeStateSpec>,
+        pools: mpsc::Sender<Configuration>,
+        status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
+        lost: watch::Receiver<Lost>,
+    ) {
         let reporter = tokio::spawn(report(client.clone(), self.node.clone(), status));
         let mourner = tokio::spawn(events::announce_lost(client.clone(), self.node.clone(), lost));
         let api: Api<State> = Api::all(client);
@@ -87,7 +106,7 @@ impl Cluster {
                     continue;
                 }
             };
-            if let Some(next) = self.next(wanted, &mut current)
+            if let Some(next) = self.next(wanted, &mut served)
                 && pools.send(next).await.is_err()
             {
                 break;
@@ -98,34 +117,35 @@ impl Cluster {
     }
 
     /// What to serve from now on; nothing when that is what is served.
-    fn next(
-        &self,
-        state: Option<State>,
-        current: &mut Option<MacvtapNodeStateSpec>,
-    ) -> Option<Configuration> {
+    fn next(&self, state: Option<State>, served: &mut Served) -> Option<Configuration> {
         let spec = match state {
             // Nobody wants anything of this node: what is in use drains, and there is nowhere to report.
             None => {
                 let nothing = MacvtapNodeStateSpec::default();
                 self.save(&nothing);
-                *current = None;
+                *served = Served::default();
                 return Some(Configuration::default());
             }
             Some(DeserializeGuard(Ok(state))) => state.spec,
             Some(DeserializeGuard(Err(invalid))) => {
+                if served.problem.as_ref() == Some(&invalid.error) {
+                    return None;
+                }
                 error!(
                     reason = invalid.error,
                     "node state of another release, the last configuration stays in force"
                 );
-                let served = current.clone().map(configuration).unwrap_or_default();
-                return Some(Configuration { problem: Some(invalid.error), ..served });
+                served.problem = Some(invalid.error.clone());
+                let last = served.spec.clone().map(configuration).unwrap_or_default();
+                return Some(Configuration { problem: Some(invalid.error), ..last });
             }
         };
-        if current.as_ref() == Some(&spec) {
+        // Also what is served already must be told when it could not be read meanwhile.
+        if served.problem.take().is_none() && served.spec.as_ref() == Some(&spec) {
             return None;
         }
         self.save(&spec);
-        *current = Some(spec.clone());
+        served.spec = Some(spec.clone());
         Some(configuration(spec))
     }
 
@@ -159,11 +179,12 @@ fn configuration(spec: MacvtapNodeStateSpec) -> Configuration {
 async fn client() -> Client {
     let mut told = false;
     loop {
-        let problem = match Config::infer().await.map(attentive).map(Client::try_from) {
-            Ok(Ok(client)) => return client,
-            Ok(Err(problem)) => crate::error_chain(&problem),
-            Err(problem) => crate::error_chain(&problem),
-        };
+        let problem =
+            match Config::infer().await.map(|config| attentive(config, SILENCE_MAX)).map(Client::try_from) {
+                Ok(Ok(client)) => return client,
+                Ok(Err(problem)) => crate::error_chain(&problem),
+                Err(problem) => crate::error_chain(&problem),
+            };
         if !std::mem::replace(&mut told, true) {
             error!(reason = problem, "no way to the API server");
         }
@@ -171,8 +192,9 @@ async fn client() -> Client {
     }
 }
 
-fn attentive(mut config: Config) -> Config {
-    config.read_timeout = Some(SILENCE_MAX);
+/// Gives up a connection in use on which the API server says nothing for so long.
+fn attentive(mut config: Config, silence_max: Duration) -> Config {
+    config.read_timeout = Some(silence_max);
     // A pooled connection is idle by right.
     config.reset_reader_on_write = true;
     config
@@ -270,53 +292,4 @@ fn differ_in_details_only(one: &MacvtapNodeStateStatus, other: &MacvtapNodeState
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use macvtap_crds::v1alpha1::nodestate::NodeLink;
-
-    fn spec(hash: &str) -> MacvtapNodeStateSpec {
-        MacvtapNodeStateSpec { config_hash: hash.into(), ..MacvtapNodeStateSpec::default() }
-    }
-
-    #[test]
-    fn the_last_configuration_is_found_again_and_a_damaged_one_is_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let cluster = Cluster::new("n1".into(), dir.path());
-        assert_eq!(cluster.load(), None);
-        cluster.save(&spec("h1"));
-        assert_eq!(cluster.load(), Some(spec("h1")));
-        std::fs::write(&cluster.saved, "{").unwrap();
-        assert_eq!(cluster.load(), None);
-    }
-
-    #[test]
-    fn what_is_served_already_is_not_served_again_and_a_state_that_is_gone_means_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let cluster = Cluster::new("n1".into(), dir.path());
-        let state = |hash| DeserializeGuard(Ok(MacvtapNodeState::new("n1", spec(hash))));
-        let mut current = None;
-        assert_eq!(cluster.next(Some(state("h1")), &mut current).unwrap().hash.as_deref(), Some("h1"));
-        assert!(cluster.next(Some(state("h1")), &mut current).is_none());
-        assert!(cluster.next(Some(state("h2")), &mut current).is_some());
-        let nothing = cluster.next(None, &mut current).unwrap();
-        assert_eq!((nothing.pools.len(), nothing.hash), (0, None));
-        assert_eq!(cluster.load(), Some(spec("")));
-        assert!(cluster.next(Some(state("h2")), &mut current).is_some(), "a new object is told everything");
-    }
-
-    #[test]
-    fn numbers_in_use_and_carrier_alone_can_wait() {
-        let link = NodeLink { name: "dp0".into(), carrier: true, ..NodeLink::default() };
-        let mut one = MacvtapNodeStateStatus { links: vec![link], ..MacvtapNodeStateStatus::default() };
-        one.totals.allocated = 3;
-        let mut other = one.clone();
-        other.totals.allocated = 4;
-        other.links[0].carrier = false;
-        assert!(differ_in_details_only(&one, &other));
-        let mut unhealthy = other.clone();
-        unhealthy.links[0].reason = Some("NoCarrier".into());
-        assert!(!differ_in_details_only(&one, &unhealthy));
-        other.totals.dead = 1;
-        assert!(!differ_in_details_only(&one, &other));
-    }
-}
+mod tests;
