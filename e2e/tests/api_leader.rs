@@ -1,11 +1,14 @@
 //! Several operators on one real API server: one leads, another takes over, and who cannot renew its lease stops.
 
 mod api;
+#[path = "api/relay.rs"]
+mod relay;
 #[path = "api/scene.rs"]
 mod scene;
 
 use anyhow::{Context as _, Result, ensure};
 use api::Program;
+use relay::{Fault, Relay};
 use scene::{DEADLINE, Scene};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
@@ -143,6 +146,74 @@ fn a_leader_that_cannot_renew_its_lease_stops_writing() -> Result<()> {
     says(&cut_off, "/readyz", "standing by")?;
     assert_eq!(heir.terminate()?, Some(0));
     leads(&scene, "cut-off", DEADLINE)
+}
+
+#[test]
+fn a_leader_whose_connection_is_cut_makes_room_and_comes_back_as_a_standby() -> Result<()> {
+    behind_a_relay(Fault::Cut)
+}
+
+#[test]
+fn a_leader_whose_connection_leads_nowhere_makes_room_and_comes_back_as_a_standby() -> Result<()> {
+    behind_a_relay(Fault::Swallow)
+}
+
+/// After this time a connection that nobody hears is noticed, with some time to act.
+const NOTICED: Duration = Duration::from_mins(2);
+
+/// A leader keeps all its rights, but what it sends does not arrive, and it hears nothing.
+fn behind_a_relay(fault: Fault) -> Result<()> {
+    let mut scene = Scene::new(&["n1"], false)?;
+    scene.told("n1", &[])?;
+    assert_eq!(scene.operator.take().context("no operator")?.terminate()?, Some(0));
+    let mut config = limited_account(&scene)?;
+    let server = config["clusters"][0]["cluster"]["server"].as_str().context("no server")?;
+    let relay = Relay::new(server.rsplit(':').next().context("no port")?.parse()?)?;
+    config["clusters"][0]["cluster"]["server"] = json!(format!("https://127.0.0.1:{}", relay.port));
+    let far = another(&scene, "far", Some(&config))?;
+    leads(&scene, "far", DEADLINE)?;
+    scene.pool("first", &json!({}))?;
+    scene.says("first", "Accepted", "True", "Valid")?;
+    let near = another(&scene, "near", None)?;
+    says(&near, "/readyz", "standing by")?;
+
+    relay.set(fault);
+    leads(&scene, "near", FAIL_OVER)?;
+    says(&far, "/metrics", "macvtap_operator_leading 0")?;
+    let (sent, arrived) = (writes(&far)?, audited_writes(&scene)?);
+    ensure!(arrived > 0, "the audit log knows nothing of the first leader");
+    scene.pool("second", &json!({}))?;
+    scene.says("second", "Accepted", "True", "Valid")?;
+
+    relay.set(Fault::None);
+    e2e::wait::until("the first leader to see who leads", DEADLINE, || {
+        Ok(far.log().contains("standing by, near").then_some(()))
+    })?;
+    says(&far, "/readyz", "standing by")?;
+    assert_eq!(writes(&far)?, sent, "it sent something after it had lost the lease");
+    assert_eq!(audited_writes(&scene)?, arrived, "it wrote something after it had lost the lease");
+
+    assert_eq!(near.terminate()?, Some(0));
+    leads(&scene, "far", DEADLINE)?;
+    scene.pool("third", &json!({}))?;
+    scene.api.kubectl.wait_until("", "mns/n1", NOTICED, |state| {
+        let pools = state.pointer("/spec/pools")?.as_array()?;
+        pools.iter().any(|pool| pool["name"] == "third").then_some(())
+    })
+}
+
+/// How many writes of the account of [`limited_account`] the API server has answered, those of leases apart.
+fn audited_writes(scene: &Scene) -> Result<usize> {
+    let log = std::fs::read_to_string(scene.api.kubectl.kubeconfig().with_file_name(e2e::AUDIT_LOG))?;
+    let mut count = 0;
+    for line in log.lines() {
+        let entry: Value = serde_json::from_str(line)?;
+        let reads = ["get", "list", "watch"].iter().any(|verb| entry["verb"] == *verb);
+        let lease = entry["objectRef"]["resource"] == "leases";
+        let ours = entry["user"]["username"] == "system:serviceaccount:default:limited";
+        count += usize::from(ours && !reads && !lease);
+    }
+    Ok(count)
 }
 
 const LEASES_BINDING: [&str; 5] =
