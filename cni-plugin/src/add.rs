@@ -14,7 +14,7 @@ use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Interface};
 use crate::target::{self, Target};
-use crate::{Call, address};
+use crate::{Call, address, ipam};
 use macvtap::attach::{self, AttachError, Attached, Attaching, Begun, Repeat, Request};
 use macvtap::claim::ClaimError;
 use macvtap::device_id::DeviceId;
@@ -47,12 +47,26 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
     let mut request = request(attachment, &network, id, &device, holder);
     request.netns_id = netns_id;
     request.network = Some(call.document.name.clone());
+    let made = attach_device(call, attachment, &network, &mut kernel, request);
+    if made.is_err() {
+        ipam::put_back(&mut kernel, &attachment.ifname);
+    }
+    made
+}
+
+fn attach_device(
+    call: &Call,
+    attachment: &Attachment,
+    network: &Network,
+    kernel: &mut Rtnl,
+    request: Request,
+) -> Result<CniResult, CniError> {
     let asked_for_mac = network.mac.is_some() || request.link.mac.is_none();
-    match attach::begin(&call.paths, &mut kernel, request)? {
-        Begun::Present(attached) => report(attachment, &network, &attached.link, None),
+    match attach::begin(&call.paths, kernel, request)? {
+        Begun::Present(attached) => report(attachment, network, &attached.link, None),
         Begun::New(attaching) => {
             let delegate = Delegate::new(call, network.ipam.as_ref())?;
-            make(*attaching, attachment, &network, delegate.as_ref(), asked_for_mac)
+            make(*attaching, attachment, network, delegate.as_ref(), asked_for_mac)
         }
     }
 }
@@ -68,6 +82,7 @@ fn make(
     if let (Some(delegate), true) = (delegate, attaching.is_repeat()) {
         // Plugins refuse a second lease for the same container and interface.
         delegate.del()?;
+        ipam::put_back(attaching.kernel(), &attachment.ifname);
     }
     let source = Source::open(delegate, attaching.kernel())?;
     let leased_mac = source.mac();
@@ -109,8 +124,12 @@ fn add_host_link(
         }
         (begun, _) => begun?,
     };
-    let lease = raise(&mut link, source, network.announce)?;
-    report(attachment, network, &link.finish(owner)?, lease.map(Lease::keep))
+    let made = raise(&mut link, source, network.announce)
+        .and_then(|lease| report(attachment, network, &link.finish(owner)?, lease.map(Lease::keep)));
+    if made.is_err() {
+        ipam::put_back(&mut kernel, &attachment.ifname);
+    }
+    made
 }
 
 fn report(

@@ -13,15 +13,16 @@ pub fn derived(pod_uid: &str, ifname: &str, candidate: u8) -> Option<MacAddr> {
     if pod_uid.is_empty() {
         return None;
     }
-    // FNV-1a, 64 bits: stable over versions of this program and of its standard library, unlike the latter's hashes.
-    let bytes = pod_uid.bytes().chain([0]).chain(ifname.bytes()).chain([0, candidate]);
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = hash(pod_uid.bytes().chain([0]).chain(ifname.bytes()).chain([0, candidate]));
     let folded = hash ^ (hash >> 48);
     let [_, _, mut octets @ ..] = folded.to_be_bytes();
     octets[0] = (octets[0] & 0xfc) | 0x02;
     octets.try_into().ok()
+}
+
+/// FNV-1a, 64 bits: stable over versions of this program and of its standard library, unlike the latter's hashes.
+pub(crate) fn hash(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -175,6 +175,11 @@ impl Document {
         }
     }
 
+    /// Whether it says anything about addresses.
+    pub fn has_ipam(&self) -> bool {
+        self.json.get("ipam").and_then(Value::as_object).is_some_and(|ipam| !ipam.is_empty())
+    }
+
     /// The IPAM plugin; `{}` means none.
     pub fn ipam(&self, settings: &Settings) -> Result<Option<Ipam>, CniError> {
         let ipam = match self.json.get("ipam") {

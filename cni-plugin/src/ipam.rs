@@ -2,12 +2,14 @@
 
 mod announce;
 pub mod configure;
+mod displaced;
 pub mod kube_ovn;
 mod present;
 mod process;
 mod route;
 
 pub(crate) use announce::announce;
+pub(crate) use displaced::put_back;
 pub(crate) use present::{check, refuse_twice};
 
 use crate::Call;

@@ -52,6 +52,8 @@ pub enum Kind {
     GetAddress = 22,
     /// `RTM_NEWROUTE`
     NewRoute = 24,
+    /// `RTM_DELROUTE`
+    DelRoute = 25,
     /// `RTM_GETROUTE`
     GetRoute = 26,
     /// `RTM_NEWNSID`

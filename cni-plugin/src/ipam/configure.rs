@@ -1,6 +1,7 @@
 //! Gives addresses and routes to the pod's interface.
 
 use crate::config::Announce;
+use crate::ipam::displaced;
 use crate::ipam::route::{self, describe, family};
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Ip};
@@ -57,7 +58,12 @@ pub fn routes(kernel: &mut Rtnl, link: &Link, result: &CniResult) -> Result<(), 
             Ok(()) => {}
             // Asked for by this network: what another interface had before gives way.
             Err(error) if error.errno() == Some(Errno::EXIST) => {
-                warn!(route = describe(route), "existing route replaced");
+                displaced::keep(kernel, link, route).map_err(|error| failed(&error))?;
+                warn!(
+                    route = describe(route),
+                    "existing route replaced, it comes back with the end of this interface"
+                );
+                let mut send = |flags| kernel.target_socket().act(Kind::NewRoute, &request, flags, &what);
                 send(NLM_F_CREATE | NLM_F_REPLACE).map_err(|error| failed(&error))?;
             }
             Err(error) => return Err(failed(&error)),

@@ -67,8 +67,9 @@ pub(crate) fn check(kernel: &mut Rtnl, link: &Link, reported: &CniResult) -> Res
         let of_gateway =
             || EVERYTHING.into_iter().find(|net| gateway.is_some_and(|gw| same_family(net, &gw)));
         let Some(destination) = route.dst.map(|net| net.trunc()).or_else(of_gateway) else { continue };
-        let entries = routes(kernel, destination, route::table(route)).map_err(unreadable)?;
-        if !entries.iter().any(|entry| is_meant(*entry, destination, route)) {
+        let family = route::family(destination.addr());
+        let present = routes(kernel, family, route::table(route)).map_err(unreadable)?;
+        if !present.iter().filter_map(entry).any(|entry| is_meant(entry, destination, route)) {
             return Err(lost(format!(
                 "route {}",
                 describe(&Route { dst: Some(destination), ..route.clone() })
@@ -112,21 +113,30 @@ fn address(payload: &[u8]) -> Option<Address> {
     Some(Address { ifindex: message.header.index, net })
 }
 
-/// The routes of one table of the pod, of the family of `like`.
-fn routes(kernel: &mut Rtnl, like: IpNet, table: u32) -> Result<Vec<Entry>, NetlinkError> {
+/// The routes of one table of the pod.
+pub(super) fn routes(
+    kernel: &mut Rtnl,
+    family: AddressFamily,
+    table: u32,
+) -> Result<Vec<RouteMessage>, NetlinkError> {
     let mut request = RouteMessage::default();
-    request.header.address_family = route::family(like.addr());
+    request.header.address_family = family;
     request.attributes.push(RouteAttribute::Table(table));
+    // A kernel without several tables answers with those of the main one.
+    let of_table = |message: &RouteMessage| message.attributes.contains(&RouteAttribute::Table(table));
     match kernel.target_socket().list(Kind::GetRoute, &request, &"list the pod's routes") {
-        Ok(listed) => Ok(listed.iter().filter_map(|payload| entry(payload)).collect()),
+        Ok(listed) => Ok(listed
+            .iter()
+            .filter_map(|payload| RouteMessage::parse(payload).ok())
+            .filter(of_table)
+            .collect()),
         // There is no such table.
         Err(error) if error.errno() == Some(Errno::NOENT) => Ok(Vec::new()),
         Err(error) => Err(error),
     }
 }
 
-fn entry(payload: &[u8]) -> Option<Entry> {
-    let message = RouteMessage::parse(payload).ok()?;
+fn entry(message: &RouteMessage) -> Option<Entry> {
     let default = match message.header.address_family {
         AddressFamily::Inet => EVERYTHING[0].addr(),
         AddressFamily::Inet6 => EVERYTHING[1].addr(),
@@ -180,7 +190,7 @@ mod tests {
             route("::/0", Some("fd00::1"), None),
         ] {
             let added = route::message(7, &wanted).unwrap();
-            let found = entry(&bytes(&added)).unwrap();
+            let found = entry(&RouteMessage::parse(&bytes(&added)).unwrap()).unwrap();
             assert!(is_meant(found, wanted.dst.unwrap(), &wanted), "{found:?}");
             let other = route("10.9.0.0/16", Some("10.0.0.9"), None);
             assert!(!is_meant(found, other.dst.unwrap(), &other), "{found:?}");
@@ -190,7 +200,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_payload_makes_the_readers_panic(noise in prop::collection::vec(any::<u8>(), 0..120)) {
-            let _ = (address(&noise), entry(&noise));
+            let _ = (address(&noise), RouteMessage::parse(&noise).ok().as_ref().and_then(entry));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Failure at every step: each system call of the plugin fails once, or is its last, and file systems are full.
 
-use crate::support::{Answer, Call, Holder, Node, has, has_plugins, link, node_and_pods, state};
+use crate::support::{Answer, Call, Holder, Node, give_eth0, has, has_plugins, link, node_and_pods, state};
 use macvtap::kernel::Rtnl;
 use macvtap::park;
 use serde_json::{Value, json};
@@ -129,9 +129,11 @@ fn an_add_with_addresses_in_which_any_one_system_call_fails_leaves_no_lease() {
     let ranges = json!([[{"subnet": "10.9.0.0/24"}]]);
     let ipam = json!({"type": "host-local", "dataDir": "/run/leases", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]});
     let call = Call::new(&node, &pod, "c1").with(json!({"ipam": ipam}));
+    // Its default route gives way, and must come back.
+    give_eth0(&pod);
     let all = |node: &Node| {
         let leases = node.sh("cd /run; find leases -type f -name '1*' 2>/dev/null | sort; true");
-        (leases, swept(node, &pod))
+        (leases, swept(node, &pod), Node::ip(&pod, "-4 route show table all type unicast"))
     };
     let before = all(&node);
     disturb_each(&call, "ADD", "error=EIO", &WITH_ADDRESSES, |number, answer| {

@@ -1,7 +1,7 @@
 //! kube-ovn's rules at the edge of its plugin: an executable of that name that behaves as kube-ovn's does, with its words.
 //! The real one and its daemon run in the cluster tests.
 
-use crate::support::{Call, Holder, Node, link, node_and_pods, record};
+use crate::support::{Call, Holder, Node, give_eth0, link, node_and_pods, record};
 use serde_json::{Value, json};
 use std::os::unix::net::UnixListener;
 
@@ -150,21 +150,16 @@ fn its_plugin_learns_no_device_and_answers_with_interfaces_in_every_version() {
     }
 }
 
+/// The pod's default routes.
+fn defaults(pod: &Holder) -> [String; 2] {
+    ["-4 route show default", "-6 route show default"].map(|what| Node::ip(pod, what))
+}
+
 #[test]
 fn a_gateway_means_a_default_route_which_replaces_that_of_another_interface() {
     let custom = json!([{"dst": "10.99.0.0/16", "gw": "172.32.0.254"}]);
     let Some((node, pod)) = node_with(&answer(&dual(&custom))) else { return };
-    for command in [
-        "link add eth0 type veth peer name far",
-        "link set eth0 up",
-        "link set far up",
-        "addr add 10.0.0.2/24 dev eth0",
-        "addr add fd0e::2/64 dev eth0 nodad",
-        "route add default via 10.0.0.1",
-        "-6 route add default via fd0e::1 metric 1024",
-    ] {
-        Node::ip(&pod, command);
-    }
+    give_eth0(&pod);
     let call = call(&node, &pod);
     let result = call.ok("ADD");
     let routes =
@@ -190,6 +185,34 @@ fn a_gateway_means_a_default_route_which_replaces_that_of_another_interface() {
         call.ok("ADD");
         checked.ok("CHECK");
     }
+}
+
+#[test]
+fn a_default_route_that_was_replaced_comes_back_when_the_interface_goes_or_cannot_be_made() {
+    let Some((node, pod)) = node_with(&answer(&dual(&json!([])))) else { return };
+    give_eth0(&pod);
+    let before = defaults(&pod);
+    let call = call(&node, &pod);
+    call.ok("ADD");
+    call.ok("ADD");
+    assert!(defaults(&pod).iter().all(|route| route.contains("dev net1")), "{:?}", defaults(&pod));
+    call.ok("DEL");
+    assert_eq!(defaults(&pod), before);
+    assert!(!Node::ip(&pod, "route show table all").contains("table 2"), "a copy was left");
+    // A later route that the kernel does not take: its router is on no network of the pod.
+    let given = json!([{"dst": "0.0.0.0/0", "gw": "172.32.0.1"}, {"dst": "::/0", "gw": "fd00:32::1"}, {"dst": "10.99.0.0/16", "gw": "192.0.2.1"}]);
+    set(&node, &answer(&dual(&given)));
+    let message = call.fails("ADD", 100);
+    assert!(message.contains("10.99.0.0/16 via 192.0.2.1"), "{message}");
+    assert_eq!(defaults(&pod), before);
+    // What the pod itself chose meanwhile stays.
+    set(&node, &answer(&dual(&json!([]))));
+    call.ok("ADD");
+    Node::ip(&pod, "link del net1");
+    Node::ip(&pod, "-4 route add default via 10.0.0.9");
+    call.ok("DEL");
+    assert_eq!(defaults(&pod)[0].trim(), "default via 10.0.0.9 dev eth0");
+    assert_eq!(defaults(&pod)[1], before[1]);
 }
 
 #[test]

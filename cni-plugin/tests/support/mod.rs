@@ -161,6 +161,21 @@ pub(crate) fn link(pod: &Holder) -> Value {
     found.cloned().unwrap_or_default()
 }
 
+/// The pod's other interface, with addresses and default routes.
+pub(crate) fn give_eth0(pod: &Holder) {
+    for command in [
+        "link add eth0 type veth peer name far",
+        "link set eth0 up",
+        "link set far up",
+        "addr add 10.0.0.2/24 dev eth0",
+        "addr add fd0e::2/64 dev eth0 nodad",
+        "route add default via 10.0.0.1 src 10.0.0.2 mtu 1400",
+        "-6 route add default via fd0e::1 metric 1024",
+    ] {
+        Node::ip(pod, command);
+    }
+}
+
 /// What a socket or a tap gave: whole frames.
 pub(crate) type Frame = Vec<u8>;
 
