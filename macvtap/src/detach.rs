@@ -1,7 +1,9 @@
-//! Undoing an attachment: by the plugin's DEL, by who takes a device over, and by the agent that collects leftovers.
+//! Undoing an attachment: by the plugin's DEL, by who takes a device over, and by the agent that collects leftovers. A
+//! macvtap is deleted, a whole NIC is brought back to the node.
 
 use crate::device_id::DeviceId;
 use crate::file::FileError;
+use crate::host_device::{self, ReturnError, Returned};
 use crate::kernel::{Home, Kernel, Place};
 use crate::link::{By, Link};
 use crate::lock::{self, LockError};
@@ -12,6 +14,7 @@ use crate::record::{Attachment, Holder};
 use crate::records::{self, RecordError};
 use crate::tap;
 use std::path::Path;
+use tracing::info;
 
 /// What became of a request to detach.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +56,15 @@ pub enum DetachError {
         /// Why.
         #[source]
         source: NetlinkError,
+    },
+    /// The NIC could not be brought back.
+    #[error("detach device {device}")]
+    Nic {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        #[source]
+        source: Box<ReturnError>,
     },
     /// The device node could not be removed.
     #[error("detach device {device}")]
@@ -109,7 +121,7 @@ pub fn link_of<K: Kernel>(
 
 /// Whether the link of an attachment is surely gone. What cannot be looked at counts as there.
 pub fn is_lost<K: Kernel>(kernel: &mut K, record: &Attachment) -> bool {
-    // One look into sysfs tells most. A number that is taken may be another link's by now; where several nodes share a
+    // One look into sysfs tells most of macvtaps. A number that is taken may be another link's by now; where several nodes share a
     // kernel, that link may even have the same index, in a namespace of its own.
     if record.tap.is_some_and(|number| tap::link_with(number) != Some(record.ifindex)) {
         return true;
@@ -136,19 +148,31 @@ fn link_at<K: Kernel>(
     record: &Attachment,
     place: Place,
 ) -> Result<Option<(Place, Link)>, NetlinkError> {
+    if let Some(nic) = &record.nic {
+        return Ok(host_device::find(kernel, place, nic)?.map(|link| (place, link)));
+    }
     let found = kernel.find(place, &By::Index(record.ifindex))?;
     // The number may be another namespace's by now, and a pod may make links with any index.
     let ours = found.filter(|link| link.is_macvtap() && link.lower == Some(record.lower_ifindex));
     Ok(ours.map(|link| (place, link)))
 }
 
-/// Removes link and node of a record, not the record. The caller holds the device's lock.
+/// Removes link and node of a record, or brings its NIC back; not the record. The caller holds the device's lock.
 pub(crate) fn remove_parts<K: Kernel>(
     paths: &Paths,
     kernel: &mut K,
     record: &Attachment,
 ) -> Result<(), DetachError> {
     let device = || record.device.clone();
+    if let Some(nic) = &record.nic {
+        let returned = kernel.give_back(record, nic);
+        let returned =
+            returned.map_err(|source| DetachError::Nic { device: device(), source: Box::new(source) })?;
+        if returned == Returned::Back {
+            info!(device = %record.device, nic = nic.name, "NIC is back on the node");
+        }
+        return Ok(());
+    }
     // Before the link goes: whoever gets its minor next must not find it reserved by a pod that is dead.
     records::release_tap(paths, record).map_err(|source| DetachError::Record { device: device(), source })?;
     let deleted = link_of(kernel, record).and_then(|found| match found {

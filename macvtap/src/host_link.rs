@@ -9,11 +9,11 @@ use crate::kernel::{Home, Kernel, Place, Rtnl};
 use crate::link::{self, By, Change, IfName, Link, Settings};
 use crate::mac::MacAddr;
 use crate::netlink::{Kind, NetlinkError};
+use crate::netns;
 use crate::paths::Paths;
 use crate::records::{self, RecordError};
 use crate::table::{IFINDEX_FIRST, Owner};
 use crate::tap::{self, TapError};
-use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -128,8 +128,7 @@ pub fn begin<'k>(paths: &Paths, kernel: &'k mut Rtnl, request: &Request) -> Resu
     {
         return Err(MoveError::MtuTooHigh { mtu, lower: lower.name, lower_mtu: lower.mtu });
     }
-    let node = open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let node = node.map_err(MoveError::Node)?;
+    let node = netns::own().map_err(MoveError::Node)?;
     let mut moving =
         Moving { kernel, node, before, ifname: request.ifname.clone(), lower_name, settled: false };
     moving.change_and_move(request)?;

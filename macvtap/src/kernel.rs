@@ -3,10 +3,11 @@
 //! The procedures know the [`Kernel`] trait only, so a test can fail any step of them.
 
 use crate::file::FileError;
+use crate::host_device::{self, NicLink, ReturnError, Returned};
 use crate::link::{self, By, Change, IfName, Link, Macvtap, Veth};
 use crate::netlink::{Kind, NetlinkError, Socket};
 use crate::netns::{Netns, NetnsError, NetnsId};
-use crate::record::DeviceNumber;
+use crate::record::{Attachment, DeviceNumber, Nic};
 use crate::tap::{self, Node, Sysfs, TapError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rustix::io::Errno;
@@ -46,6 +47,10 @@ pub trait Kernel {
     fn number(&mut self, path: &Path, inode: u64) -> Result<Option<NetnsId>, NetlinkError>;
     /// One link; none when there is no such link or no such namespace.
     fn find(&mut self, place: Place, by: &By) -> Result<Option<Link>, NetlinkError>;
+    /// All links with what tells NICs apart; none when there is no such namespace.
+    fn nics(&mut self, place: Place) -> Result<Vec<NicLink>, NetlinkError>;
+    /// Brings the NIC of an attachment back to the node, wherever it is.
+    fn give_back(&mut self, record: &Attachment, nic: &Nic) -> Result<Returned, ReturnError>;
     /// Makes a link, down.
     fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError>;
     /// Changes a link in [`Home::Target`].
@@ -161,6 +166,18 @@ impl Kernel for Rtnl {
             Err(error) if is_absent(&error, id) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn nics(&mut self, place: Place) -> Result<Vec<NicLink>, NetlinkError> {
+        let (socket, id) = self.reach(place);
+        match host_device::list(socket, id, "list links") {
+            Err(error) if is_absent(&error, id) => Ok(Vec::new()),
+            links => links,
+        }
+    }
+
+    fn give_back(&mut self, record: &Attachment, nic: &Nic) -> Result<Returned, ReturnError> {
+        host_device::give_back(self, record, nic)
     }
 
     fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError> {

@@ -60,6 +60,8 @@ pub enum Kind {
     NewNsId = 88,
     /// `RTM_GETNSID`
     GetNsId = 90,
+    /// `RTM_DELLINKPROP`
+    DelLinkProperty = 109,
 }
 
 /// A socket for requests.

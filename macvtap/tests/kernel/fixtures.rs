@@ -3,12 +3,13 @@
 use crate::support::{Holder, Node};
 use macvtap::attach::{self, AttachError, Attached, Begun, Repeat, Request};
 use macvtap::file::FileError;
+use macvtap::host_device::{NicLink, ReturnError, Returned};
 use macvtap::kernel::{Home, Kernel, NewLink, Place, Rtnl};
 use macvtap::link::{By, Change, IfName, Link, Macvtap};
 use macvtap::mode::Mode;
 use macvtap::netlink::NetlinkError;
 use macvtap::netns::{Netns, NetnsId};
-use macvtap::record::{DeviceNumber, Holder as RecordHolder};
+use macvtap::record::{Attachment, DeviceNumber, Holder as RecordHolder, Nic};
 use macvtap::tap::{Node as DeviceNode, TapError};
 use rustix::io::Errno;
 use std::path::Path;
@@ -38,6 +39,14 @@ impl Kernel for Faulty {
     }
     fn find(&mut self, place: Place, by: &By) -> Result<Option<Link>, NetlinkError> {
         self.netlink("find").and_then(|()| self.kernel.find(place, by))
+    }
+    fn nics(&mut self, place: Place) -> Result<Vec<NicLink>, NetlinkError> {
+        self.netlink("nics").and_then(|()| self.kernel.nics(place))
+    }
+    fn give_back(&mut self, record: &Attachment, nic: &Nic) -> Result<Returned, ReturnError> {
+        let failed = |source| ReturnError::Netlink { name: nic.name.clone(), source };
+        self.netlink("give back").map_err(failed)?;
+        self.kernel.give_back(record, nic)
     }
     fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError> {
         self.netlink("create").and_then(|()| self.kernel.create(home, link))

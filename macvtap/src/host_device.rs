@@ -1,0 +1,369 @@
+//! A whole NIC of the node, given to a pod: moved into its namespace, and brought back when the pod is gone.
+//!
+//! ```text
+//! begin      lock the device, judge its record, look whether the node uses the NIC, record "Creating" with the NIC as it is
+//! move_in    NIC down, address, MTU, flags, old name as alias; into the pod's namespace under the pod's name
+//! change     what the network needs; up comes last
+//! finish     read back, record "Attached"
+//! ```
+//! A value that is dropped before [`Taking::finish`] succeeded brings the NIC back as it was.
+//! [`detach`](crate::detach::detach) and [`collect`](crate::detach::collect) bring back a NIC that a record names, also
+//! when its namespace is gone or its maker was killed.
+
+mod give_back;
+mod link;
+mod ties;
+
+pub use give_back::{ReturnError, Returned};
+pub use link::NicLink;
+pub use ties::Tie;
+
+pub(crate) use give_back::{give_back, list};
+
+use crate::attach::Repeat;
+use crate::claim::{self, Claim, ClaimError};
+use crate::detach::{self, DetachError};
+use crate::device_id::DeviceId;
+use crate::kernel::{Home, Kernel, Place, Rtnl};
+use crate::link::{Change, IfName, Link};
+use crate::lock::{self, Lock, LockError};
+use crate::mac::MacAddr;
+use crate::netlink::{Kind, NetlinkError};
+use crate::netns::{self, NetnsId};
+use crate::paths::Paths;
+use crate::pci::PciAddress;
+use crate::record::{self, Attachment, Holder, Nic, State};
+use crate::records::{self, RecordError};
+use crate::table::LinkIdentity;
+use give_back::act;
+use link::{Move, Wanted};
+use rustix::io::Errno;
+use std::os::fd::AsFd;
+use tracing::{info, warn};
+
+const NODE: Place = Place::Home(Home::Node);
+const TARGET: Place = Place::Home(Home::Target);
+
+/// A NIC that a pod shall get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The device.
+    pub device: DeviceId,
+    /// Who gets it.
+    pub holder: Holder,
+    /// Name of the pod's network.
+    pub network: String,
+    /// Number of the pod's namespace.
+    pub netns_id: Option<NetnsId>,
+    /// Where the NIC is.
+    pub pci: PciAddress,
+    /// By what it is known.
+    pub identity: LinkIdentity,
+    /// Its name in the device table, for messages.
+    pub nic_name: String,
+    /// Its name in the pod.
+    pub ifname: IfName,
+    /// Another address; absent: its own.
+    pub mac: Option<MacAddr>,
+    /// Another MTU; absent: the one it has.
+    pub mtu: Option<u32>,
+    /// Whether it takes every frame.
+    pub promiscuous: bool,
+    /// Whether it takes every multicast frame.
+    pub all_multicast: bool,
+    /// What happens when the same holder has the device already.
+    pub repeat: Repeat,
+}
+
+/// How [`begin`] found the device.
+#[derive(Debug)]
+pub enum Begun<'k> {
+    /// On the node, and free.
+    New(Box<Taking<'k>>),
+    /// The same holder has it, as requested ([`Repeat::Keep`]).
+    Present(Link),
+}
+
+/// A NIC on its way into a pod. Dropping it brings it back.
+#[derive(Debug)]
+pub struct Taking<'k> {
+    paths: &'k Paths,
+    kernel: &'k mut Rtnl,
+    request: Request,
+    record: Attachment,
+    nic: Nic,
+    is_repeat: bool,
+    is_finished: bool,
+    /// Held until everything is undone or done.
+    _lock: Lock,
+}
+
+/// A NIC cannot be given to a pod.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// The device is not the caller's to take.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The NIC is not on the node.
+    #[error(
+        "NIC {pci} ({name}) of device {device} is not on the node any more: it was unplugged or moved by hand"
+    )]
+    Missing {
+        /// The device.
+        device: DeviceId,
+        /// Its address.
+        pci: PciAddress,
+        /// Its name in the device table.
+        name: String,
+    },
+    /// The node uses the NIC by now.
+    #[error("NIC {name} cannot be given to a pod: {tie}; remove that, or exclude the NIC from its resource")]
+    Tied {
+        /// Its name.
+        name: String,
+        /// By what.
+        tie: Tie,
+    },
+    /// The MTU does not fit.
+    #[error("mtu {mtu} is above the {max} that NIC {name} can do; use {max} or less")]
+    MtuTooHigh {
+        /// As asked for.
+        mtu: u32,
+        /// The NIC.
+        name: String,
+        /// Its largest.
+        max: u32,
+    },
+    /// A name is taken.
+    #[error(
+        "interface {taken_by} of the pod's network namespace has the name {wanted}, which NIC {name} needs there; remove it"
+    )]
+    NameTaken {
+        /// The NIC.
+        name: String,
+        /// The name it needs.
+        wanted: String,
+        /// Who has it.
+        taken_by: String,
+    },
+    /// A link cannot have a name twice.
+    #[error(
+        "NIC {name} cannot be called {wanted} in the pod: that is one of its other names; remove that name"
+    )]
+    OwnOtherName {
+        /// The NIC.
+        name: String,
+        /// The name.
+        wanted: IfName,
+    },
+    /// A lock could not be taken.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A record could not be read or written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// What the former holder had could not be brought back.
+    #[error("take over from the former holder")]
+    TakeOver(#[from] DetachError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The pod's namespace could not be passed on.
+    #[error("pass on the network namespace of the pod")]
+    Netns(#[source] Errno),
+    /// The NIC is not where it was put.
+    #[error("NIC {name} vanished or was changed while it was being attached")]
+    Changed {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// Locks the device and records that the NIC is about to move. Changes nothing on the NIC when it fails.
+pub fn begin<'k>(paths: &'k Paths, kernel: &'k mut Rtnl, request: Request) -> Result<Begun<'k>, TakeError> {
+    let lock = lock::device(paths, &request.device)?;
+    let existing = records::read(paths, &request.device)?;
+    let claim = claim::judge(existing.as_ref(), &request.holder, |path, inode| !netns::is_at(path, inode))?;
+    if let Some(existing) = &existing {
+        if claim == Claim::Again
+            && request.repeat == Repeat::Keep
+            && let Some(link) = present(kernel, &request, existing)?
+        {
+            return Ok(Begun::Present(link));
+        }
+        if claim == Claim::TakeOver {
+            info!(from = %claim::describe(&existing.holder), "device taken over");
+        }
+        detach::remove_parts(paths, kernel, existing)?;
+        records::remove(paths, existing)?;
+    }
+    let before = find_free(paths, kernel, &request)?;
+    let nic = before.as_nic(request.pci, request.identity.clone());
+    let record = Attachment {
+        version: record::VERSION,
+        device: request.device.clone(),
+        holder: request.holder.clone(),
+        state: State::Creating,
+        ifindex: before.link.index,
+        lower_ifindex: before.link.index,
+        mac: None,
+        tap: None,
+        netns_id: request.netns_id.map(|NetnsId(id)| id),
+        network: Some(request.network.clone()),
+        nic: Some(nic.clone()),
+    };
+    records::write(paths, &record)?;
+    let is_repeat = claim == Claim::Again;
+    let taking = Taking { paths, kernel, request, record, nic, is_repeat, is_finished: false, _lock: lock };
+    Ok(Begun::New(Box::new(taking)))
+}
+
+/// The link of an attachment that is a whole NIC, in one place.
+pub(crate) fn find<K: Kernel>(kernel: &mut K, place: Place, nic: &Nic) -> Result<Option<Link>, NetlinkError> {
+    let links = kernel.nics(place)?;
+    Ok(links.into_iter().find(|link| link.is(&nic.identity)).map(|found| found.link))
+}
+
+impl Taking<'_> {
+    /// The kernel, for what a network needs beside its link.
+    pub fn kernel(&mut self) -> &mut Rtnl {
+        self.kernel
+    }
+
+    /// Whether the same holder had the device before, so that what belongs to it beside the NIC may exist.
+    pub fn is_repeat(&self) -> bool {
+        self.is_repeat
+    }
+
+    /// The address the NIC shall get, from now on.
+    pub fn wish_mac(&mut self, mac: MacAddr) {
+        self.request.mac = Some(mac);
+    }
+
+    /// Gives the NIC what the pod wants, and the NIC to the pod. It is down then.
+    pub fn move_in(&mut self) -> Result<(), TakeError> {
+        let index = self.record.lower_ifindex;
+        let name = self.nic.name.clone();
+        let socket = self.kernel.node_socket();
+        let wanted = [
+            // First and alone: few drivers change the address of a link that is up.
+            Wanted { up: Some(false), ..Wanted::default() },
+            Wanted { alias: Some(&name), ..Wanted::default() },
+            Wanted {
+                mac: self.request.mac,
+                mtu: self.request.mtu,
+                promiscuous: Some(self.request.promiscuous),
+                all_multicast: Some(self.request.all_multicast),
+                ..Wanted::default()
+            },
+        ];
+        for wanted in wanted {
+            act(socket, index, wanted, &format_args!("prepare NIC {name} for a pod"))?;
+        }
+        let Some(netns) = self.kernel.netns().map(|netns| netns.as_fd().try_clone_to_owned()) else {
+            return Err(TakeError::Changed { name });
+        };
+        let netns =
+            netns.map_err(|error| TakeError::Netns(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        let ifname = &self.request.ifname;
+        let message = link::transfer(Move { index, name: ifname, new_index: None, netns: netns.as_fd() });
+        let what = format_args!("move NIC {name} into the pod as {ifname}");
+        self.kernel.node_socket().act(Kind::SetLink, &message, 0, &what)?;
+        // Its index was perhaps taken there.
+        self.record.ifindex = self.link()?.index;
+        Ok(records::write(self.paths, &self.record)?)
+    }
+
+    /// Changes the NIC in the pod.
+    pub fn change(&mut self, change: Change) -> Result<(), TakeError> {
+        Ok(self.kernel.change(self.record.ifindex, change)?)
+    }
+
+    /// The NIC as it is now, in the pod.
+    pub fn link(&mut self) -> Result<Link, TakeError> {
+        let found = find(self.kernel, TARGET, &self.nic)?;
+        let found = found.filter(|link| link.name == self.request.ifname.as_str());
+        found.ok_or_else(|| TakeError::Changed { name: self.nic.name.clone() })
+    }
+
+    /// Reads the NIC back and records that everything is in place.
+    pub fn finish(mut self) -> Result<Link, TakeError> {
+        let link = self.link()?;
+        if !link.up {
+            return Err(TakeError::Changed { name: self.nic.name.clone() });
+        }
+        self.record.ifindex = link.index;
+        self.record.mac = link.device_mac();
+        self.record.state = State::Attached;
+        records::write(self.paths, &self.record)?;
+        self.is_finished = true;
+        Ok(link)
+    }
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        if self.is_finished {
+            return;
+        }
+        if let Err(error) = detach::remove_parts(self.paths, self.kernel, &self.record) {
+            // The record stays: by it the NIC is found.
+            warn!(device = %self.record.device, %error, "NIC not brought back to the node");
+            return;
+        }
+        if let Err(error) = records::remove(self.paths, &self.record) {
+            warn!(device = %self.record.device, %error, "attachment record left behind");
+        }
+    }
+}
+
+/// The NIC on the node, if nothing there needs it and the pod can take it.
+fn find_free(paths: &Paths, kernel: &mut Rtnl, request: &Request) -> Result<NicLink, TakeError> {
+    let links = kernel.nics(NODE)?;
+    let found = links.iter().find(|link| link.is(&request.identity)).ok_or_else(|| TakeError::Missing {
+        device: request.device.clone(),
+        pci: request.pci,
+        name: request.nic_name.clone(),
+    })?;
+    let name = || found.link.name.clone();
+    if let Some(tie) = ties::find(paths, kernel, &links, found)? {
+        return Err(TakeError::Tied { name: name(), tie });
+    }
+    if let (Some(mtu), Some(max)) = (request.mtu, found.max_mtu)
+        && mtu > max
+    {
+        return Err(TakeError::MtuTooHigh { mtu, name: name(), max });
+    }
+    if found.alt_names.iter().any(|other| other == request.ifname.as_str()) {
+        return Err(TakeError::OwnOtherName { name: name(), wanted: request.ifname.clone() });
+    }
+    let in_pod = kernel.nics(TARGET)?;
+    // Its other names come along.
+    let needed = std::iter::once(request.ifname.as_str()).chain(found.alt_names.iter().map(String::as_str));
+    for wanted in needed {
+        if let Some(other) = link::named(&in_pod, wanted) {
+            let taken_by = other.link.name.clone();
+            return Err(TakeError::NameTaken { name: name(), wanted: wanted.to_owned(), taken_by });
+        }
+    }
+    Ok(found.clone())
+}
+
+/// The NIC in the pod, if the existing attachment is what the same holder asks for again.
+fn present(kernel: &mut Rtnl, request: &Request, record: &Attachment) -> Result<Option<Link>, TakeError> {
+    let (State::Attached, Some(nic)) = (record.state, &record.nic) else {
+        return Ok(None);
+    };
+    if nic.identity != request.identity {
+        return Ok(None);
+    }
+    let as_wanted = |link: &Link| {
+        link.up
+            && link.name == request.ifname.as_str()
+            && link.promiscuous == request.promiscuous
+            && link.all_multicast == request.all_multicast
+            && link.device_mac() == request.mac.or(nic.mac)
+            && link.mtu == request.mtu.unwrap_or(nic.mtu)
+    };
+    Ok(find(kernel, TARGET, nic)?.filter(as_wanted))
+}

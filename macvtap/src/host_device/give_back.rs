@@ -1,0 +1,276 @@
+//! The way back: a NIC that a record names is on the node again, as it was.
+//!
+//! Each step can be repeated, so it does not matter how far a killed process came. A namespace that ends puts the NIC
+//! into the initial namespace, under the pod's name or as `dev<index>`; there it is known by its hardware.
+
+use super::link::{self, Move, NicLink, Wanted};
+use crate::kernel::{Home, Kernel, Place, Rtnl};
+use crate::link::{BadIfName, IfName};
+use crate::netlink::{Kind, NetlinkError, Socket};
+use crate::netns::{self, Netns, NetnsError, NetnsId};
+use crate::record::{Attachment, Holder, Nic};
+use crate::table::LinkIdentity;
+use rustix::io::Errno;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use tracing::warn;
+
+/// All devices of the machine, whatever namespace their links are in.
+const PCI_DEVICES: &str = "/sys/bus/pci/devices";
+
+/// A setting that only the initial network namespace has (`net/core/sysctl_net_core.c`).
+const ONLY_INITIAL: &str = "/proc/sys/net/core/netdev_max_backlog";
+
+/// How often a name that somebody takes at the same moment is exchanged.
+const NAME_ROUNDS: u32 = 3;
+
+/// Where a NIC is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Returned {
+    /// On the node, as before.
+    Back,
+    /// Nowhere: it was unplugged, has another driver, or was made by software and ended with its namespace.
+    Gone,
+    /// In the initial network namespace, which is not this node's.
+    Elsewhere,
+}
+
+/// A NIC is not back. Its record stays, so it can be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReturnError {
+    /// The pod's namespace exists, and we may not enter it.
+    #[error(
+        "NIC {name} is in network namespace {}, which this process may not enter; it comes back with the pod's DEL or when the namespace ends",
+        netns.display()
+    )]
+    NotAllowed {
+        /// The NIC's name on the node.
+        name: String,
+        /// The namespace.
+        netns: PathBuf,
+        /// What the kernel answered.
+        #[source]
+        source: NetnsError,
+    },
+    /// The pod's namespace exists, and nothing leads to it.
+    #[error(
+        "NIC {name} is in a network namespace that has no path any more; it comes back when the last process there ends"
+    )]
+    Held {
+        /// The NIC's name on the node.
+        name: String,
+    },
+    /// The kernel has not yet put it where we can see it.
+    #[error(
+        "NIC {name} ({pci}) is in no network namespace that can be seen from here; the kernel brings it back when the one it is in has ended"
+    )]
+    InTransit {
+        /// The NIC's name on the node.
+        name: String,
+        /// Its address.
+        pci: crate::pci::PciAddress,
+    },
+    /// The record has a name that no link can have.
+    #[error("attachment record is damaged")]
+    Name(#[from] BadIfName),
+    /// The node's own namespace could not be opened.
+    #[error("open the network namespace of the node")]
+    Node(#[source] Errno),
+    /// The kernel refused.
+    #[error("bring NIC {name} back to the node")]
+    Netlink {
+        /// The NIC's name on the node.
+        name: String,
+        /// What the kernel answered.
+        #[source]
+        source: NetlinkError,
+    },
+}
+
+/// Brings the NIC back.
+pub(crate) fn give_back(kernel: &mut Rtnl, record: &Attachment, nic: &Nic) -> Result<Returned, ReturnError> {
+    let name: IfName = nic.name.parse()?;
+    let refused = |source| ReturnError::Netlink { name: nic.name.clone(), source };
+    match enter(record, nic)? {
+        Some(mut pod) => {
+            let links = list(&mut pod, None, "list the pod's links").map_err(refused)?;
+            if let Some(found) = links.iter().find(|link| link.is(&nic.identity)) {
+                fetch(kernel, &mut pod, found, record.lower_ifindex, &name)?;
+            }
+        }
+        None => {
+            if let Some(id) = record.netns_id {
+                let place = Place::Numbered(NetnsId(id));
+                if kernel.nics(place).map_err(refused)?.iter().any(|link| link.is(&nic.identity)) {
+                    return Err(ReturnError::Held { name: nic.name.clone() });
+                }
+            }
+        }
+    }
+    let links = kernel.nics(Place::Home(Home::Node)).map_err(refused)?;
+    let Some(found) = links.iter().find(|link| link.is(&nic.identity)) else {
+        return explain_absence(nic);
+    };
+    let is_free = link::named(&links, &nic.name).is_none_or(|other| other.link.index == found.link.index);
+    restore(kernel.node_socket(), found, nic, is_free.then_some(&name)).map_err(refused)?;
+    Ok(Returned::Back)
+}
+
+/// A socket in the namespace of the record's pod; none when it is not at its path any more.
+fn enter(record: &Attachment, nic: &Nic) -> Result<Option<Socket>, ReturnError> {
+    let Holder::Pod { netns, netns_inode, .. } = &record.holder else {
+        return Ok(None);
+    };
+    let not_allowed =
+        |source| ReturnError::NotAllowed { name: nic.name.clone(), netns: netns.into(), source };
+    let pod = match Netns::open(Path::new(netns)) {
+        Ok(found) if found.inode() == *netns_inode => found,
+        Ok(_) | Err(NetnsError::Missing(_) | NetnsError::NotNetns(_) | NetnsError::Own(_)) => {
+            return Ok(None);
+        }
+        Err(error @ NetnsError::Failed { .. }) => return Err(not_allowed(error)),
+    };
+    let socket = pod.enter(Socket::open).map_err(not_allowed)?;
+    socket.map(Some).map_err(|source| ReturnError::Netlink { name: nic.name.clone(), source })
+}
+
+/// Moves the NIC from the pod to the node under its old name, and where possible with its old index.
+fn fetch(
+    kernel: &mut Rtnl,
+    pod: &mut Socket,
+    found: &NicLink,
+    index: u32,
+    name: &IfName,
+) -> Result<(), ReturnError> {
+    let refused = |source| ReturnError::Netlink { name: name.to_string(), source };
+    let node = netns::own().map_err(ReturnError::Node)?;
+    if found.link.up {
+        // Moving a link that is up makes the kernel wait twice as long.
+        let down = Wanted { up: Some(false), ..Wanted::default() };
+        act(pod, found.link.index, down, &format_args!("set NIC {name} down in the pod")).map_err(refused)?;
+    }
+    let mut rounds = 0;
+    loop {
+        rounds += 1;
+        let links = kernel.nics(Place::Home(Home::Node)).map_err(refused)?;
+        // As the kernel does when a namespace ends: who is there keeps its names.
+        let taken: Vec<&str> = found
+            .alt_names
+            .iter()
+            .map(String::as_str)
+            .filter(|name| link::named(&links, name).is_some())
+            .collect();
+        if rounds == 1 && !taken.is_empty() {
+            warn!(nic = %name, names = ?taken, "other names are taken on the node by now and were removed");
+            let what = format_args!("remove names of NIC {name}");
+            let message = link::remove_names(found.link.index, &taken);
+            pod.act(Kind::DelLinkProperty, &message, 0, &what).map_err(refused)?;
+        }
+        let free = link::named(&links, name.as_str()).is_none();
+        let substitute = if free { None } else { substitute(&links, index) };
+        let is_free = |index: &u32| links.iter().all(|link| link.link.index != *index);
+        let message = link::transfer(Move {
+            index: found.link.index,
+            name: substitute.as_ref().unwrap_or(name),
+            new_index: Some(index).filter(is_free),
+            netns: node.as_fd(),
+        });
+        match pod.act(Kind::SetLink, &message, 0, &format_args!("move NIC {name} back to the node")) {
+            Err(error)
+                if matches!(error.errno(), Some(Errno::EXIST | Errno::BUSY)) && rounds < NAME_ROUNDS => {}
+            outcome => return outcome.map_err(refused),
+        }
+    }
+}
+
+/// A name for a NIC whose own is taken, as the kernel would choose it.
+fn substitute(links: &[NicLink], index: u32) -> Option<IfName> {
+    let names = (0..100).map(|n| if n == 0 { format!("dev{index}") } else { format!("dev{index}n{n}") });
+    names.filter(|name| link::named(links, name).is_none()).find_map(|name| name.parse().ok())
+}
+
+/// Gives a NIC on the node what it had there. Changes only what differs: since it came back somebody may have used it.
+/// Goes on after an error and tells the first one. `name` is absent when somebody else has it by now.
+fn restore(node: &mut Socket, found: &NicLink, nic: &Nic, name: Option<&IfName>) -> Result<(), NetlinkError> {
+    let now = &found.link;
+    if name.is_none() {
+        warn!(nic = nic.name, name = now.name, "name is taken on the node by now, so the NIC keeps another");
+    }
+    let name = name.filter(|name| name.as_str() != now.name);
+    let mac = nic.mac.filter(|mac| now.device_mac() != Some(*mac));
+    let differs = |wanted: bool, now: bool| (wanted != now).then_some(wanted);
+    let alias = nic.alias.as_deref().unwrap_or_default();
+    let parts = [
+        // Neither older kernels nor every driver change these while the link is up.
+        Wanted {
+            up: Some(false).filter(|_| now.up && (name.is_some() || mac.is_some())),
+            ..Wanted::default()
+        },
+        Wanted { name, ..Wanted::default() },
+        Wanted { mac, ..Wanted::default() },
+        Wanted { mtu: Some(nic.mtu).filter(|mtu| now.mtu != *mtu), ..Wanted::default() },
+        Wanted {
+            promiscuous: differs(nic.promiscuous, now.promiscuous),
+            all_multicast: differs(nic.all_multicast, now.all_multicast),
+            ..Wanted::default()
+        },
+        Wanted {
+            alias: Some(alias).filter(|alias| *alias != found.alias.as_deref().unwrap_or_default()),
+            ..Wanted::default()
+        },
+        // Set down above, or in the pod, or by the kernel.
+        Wanted { up: Some(nic.up).filter(|up| *up), ..Wanted::default() },
+    ];
+    let mut first_error = None;
+    for wanted in parts.into_iter().filter(|wanted| *wanted != Wanted::default()) {
+        let restored = act(node, now.index, wanted, &format_args!("restore NIC {}", nic.name));
+        if let Err(error) = restored {
+            first_error.get_or_insert(error);
+        }
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+/// A NIC that is neither in the pod nor on the node.
+fn explain_absence(nic: &Nic) -> Result<Returned, ReturnError> {
+    let LinkIdentity::Hardware { parent, .. } = &nic.identity else {
+        warn!(nic = nic.name, "link ended with the pod's network namespace");
+        return Ok(Returned::Gone);
+    };
+    let function = Path::new(PCI_DEVICES).join(nic.pci.to_string());
+    // The directory is there as long as the device has a link in any namespace.
+    let links = [function.join("net"), function.join(parent).join("net")];
+    if !links.iter().any(|directory| directory.is_dir()) {
+        warn!(nic = nic.name, pci = %nic.pci, "NIC is gone: unplugged, or taken by another driver");
+        return Ok(Returned::Gone);
+    }
+    if Path::new(ONLY_INITIAL).exists() {
+        return Err(ReturnError::InTransit { name: nic.name.clone(), pci: nic.pci });
+    }
+    warn!(
+        nic = nic.name,
+        pci = %nic.pci,
+        "NIC is in another namespace than this node's, probably the initial one of the machine; move it back by hand"
+    );
+    Ok(Returned::Elsewhere)
+}
+
+/// All links that a socket sees, in its namespace or in the one with that number.
+pub(crate) fn list(
+    socket: &mut Socket,
+    netns: Option<NetnsId>,
+    what: &str,
+) -> Result<Vec<NicLink>, NetlinkError> {
+    let payloads = socket.list(Kind::GetLink, &link::get_all(netns), &what)?;
+    let unreadable = |problem| NetlinkError::Answer { what: what.to_owned(), problem };
+    payloads.iter().map(|payload| NicLink::parse(payload).map_err(unreadable)).collect()
+}
+
+pub(crate) fn act(
+    socket: &mut Socket,
+    index: u32,
+    wanted: Wanted<'_>,
+    what: &dyn std::fmt::Display,
+) -> Result<(), NetlinkError> {
+    socket.act(Kind::SetLink, &link::set(index, wanted), 0, what)
+}

@@ -1,0 +1,290 @@
+//! NICs as the kernel describes them, and the messages that move them. Pure: nothing here is sent.
+
+use crate::link::{IfName, Link, relocate};
+use crate::mac::MacAddr;
+use crate::netns::NetnsId;
+use crate::record::Nic;
+use crate::table::LinkIdentity;
+use netlink_packet_core::{DefaultNla, NlasIterator};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage, Prop};
+use std::os::fd::BorrowedFd;
+
+/// Length of `struct ifinfomsg`.
+const HEADER_LEN: usize = 16;
+
+/// Attribute numbers of `linux/if_link.h` that only whole NICs need.
+mod attribute {
+    pub(super) const MASTER: u16 = 10;
+    pub(super) const IFALIAS: u16 = 20;
+    pub(super) const LINK_NETNSID: u16 = 37;
+    pub(super) const MAX_MTU: u16 = 51;
+    pub(super) const PROP_LIST: u16 = 52;
+    pub(super) const ALT_IFNAME: u16 = 53;
+    pub(super) const PERM_ADDRESS: u16 = 54;
+    pub(super) const PARENT_DEV_NAME: u16 = 56;
+}
+
+/// A link with what tells whether it is a certain NIC, and what becomes of it in another namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicLink {
+    /// What every link has.
+    pub link: Link,
+    /// The address it was made with; kept by the kernel since 5.6.
+    pub permanent_mac: Option<MacAddr>,
+    /// The device behind it; told by the kernel since 5.14.
+    pub parent: Option<String>,
+    /// Its alias.
+    pub alias: Option<String>,
+    /// Its other names.
+    pub alt_names: Vec<String>,
+    /// Index of the link that it is a port or member of.
+    pub master: Option<u32>,
+    /// Whether the link below is in another namespace.
+    pub lower_elsewhere: bool,
+    /// The largest MTU it takes; none for no limit.
+    pub max_mtu: Option<u32>,
+}
+
+/// How a link of one namespace becomes one of another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Move<'a> {
+    /// Its index where it is.
+    pub(crate) index: u32,
+    /// Its name where it goes.
+    pub(crate) name: &'a IfName,
+    /// Its index where it goes; absent: the one it has, if that is free. Kernels before 5.13 ignore it.
+    pub(crate) new_index: Option<u32>,
+    /// Where it goes.
+    pub(crate) netns: BorrowedFd<'a>,
+}
+
+/// What a NIC shall have; absent: what it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) name: Option<&'a IfName>,
+    pub(crate) mac: Option<MacAddr>,
+    pub(crate) mtu: Option<u32>,
+    pub(crate) promiscuous: Option<bool>,
+    pub(crate) all_multicast: Option<bool>,
+    /// Empty: none.
+    pub(crate) alias: Option<&'a str>,
+    pub(crate) up: Option<bool>,
+}
+
+impl NicLink {
+    /// Reads the payload of an `RTM_NEWLINK`. The error is the rest of a sentence about the answer.
+    pub fn parse(payload: &[u8]) -> Result<Self, &'static str> {
+        let mut nic = Self {
+            link: Link::parse(payload)?,
+            permanent_mac: None,
+            parent: None,
+            alias: None,
+            alt_names: Vec::new(),
+            master: None,
+            lower_elsewhere: false,
+            max_mtu: None,
+        };
+        for attribute in NlasIterator::new(payload.get(HEADER_LEN..).unwrap_or_default()) {
+            let attribute = attribute.map_err(|_| "has a broken attribute")?;
+            let value = attribute.value();
+            match attribute.kind() {
+                attribute::MASTER => nic.master = word(value).filter(|index| *index != 0),
+                attribute::IFALIAS => nic.alias = text(value).filter(|alias| !alias.is_empty()),
+                attribute::LINK_NETNSID => nic.lower_elsewhere = true,
+                attribute::MAX_MTU => nic.max_mtu = word(value).filter(|mtu| *mtu != 0),
+                attribute::PERM_ADDRESS => nic.permanent_mac = mac(value),
+                attribute::PARENT_DEV_NAME => nic.parent = text(value),
+                attribute::PROP_LIST => {
+                    let names = NlasIterator::new(value).flatten();
+                    let names = names.filter(|property| property.kind() == attribute::ALT_IFNAME);
+                    nic.alt_names.extend(names.filter_map(|name| text(name.value())));
+                }
+                _ => {}
+            }
+        }
+        Ok(nic)
+    }
+
+    /// Whether this is the NIC that was at hand when this was noted. A NIC made by software has its old name, here or in
+    /// the alias that it got when it left the node.
+    pub fn is(&self, identity: &LinkIdentity) -> bool {
+        match identity {
+            LinkIdentity::Hardware { mac, parent } => {
+                // A kernel that tells only one of them is believed.
+                let known = self.parent.is_some() || self.permanent_mac.is_some();
+                known
+                    && self.parent.as_ref().is_none_or(|own| own == parent)
+                    && self.permanent_mac.is_none_or(|own| own == *mac)
+            }
+            LinkIdentity::Name { kind, name } => {
+                let named = self.link.name == *name || self.alias.as_ref() == Some(name);
+                self.link.kind.as_deref().unwrap_or_default() == kind && named
+            }
+        }
+    }
+
+    /// All its names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.link.name.as_str()).chain(self.alt_names.iter().map(String::as_str))
+    }
+
+    /// What of it changes while a pod has it, for the way back.
+    pub(crate) fn as_nic(&self, pci: crate::pci::PciAddress, identity: LinkIdentity) -> Nic {
+        Nic {
+            pci,
+            identity,
+            name: self.link.name.clone(),
+            mac: self.link.device_mac(),
+            mtu: self.link.mtu,
+            up: self.link.up,
+            promiscuous: self.link.promiscuous,
+            all_multicast: self.link.all_multicast,
+            alias: self.alias.clone(),
+        }
+    }
+}
+
+/// Who of these links has a name.
+pub(crate) fn named<'l>(links: &'l [NicLink], name: &str) -> Option<&'l NicLink> {
+    links.iter().find(|link| link.names().any(|own| own == name))
+}
+
+/// Asks for all links of the namespace of the socket, or of the one with that number.
+pub(crate) fn get_all(netns: Option<NetnsId>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.extend(netns.map(|NetnsId(id)| LinkAttribute::IfNetnsId(id)));
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message
+}
+
+/// Gives one link of the socket's namespace what it shall have.
+pub(crate) fn set(index: u32, wanted: Wanted<'_>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let flags = [
+        (wanted.up, LinkFlags::Up),
+        (wanted.promiscuous, LinkFlags::Promisc),
+        (wanted.all_multicast, LinkFlags::Allmulti),
+    ];
+    for (wanted, flag) in flags {
+        let Some(on) = wanted else { continue };
+        message.header.change_mask |= flag;
+        message.header.flags.set(flag, on);
+    }
+    let attributes = &mut message.attributes;
+    attributes.extend(wanted.name.map(|name| LinkAttribute::IfName(name.to_string())));
+    attributes.extend(wanted.mac.map(|mac| LinkAttribute::Address(mac.octets().to_vec())));
+    attributes.extend(wanted.mtu.map(LinkAttribute::Mtu));
+    // Without a final zero, which would make an empty alias one of length 1.
+    let alias = wanted.alias.map(|alias| DefaultNla::new(attribute::IFALIAS, alias.as_bytes().to_vec()));
+    attributes.extend(alias.map(LinkAttribute::Other));
+    message
+}
+
+/// Moves one link of the socket's namespace.
+pub(crate) fn transfer(to: Move<'_>) -> LinkMessage {
+    let mut message = relocate(to.index, to.name, to.netns);
+    let index = to.new_index.and_then(|index| i32::try_from(index).ok());
+    message.attributes.extend(index.map(LinkAttribute::NewIfIndex));
+    message
+}
+
+/// Takes other names from one link.
+pub(crate) fn remove_names(index: u32, names: &[&str]) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let names = names.iter().map(|name| Prop::AltIfName((*name).to_owned()));
+    message.attributes.push(LinkAttribute::PropList(names.collect()));
+    message
+}
+
+fn word(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn mac(value: &[u8]) -> Option<MacAddr> {
+    <[u8; 6]>::try_from(value).ok()?.try_into().ok()
+}
+
+fn text(value: &[u8]) -> Option<String> {
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+    String::from_utf8(value.get(..end)?.to_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_core::Emitable;
+    use proptest::prelude::*;
+
+    fn bytes(attributes: Vec<LinkAttribute>) -> Vec<u8> {
+        let mut message = LinkMessage::default();
+        message.attributes = attributes;
+        message.attributes.push(LinkAttribute::IfName("ens5".into()));
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    fn nic(attributes: Vec<LinkAttribute>) -> NicLink {
+        NicLink::parse(&bytes(attributes)).unwrap()
+    }
+
+    const PERMANENT: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
+
+    fn hardware(mac: [u8; 6], parent: &str) -> LinkIdentity {
+        LinkIdentity::Hardware { mac: mac.try_into().unwrap(), parent: parent.into() }
+    }
+
+    #[test]
+    fn a_nic_is_known_by_permanent_address_and_device_whatever_it_is_called() {
+        let permanent = || LinkAttribute::PermAddress(PERMANENT.to_vec());
+        let parent = || LinkAttribute::ParentDevName("virtio1".into());
+        let address = LinkAttribute::Address(vec![2, 0, 0, 0, 0, 9]);
+        let ours = hardware(PERMANENT, "virtio1");
+        assert!(nic(vec![permanent(), parent(), address]).is(&ours));
+        assert!(nic(vec![parent()]).is(&ours) && nic(vec![permanent()]).is(&ours), "an older kernel");
+        assert!(!nic(vec![]).is(&ours));
+        assert!(!nic(vec![permanent(), parent()]).is(&hardware(PERMANENT, "virtio2")));
+        assert!(!nic(vec![permanent(), parent()]).is(&hardware([2, 0, 0, 0, 0, 9], "virtio1")));
+    }
+
+    #[test]
+    fn a_link_made_by_software_is_known_by_its_kind_and_its_old_name() {
+        let named = |kind: &str, name: &str| LinkIdentity::Name { kind: kind.into(), name: name.into() };
+        assert!(nic(vec![]).is(&named("", "ens5")));
+        assert!(!nic(vec![]).is(&named("veth", "ens5")));
+        assert!(nic(vec![LinkAttribute::IfAlias("dp0".into())]).is(&named("", "dp0")));
+        assert!(!nic(vec![]).is(&named("", "dp0")));
+    }
+
+    #[test]
+    fn all_names_and_limits_are_read() {
+        let names = vec![Prop::AltIfName("enp0s5".into()), Prop::AltIfName("lan".into())];
+        let nic = nic(vec![
+            LinkAttribute::PropList(names),
+            LinkAttribute::Controller(7),
+            LinkAttribute::MaxMtu(9000),
+            LinkAttribute::LinkNetNsId(0),
+        ]);
+        assert_eq!(nic.names().collect::<Vec<_>>(), ["ens5", "enp0s5", "lan"]);
+        assert_eq!((nic.master, nic.max_mtu, nic.lower_elsewhere), (Some(7), Some(9000), true));
+        assert_eq!(named(std::slice::from_ref(&nic), "lan"), Some(&nic));
+    }
+
+    proptest! {
+        #[test]
+        fn no_payload_makes_the_reader_panic(noise in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = NicLink::parse(&noise);
+        }
+
+        #[test]
+        fn a_damaged_answer_never_makes_the_reader_panic(at in 0..120_usize, value: u8, cut in 0..120_usize) {
+            let names = vec![Prop::AltIfName("enp0s5".into())];
+            let mut bytes = bytes(vec![LinkAttribute::PropList(names), LinkAttribute::PermAddress(PERMANENT.to_vec())]);
+            if let Some(byte) = bytes.get_mut(at) { *byte = value; }
+            bytes.truncate(cut);
+            let _ = NicLink::parse(&bytes);
+        }
+    }
+}
