@@ -69,19 +69,19 @@ impl Cluster {
         status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
         lost: watch::Receiver<Lost>,
     ) {
-        let mut served = Served { spec: self.load(), problem: None };
+        let served = Served { spec: self.load(), problem: None };
         if let Some(spec) = &served.spec {
             info!(hash = spec.config_hash, "last configuration served until the API server answers");
             let _ = pools.send(configuration(spec.clone())).await;
         }
-        self.follow_through(client().await, current, pools, status, lost).await;
+        self.follow_through(client().await, served, pools, status, lost).await;
     }
 
     /// The rest, once there is a way to the API server.
     async fn follow_through(
         self,
         client: Client,
-        mut current: Option<MacvtapNodeStateSpec>,
+        mut served: Served,
         pools: mpsc::Sender<Configuration>,
         status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
         lost: watch::Receiver<Lost>,

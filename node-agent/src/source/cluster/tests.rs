@@ -1,0 +1,66 @@
+mod silence;
+
+use super::*;
+use macvtap_crds::v1alpha1::nodestate::NodeLink;
+
+fn spec(hash: &str) -> MacvtapNodeStateSpec {
+    MacvtapNodeStateSpec { config_hash: hash.into(), ..MacvtapNodeStateSpec::default() }
+}
+
+#[test]
+fn the_last_configuration_is_found_again_and_a_damaged_one_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::new("n1".into(), dir.path());
+    assert_eq!(cluster.load(), None);
+    cluster.save(&spec("h1"));
+    assert_eq!(cluster.load(), Some(spec("h1")));
+    std::fs::write(&cluster.saved, "{").unwrap();
+    assert_eq!(cluster.load(), None);
+}
+
+#[test]
+fn what_is_served_already_is_not_served_again_and_a_state_that_is_gone_means_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::new("n1".into(), dir.path());
+    let state = |hash| DeserializeGuard(Ok(MacvtapNodeState::new("n1", spec(hash))));
+    let mut current = Served::default();
+    assert_eq!(cluster.next(Some(state("h1")), &mut current).unwrap().hash.as_deref(), Some("h1"));
+    assert!(cluster.next(Some(state("h1")), &mut current).is_none());
+    assert!(cluster.next(Some(state("h2")), &mut current).is_some());
+    let nothing = cluster.next(None, &mut current).unwrap();
+    assert_eq!((nothing.pools.len(), nothing.hash), (0, None));
+    assert_eq!(cluster.load(), Some(spec("")));
+    assert!(cluster.next(Some(state("h2")), &mut current).is_some(), "a new object is told everything");
+}
+
+#[test]
+fn a_state_that_can_be_read_again_ends_the_trouble_also_when_it_says_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::new("n1".into(), dir.path());
+    let sound = || DeserializeGuard(Ok(MacvtapNodeState::new("n1", spec("h1"))));
+    let strange =
+        || serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": {"pools": 7}})).unwrap();
+    let mut served = Served::default();
+    cluster.next(Some(sound()), &mut served);
+    let kept = cluster.next(Some(strange()), &mut served).unwrap();
+    assert_eq!((kept.hash.as_deref(), kept.problem.is_some()), (Some("h1"), true));
+    assert!(cluster.next(Some(strange()), &mut served).is_none(), "it is said once");
+    let healed = cluster.next(Some(sound()), &mut served).unwrap();
+    assert_eq!((healed.hash.as_deref(), healed.problem), (Some("h1"), None));
+}
+
+#[test]
+fn numbers_in_use_and_carrier_alone_can_wait() {
+    let link = NodeLink { name: "dp0".into(), carrier: true, ..NodeLink::default() };
+    let mut one = MacvtapNodeStateStatus { links: vec![link], ..MacvtapNodeStateStatus::default() };
+    one.totals.allocated = 3;
+    let mut other = one.clone();
+    other.totals.allocated = 4;
+    other.links[0].carrier = false;
+    assert!(differ_in_details_only(&one, &other));
+    let mut unhealthy = other.clone();
+    unhealthy.links[0].reason = Some("NoCarrier".into());
+    assert!(!differ_in_details_only(&one, &unhealthy));
+    other.totals.dead = 1;
+    assert!(!differ_in_details_only(&one, &other));
+}
