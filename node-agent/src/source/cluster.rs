@@ -205,6 +205,8 @@ async fn report(client: Client, node: String, mut status: watch::Receiver<Option
     let announcer = Announcer::new(client.clone(), &node);
     let api = Api::all(client);
     let mut written: Option<MacvtapNodeStateStatus> = None;
+    // What an earlier agent announced, this one need not say again.
+    let mut told = None;
     let mut wrote_at = Instant::now();
     let mut retry = WRITE_RETRY;
     loop {
@@ -238,12 +240,16 @@ async fn report(client: Client, node: String, mut status: watch::Receiver<Option
             continue;
         }
         wrote_at = Instant::now();
+        if written.is_none() {
+            told = reported(&api, &node).await;
+        }
         match write(&api, &node, wanted.as_ref()).await {
             Ok(()) => {
                 debug!("status written");
                 if let Some(after) = &wanted {
-                    announcer.announce(written.as_ref(), after).await;
+                    announcer.announce(told.as_ref(), after).await;
                 }
+                told.clone_from(&wanted);
                 (written, retry) = (wanted, WRITE_RETRY);
             }
             Err(problem) => {
@@ -257,6 +263,11 @@ async fn report(client: Client, node: String, mut status: watch::Receiver<Option
             }
         }
     }
+}
+
+/// What the node state says so far; nothing when it cannot be read.
+async fn reported(api: &Api<MacvtapNodeState>, node: &str) -> Option<MacvtapNodeStateStatus> {
+    api.get_opt(node).await.ok()??.status
 }
 
 async fn write(
