@@ -1,9 +1,11 @@
 //! The kubelet's own note of which devices pods have, in its device plugin directory. Read where pod resources are not
 //! to be had, and before they are. It lags behind when devices become free, never when they are taken.
 
+use crate::nics::{self, Names};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use macvtap::device_id::DeviceId;
+use macvtap::pci::PciAddress;
 use macvtap_proto::deviceplugin::ContainerAllocateResponse;
 use prost::Message as _;
 use serde_json::Value;
@@ -15,16 +17,25 @@ const FILE: &str = "kubelet_internal_checkpoint";
 /// Devices that the kubelet has given to one container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Given {
+    /// The resource, with its prefix.
+    pub resource: String,
     /// The devices, in the order of their slots.
     pub devices: Vec<DeviceId>,
+    /// Whole NICs: what our answer to Allocate told the container.
+    pub nics: Vec<PciAddress>,
     /// The indexes that were promised to the container, ascending. Which is whose the kubelet does not note; for the
     /// container it does not matter, since it has them all.
     pub ifindexes: Vec<u32>,
 }
 
 /// Devices of ours that the kubelet has given to pods.
-pub fn devices(plugins: &Path) -> BTreeSet<DeviceId> {
-    given(plugins).into_iter().flat_map(|given| given.devices).collect()
+pub fn devices(plugins: &Path, names: &Names) -> BTreeSet<DeviceId> {
+    let given = given(plugins).into_iter();
+    let devices = given.flat_map(|Given { resource, devices, nics, .. }| {
+        let nics = nics.into_iter().filter_map(move |nic| names.device(&resource, &nic.to_string()));
+        devices.into_iter().chain(nics)
+    });
+    devices.collect()
 }
 
 /// The same, by container, with what was promised. None when there is no note, or none that can be read.
@@ -32,7 +43,8 @@ pub fn given(plugins: &Path) -> Vec<Given> {
     let text = std::fs::read(plugins.join(FILE)).unwrap_or_default();
     let note: Value = serde_json::from_slice(&text).unwrap_or_default();
     let entries = note.pointer("/Data/PodDeviceEntries").and_then(Value::as_array);
-    entries.into_iter().flatten().map(entry).filter(|given| !given.devices.is_empty()).collect()
+    let given = entries.into_iter().flatten().map(entry);
+    given.filter(|given| !given.devices.is_empty() || !given.nics.is_empty()).collect()
 }
 
 fn entry(entry: &Value) -> Given {
@@ -46,15 +58,21 @@ fn entry(entry: &Value) -> Given {
         .filter(|device| device.resource().as_str() == name)
         .collect();
     devices.sort_unstable();
-    let mut ifindexes = promised(entry).unwrap_or_default();
+    let answer = answer(entry);
+    let mut ifindexes = answer.as_ref().and_then(promised).unwrap_or_default();
     ifindexes.sort_unstable();
-    Given { devices, ifindexes }
+    let nics = answer.as_ref().map(nics::told).unwrap_or_default();
+    Given { resource: resource.to_owned(), devices, nics, ifindexes }
 }
 
-/// The indexes in our answer to Allocate; none if it names anything else.
-fn promised(entry: &Value) -> Option<Vec<u32>> {
+/// Our answer to Allocate.
+fn answer(entry: &Value) -> Option<ContainerAllocateResponse> {
     let answer = BASE64.decode(entry.get("AllocResp")?.as_str()?).ok()?;
-    let answer = ContainerAllocateResponse::decode(answer.as_slice()).ok()?;
+    ContainerAllocateResponse::decode(answer.as_slice()).ok()
+}
+
+/// The indexes in it; none if it names anything else.
+fn promised(answer: &ContainerAllocateResponse) -> Option<Vec<u32>> {
     let index = |path: &str| path.strip_prefix("/dev/tap")?.parse().ok();
     answer.devices.iter().map(|device| index(&device.container_path)).collect()
 }
@@ -66,7 +84,7 @@ mod tests {
     fn read(text: &str) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE), text).unwrap();
-        devices(dir.path()).iter().map(ToString::to_string).collect()
+        devices(dir.path(), &Names::default()).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -109,10 +127,29 @@ mod tests {
     }
 
     #[test]
+    fn whole_nics_are_found_by_what_the_container_was_told_and_other_plugins_addresses_are_not() {
+        let entry = |resource: &str, variable: &str| {
+            let envs = [(variable.to_owned(), "0000:00:0a.0,0000:00:0b.0,".to_owned())];
+            let answer = ContainerAllocateResponse { envs: envs.into(), ..Default::default() };
+            let answer = BASE64.encode(answer.encode_to_vec());
+            let ids = r#"{"0":["0000:00:0a.0"],"1":["0000:00:0b.0"]}"#;
+            let text = format!(r#"{{"ResourceName":"{resource}","DeviceIDs":{ids},"AllocResp":"{answer}"}}"#);
+            super::entry(&serde_json::from_str(&text).unwrap())
+        };
+        let given = entry("kernel.org/virt", "VIRT-PCI-ADDR");
+        let nics: Vec<String> = given.nics.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            (nics, given.resource.as_str()),
+            (vec!["0000:00:0a.0".into(), "0000:00:0b.0".into()], "kernel.org/virt")
+        );
+        assert_eq!(entry("intel.com/sriov", "PCIDEVICE_INTEL_COM_SRIOV").nics, []);
+    }
+
+    #[test]
     fn a_note_that_cannot_be_read_tells_nothing() {
         for text in ["", "{", "[]", r#"{"Data":{"PodDeviceEntries":[{"DeviceIDs":[1]},7]}}"#] {
             assert_eq!(read(text), [""; 0]);
         }
-        assert!(devices(Path::new("/nonexistent")).is_empty());
+        assert!(devices(Path::new("/nonexistent"), &Names::default()).is_empty());
     }
 }

@@ -14,7 +14,7 @@
 mod nics;
 mod slots;
 
-pub use nics::find as find_nic;
+pub use nics::{find as find_nic, is_same as is_nic};
 pub use slots::Run;
 
 use crate::link::{Kind, Link};
@@ -22,7 +22,8 @@ use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::mode::Mode;
 use macvtap::pci::PciAddress;
 use macvtap::table::{
-    DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Resource, SlotRange, VERSION,
+    DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Resource, SlotRange,
+    VERSION,
 };
 use slots::Split;
 use std::collections::{BTreeMap, BTreeSet};
@@ -152,8 +153,7 @@ pub fn evolve(
     let mut still_withdrawn = Withdrawals::new();
     let names: BTreeSet<&ResourceName> = old.resources.keys().chain(demands.keys()).collect();
     for name in names {
-        let (before, demand) =
-            settle_type(name, old.resources.get(name), demands.get(name), around.in_use);
+        let (before, demand) = settle_type(name, old.resources.get(name), demands.get(name), around.in_use);
         let Some(entry) = demand.map(|d| &d.entry).or(before) else {
             continue;
         };

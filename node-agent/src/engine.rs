@@ -6,13 +6,16 @@
 use crate::devices::{self, Demand, DemandedLink, Evolution, Known, Run, Surroundings, Withdrawals};
 use crate::health::{Policy, Sight, Tracker};
 use crate::inventory::Inventory;
+use crate::kubelet::podresources::PodName;
 use crate::link::{Kind, Link};
+use crate::nics::{self, InPod};
 use crate::offer::{self, LinkState, Offer, OfferedRun};
 use crate::pool::{Naming, Pool};
 use crate::selection::{self, Holding, Holdings, Selection};
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::link::IfName;
-use macvtap::table::{DeviceTable, SlotRange};
+use macvtap::pci::PciAddress;
+use macvtap::table::{DeviceTable, DeviceType, LowerLink, SlotRange};
 use macvtap_crds::v1alpha1::reason::LinkReason;
 use macvtap_crds::v1alpha1::settings::{Allocation, Topology};
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,10 +30,14 @@ pub struct Engine {
     pub pools: Vec<Pool>,
     /// Devices that a pod has.
     pub in_use: BTreeSet<DeviceId>,
+    /// Whole NICs that are in pods, as their records say.
+    pub in_pods: BTreeMap<DeviceId, InPod>,
     table: DeviceTable,
     boot_id: String,
     standalone: bool,
     withdrawals: Withdrawals,
+    /// Every NIC that is offered as a whole, as it looked when it was last seen on the node.
+    seen: BTreeMap<PciAddress, Link>,
     tracker: Tracker<(ResourceName, u32)>,
 }
 
@@ -56,10 +63,12 @@ impl Engine {
             inventory: Inventory::default(),
             pools: Vec::new(),
             in_use: BTreeSet::new(),
+            in_pods: BTreeMap::new(),
             table,
             boot_id,
             standalone,
             withdrawals: Withdrawals::new(),
+            seen: BTreeMap::new(),
             tracker: Tracker::default(),
         }
     }
@@ -81,9 +90,10 @@ impl Engine {
 
     /// Decides everything anew.
     pub fn step(&mut self, now: Instant) -> Step {
-        let selection = selection::select(&self.pools, &self.inventory, &self.holdings());
-        let demands = self.demands(&selection);
+        self.remember_nics();
         let links = self.inventory.iter().map(known).collect();
+        let selection = selection::select(&self.pools, &self.inventory, &self.holdings(&links));
+        let demands = self.demands(&selection);
         let around = Surroundings {
             boot_id: &self.boot_id,
             links: &links,
@@ -105,15 +115,46 @@ impl Engine {
         Step { evolution, table_changed, offers, selection, wake }
     }
 
+    /// Puts the NICs that are in pods beside the links of the node, as they were before they left.
+    fn remember_nics(&mut self) {
+        let mut away = Vec::new();
+        let nics = nics::of(&self.table);
+        for nic in &nics {
+            if let Some(link) = self.nic_on_node(nic.link) {
+                self.seen.insert(nic.address, link.clone());
+            } else if let Some(in_pod) = self.in_pods.get(&nic.device) {
+                // Its index may be another link's by now; the one that is kept for the device is nobody's.
+                let index = nic.link.ifindex;
+                let index = if index == 0 || self.inventory.has(index) { nic.ifindex } else { index };
+                let seen = self.seen.get(&nic.address).cloned();
+                away.push(Link { ifindex: index, ..seen.unwrap_or_else(|| in_pod.link(index)) });
+            }
+        }
+        self.seen.retain(|address, _| nics.iter().any(|nic| nic.address == *address));
+        self.inventory.set_in_pods(away);
+    }
+
+    /// The link of a NIC of the table, while it is on the node.
+    pub fn nic_on_node(&self, nic: &LowerLink) -> Option<&Link> {
+        self.inventory.present().find(|link| devices::is_nic(nic, &known(link).1))
+    }
+
+    /// The pod that a NIC is in.
+    pub fn pod_of(&self, link: &Link) -> Option<&PodName> {
+        let address = link.pci_function().filter(|_| self.inventory.is_in_pod(link.ifindex))?;
+        self.in_pods.values().find(|in_pod| in_pod.nic.pci == address).map(|in_pod| &in_pod.pod)
+    }
+
     /// Devices in use, by link.
-    fn holdings(&self) -> Holdings {
+    fn holdings(&self, links: &BTreeMap<u32, Known>) -> Holdings {
         let mut holdings = Holdings::new();
         for device in &self.in_use {
             let Some(found) = self.table.device(device) else {
                 continue;
             };
             let holding = Holding { resource: device.resource().clone(), mode: found.link.mode };
-            let list = holdings.entry(found.link.ifindex).or_default();
+            let moved = found.link.pci.and_then(|_| devices::find_nic(found.link, links));
+            let list = holdings.entry(moved.unwrap_or(found.link.ifindex)).or_default();
             if !list.contains(&holding) {
                 list.push(holding);
             }
@@ -125,8 +166,7 @@ impl Engine {
         let mut demands: BTreeMap<ResourceName, Demand> = BTreeMap::new();
         for (index, pool) in self.pools.iter().enumerate() {
             let outcome = &selection.pools[index];
-            let serves = !pool.is_dry_run() && outcome.name_taken_by.is_none() && pool.is_served();
-            if !serves {
+            if pool.is_dry_run() || outcome.name_taken_by.is_some() {
                 continue;
             }
             let demand = |links| Demand { entry: pool.table_entry(), mode: pool.mode(), links };
@@ -147,6 +187,7 @@ impl Engine {
                     continue;
                 };
                 let count = if pool.draining { 0 } else { count };
+                let count = if pool.gives_nics() { count.min(1) } else { count };
                 let links = &mut demands.entry(resource).or_insert_with(|| demand(Vec::new())).links;
                 links.push(DemandedLink { ifindex: *ifindex, count });
             }
@@ -166,7 +207,8 @@ impl Engine {
         wake: &mut Option<Instant>,
     ) -> Option<Offer> {
         let stored = table.resources.get(resource);
-        let entry = demands.get(resource).map(|demand| &demand.entry).or(stored)?;
+        let entry = stored.or_else(|| demands.get(resource).map(|demand| &demand.entry))?;
+        let nics = entry.device_type == DeviceType::HostDevice;
         let claimed = selection.resources.get(resource).and_then(|claim| self.pools.get(claim.pool));
         let pool = claimed.or_else(|| {
             let named = |pool: &&Pool| pool.naming == Naming::Fixed(resource.clone());
@@ -175,23 +217,29 @@ impl Engine {
         let settings = pool.map(|pool| pool.settings.clone());
         let mut offered = Vec::with_capacity(runs.len());
         for run in runs {
-            let known = stored.and_then(|stored| stored.links.iter().find(|link| link.ifindex == run.lower));
+            let slot = run.range.first_slot;
+            let has = |link: &&LowerLink| link.ranges.iter().any(|range| range.ifindex_of(slot).is_some());
+            let known = stored.and_then(|stored| stored.links.iter().find(has));
             let name = known.map(|link| link.name.clone()).unwrap_or_default();
+            let pci = known.filter(|_| nics).and_then(|link| link.pci);
+            let hint = settings.as_ref().is_some_and(|s| s.topology == Topology::Hint);
             let (state, numa_node) = match self.inventory.get(run.lower) {
                 None => (LinkState::Unhealthy(LinkReason::LinkGone), None),
+                Some(link) if self.inventory.is_in_pod(run.lower) => {
+                    (LinkState::Healthy, link.hardware.numa_node.filter(|_| hint))
+                }
                 Some(link) => {
                     let policy = settings.as_ref().map_or_else(Policy::default, |s| Policy::from(&s.health));
-                    let sight = Sight { admin_up: link.admin_up, carrier: link.carrier };
+                    let sight = if nics { Sight::of_nic(link) } else { Sight::of(link) };
                     let key = (resource.clone(), run.lower);
                     let (healthy, due) = self.tracker.observe(key, policy, sight, now);
                     *wake = (*wake).into_iter().chain(due).min();
-                    let hint = settings.as_ref().is_some_and(|s| s.topology == Topology::Hint);
                     let state = link_state(&self.inventory, link, healthy, entry.mtu);
                     (state, link.hardware.numa_node.filter(|_| hint))
                 }
             };
-            let whole = OfferedRun { run: *run, link: name, state, numa_node };
-            if state == LinkState::Healthy {
+            let whole = OfferedRun { run: *run, link: name, state, numa_node, pci };
+            if state == LinkState::Healthy && !nics {
                 offered.extend(without_taken(&self.inventory, &whole));
             } else {
                 offered.push(whole);
@@ -201,6 +249,7 @@ impl Engine {
             resource: resource.clone(),
             full_name: format!("{}/{resource}", entry.prefix),
             tap_only: entry.tap_only,
+            device_type: entry.device_type,
             allocation: settings.as_ref().map_or(Allocation::default(), |s| s.allocation),
             runs: offered,
         })
@@ -247,7 +296,10 @@ fn is_tap_of(link: &Link, lower: u32) -> bool {
 }
 
 fn known(link: &Link) -> (u32, Known) {
-    (link.ifindex, Known { name: link.name.clone(), identity: devices::identity(link) })
+    (
+        link.ifindex,
+        Known { name: link.name.clone(), identity: devices::identity(link), pci: link.pci_function() },
+    )
 }
 
 fn link_state(inventory: &Inventory, link: &Link, healthy: bool, mtu: Option<u32>) -> LinkState {

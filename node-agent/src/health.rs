@@ -3,6 +3,7 @@
 //! A link that has carrier when it is first seen, or for the first time, is healthy at once; the delays are against
 //! links that come and go.
 
+use crate::link::Link;
 use macvtap_crds::v1alpha1::settings::{self, Carrier};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -40,6 +41,18 @@ struct State {
     /// Since when the link has looked other than `healthy` says.
     differs_since: Option<Instant>,
     last_seen: Instant,
+}
+
+impl Sight {
+    /// Of a link under macvtaps.
+    pub fn of(link: &Link) -> Self {
+        Self { admin_up: link.admin_up, carrier: link.carrier }
+    }
+
+    /// Of a NIC that pods get as a whole. The pod's network switches it on; before, nobody knows of its carrier.
+    pub fn of_nic(link: &Link) -> Self {
+        Self { admin_up: true, carrier: link.carrier || !link.admin_up }
+    }
 }
 
 impl From<&settings::Health> for Policy {

@@ -3,6 +3,8 @@
 //! A pure index: events and lists go in, answers come out. Whatever order events come in, the index ends as a fresh
 //! list would make it. Most events change nothing (each macvtap made or removed in any pod is announced on its lower
 //! link too) and are told apart here.
+//!
+//! A NIC that is in a pod is not in the node's namespace, and still the node's: it is kept beside the others.
 
 use crate::link::{Kind, Link};
 use macvtap::table::IFINDEX_FIRST;
@@ -14,6 +16,7 @@ pub struct Inventory {
     links: BTreeMap<u32, Link>,
     addressed: BTreeSet<u32>,
     default_routes: BTreeSet<u32>,
+    in_pods: BTreeMap<u32, Link>,
 }
 
 /// Whether the index is another one than before.
@@ -81,19 +84,46 @@ impl Inventory {
         Change::from(std::mem::replace(&mut self.default_routes, links) != self.default_routes)
     }
 
-    /// The link with this index.
-    pub fn get(&self, ifindex: u32) -> Option<&Link> {
-        self.links.get(&ifindex)
+    /// Takes the NICs that are in pods, as they were before, each under an index that no link of the node has.
+    pub fn set_in_pods(&mut self, nics: impl IntoIterator<Item = Link>) {
+        let nics = nics.into_iter().map(|nic| (nic.ifindex, nic));
+        self.in_pods = nics.filter(|(ifindex, _)| !self.links.contains_key(ifindex)).collect();
     }
 
-    /// All links, in the order of their indexes.
+    /// Whether this is a NIC that is in a pod.
+    pub fn is_in_pod(&self, ifindex: u32) -> bool {
+        self.in_pods.contains_key(&ifindex) && !self.links.contains_key(&ifindex)
+    }
+
+    /// The link with this index.
+    pub fn get(&self, ifindex: u32) -> Option<&Link> {
+        self.links.get(&ifindex).or_else(|| self.in_pods.get(&ifindex))
+    }
+
+    /// All links: first NICs that are in pods, then those of the namespace, in the order of their indexes.
     pub fn iter(&self) -> impl Iterator<Item = &Link> {
+        self.in_pods.values().filter(|nic| !self.links.contains_key(&nic.ifindex)).chain(self.present())
+    }
+
+    /// Whether a link of the namespace has this index.
+    pub fn has(&self, ifindex: u32) -> bool {
+        self.links.contains_key(&ifindex)
+    }
+
+    /// The links of the namespace, in the order of their indexes.
+    pub fn present(&self) -> impl Iterator<Item = &Link> {
         self.links.values()
     }
 
     /// Links whose index is in this range, in the order of their indexes.
     pub fn within(&self, indexes: std::ops::Range<u32>) -> impl Iterator<Item = &Link> {
         self.links.range(indexes).map(|(_, link)| link)
+    }
+
+    /// Another link of the same PCI function: a port of the same card, or a representor.
+    pub fn same_function(&self, link: &Link) -> Option<&Link> {
+        let function = link.pci_function()?;
+        self.iter().find(|other| other.ifindex != link.ifindex && other.pci_function() == Some(function))
     }
 
     /// Whether a default route uses the link.

@@ -18,6 +18,7 @@ pub mod link;
 pub mod lock;
 pub mod metrics;
 pub mod netlink;
+pub mod nics;
 pub mod nodestate;
 pub mod offer;
 pub mod pool;

@@ -3,6 +3,7 @@
 //! Knows nothing of other links; what follows from their relations is in [`crate::inventory`].
 
 use macvtap::mac::MacAddr;
+use macvtap::pci::PciAddress;
 use macvtap_crds::v1alpha1::LinkKind;
 use netlink_packet_route::link::{
     InfoData, InfoMacVlan, InfoMacVtap, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
@@ -143,6 +144,15 @@ impl Link {
     /// The address that stays when the link becomes part of another one.
     pub fn own_mac(&self) -> Option<MacAddr> {
         self.permanent_mac.or(self.mac)
+    }
+
+    /// The PCI function that this NIC is: none if its device is one of several behind a function, or behind a bus of its
+    /// own there (USB).
+    pub fn pci_function(&self) -> Option<PciAddress> {
+        let Hardware { parent, pci_address, .. } = &self.hardware;
+        let (parent, address) = (parent.as_deref()?, pci_address.as_deref()?);
+        let is_function = parent == address || parent.starts_with("virtio");
+        address.parse().ok().filter(|_| is_function && self.kind == Kind::Physical)
     }
 
     /// All its names, the primary one first.

@@ -3,7 +3,8 @@
 
 use crate::devices::Run;
 use macvtap::device_id::{DeviceId, DeviceIdError, ResourceName};
-use macvtap::table::TapOnly;
+use macvtap::pci::{BadPciAddress, PciAddress};
+use macvtap::table::{DeviceType, TapOnly};
 use macvtap_crds::v1alpha1::reason::LinkReason;
 use macvtap_crds::v1alpha1::settings::Allocation;
 use macvtap_proto::deviceplugin as kubelet;
@@ -35,6 +36,8 @@ pub struct Offer {
     pub full_name: String,
     /// Whether a pod may take the tap alone.
     pub tap_only: TapOnly,
+    /// What a device is, and so what the kubelet calls it.
+    pub device_type: DeviceType,
     /// Which free device is preferred.
     pub allocation: Allocation,
     /// Its devices.
@@ -52,6 +55,8 @@ pub struct OfferedRun {
     pub state: LinkState,
     /// Memory node of the link, if the kubelet shall know it.
     pub numa_node: Option<u32>,
+    /// The PCI function, when the device is the NIC itself: the kubelet knows the device by that.
+    pub pci: Option<PciAddress>,
 }
 
 /// How a link is.
@@ -77,8 +82,10 @@ pub struct Counts {
 pub struct Granted {
     /// The device.
     pub device: DeviceId,
-    /// The index its link will have.
+    /// The index its link will have; of no meaning for a NIC.
     pub ifindex: u32,
+    /// The PCI function, when the device is the NIC itself.
+    pub pci: Option<PciAddress>,
 }
 
 /// Why a device is not allocated. The kubelet shows the text as the pod's message.
@@ -87,6 +94,9 @@ pub enum Refusal {
     /// Not even of the right form.
     #[error(transparent)]
     Id(#[from] DeviceIdError),
+    /// Not even a PCI address, which is what a whole NIC is called.
+    #[error(transparent)]
+    Address(#[from] BadPciAddress),
     /// Of another resource.
     #[error("device {device} is not of resource {resource}")]
     OtherResource {
@@ -98,22 +108,22 @@ pub enum Refusal {
     /// Never offered, or withdrawn too long ago.
     #[error("device {device} is not offered by resource {resource} on this node (any more)")]
     Unknown {
-        /// The device.
-        device: DeviceId,
+        /// The device, as the kubelet calls it.
+        device: String,
         /// This resource.
         resource: String,
     },
     /// Its link is gone.
     #[error("link {link} of device {device} does not exist any more")]
     LinkGone {
-        /// The device.
-        device: DeviceId,
+        /// The device, as the kubelet calls it.
+        device: String,
         /// The link.
         link: String,
     },
     /// Twice in one request.
     #[error("device {0} is asked for twice")]
-    Twice(DeviceId),
+    Twice(String),
 }
 
 impl Offer {
@@ -129,7 +139,7 @@ impl Offer {
                 .numa_node
                 .map(|node| kubelet::TopologyInfo { nodes: vec![kubelet::NumaNode { id: i64::from(node) }] });
             offered.run.range.slots().map(move |slot| kubelet::Device {
-                id: DeviceId::new(self.resource.clone(), slot).to_string(),
+                id: self.name_of(offered, slot),
                 health: health.to_owned(),
                 topology: topology.clone(),
             })
@@ -155,30 +165,35 @@ impl Offer {
         ids.iter()
             .map(|id| {
                 let granted = self.grant_one(id)?;
-                if seen.insert(granted.device.slot()) {
-                    Ok(granted)
-                } else {
-                    Err(Refusal::Twice(granted.device))
-                }
+                if seen.insert(granted.device.slot()) { Ok(granted) } else { Err(Refusal::Twice(id.clone())) }
             })
             .collect()
     }
 
     fn grant_one(&self, id: &str) -> Result<Granted, Refusal> {
-        let device: DeviceId = id.parse()?;
         let resource = || self.full_name.clone();
-        if *device.resource() != self.resource {
-            return Err(Refusal::OtherResource { device, resource: resource() });
-        }
+        let unknown = || Refusal::Unknown { device: id.to_owned(), resource: resource() };
         // Also devices withdrawn less than a minute ago and unhealthy ones: the kubelet may not have read the last
         // list yet, and a refusal would end the pod for good.
-        let Some((offered, ifindex)) = self.find(device.slot()) else {
-            return Err(Refusal::Unknown { device, resource: resource() });
+        let (offered, slot, ifindex) = match self.device_type {
+            DeviceType::Macvtap => {
+                let device: DeviceId = id.parse()?;
+                if *device.resource() != self.resource {
+                    return Err(Refusal::OtherResource { device, resource: resource() });
+                }
+                let (offered, ifindex) = self.find(device.slot()).ok_or_else(unknown)?;
+                (offered, device.slot(), ifindex)
+            }
+            DeviceType::HostDevice => {
+                let address: PciAddress = id.parse()?;
+                let offered = self.at(address).ok_or_else(unknown)?;
+                (offered, offered.run.range.first_slot, offered.run.range.first_ifindex)
+            }
         };
         if offered.state == LinkState::Unhealthy(LinkReason::LinkGone) {
-            return Err(Refusal::LinkGone { device, link: offered.link.clone() });
+            return Err(Refusal::LinkGone { device: id.to_owned(), link: offered.link.clone() });
         }
-        Ok(Granted { device, ifindex })
+        Ok(Granted { device: DeviceId::new(self.resource.clone(), slot), ifindex, pci: offered.pci })
     }
 
     /// Which of the available devices a container should get.
@@ -210,7 +225,8 @@ impl Offer {
             let Some((lower, slots)) = best else { break };
             let Some(slot) = slots.pop_first() else { break };
             *used.entry(*lower).or_default() += 1;
-            chosen.push(DeviceId::new(self.resource.clone(), slot).to_string());
+            let Some((offered, _)) = self.find(slot) else { break };
+            chosen.push(self.name_of(offered, slot));
         }
         chosen
     }
@@ -224,8 +240,12 @@ impl Offer {
             let (first, last) = (slots.start, slots.end.saturating_sub(1));
             let same = |slot| {
                 earlier.and_then(|earlier| earlier.find(slot)).is_some_and(|(before, ifindex)| {
-                    before.run.lower == offered.run.lower
-                        && offered.run.range.ifindex_of(slot) == Some(ifindex)
+                    // A NIC that comes back from a pod with another index is the one that it was.
+                    let same_link = match offered.pci {
+                        Some(address) => before.pci == Some(address),
+                        None => before.pci.is_none() && before.run.lower == offered.run.lower,
+                    };
+                    same_link && offered.run.range.ifindex_of(slot) == Some(ifindex)
                 })
             };
             // A run is new as a whole or not at all: ranges are only ever added whole.
@@ -239,8 +259,26 @@ impl Offer {
     }
 
     fn slot(&self, id: &str) -> Option<u32> {
-        let device: DeviceId = id.parse().ok()?;
-        (*device.resource() == self.resource).then(|| device.slot())
+        match self.device_type {
+            DeviceType::Macvtap => {
+                let device: DeviceId = id.parse().ok()?;
+                (*device.resource() == self.resource).then(|| device.slot())
+            }
+            DeviceType::HostDevice => Some(self.at(id.parse().ok()?)?.run.range.first_slot),
+        }
+    }
+
+    /// The NIC at this address.
+    fn at(&self, address: PciAddress) -> Option<&OfferedRun> {
+        self.runs.iter().find(|offered| offered.pci == Some(address))
+    }
+
+    /// What the kubelet calls a device.
+    fn name_of(&self, offered: &OfferedRun, slot: u32) -> String {
+        match offered.pci {
+            Some(address) => address.to_string(),
+            None => DeviceId::new(self.resource.clone(), slot).to_string(),
+        }
     }
 }
 
@@ -259,6 +297,7 @@ mod tests {
             link: format!("eth{lower}"),
             state: LinkState::Healthy,
             numa_node: None,
+            pci: None,
         }
     }
 
@@ -267,6 +306,7 @@ mod tests {
             resource: "a".parse().unwrap(),
             full_name: "example.com/a".into(),
             tap_only: TapOnly::Forbidden,
+            device_type: DeviceType::Macvtap,
             allocation,
             runs,
         }
@@ -324,6 +364,41 @@ mod tests {
         let offer = offer(Allocation::Spread, vec![run(0, 4, 2)]);
         assert_eq!(offer.prefer(&ids([1, 2]), &ids([2]), 3), ids([2, 1]));
         assert_eq!(offer.prefer(&["junk".into()], &[], 1), [""; 0]);
+    }
+
+    #[test]
+    fn whole_nics_are_listed_preferred_and_granted_by_their_pci_address_and_by_nothing_else() {
+        let nic = |slot: u32, address: &str| OfferedRun {
+            pci: Some(address.parse().unwrap()),
+            numa_node: Some(slot),
+            ..run(slot, 1, slot)
+        };
+        let (a, b) = ("0000:00:0a.0", "0000:00:0b.0");
+        let mut offer = offer(Allocation::Spread, vec![nic(0, a), nic(1, b)]);
+        offer.device_type = DeviceType::HostDevice;
+        let listed = offer.devices();
+        let nodes: Vec<_> = listed
+            .iter()
+            .map(|device| (device.id.as_str(), device.topology.as_ref().unwrap().nodes[0].id))
+            .collect();
+        assert_eq!(nodes, [(a, 0), (b, 1)]);
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        assert_eq!(offer.prefer(&texts(&[b, a]), &[], 1), [a]);
+        assert_eq!(offer.prefer(&texts(&[b, a, "0000:00:0c.0", "aMvp0"]), &texts(&[b]), 3), [b, a]);
+        let granted = offer.grant(&texts(&[b])).unwrap();
+        assert_eq!((granted[0].device.to_string().as_str(), granted[0].pci), ("aMvp1", b.parse().ok()));
+        for (ids, text) in [
+            (&["0000:00:0c.0"][..], "device 0000:00:0c.0 is not offered by resource example.com/a"),
+            (&["aMvp0"], "\"aMvp0\" is not a PCI address"),
+            (&["0000:00:0A.0"], "is not a PCI address"),
+            (&[""], "is not a PCI address"),
+            (&["../0000:00:0a.0"], "is not a PCI address"),
+            (&[a, a], "device 0000:00:0a.0 is asked for twice"),
+            (&[a, "0000:00:0c.0"], "0000:00:0c.0 is not offered"),
+        ] {
+            let error = offer.grant(&texts(ids)).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
     }
 
     #[test]

@@ -143,13 +143,16 @@ impl Pool {
         self.settings.advertisement == Advertisement::DryRun
     }
 
-    /// Whether this agent can make what the pool wants.
-    pub fn is_served(&self) -> bool {
-        self.settings.device_type == DeviceType::Macvtap
+    /// Whether its devices are whole NICs.
+    pub fn gives_nics(&self) -> bool {
+        self.settings.device_type == DeviceType::HostDevice
     }
 
-    /// The mode of its devices.
+    /// The mode of its devices. A NIC that is given away leaves as little to others as one in passthru mode.
     pub fn mode(&self) -> Mode {
+        if self.gives_nics() {
+            return Mode::Passthru;
+        }
         match self.settings.macvtap.as_ref().map_or(settings::Mode::Bridge, |m| m.mode) {
             settings::Mode::Bridge => Mode::Bridge,
             settings::Mode::Vepa => Mode::Vepa,
@@ -172,8 +175,8 @@ impl Pool {
             all_multicast: macvtap.all_multicast,
             owner: table::Owner { uid: macvtap.owner.uid, gid: macvtap.owner.gid },
             tap_only: match self.settings.tap_only {
-                settings::TapOnly::Allowed => table::TapOnly::Allowed,
-                settings::TapOnly::Forbidden => table::TapOnly::Forbidden,
+                settings::TapOnly::Allowed if !self.gives_nics() => table::TapOnly::Allowed,
+                settings::TapOnly::Allowed | settings::TapOnly::Forbidden => table::TapOnly::Forbidden,
             },
             links: Vec::new(),
         }

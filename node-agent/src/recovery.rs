@@ -2,13 +2,15 @@
 
 use crate::checkpoint::{self, Given};
 use crate::devices;
-use macvtap::device_id::DeviceId;
+use macvtap::device_id::{DeviceId, DeviceIdError, ResourceName, SLOT_MAX};
 use macvtap::mode::Mode;
 use macvtap::paths::Paths;
+use macvtap::pci::PciAddress;
 use macvtap::record::Attachment;
 use macvtap::records;
 use macvtap::table::{
-    DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LowerLink, Owner, Resource, SlotRange, TapOnly,
+    DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Owner, Resource,
+    SlotRange, TapOnly,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -48,7 +50,7 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
             }),
         }
     };
-    for record in records {
+    for record in records.iter().filter(|record| record.nic.is_none()) {
         add(&record.device, record.ifindex, record.lower_ifindex);
     }
     let known: BTreeMap<&DeviceId, u32> =
@@ -64,8 +66,65 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
             }
         }
     }
-    table.next_ifindex = highest.saturating_add(GAP).min(IFINDEX_LAST);
+    table.next_ifindex = highest.saturating_add(1).min(IFINDEX_LAST);
+    for record in records {
+        if let Some(nic) = &record.nic {
+            let at = Place { ifindex: record.lower_ifindex, name: &nic.name, identity: nic.identity.clone() };
+            add_nic(&mut table, record.device.resource(), record.device.slot(), nic.pci, at);
+        }
+    }
+    for given in given {
+        let Ok((prefix, name)) = split(&given.resource) else { continue };
+        for address in &given.nics {
+            if table.host_device(address).is_none() {
+                let taken = table.resources.get(&name).map_or(&[][..], |resource| &resource.links);
+                let slots = taken.iter().flat_map(|link| &link.ranges).map(|range| range.first_slot);
+                let slot = slots.max().map_or(0, |slot| slot.saturating_add(1));
+                let nowhere = Place { ifindex: 0, name: "", identity: devices::nowhere() };
+                add_nic(&mut table, &name, slot, *address, nowhere);
+            }
+            // By its whole name the kubelet knows the NIC.
+            if let Some(resource) = table.resources.get_mut(&name) {
+                prefix.clone_into(&mut resource.prefix);
+            }
+        }
+    }
+    table.next_ifindex = table.next_ifindex.saturating_add(GAP).min(IFINDEX_LAST);
     table
+}
+
+/// Where a NIC is on the node, as far as anybody has noted.
+struct Place<'n> {
+    ifindex: u32,
+    name: &'n str,
+    identity: LinkIdentity,
+}
+
+fn add_nic(table: &mut DeviceTable, resource: &ResourceName, slot: u32, pci: PciAddress, at: Place<'_>) {
+    if table.host_device(&pci).is_some() {
+        return;
+    }
+    let unknown = || Resource { device_type: DeviceType::HostDevice, ..unknown() };
+    let entry = table.resources.entry(resource.clone()).or_insert_with(unknown);
+    let taken = entry.links.iter().any(|link| link.ranges.iter().any(|range| range.first_slot == slot));
+    if entry.device_type != DeviceType::HostDevice || taken || slot > SLOT_MAX {
+        return;
+    }
+    entry.links.push(LowerLink {
+        ifindex: at.ifindex,
+        name: at.name.to_owned(),
+        identity: at.identity,
+        mode: Mode::Passthru,
+        ranges: vec![SlotRange { first_slot: slot, count: 1, first_ifindex: table.next_ifindex }],
+        pci: Some(pci),
+    });
+    table.next_ifindex = table.next_ifindex.saturating_add(1).min(IFINDEX_LAST);
+}
+
+/// Prefix and name of a resource.
+fn split(resource: &str) -> Result<(&str, ResourceName), DeviceIdError> {
+    let (prefix, name) = resource.rsplit_once('/').unwrap_or(("", resource));
+    Ok((prefix, name.parse()?))
 }
 
 /// What stands in the table until a pool says better.
@@ -104,6 +163,39 @@ mod tests {
     }
 
     #[test]
+    fn nics_in_pods_keep_their_slots_and_allocated_ones_are_known_by_their_address() {
+        let nic = |address: &str| macvtap::record::Nic {
+            pci: address.parse().unwrap(),
+            identity: devices::nowhere(),
+            name: "eth1".into(),
+            mac: None,
+            mtu: 1500,
+            up: false,
+            promiscuous: false,
+            all_multicast: false,
+            alias: None,
+        };
+        let mut recorded = record("virtMvp3", 2, 7);
+        recorded.nic = Some(nic("0000:00:0a.0"));
+        let mut twice = record("virtMvp4", 2, 7);
+        twice.nic = Some(nic("0000:00:0a.0"));
+        let given = [Given {
+            resource: "kernel.org/virt".into(),
+            devices: Vec::new(),
+            nics: ["0000:00:0a.0", "0000:00:0b.0"].map(|address| address.parse().unwrap()).into(),
+            ifindexes: Vec::new(),
+        }];
+        let tap = record("aMvp0", IFINDEX_FIRST + 5, 7);
+        let table = from_notes(&[recorded, twice, tap], &given, "boot", false);
+        let found = |address: &str| table.host_device(&address.parse().unwrap()).unwrap();
+        let (device, known) = found("0000:00:0a.0");
+        assert_eq!((device.to_string().as_str(), known.link.ifindex), ("virtMvp3", 7));
+        assert_eq!(known.resource.prefix, "kernel.org");
+        assert_eq!(found("0000:00:0b.0").0.to_string(), "virtMvp4");
+        DeviceTable::parse(&serde_json::to_vec(&table).unwrap()).unwrap();
+    }
+
+    #[test]
     fn recorded_devices_keep_their_indexes_and_no_index_near_them_is_given_anew() {
         let records = [
             record("aMvp3", IFINDEX_FIRST + 3, 7),
@@ -112,6 +204,8 @@ mod tests {
             record("bMvp1", 12, 8),
         ];
         let given = |ids: &[&str], ifindexes: &[u32]| Given {
+            resource: "example.com/a".into(),
+            nics: Vec::new(),
             devices: ids.iter().map(|id| id.parse().unwrap()).collect(),
             ifindexes: ifindexes.iter().map(|index| IFINDEX_FIRST + index).collect(),
         };
@@ -135,7 +229,7 @@ mod tests {
         let found = table.device(&"aMvp3".parse().unwrap()).unwrap();
         assert_eq!((found.ifindex, found.link.ifindex), (IFINDEX_FIRST + 3, 7));
         assert!(table.device(&"bMvp1".parse().unwrap()).is_none());
-        assert_eq!(table.next_ifindex, IFINDEX_FIRST + 50 + GAP);
+        assert_eq!(table.next_ifindex, IFINDEX_FIRST + 51 + GAP);
         DeviceTable::parse(&serde_json::to_vec(&table).unwrap()).unwrap();
     }
 }

@@ -41,6 +41,8 @@ pub struct LinkReport {
     shared: Verdict,
     /// Whether it can be given away as a whole (passthru).
     whole: Verdict,
+    /// Whether it can be given to a pod itself (type `HostDevice`).
+    host_device: Verdict,
 }
 
 /// Whether something can be made.
@@ -103,6 +105,7 @@ pub fn judge(inventory: &Inventory) -> Vec<LinkReport> {
                 default_route: inventory.has_default_route(link.ifindex),
                 shared: Verdict::from(obstacle),
                 whole: Verdict::from(tie),
+                host_device: Verdict::from(selection::host_device_obstacle(inventory, link)),
             }
         })
         .collect()
@@ -110,7 +113,7 @@ pub fn judge(inventory: &Inventory) -> Vec<LinkReport> {
 
 /// One line per link, columns aligned.
 pub fn text(links: &[LinkReport]) -> String {
-    let header = ["NAME", "KIND", "STATE", "MTU", "DRIVER", "BRIDGE/VEPA/PRIVATE", "PASSTHRU"];
+    let header = ["NAME", "KIND", "STATE", "MTU", "DRIVER", "BRIDGE/VEPA/PRIVATE", "PASSTHRU", "HOSTDEVICE"];
     let rows = links.iter().map(|link| {
         let state = match (link.admin_up, link.carrier) {
             (false, _) => "down",
@@ -125,12 +128,13 @@ pub fn text(links: &[LinkReport]) -> String {
             link.driver.clone().unwrap_or_else(|| "-".to_owned()),
             link.shared.text(),
             link.whole.text(),
+            link.host_device.text(),
         ]
     });
-    let rows: Vec<[String; 7]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
+    let rows: Vec<[String; 8]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let line = |row: &[String; 7]| {
+    let line = |row: &[String; 8]| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
@@ -164,7 +168,7 @@ impl From<Option<selection::Refusal>> for Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::tests::link;
+    use crate::inventory::tests::{link, nic};
     use crate::link::{Kind, Master};
 
     #[test]
@@ -177,6 +181,7 @@ mod tests {
             link(2, "eth0", Kind::Physical),
             port,
             link(4, "bond0", Kind::Bond),
+            nic(5, "eth5", 0xa),
         ]);
         let _ = inventory.set_default_routes([2].into());
         let links = judge(&inventory);
@@ -192,6 +197,10 @@ mod tests {
             (&json[2]["shared"]["reason"], &json[2]["master"]),
             (&"EnslavedTo".into(), &"bond0".into())
         );
+        for (place, reason) in [(1, "KindNotSupported"), (2, "KindNotSupported"), (3, "KindNotSupported")] {
+            assert_eq!(json[place]["hostDevice"]["reason"], reason, "{place}");
+        }
+        assert_eq!(json[4]["hostDevice"]["possible"], true);
         assert_eq!((&json[3]["shared"]["possible"], json[3].get("master")), (&true.into(), None));
     }
 }

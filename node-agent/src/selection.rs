@@ -9,7 +9,6 @@ use crate::pool::{Naming, Pool};
 use macvtap::device_id::ResourceName;
 use macvtap::mode::Mode;
 use macvtap_crds::v1alpha1::reason::LinkReason;
-use macvtap_crds::v1alpha1::settings::DeviceType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// So many links are named where a pool has none.
@@ -143,6 +142,25 @@ pub fn tie(inventory: &Inventory, link: &Link) -> Option<Refusal> {
     Some(Refusal { reason, message })
 }
 
+/// Why the link cannot be given to a pod itself (type `HostDevice`).
+pub fn host_device_obstacle(inventory: &Inventory, link: &Link) -> Option<Refusal> {
+    not_a_nic(inventory, link).or_else(|| obstacle(inventory, link)).or_else(|| tie(inventory, link))
+}
+
+/// Why the link is nothing that has a PCI address of its own, which is what the kubelet calls a whole NIC.
+fn not_a_nic(inventory: &Inventory, link: &Link) -> Option<Refusal> {
+    let name = &link.name;
+    let message = if link.kind != Kind::Physical {
+        format!("{name} is not a NIC, and type HostDevice gives whole NICs")
+    } else if link.pci_function().is_none() {
+        format!("{name} has no PCI function of its own, and type HostDevice names NICs by PCI address")
+    } else {
+        let other = inventory.same_function(link)?;
+        format!("{} is of the same PCI function as {name}, so they cannot be told apart", other.name)
+    };
+    Some(Refusal { reason: LinkReason::KindNotSupported, message })
+}
+
 /// Why a pool has no link, for people; nothing when it has one.
 pub fn why_empty(
     pools: &[Pool],
@@ -210,7 +228,7 @@ fn decide(
     let mut outcome = Outcome::default();
     let mut eligible: Vec<(usize, bool)> = Vec::new();
     for (index, pool) in pools.iter().enumerate() {
-        if pool.is_dry_run() || !pool.is_served() || outcomes[index].name_taken_by.is_some() {
+        if pool.is_dry_run() || outcomes[index].name_taken_by.is_some() {
             continue;
         }
         let holds = |pool: &Pool| {
@@ -279,11 +297,9 @@ fn consider(pool: &Pool, inventory: &Inventory, link: &Link) -> Option<Result<Re
     if pool.excludes(link) {
         return refuse(LinkReason::Excluded, format!("pool {} excludes {}", pool.name, link.name));
     }
-    if let Some(refusal) = obstacle(inventory, link) {
+    let obstacle = not_a_nic(inventory, link).filter(|_| pool.gives_nics());
+    if let Some(refusal) = obstacle.or_else(|| self::obstacle(inventory, link)) {
         return Some(Err(refusal));
-    }
-    if pool.settings.device_type == DeviceType::HostDevice && link.kind != Kind::Physical {
-        return refuse(LinkReason::KindNotSupported, format!("{} is not a NIC", link.name));
     }
     if pool.settings.exclude_default_route && inventory.has_default_route(link.ifindex) {
         return refuse(LinkReason::DefaultRoute, format!("a default route of the node uses {}", link.name));

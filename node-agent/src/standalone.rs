@@ -1,7 +1,7 @@
 //! The configuration of an agent that runs without the API: macvtap-cni's JSON, read strictly.
 //!
 //! `[{"name": "dataplane", "lowerDevice": "eth0", "mode": "bridge", "capacity": 50}]`; `[]` offers every NIC and every
-//! bond under its own name. What macvtap-cni takes without a word and then never serves (an unknown key, a name that
+//! bond under its own name. With `"type": "HostDevice"` an entry gives a whole NIC to a pod. What macvtap-cni takes without a word and then never serves (an unknown key, a name that
 //! cannot be a resource) is an error here, which says where it is and what to write instead.
 
 mod json;
@@ -12,7 +12,7 @@ use json::Object;
 use macvtap::device_id::{DeviceIdError, ResourceName};
 use macvtap::mode::{Mode, UnknownMode};
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
-use macvtap_crds::v1alpha1::settings::{self, Capacity, Overlap, ResourcePer, TapOnly};
+use macvtap_crds::v1alpha1::settings::{self, Capacity, DeviceType, Overlap, ResourcePer, TapOnly};
 use macvtap_crds::v1alpha1::{LinkKind, LinkSelector, NodePool, PoolSettings};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -30,7 +30,10 @@ const CAPACITY_MAX: u64 = 4096;
 /// The longest name of a link, alternative names included, in bytes.
 const LINK_NAME_MAX: usize = 127;
 
-const KEYS: &str = "name, lowerDevice, mode and capacity";
+/// Every key, with the older word for `lowerDevice`.
+const KNOWN: [&str; 6] = ["name", "lowerDevice", "master", "type", "mode", "capacity"];
+
+const KEYS: &str = "name, lowerDevice, type, mode and capacity";
 
 /// What a configuration says.
 #[derive(Clone, Debug)]
@@ -131,6 +134,15 @@ pub enum Problem {
         "mode passthru gives the whole link to one device, and capacity is {0}; write 1 or leave capacity out"
     )]
     PassthruCapacity(u64),
+    /// No such type.
+    #[error("type is {0:?}; write \"Macvtap\" or \"HostDevice\", or leave it out for Macvtap")]
+    DeviceType(String),
+    /// A mode of something that has none.
+    #[error("type HostDevice gives the NIC itself to a pod and has no mode; leave mode out")]
+    HostDeviceMode,
+    /// More than one device of something that is one.
+    #[error("type HostDevice is one device, the NIC, and capacity is {0}; write 1 or leave capacity out")]
+    HostDeviceCapacity(String),
     /// The same resource twice.
     #[error("name {name:?} is that of entry {first} too; each resource needs its own")]
     Duplicate {
@@ -148,8 +160,13 @@ pub enum Problem {
 struct Entry {
     name: ResourceName,
     lower_device: String,
-    mode: Mode,
-    capacity: Option<u32>,
+    device: Device,
+}
+
+/// What the devices of an entry are.
+enum Device {
+    Macvtap { mode: Mode, capacity: Option<u32> },
+    HostDevice,
 }
 
 impl Standalone {
@@ -185,7 +202,7 @@ impl Standalone {
 impl Entry {
     fn check(object: &Object, place: &Place, warnings: &mut Vec<String>) -> Result<Self, Problem> {
         for (number, (key, _)) in object.0.iter().enumerate() {
-            if !["name", "lowerDevice", "master", "mode", "capacity"].contains(&key.as_str()) {
+            if !KNOWN.contains(&key.as_str()) {
                 return Err(Problem::UnknownKey { key: key.clone() });
             }
             if object.0.iter().take(number).any(|(earlier, _)| earlier == key) {
@@ -194,16 +211,8 @@ impl Entry {
         }
         let name = required(object, "name", "\"name\": \"dataplane\"")?.parse().map_err(Problem::Name)?;
         let lower_device = Self::lower_device(object, place, warnings)?;
-        let mode = match string(object, "mode")? {
-            // macvtap-cni's default has two spellings.
-            None | Some("") => Mode::Bridge,
-            Some(text) => text.parse().map_err(Problem::Mode)?,
-        };
-        let capacity = capacity(object, place, warnings)?;
-        if let Some(capacity) = capacity.filter(|capacity| mode == Mode::Passthru && *capacity > 1) {
-            return Err(Problem::PassthruCapacity(capacity.into()));
-        }
-        Ok(Self { name, lower_device, mode, capacity })
+        let device = Device::check(object, place, warnings)?;
+        Ok(Self { name, lower_device, device })
     }
 
     fn lower_device(object: &Object, place: &Place, warnings: &mut Vec<String>) -> Result<String, Problem> {
@@ -234,18 +243,60 @@ impl Entry {
             names: Some(vec![Pattern::escape(&self.lower_device)]),
             ..LinkSelector::default()
         };
-        let mode = match self.mode {
+        let settings = self.device.settings(pool_settings(selector));
+        Pool::compile(NodePool { resource_name: Some(name.clone()), ..node_pool(name, settings) })
+    }
+}
+
+impl Device {
+    fn check(object: &Object, place: &Place, warnings: &mut Vec<String>) -> Result<Self, Problem> {
+        match string(object, "type")? {
+            None | Some("Macvtap") => {}
+            Some("HostDevice") if object.get("mode").is_some() => return Err(Problem::HostDeviceMode),
+            Some("HostDevice") => {
+                let many = object.get("capacity").filter(|value| value.as_u64() != Some(1));
+                return match many {
+                    Some(value) => Err(Problem::HostDeviceCapacity(value.to_string())),
+                    None => Ok(Self::HostDevice),
+                };
+            }
+            Some(other) => return Err(Problem::DeviceType(other.to_owned())),
+        }
+        let mode = match string(object, "mode")? {
+            // macvtap-cni's default has two spellings.
+            None | Some("") => Mode::Bridge,
+            Some(text) => text.parse().map_err(Problem::Mode)?,
+        };
+        let capacity = capacity(object, place, warnings)?;
+        if let Some(capacity) = capacity.filter(|capacity| mode == Mode::Passthru && *capacity > 1) {
+            return Err(Problem::PassthruCapacity(capacity.into()));
+        }
+        Ok(Self::Macvtap { mode, capacity })
+    }
+
+    fn settings(self, common: PoolSettings) -> PoolSettings {
+        let (mode, capacity) = match self {
+            Self::Macvtap { mode, capacity } => (mode, capacity),
+            Self::HostDevice => {
+                return PoolSettings {
+                    device_type: DeviceType::HostDevice,
+                    overlap: Overlap::Exclusive,
+                    tap_only: TapOnly::Forbidden,
+                    ..common
+                };
+            }
+        };
+        let mode = match mode {
             Mode::Bridge => settings::Mode::Bridge,
             Mode::Vepa => settings::Mode::Vepa,
             Mode::Private => settings::Mode::Private,
             Mode::Passthru => settings::Mode::Passthru,
         };
-        let settings = PoolSettings {
+        PoolSettings {
             macvtap: Some(settings::Macvtap { mode, ..settings::Macvtap::default() }),
-            capacity: self.capacity.map(|count| Capacity { per_link: Some(count), per_node: None }),
-            ..pool_settings(selector)
-        };
-        Pool::compile(NodePool { resource_name: Some(name.clone()), ..node_pool(name, settings) })
+            capacity: capacity.map(|count| Capacity { per_link: Some(count), per_node: None }),
+            ..common
+        }
     }
 }
 
@@ -325,8 +376,7 @@ fn string<'o>(object: &'o Object, key: &'static str) -> Result<Option<&'o str>, 
 /// The known key a mistyped one is meant to be, if only case or separators differ.
 fn similar(key: &str) -> String {
     let plain = |text: &str| text.replace(['-', '_'], "").to_lowercase();
-    let known =
-        ["name", "lowerDevice", "mode", "capacity"].into_iter().find(|known| plain(known) == plain(key));
+    let known = KNOWN.into_iter().find(|known| plain(known) == plain(key));
     known.map(|known| format!(", is {known:?} meant?")).unwrap_or_default()
 }
 

@@ -3,11 +3,15 @@
 //! sysfs goes by name, and names change hands, so what was read counts only when the index still fits afterwards.
 
 use crate::link::Hardware;
+use macvtap::pci::PciAddress;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The links of the namespace that `/sys` was mounted for.
 pub const LINKS: &str = "/sys/class/net";
+
+/// The PCI functions of the machine, whatever namespace their links are in.
+pub const FUNCTIONS: &str = "/sys/bus/pci/devices";
 
 /// Longer than any chain of bridges.
 const DEPTH_MAX: usize = 32;
@@ -23,13 +27,30 @@ pub fn hardware(links: &Path, name: &str, ifindex: u32) -> Option<Hardware> {
     let function = pci_function(&device);
     let hardware = Hardware {
         parent: file_name(&device),
-        driver: fs::canonicalize(device.join("driver")).ok().and_then(|driver| file_name(&driver)),
+        driver: driver(&device),
         pci_address: function.as_deref().and_then(file_name),
-        vendor: function.as_deref().and_then(|f| text(&f.join("vendor"))).map(|v| v.replacen("0x", "", 1)),
-        numa_node: function.as_deref().and_then(|function| number(&function.join("numa_node"))),
+        vendor: function.as_deref().and_then(vendor),
+        numa_node: function.as_deref().and_then(numa_node),
         speed_mbps: number(&link.join("speed")).filter(|speed| *speed > 0),
     };
     (number(&link.join("ifindex")) == Some(ifindex)).then_some(hardware)
+}
+
+/// The device of a NIC whose link is in another namespace: a PCI function, or what virtio has made of it.
+pub fn function(functions: &Path, address: PciAddress) -> Hardware {
+    let directory = functions.join(address.to_string());
+    let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let virtio = names.filter(|name| name.starts_with("virtio")).min();
+    let device = virtio.as_ref().map_or_else(|| directory.clone(), |name| directory.join(name));
+    Hardware {
+        parent: Some(virtio.unwrap_or_else(|| address.to_string())),
+        driver: driver(&device),
+        pci_address: Some(address.to_string()),
+        vendor: vendor(&directory),
+        numa_node: numa_node(&directory),
+        speed_mbps: None,
+    }
 }
 
 /// Speed of a link without a device of its own, in Mbit/s: a bond's is the sum of its members'.
@@ -47,6 +68,18 @@ fn pci_function(device: &Path) -> Option<PathBuf> {
             bus.is_some_and(|bus| bus.ends_with("bus/pci"))
         })
         .map(Path::to_owned)
+}
+
+fn driver(device: &Path) -> Option<String> {
+    file_name(&fs::canonicalize(device.join("driver")).ok()?)
+}
+
+fn vendor(function: &Path) -> Option<String> {
+    text(&function.join("vendor")).map(|vendor| vendor.replacen("0x", "", 1))
+}
+
+fn numa_node(function: &Path) -> Option<u32> {
+    number(&function.join("numa_node"))
 }
 
 fn text(path: &Path) -> Option<String> {
@@ -105,6 +138,17 @@ mod tests {
         assert_eq!(hardware.pci_address.as_deref(), Some("0000:01:00.0"));
         assert_eq!(hardware.vendor.as_deref(), Some("1af4"));
         assert_eq!((hardware.numa_node, hardware.speed_mbps), (None, Some(10_000)));
+    }
+
+    #[test]
+    fn the_device_of_a_nic_in_a_pod_is_found_by_its_address() {
+        let dir = tree();
+        let link = hardware(&dir.path().join("class/net"), "eth0", 4).unwrap();
+        let functions = dir.path().join("devices/pci0000:00/0000:00:04.0");
+        let found = function(&functions, "0000:01:00.0".parse().unwrap());
+        assert_eq!(found, Hardware { speed_mbps: None, ..link });
+        let gone = function(&functions, "0000:02:00.0".parse().unwrap());
+        assert_eq!((gone.parent.as_deref(), gone.driver), (Some("0000:02:00.0"), None));
     }
 
     #[test]

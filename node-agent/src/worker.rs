@@ -14,6 +14,7 @@ use crate::kubelet::{Ledger, Shared, directory};
 use crate::lock::{self, NodeLock, NodeLockError};
 use crate::metrics::Metrics;
 use crate::netlink::{self, News};
+use crate::nics::Names;
 use crate::probe::{self, Readiness};
 use crate::source::{Source, SourceError};
 use crate::{devices, recovery};
@@ -143,6 +144,7 @@ async fn lead(
         metrics: Metrics::default(),
         allocated: tokio::sync::Notify::new(),
         lost: watch::Sender::default(),
+        nics: watch::Sender::new(Arc::new(Names::of(&table))),
     });
     endpoint::remove_dead_sockets(&arguments.device_plugin_dir);
     let (happened_sender, happened) = watch::channel(directory::Happened::default());
@@ -164,7 +166,8 @@ async fn lead(
         });
     }
     let mut engine = Engine::new(table, boot_id, standalone);
-    engine.in_use = usage::at_start(&shared.paths, &arguments.device_plugin_dir);
+    let names = Arc::clone(&shared.nics.borrow());
+    engine.in_use = usage::at_start(&shared.paths, &arguments.device_plugin_dir, &names);
     let directory = arguments.device_plugin_dir.clone();
     let mut serving =
         Serving::new(engine, directory, happened, Arc::clone(&shared), readiness.clone(), status_sender);

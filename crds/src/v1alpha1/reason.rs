@@ -67,6 +67,8 @@ reasons! {
         MtuTooSmall,
         /// A link of the node that is not ours has the index of one of its devices.
         IndexTaken,
+        /// It is a NIC that a pod has as a whole (type `HostDevice`); it comes back when the pod ends.
+        InPod,
     }
 }
 

@@ -75,7 +75,7 @@ const REACHED: [(&str, &[&str]); 5] = [
 ];
 
 /// Reason, why it is not reached here, and where it is tested.
-const ELSEWHERE: [(&str, &str, &str); 17] = [
+const ELSEWHERE: [(&str, &str, &str); 18] = [
     (
         "link",
         "LostToPool",
@@ -88,6 +88,7 @@ const ELSEWHERE: [(&str, &str, &str); 17] = [
         "answered to an Allocate, when the link is in no list any more: node-agent/src/offer.rs",
     ),
     ("link", "LinkReplaced", "needs NICs with permanent addresses: node-agent/src/nodestate/tests.rs"),
+    ("link", "InPod", "needs NICs on PCI: node-agent/src/nodestate/tests.rs"),
     ("part", "Registering", "over in milliseconds: node-agent/src/nodestate/tests.rs"),
     (
         "part",

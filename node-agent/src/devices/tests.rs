@@ -24,12 +24,16 @@ fn entry() -> Resource {
 }
 
 fn known(link: &str) -> Known {
-    Known { name: link.into(), identity: LinkIdentity::Name { kind: "veth".into(), name: link.into() } }
+    Known {
+        name: link.into(),
+        identity: LinkIdentity::Name { kind: "veth".into(), name: link.into() },
+        pci: None,
+    }
 }
 
 fn nic(link: &str, number: u8) -> Known {
     let mac = [2, 0, 0, 0, 0, number].try_into().unwrap();
-    Known { name: link.into(), identity: LinkIdentity::Hardware { mac, parent: "virtio1".into() } }
+    Known { name: link.into(), identity: LinkIdentity::Hardware { mac, parent: "virtio1".into() }, pci: None }
 }
 
 /// A node whose table evolves step by step.
@@ -270,8 +274,14 @@ fn a_limit_for_the_node_is_shared_out_evenly() {
 fn devices_whose_link_is_not_known_are_on_the_only_link_there_is() {
     let stray = |node: &mut Node| {
         let ranges = vec![SlotRange { first_slot: 5, count: 1, first_ifindex: IFINDEX_FIRST + 5 }];
-        let link =
-            LowerLink { ifindex: 0, name: String::new(), identity: nowhere(), mode: Mode::Bridge, ranges, pci: None };
+        let link = LowerLink {
+            ifindex: 0,
+            name: String::new(),
+            identity: nowhere(),
+            mode: Mode::Bridge,
+            ranges,
+            pci: None,
+        };
         node.table.resources.insert(name("a"), Resource { links: vec![link], ..entry() });
         node.table.next_ifindex = IFINDEX_FIRST + 100;
         node.uses(&["aMvp5"]);

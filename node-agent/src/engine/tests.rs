@@ -1,3 +1,5 @@
+mod nics;
+
 use super::*;
 use crate::inventory::tests::link;
 use crate::link::Kind;

@@ -22,6 +22,15 @@ pub(crate) fn link(ifindex: u32, name: &str, kind: Kind) -> Link {
     }
 }
 
+/// A NIC on virtio at this slot of the first bus, with an address of its own.
+pub(crate) fn nic(ifindex: u32, name: &str, slot: u8) -> Link {
+    let mut nic = link(ifindex, name, Kind::Physical);
+    nic.permanent_mac = Some([2, 0, 0, 0, 0, slot].try_into().unwrap());
+    nic.hardware.parent = Some(format!("virtio{slot}"));
+    nic.hardware.pci_address = Some(format!("0000:00:{slot:02x}.0"));
+    nic
+}
+
 fn inventory(links: Vec<Link>) -> Inventory {
     let mut inventory = Inventory::default();
     let _ = inventory.reset(links);

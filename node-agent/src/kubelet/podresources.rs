@@ -45,10 +45,10 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// A node with hundreds of pods and thousands of devices; the default is too small for those.
 const ANSWER_MAX: usize = 64 << 20;
 
-/// Asks the kubelet. `is_ours` tells a full resource name of ours from others.
+/// Asks the kubelet. `device` tells which device of ours a resource's full name and an ID mean.
 pub async fn list(
     socket: &Path,
-    is_ours: impl Fn(&str, &DeviceId) -> bool,
+    device: impl Fn(&str, &str) -> Option<DeviceId>,
 ) -> Result<Listing, PodResourcesError> {
     let answer = tokio::time::timeout(TIMEOUT, async {
         let endpoint = Endpoint::try_from(format!("unix:{}", socket.display()));
@@ -63,8 +63,7 @@ pub async fn list(
     for pod in answer.pod_resources {
         let name = PodName { namespace: pod.namespace, name: pod.name };
         for devices in pod.containers.into_iter().flat_map(|container| container.devices) {
-            let ids = devices.device_ids.iter().filter_map(|id| id.parse().ok());
-            let ours = ids.filter(|id| is_ours(&devices.resource_name, id));
+            let ours = devices.device_ids.iter().filter_map(|id| device(&devices.resource_name, id));
             listing.devices.extend(ours.map(|id| (id, name.clone())));
         }
         listing.pods.push(name);

@@ -1,7 +1,8 @@
 //! The device plugin interface of one resource.
 
 use super::podresources::PodName;
-use crate::offer::{Offer, Refusal};
+use crate::nics::{self, Names};
+use crate::offer::{Granted, Offer, Refusal};
 use crate::taps::{self, TapOnlyError};
 use futures::Stream;
 use macvtap::device_id::{DeviceId, ResourceName};
@@ -45,6 +46,8 @@ pub struct Shared {
     pub allocated: tokio::sync::Notify,
     /// Devices whose link vanished under a pod.
     pub lost: watch::Sender<Lost>,
+    /// What the kubelet calls the NICs of the stored table.
+    pub nics: watch::Sender<Arc<Names>>,
 }
 
 /// Devices whose link vanished under a pod.
@@ -59,16 +62,21 @@ pub struct LostLink {
     pub pod_uid: String,
     /// The interface; none for a pod that has only the tap.
     pub interface: Option<String>,
+    /// The sandbox it was in; empty for a tap.
+    pub sandbox: String,
 }
 
 impl LostLink {
     /// What a record tells of the link of that pod.
     pub fn of(record: &Attachment, pod: PodName) -> Self {
         match &record.holder {
-            Holder::Pod { pod_uid, ifname, .. } => {
-                Self { pod, pod_uid: pod_uid.clone(), interface: Some(ifname.clone()) }
-            }
-            Holder::Host => Self { pod, pod_uid: String::new(), interface: None },
+            Holder::Pod { pod_uid, ifname, container_id, .. } => Self {
+                pod,
+                pod_uid: pod_uid.clone(),
+                interface: Some(ifname.clone()),
+                sandbox: container_id.clone(),
+            },
+            Holder::Host => Self { pod, pod_uid: String::new(), interface: None, sandbox: String::new() },
         }
     }
 }
@@ -145,6 +153,21 @@ impl Service {
         warn!(resource = %self.resource, reason = %refusal, "allocation refused");
         self.shared.metrics.allocation(&self.resource, false);
         Status::invalid_argument(refusal.to_string())
+    }
+
+    /// What one container is told of its devices.
+    fn answer(&self, granted: &[Granted]) -> ContainerAllocateResponse {
+        let nics = nics::tell(granted.iter().filter_map(|granted| granted.pci));
+        let taps = granted.iter().filter(|granted| granted.pci.is_none()).map(|granted| DeviceSpec {
+            container_path: format!("/dev/tap{}", granted.ifindex),
+            host_path: self.shared.paths.device_node(granted.ifindex).display().to_string(),
+            permissions: "rw".to_owned(),
+        });
+        let mut answer = ContainerAllocateResponse { devices: taps.collect(), ..Default::default() };
+        if !nics.is_empty() {
+            answer.envs.insert(nics::VARIABLE.to_owned(), nics);
+        }
+        answer
     }
 
     /// A device whose last holder had the tap alone still has its link: nobody told us that the pod ended.
@@ -263,19 +286,13 @@ impl DevicePlugin for Service {
             self.shared.ledger.note(granted.device.clone());
             self.remove_former(&granted.device).await?;
         }
-        let container_responses = grants
-            .iter()
-            .map(|container| {
-                let devices = container.iter().map(|granted| DeviceSpec {
-                    container_path: format!("/dev/tap{}", granted.ifindex),
-                    host_path: self.shared.paths.device_node(granted.ifindex).display().to_string(),
-                    permissions: "rw".to_owned(),
-                });
-                ContainerAllocateResponse { devices: devices.collect(), ..Default::default() }
-            })
-            .collect();
-        for granted in grants.iter().flatten() {
-            info!(device = %granted.device, ifindex = granted.ifindex, "allocated");
+        let container_responses = grants.iter().map(|container| self.answer(container)).collect();
+        for Granted { device, ifindex, pci } in grants.iter().flatten() {
+            if let Some(address) = pci {
+                info!(%device, %address, "allocated");
+            } else {
+                info!(%device, ifindex, "allocated");
+            }
         }
         self.shared.metrics.allocation(&self.resource, true);
         self.shared.metrics.allocate_seconds(begun.elapsed());
@@ -290,7 +307,9 @@ impl DevicePlugin for Service {
         let offer = self.offer();
         let ids = request.into_inner().devices_ids;
         let granted = offer.grant(&ids).map_err(|refusal| self.refused(&refusal))?;
-        let devices: Vec<DeviceId> = granted.into_iter().map(|granted| granted.device).collect();
+        // A NIC has no tap: its pod's network brings it, or nothing does.
+        let taps = granted.into_iter().filter(|granted| granted.pci.is_none());
+        let devices: Vec<DeviceId> = taps.map(|granted| granted.device).collect();
         let paths = self.shared.paths.clone();
         let made = tokio::task::spawn_blocking(move || -> Result<(), TapOnlyError> {
             devices.iter().try_for_each(|device| taps::ensure(&paths, device))

@@ -66,6 +66,13 @@ fn node_link(link: &Link, pools: Vec<String>, refusal: Option<Refusal>) -> NodeL
 
 /// The worst that is wrong with a link's devices, of any resource.
 fn trouble(view: &View<'_>, link: &Link) -> Option<Refusal> {
+    if let Some(pod) = view.engine.pod_of(link) {
+        let message = match pod.name.as_str() {
+            "" => format!("{} is in a pod", link.name),
+            name => format!("{} is in pod {}/{name}", link.name, pod.namespace),
+        };
+        return Some(Refusal { reason: LinkReason::InPod, message });
+    }
     let runs = view.step.offers.values().flat_map(|offer| &offer.runs);
     let unhealthy = runs.filter(|offered| offered.run.lower == link.ifindex && offered.run.advertised);
     let reason = unhealthy.into_iter().find_map(|offered| match offered.state {

@@ -78,10 +78,6 @@ fn ready(
         let message = format!("pool {} has this resource name", view.engine.pools[owner].name);
         return unready(NodePoolReason::ResourceNameTaken, message);
     }
-    if !pool.is_served() {
-        let message = "this agent does not serve type HostDevice, and leaves the links to other pools";
-        return unready(NodePoolReason::NotSupported, message.to_owned());
-    }
     if pool.is_dry_run() {
         return unready(NodePoolReason::DryRun, format!("would have {} links", outcome.links.len()));
     }

@@ -1,7 +1,9 @@
 use super::*;
 use crate::devices;
-use crate::inventory::tests::link;
+use crate::inventory::tests::{link, nic};
+use crate::kubelet::podresources::PodName;
 use crate::link::{Kind, Link};
+use crate::nics::InPod;
 use crate::pool::Pool;
 use crate::selection::tests::pool;
 use jiff::Timestamp;
@@ -93,15 +95,47 @@ fn what_is_wrong_with_a_pool_is_its_reason() {
     let status = scene.status();
     assert_eq!(says(&status, 0, ConditionType::Ready), (false, "NoHealthyLink"));
     assert_eq!(status.links[0].reason.as_deref(), Some("AdminDown"));
-    let mut scene =
-        Scene::new(vec![pool("a", &json!({"type": "HostDevice"}))], vec![link(2, "e", Kind::Physical)]);
-    assert_eq!(says(&scene.status(), 0, ConditionType::Ready), (false, "NotSupported"));
     let mut scene = Scene::new(vec![pool("a", &json!({"macvtap": {"mtu": 9000}}))], vec![veth(2, "dp0")]);
     assert_eq!(says(&scene.status(), 0, ConditionType::Degraded), (true, "MtuTooSmall"));
     let mut scene = Scene::new(vec![pool("a", &json!({"advertisement": "DryRun"}))], vec![veth(2, "dp0")]);
     let status = scene.status();
     assert_eq!(says(&status, 0, ConditionType::Ready), (false, "DryRun"));
     assert_eq!(status.pools[0].links, ["dp0"]);
+}
+
+#[test]
+fn a_nic_that_is_in_a_pod_is_told_with_the_pod_and_counts_for_its_pool() {
+    let mut scene = Scene::new(vec![pool("a", &json!({"type": "HostDevice"}))], vec![nic(2, "eth1", 0xa)]);
+    scene.status();
+    let device: DeviceId = "aMvp0".parse().unwrap();
+    let taken = scene.engine.inventory.get(2).unwrap().clone();
+    let nic = macvtap::record::Nic {
+        pci: taken.pci_function().unwrap(),
+        identity: devices::identity(&taken),
+        name: "eth1".into(),
+        mac: None,
+        mtu: 1500,
+        up: false,
+        promiscuous: false,
+        all_multicast: false,
+        alias: None,
+    };
+    let pod = PodName { namespace: "default".into(), name: "vm".into() };
+    scene.engine.in_pods.insert(device.clone(), InPod { pod, nic, hardware: taken.hardware });
+    scene.engine.in_use.insert(device);
+    let _ = scene.engine.inventory.remove(2);
+    let status = scene.status();
+    assert_eq!(says(&status, 0, ConditionType::Ready), (true, "Serving"));
+    assert_eq!(says(&status, 0, ConditionType::Degraded), (false, "AsExpected"));
+    let entry = &status.pools[0];
+    assert_eq!((entry.capacity, entry.allocatable, entry.allocated), (1, 1, 1));
+    assert_eq!(entry.links, ["eth1"]);
+    let [link] = status.links.as_slice() else { panic!("{:?}", status.links) };
+    assert_eq!(link.pci_address.as_deref(), Some("0000:00:0a.0"));
+    assert_eq!(
+        (link.reason.as_deref(), link.message.as_deref()),
+        (Some("InPod"), Some("eth1 is in pod default/vm"))
+    );
 }
 
 #[test]

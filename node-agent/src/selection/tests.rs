@@ -1,5 +1,5 @@
 use super::*;
-use crate::inventory::tests::link;
+use crate::inventory::tests::{link, nic};
 use macvtap_crds::v1alpha1::NodePool;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -45,11 +45,50 @@ fn the_first_pool_in_order_gets_a_link_and_the_other_is_told() {
 }
 
 #[test]
-fn a_pool_of_a_type_that_is_not_served_takes_no_link_from_others() {
-    let pools = [pool("whole", &json!({"type": "HostDevice", "hostDevice": {}})), pool("a", &json!({}))];
-    let selection = select(&pools, &nics(1), &Holdings::new());
-    assert_eq!(selection.links[&1].pools, [1]);
-    assert_eq!((&selection.pools[0].links[..], &selection.pools[0].contested[..]), (&[][..], &[][..]));
+fn whole_nics_are_those_with_a_pci_function_of_their_own_that_the_node_does_not_use() {
+    let mut usb = nic(7, "usb0", 7);
+    usb.hardware.parent = Some("1-1:1.0".into());
+    let mut port = nic(9, "port1", 8);
+    port.hardware.parent = Some("virtio9".into());
+    let mut vlan = link(11, "eth4.5", Kind::Vlan);
+    vlan.lower = Some(4);
+    let mut member = nic(12, "eth12", 12);
+    member.master = Some(crate::link::Master { ifindex: 13, kind: "bond".into() });
+    let mut links = inventory([
+        nic(1, "eth1", 1),
+        nic(2, "eth2", 2),
+        nic(3, "eth3", 3),
+        nic(4, "eth4", 4),
+        link(5, "dp0", Kind::Veth),
+        link(6, "eth6", Kind::Physical),
+        usb,
+        nic(8, "port0", 8),
+        port,
+        vlan,
+        member,
+        link(13, "bond0", Kind::Bond),
+    ]);
+    let _ = links.set_default_routes([2].into()) | links.set_addressed([3].into());
+    let selection = select(&[pool("nics", &json!({"type": "HostDevice"}))], &links, &Holdings::new());
+    assert_eq!(selection.pools[0].links, [1]);
+    for (ifindex, expected) in [
+        (2, LinkReason::DefaultRoute),
+        (3, LinkReason::HostAddress),
+        (4, LinkReason::HasUpper),
+        (5, LinkReason::KindNotSupported),
+        (6, LinkReason::KindNotSupported),
+        (7, LinkReason::KindNotSupported),
+        (8, LinkReason::KindNotSupported),
+        (9, LinkReason::KindNotSupported),
+        (11, LinkReason::KindNotSupported),
+        (12, LinkReason::EnslavedTo),
+        (13, LinkReason::KindNotSupported),
+    ] {
+        assert_eq!(reason(&selection, ifindex, 0), expected, "{ifindex}");
+    }
+    let message = |ifindex| selection.links[&ifindex].refusals[0].1.message.clone();
+    assert!(message(6).contains("eth6 has no PCI function of its own"), "{}", message(6));
+    assert!(message(8).contains("port1 is of the same PCI function as port0"), "{}", message(8));
 }
 
 #[test]

@@ -36,6 +36,19 @@ fn mode_and_capacity_have_the_usual_defaults() {
 }
 
 #[test]
+fn a_host_device_is_one_whole_nic_that_nobody_shares() {
+    for more in ["", r#","capacity":1"#] {
+        let text = format!(r#"[{{"name":"a","lowerDevice":"eth1","type":"HostDevice"{more}}}]"#);
+        let pool = pool(&text);
+        assert_eq!(pool.settings.device_type, DeviceType::HostDevice);
+        assert_eq!((pool.settings.per_link(), pool.shares()), (1, false));
+        assert_eq!((pool.settings.tap_only, &pool.settings.macvtap), (TapOnly::Forbidden, &None));
+        assert_eq!(pool.settings.resource_prefix, "macvtap.network.kubevirt.io");
+    }
+    assert_eq!(pool(r#"[{"name":"a","lowerDevice":"b","type":"Macvtap"}]"#).settings.per_link(), 100);
+}
+
+#[test]
 fn the_older_word_for_the_lower_device_works_with_a_warning() {
     let standalone = Standalone::parse(r#"[{"name":"eth0","master":"eth0"}]"#).unwrap();
     assert_eq!(standalone.warnings.len(), 1);
@@ -78,6 +91,24 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         (r#"[{"name":"a","lowerDevice":"b"},]"#, &["trailing comma", "line 1 column 33"]),
         ("[]x", &["trailing characters"]),
         (r#"[{"name":"a"}]"#, &["entry 1 (\"a\")", "\"lowerDevice\" is missing", "eth0"]),
+        (
+            r#"[{"name":"a","lowerDevice":"b","type":"hostdevice"}]"#,
+            &["entry 1 (\"a\")", "type is \"hostdevice\"", "\"HostDevice\""],
+        ),
+        (r#"[{"name":"a","lowerDevice":"b","type":7}]"#, &["type is 7", "double quotes"]),
+        (r#"[{"name":"a","lowerDevice":"b","Type":"Macvtap"}]"#, &["\"Type\"", "is \"type\" meant?"]),
+        (
+            r#"[{"name":"a","lowerDevice":"b","type":"HostDevice","mode":"bridge"}]"#,
+            &["has no mode", "leave mode out"],
+        ),
+        (
+            r#"[{"name":"a","lowerDevice":"b","type":"HostDevice","capacity":0}]"#,
+            &["capacity is 0", "write 1"],
+        ),
+        (
+            r#"[{"name":"a","lowerDevice":"b","type":"HostDevice","capacity":"1"}]"#,
+            &["capacity is \"1\"", "write 1"],
+        ),
         (r#"[{"lowerDevice":"b"}]"#, &["entry 1:", "\"name\" is missing"]),
         (r#"[{"name":"a","lower-device":"b"}]"#, &["unknown key \"lower-device\"", "\"lowerDevice\" meant"]),
         (r#"[{"name":"a","lowerDevice":"b","vlan":5}]"#, &["unknown key \"vlan\"", "name, lowerDevice"]),

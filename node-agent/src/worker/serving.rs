@@ -10,13 +10,15 @@ use crate::kubelet::directory::Happened;
 use crate::kubelet::endpoint::{Registration, Resource};
 use crate::metrics::DeviceCounts;
 use crate::netlink::News;
+use crate::nics::{self, InPod, Names};
 use crate::nodestate::{self, View};
 use crate::offer::Offer;
 use crate::probe::Readiness;
 use crate::source::Configuration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use macvtap::device_id::ResourceName;
+use macvtap::device_id::{DeviceId, ResourceName};
+use macvtap::table::LowerLink;
 use macvtap::table_file;
 use macvtap_crds::v1alpha1::MacvtapNodeStateStatus;
 use std::collections::BTreeMap;
@@ -33,6 +35,9 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long a kubelet may take to make room for a successor.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A kubelet that takes a resource does so in milliseconds; one that never asks for its list is given up later than this.
+const REGISTERED_SOON: Duration = Duration::from_secs(4);
 
 /// Between tries to write a table that could not be written.
 const TABLE_RETRY: Duration = Duration::from_secs(1);
@@ -51,6 +56,8 @@ pub(super) struct Serving {
     configuration: Option<Configuration>,
     usage: Usage,
     has_links: bool,
+    has_looked: bool,
+    started: Instant,
     table_error: Option<String>,
     findings: Findings,
 }
@@ -89,6 +96,8 @@ impl Serving {
             configuration: None,
             usage,
             has_links: false,
+            has_looked: false,
+            started: Instant::now(),
             table_error: None,
             findings: Findings::default(),
         }
@@ -121,7 +130,8 @@ impl Serving {
                 }
                 seen = usage.recv() => {
                     let Some(Seen { usage, listed, asked }) = seen else { return };
-                    change = Change::from(usage != self.usage);
+                    let first = !std::mem::replace(&mut self.has_looked, true);
+                    change = Change::from(first || usage != self.usage);
                     self.engine.in_use.clone_from(&usage.in_use);
                     self.usage = usage;
                     // Not before: a device is known by the note of its allocation until it is known otherwise.
@@ -193,6 +203,7 @@ impl Serving {
         let now = Instant::now();
         // A pod that was admitted a moment ago: the next look is a second away.
         self.engine.in_use.extend(self.shared.ledger.recent(GRACE));
+        self.engine.in_pods = self.in_pods();
         let step = self.engine.step(now);
         let mut wake = step.wake;
         if step.table_changed {
@@ -214,6 +225,7 @@ impl Serving {
                 None => {
                     self.shared.metrics.table_writes.inc();
                     self.engine.stored(step.evolution.table.clone());
+                    self.shared.nics.send_replace(Arc::new(Names::of(self.engine.table())));
                 }
                 Some(reason) => {
                     self.shared.metrics.table_write_failures.inc();
@@ -235,6 +247,14 @@ impl Serving {
         self.findings.log(&self.engine, &step);
         self.tell(Some(&step));
         wake
+    }
+
+    /// Whole NICs that are in pods. A record of one that was unplugged there says so still; the last look knows better.
+    fn in_pods(&self) -> BTreeMap<DeviceId, InPod> {
+        let is_away = |nic: &LowerLink| self.engine.nic_on_node(nic).is_none();
+        let mut in_pods = nics::in_pods(&self.shared.paths, self.engine.table(), is_away);
+        in_pods.retain(|device, _| !self.usage.dead.contains(device));
+        in_pods
     }
 
     fn publish(&mut self, step: &Step) {
@@ -322,6 +342,12 @@ impl Serving {
         let owned = step.is_none().then(|| self.engine.step(Instant::now()));
         let Some(step) = step.or(owned.as_ref()) else { return };
         let before = self.status.borrow().clone();
+        // The first report is complete: trouble that an agent does not know yet is not over.
+        let registering = self.started.elapsed() < REGISTERED_SOON
+            && registrations.values().any(|registration| *registration == Registration::Pending);
+        if before.is_none() && (registering || !self.has_looked) {
+            return;
+        }
         let view = View {
             engine: &self.engine,
             step,

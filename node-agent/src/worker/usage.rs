@@ -8,6 +8,7 @@ use crate::devices::GRACE;
 use crate::kubelet::directory::Happened;
 use crate::kubelet::podresources::{self, Listing, PodName};
 use crate::kubelet::{Lost, LostLink, Shared};
+use crate::nics::Names;
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::Rtnl;
 use macvtap::paths::Paths;
@@ -44,8 +45,8 @@ pub(super) struct Seen {
 }
 
 /// What is known before the kubelet was asked: enough never to move a device that a pod has.
-pub(super) fn at_start(paths: &Paths, plugins: &Path) -> BTreeSet<DeviceId> {
-    let mut in_use = checkpoint::devices(plugins);
+pub(super) fn at_start(paths: &Paths, plugins: &Path, names: &Names) -> BTreeSet<DeviceId> {
+    let mut in_use = checkpoint::devices(plugins, names);
     in_use.extend(recorded(paths).into_iter().map(|record| record.device));
     in_use
 }
@@ -102,7 +103,8 @@ impl Look {
         if std::mem::replace(&mut self.kubelet_starts, starts) != starts {
             self.kubelet_since = now;
         }
-        let listing = self.ask_kubelet().await;
+        let names = Arc::clone(&self.shared.nics.borrow());
+        let listing = self.ask_kubelet(&names).await;
         let answered = listing.is_some();
         let listed = listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
         let (paths, plugins) = (self.shared.paths.clone(), self.arguments.device_plugin_dir.clone());
@@ -124,7 +126,7 @@ impl Look {
             let mut in_use = match listing {
                 Some(listing) => listing.devices.into_keys().collect(),
                 // Without pod resources its checkpoint is all the kubelet tells; it forgets late, never early.
-                None => checkpoint::devices(&plugins),
+                None => checkpoint::devices(&plugins, &names),
             };
             in_use.extend(recorded(&paths).into_iter().map(|record| record.device));
             let lost = plan
@@ -157,15 +159,12 @@ impl Look {
         self.shared.lost.send_replace(lost);
     }
 
-    async fn ask_kubelet(&mut self) -> Option<Listing> {
+    async fn ask_kubelet(&mut self, names: &Names) -> Option<Listing> {
         let socket = &self.arguments.pod_resources_socket;
         if !socket.exists() {
             return None;
         }
-        let is_ours = |resource: &str, device: &DeviceId| {
-            resource.rsplit_once('/').is_some_and(|(_, name)| name == device.resource().as_str())
-        };
-        match podresources::list(socket, is_ours).await {
+        match podresources::list(socket, |resource, id| names.device(resource, id)).await {
             Ok(listing) => {
                 self.told = false;
                 Some(listing)

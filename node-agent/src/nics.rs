@@ -1,0 +1,145 @@
+//! NICs that pods get as a whole (type `HostDevice`): which the table has, what the kubelet calls them, and which are in
+//! pods now.
+//!
+//! A NIC that left the node's namespace looks like one that was unplugged. The attachment record tells the difference: it
+//! is written before the NIC is moved, and removed after it is back.
+
+use crate::kubelet::podresources::PodName;
+use crate::link::{Hardware, Kind, Link};
+use crate::sysfs;
+use macvtap::device_id::DeviceId;
+use macvtap::paths::Paths;
+use macvtap::pci::PciAddress;
+use macvtap::record::{Attachment, Holder, Nic};
+use macvtap::records;
+use macvtap::table::{DeviceTable, DeviceType, LinkIdentity, LowerLink};
+use macvtap_proto::deviceplugin::ContainerAllocateResponse;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A NIC of the device table.
+#[derive(Clone, Debug)]
+pub struct TableNic<'t> {
+    /// What the kubelet calls it.
+    pub address: PciAddress,
+    /// What it is called among ourselves.
+    pub device: DeviceId,
+    /// The link that it is on the node.
+    pub link: &'t LowerLink,
+    /// The index that is kept for the device, which no link has.
+    pub ifindex: u32,
+}
+
+/// A NIC that is in a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InPod {
+    /// The pod, as far as its runtime told.
+    pub pod: PodName,
+    /// The NIC as it was on the node.
+    pub nic: Nic,
+    /// What the machine still tells of it.
+    pub hardware: Hardware,
+}
+
+/// What the kubelet calls NICs, and what they are called among ourselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names(BTreeMap<(String, PciAddress), DeviceId>);
+
+/// The environment variable that tells a container its NICs.
+pub const VARIABLE: &str = "VIRT-PCI-ADDR";
+
+/// Its value: a comma after each address, also the last one, as virt-network-device-plugin writes it.
+pub fn tell(addresses: impl Iterator<Item = PciAddress>) -> String {
+    addresses.flat_map(|address| [address.to_string(), ",".to_owned()]).collect()
+}
+
+/// The NICs in an answer to Allocate.
+pub fn told(answer: &ContainerAllocateResponse) -> Vec<PciAddress> {
+    let value = answer.envs.get(VARIABLE).map(String::as_str).unwrap_or_default();
+    value.split(',').filter_map(|address| address.parse().ok()).collect()
+}
+
+/// Every NIC of the table that is offered as a whole.
+pub fn of(table: &DeviceTable) -> Vec<TableNic<'_>> {
+    let resources = table.resources.iter().filter(|(_, r)| r.device_type == DeviceType::HostDevice);
+    let links = resources.flat_map(|(name, resource)| resource.links.iter().map(move |link| (name, link)));
+    let nics = links.filter_map(|(name, link)| {
+        let range = link.ranges.first()?;
+        let device = DeviceId::new(name.clone(), range.first_slot);
+        Some(TableNic { address: link.pci?, device, link, ifindex: range.first_ifindex })
+    });
+    nics.collect()
+}
+
+/// The NICs of the table that are in pods, by their records. Reads one small file for each NIC that `is_away`.
+pub fn in_pods(
+    paths: &Paths,
+    table: &DeviceTable,
+    is_away: impl Fn(&LowerLink) -> bool,
+) -> BTreeMap<DeviceId, InPod> {
+    let away = of(table).into_iter().filter(|nic| is_away(nic.link));
+    let found = away.filter_map(|nic| {
+        let record = records::read(paths, &nic.device).ok()??;
+        Some((nic.device, InPod::of(record, Path::new(sysfs::FUNCTIONS))?))
+    });
+    found.collect()
+}
+
+impl InPod {
+    fn of(record: Attachment, functions: &Path) -> Option<Self> {
+        let nic = record.nic?;
+        let pod = match record.holder {
+            Holder::Pod { pod_namespace, pod_name, .. } => {
+                PodName { namespace: pod_namespace, name: pod_name }
+            }
+            Holder::Host => return None,
+        };
+        Some(Self { hardware: sysfs::function(functions, nic.pci), pod, nic })
+    }
+
+    /// The NIC as the link of the node that it was.
+    pub fn link(&self, ifindex: u32) -> Link {
+        let Nic { identity, name, mac, mtu, up, .. } = &self.nic;
+        let (permanent_mac, parent) = match identity {
+            LinkIdentity::Hardware { mac, parent } => (Some(*mac), Some(parent.clone())),
+            LinkIdentity::Name { .. } => (None, self.hardware.parent.clone()),
+        };
+        Link {
+            ifindex,
+            name: name.clone(),
+            altnames: Vec::new(),
+            kind: Kind::Physical,
+            mac: *mac,
+            permanent_mac,
+            mtu: *mtu,
+            admin_up: *up,
+            carrier: *up,
+            master: None,
+            lower: None,
+            passthru: false,
+            hardware: Hardware { parent, ..self.hardware.clone() },
+        }
+    }
+}
+
+impl Names {
+    /// Those of a table.
+    pub fn of(table: &DeviceTable) -> Self {
+        let names = of(table).into_iter().filter_map(|nic| {
+            let prefix = &table.resources.get(nic.device.resource())?.prefix;
+            Some(((format!("{prefix}/{}", nic.device.resource()), nic.address), nic.device))
+        });
+        Self(names.collect())
+    }
+
+    /// The device of ours that the kubelet means. PCI addresses are other plugins' names too, so there the whole name of
+    /// the resource decides.
+    pub fn device(&self, resource: &str, id: &str) -> Option<DeviceId> {
+        if let Ok(address) = id.parse::<PciAddress>() {
+            return self.0.get(&(resource.to_owned(), address)).cloned();
+        }
+        let device: DeviceId = id.parse().ok()?;
+        let name = resource.rsplit_once('/').map_or(resource, |(_, name)| name);
+        (device.resource().as_str() == name).then_some(device)
+    }
+}
