@@ -6,8 +6,8 @@
 use crate::address;
 use crate::ipam::{present, route};
 use crate::protocol::result::Route;
-use macvtap::kernel::Rtnl;
-use macvtap::link::{IfName, Link};
+use macvtap::kernel::{Home, Kernel, Place, Rtnl};
+use macvtap::link::{By, IfName, Link};
 use macvtap::netlink::{Kind, NetlinkError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::AddressFamily;
@@ -35,8 +35,14 @@ pub(super) fn keep(kernel: &mut Rtnl, link: &Link, new: &Route) -> Result<(), Ne
     Ok(())
 }
 
-/// Puts back what gave way to an interface that is gone. Where something else has taken the place, that stays.
+/// Puts back what gave way to an interface, if that is gone. Where something else has taken the place, that stays.
 pub(crate) fn put_back(kernel: &mut Rtnl, ifname: &IfName) {
+    // The call may have failed because of it, and a late DEL of another container leaves it.
+    match kernel.find(Place::Home(Home::Target), &By::Name(ifname.clone())) {
+        Ok(None) => {}
+        Ok(Some(_)) => return,
+        Err(error) => return warn!(%error, "routes that may have given way to the interface's are not back"),
+    }
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         if let Err(error) = put_back_family(kernel, ifname, family) {
             warn!(%error, "routes that had given way to the interface's are not back");

@@ -196,6 +196,9 @@ fn a_default_route_that_was_replaced_comes_back_when_the_interface_goes_or_canno
     call.ok("ADD");
     call.ok("ADD");
     assert!(defaults(&pod).iter().all(|route| route.contains("dev net1")), "{:?}", defaults(&pod));
+    // A call that fails because of this interface, and a late DEL of another container, take nothing away.
+    call.clone().device(1).fails("ADD", 7);
+    call.clone().var("CNI_CONTAINERID", "c0").ok("DEL");
     call.ok("DEL");
     assert_eq!(defaults(&pod), before);
     assert!(!Node::ip(&pod, "route show table all").contains("table 2"), "a copy was left");
