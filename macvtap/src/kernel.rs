@@ -9,6 +9,7 @@ use crate::netlink::{Kind, NetlinkError, Socket};
 use crate::netns::{Netns, NetnsError, NetnsId};
 use crate::record::{Attachment, DeviceNumber, Nic};
 use crate::tap::{self, Node, Sysfs, TapError};
+use crate::uevent::Announcements;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
@@ -78,7 +79,8 @@ pub struct Rtnl {
 struct Pod {
     netns: Netns,
     socket: Socket,
-    sysfs: Sysfs,
+    /// Listens before any link is made. Without it taps are read from sysfs.
+    announcements: Option<Announcements>,
 }
 
 /// The kernel cannot be reached.
@@ -90,9 +92,6 @@ pub enum OpenError {
     /// The pod's namespace cannot be entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    /// No view of sysfs.
-    #[error(transparent)]
-    Tap(#[from] TapError),
 }
 
 impl Rtnl {
@@ -103,9 +102,9 @@ impl Rtnl {
 
     /// [`Home::Target`] is `netns`; the node's namespace is the calling thread's.
     pub fn with_pod(netns: Netns) -> Result<Self, OpenError> {
-        let opened = netns.enter(|| -> Result<_, OpenError> { Ok((Socket::open()?, Sysfs::open()?)) })?;
-        let (socket, sysfs) = opened?;
-        Ok(Self { pod: Some(Pod { netns, socket, sysfs }), ..Self::node()? })
+        let (socket, announcements) = netns.enter(|| (Socket::open(), Announcements::open().ok()))?;
+        let pod = Pod { netns, socket: socket?, announcements };
+        Ok(Self { pod: Some(pod), ..Self::node()? })
     }
 
     /// The pod's namespace.
@@ -218,8 +217,11 @@ impl Kernel for Rtnl {
     }
 
     fn tap(&mut self, home: Home, name: &IfName, index: u32) -> Result<DeviceNumber, TapError> {
-        if let (Home::Target, Some(pod)) = (home, &self.pod) {
-            return pod.sysfs.tap(name, index);
+        if let (Home::Target, Some(pod)) = (home, &mut self.pod) {
+            return match pod.announcements.as_mut().and_then(|announcements| announcements.tap(index)) {
+                Some(number) => Ok(number),
+                None => pod.netns.enter(Sysfs::open)??.tap(name, index),
+            };
         }
         let sysfs = match self.node_sysfs.take() {
             Some(sysfs) => sysfs,

@@ -28,3 +28,4 @@ pub mod records;
 pub mod table;
 pub mod table_file;
 pub mod tap;
+mod uevent;

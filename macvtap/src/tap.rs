@@ -2,11 +2,12 @@
 //!
 //! devtmpfs names a tap by its link's index, in one directory for all namespaces of the machine: two links of one
 //! index in two namespaces (two nodes on one kernel, or a pod that chose the number) fight over one name. So the number
-//! is read from sysfs as the link's own namespace shows it, and the node lies in a directory of ours. A tap is never
-//! opened here: each open file is a queue that swallows its share of the flows.
+//! comes from the link's own namespace, as the kernel announces it there or as its sysfs shows it, and the node lies in a
+//! directory of ours. A tap is never opened here: each open file is a queue that swallows its share of the flows.
 
 use crate::file::{self, FileError};
 use crate::link::IfName;
+use crate::netns::NetnsError;
 use crate::record::DeviceNumber;
 use crate::table::Owner;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, open, openat};
@@ -58,6 +59,9 @@ pub enum TapError {
         "show the sysfs of a network namespace: this kernel cannot mount without a path; use Linux {KERNEL_MIN} or newer"
     )]
     Kernel,
+    /// The namespace cannot be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
     /// The number of a tap could not be read.
     #[error("read the device number of tap{ifindex} from sysfs of {name}")]
     Read {

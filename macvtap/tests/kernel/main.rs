@@ -15,3 +15,4 @@ mod adopt;
 mod collect;
 mod fixtures;
 mod steps;
+mod tap_number;
