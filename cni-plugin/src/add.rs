@@ -6,6 +6,7 @@
 //! An IPAM plugin that asks the network for addresses (dhcp) is run when the link is up.
 //! Whatever fails, what was done before is undone, the IPAM plugin's part too.
 
+mod nic;
 mod raise;
 
 use crate::config::Network;
@@ -36,6 +37,7 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
     let table = target::table(call);
     let id = match target::resolve(call, &network, &table)? {
         Target::Device(id) => id,
+        Target::Nic(id, pci) => return nic::add(call, attachment, &network, &table?, netns, (id, pci)),
         Target::HostLink(name) => return add_host_link(call, attachment, &network, &table, netns, name),
     };
     let table = table?;

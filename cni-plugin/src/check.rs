@@ -10,10 +10,10 @@ use crate::target::{self, Target};
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::{Home, Kernel, Place, Rtnl};
 use macvtap::link::{By, Link};
-use macvtap::record::State;
+use macvtap::record::{self, State};
 use macvtap::table::Owner;
 use macvtap::tap::{self, Node};
-use macvtap::{records, table::Device};
+use macvtap::{host_device, records, table::Device};
 
 /// Serves CHECK.
 pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
@@ -38,8 +38,16 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
     let link = found
         .map_err(|error| CniError::from_chain(Code::Check, &error))?
         .ok_or_else(|| differs(attachment, "is gone"))?;
+    let target = target::resolve(call, &network, &table)?;
+    if !matches!(target, Target::Nic(..)) && !link.is_macvtap() {
+        let kind = link.kind.as_deref().unwrap_or("no virtual link");
+        return Err(differs(attachment, &format!("is no macvtap but {kind}")));
+    }
     compare(attachment, &link, interface)?;
-    if let Target::Device(id) = target::resolve(call, &network, &table)? {
+    if let Target::Nic(id, _) = &target {
+        check_nic(call, attachment, &mut kernel, &link, id)?;
+    }
+    if let Target::Device(id) = target {
         let table = table?;
         let device = target::device(&table, &id)?;
         let owner = Owner {
@@ -56,10 +64,6 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
 }
 
 fn compare(attachment: &Attachment, link: &Link, reported: &Interface) -> Result<(), CniError> {
-    if !link.is_macvtap() {
-        let kind = link.kind.as_deref().unwrap_or("no virtual link");
-        return Err(differs(attachment, &format!("is no macvtap but {kind}")));
-    }
     if !link.up {
         return Err(differs(attachment, "is down"));
     }
@@ -76,6 +80,29 @@ fn compare(attachment: &Attachment, link: &Link, reported: &Interface) -> Result
     }
 }
 
+fn check_nic(
+    call: &Call,
+    attachment: &Attachment,
+    kernel: &mut Rtnl,
+    link: &Link,
+    id: &DeviceId,
+) -> Result<(), CniError> {
+    let record = record(call, attachment, id)?;
+    let nic = record.nic.ok_or_else(|| differs(attachment, &format!("is not the NIC of device {id}")))?;
+    let found = host_device::find(kernel, Place::Home(Home::Target), &nic);
+    match found.map_err(|error| CniError::from_chain(Code::Check, &error))? {
+        Some(found) if found.index == link.index => Ok(()),
+        _ => Err(differs(attachment, &format!("is not NIC {} of device {id}", nic.pci))),
+    }
+}
+
+/// The record of the attachment, which is complete.
+fn record(call: &Call, attachment: &Attachment, id: &DeviceId) -> Result<record::Attachment, CniError> {
+    let found = records::read(&call.paths, id).map_err(|error| CniError::from_chain(Code::Check, &error))?;
+    let theirs = found.filter(|record| record.state == State::Attached && is_theirs(record, attachment));
+    theirs.ok_or_else(|| differs(attachment, &format!("has no attachment record for device {id}")))
+}
+
 fn check_device(
     call: &Call,
     attachment: &Attachment,
@@ -85,13 +112,7 @@ fn check_device(
     device: &Device<'_>,
     owner: Owner,
 ) -> Result<(), CniError> {
-    let unreadable = |error: &dyn std::error::Error| CniError::from_chain(Code::Check, error);
-    let record = records::read(&call.paths, id).map_err(|error| unreadable(&error))?;
-    let record = record.filter(|record| record.state == State::Attached);
-    let record = record.filter(|record| is_theirs(record, attachment));
-    let Some(record) = record else {
-        return Err(differs(attachment, &format!("has no attachment record for device {id}")));
-    };
+    let record = record(call, attachment, id)?;
     if (link.index, link.lower) != (device.ifindex, Some(device.link.ifindex)) {
         return Err(differs(attachment, &format!("is not the link of device {id}")));
     }
@@ -100,8 +121,9 @@ fn check_device(
         let problem = format!("is in mode {mode}, its pool says {}: the pod changed it", device.link.mode);
         return Err(differs(attachment, &problem));
     }
-    let number =
-        kernel.tap(Home::Target, &attachment.ifname, link.index).map_err(|error| unreadable(&error))?;
+    let number = kernel
+        .tap(Home::Target, &attachment.ifname, link.index)
+        .map_err(|error| CniError::from_chain(Code::Check, &error))?;
     let path = call.paths.device_node(link.index);
     let wanted = Node { number, owner };
     if record.tap != Some(number) || tap::node_at(&path) != Some(wanted) {

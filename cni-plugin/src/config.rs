@@ -15,7 +15,14 @@ use std::path::{Component, Path};
 const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65_535;
 
 /// Plugins that must not be run as IPAM: they would run us.
-const NEVER_IPAM: [&str; 4] = ["macvtap", "multus", "multus-shim", "multus-daemon"];
+const NEVER_IPAM: [&str; 5] = ["macvtap", EHOST_DEVICE, "multus", "multus-shim", "multus-daemon"];
+
+/// The other name under which this plugin may be installed: configurations of the ehost-device plugin work unchanged if
+/// they go by `deviceID`.
+const EHOST_DEVICE: &str = "ehost-device";
+
+/// Keys by which that plugin let the configuration choose any NIC of the node.
+const NIC_KEYS: [&str; 3] = ["device", "hwaddr", "kernelpath"];
 
 /// Keys by which other plugins let the configuration choose a file to write to.
 const LOG_KEYS: [&str; 9] =
@@ -107,6 +114,9 @@ impl Document {
     pub fn network(&self, args: &Args, settings: &Settings) -> Result<Network, CniError> {
         let json = &self.json;
         self.refuse_log_keys()?;
+        if json.get("type").and_then(Value::as_str) == Some(EHOST_DEVICE) {
+            self.refuse_nic_keys()?;
+        }
         let ipam = self.ipam(settings)?;
         if ipam.is_none()
             && self.runtime("ips").is_some_and(|ips| ips.as_array().is_none_or(|ips| !ips.is_empty()))
@@ -278,6 +288,31 @@ impl Document {
         let nested = at(self.json.get("args").and_then(|args| args.get("cni")), "args.cni.")?;
         let top = at(Some(&Value::Object(self.json.clone())), "")?;
         Ok(runtime.or(cni_args.transpose()?).or(nested).or(top))
+    }
+
+    /// What has no meaning where the pod gets a whole NIC.
+    pub fn refuse_for_nic(&self) -> Result<(), CniError> {
+        self.refuse_nic_keys()?;
+        let given = |key: &str| self.json.get(key).filter(|value| !value.is_null());
+        let meaningless = ["mode", "owner", "group"].into_iter().find_map(|key| Some((key, given(key)?)));
+        match meaningless {
+            Some((key, value)) => {
+                Err(wrong(key, value, "left out: a whole NIC has neither a macvtap mode nor a device node"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn refuse_nic_keys(&self) -> Result<(), CniError> {
+        let given = |key: &str| self.json.get(key).filter(|value| !value.is_null() && **value != "");
+        match NIC_KEYS.into_iter().find_map(|key| Some((key, given(key)?))) {
+            Some((key, value)) => {
+                let want = "left out: a pod gets the NIC that it was allocated; select the NIC in a resource of type HostDevice \
+                            and name that resource in the annotation k8s.v1.cni.cncf.io/resourceName";
+                Err(wrong(key, value, want))
+            }
+            None => Ok(()),
+        }
     }
 
     fn refuse_log_keys(&self) -> Result<(), CniError> {

@@ -5,14 +5,21 @@ use crate::config::Ipam;
 use crate::ipam::{self, Delegate};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
-use macvtap::detach::{self, Detached};
+use macvtap::detach::{self, DetachError, Detached};
 use macvtap::device_id::DeviceId;
+use macvtap::host_device::ReturnError;
 use macvtap::kernel::{Kernel, Place, Rtnl};
 use macvtap::link::By;
 use macvtap::netns::Netns;
 use macvtap::record::{self, Holder};
 use macvtap::records;
+use std::thread;
+use std::time::{Duration, Instant};
 use tracing::{info, warn};
+
+/// How long a NIC may take from a namespace that ends to the node, and how often it is looked for.
+const NIC_PATIENCE: Duration = Duration::from_secs(5);
+const NIC_PAUSE: Duration = Duration::from_millis(20);
 
 /// Serves DEL. The link goes first, then the addresses are given back, but for a plugin that gives them back through the
 /// link; both are tried, the first error is told.
@@ -81,7 +88,7 @@ fn delete_link(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
     let mine = |record: &record::Attachment| is_theirs(record, attachment);
     let named = call.document.device_id().ok().flatten().and_then(|id| id.parse::<DeviceId>().ok());
     if let Some(id) = &named {
-        match detach::detach(&call.paths, &mut kernel, id, mine).map_err(|error| failed(&error))? {
+        match detach(call, &mut kernel, id, mine)? {
             Detached::Removed(_) => return Ok(()),
             Detached::NotTheirs(_) => {
                 info!(device = %id, "device belongs to another container by now, left alone");
@@ -97,10 +104,31 @@ fn delete_link(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
     match listing.records.iter().find(|record| mine(record)) {
         Some(record) => {
             let device = &record.device;
-            detach::detach(&call.paths, &mut kernel, device, mine).map(drop).map_err(|error| failed(&error))
+            detach(call, &mut kernel, device, mine).map(drop)
         }
         None => delete_unrecorded(&mut kernel, attachment, &listing.records),
     }
+}
+
+/// Undoes the attachment. The kernel ends a namespace in the background, so its NIC may come to light a moment later.
+fn detach(
+    call: &Call,
+    kernel: &mut Rtnl,
+    device: &DeviceId,
+    is_meant: impl Fn(&record::Attachment) -> bool,
+) -> Result<Detached, CniError> {
+    let deadline = Instant::now() + NIC_PATIENCE;
+    loop {
+        match detach::detach(&call.paths, kernel, device, &is_meant) {
+            Err(error) if is_in_transit(&error) && Instant::now() < deadline => thread::sleep(NIC_PAUSE),
+            Err(error) if is_in_transit(&error) => return Err(CniError::from_chain(Code::TryAgain, &error)),
+            outcome => return outcome.map_err(|error| failed(&error)),
+        }
+    }
+}
+
+fn is_in_transit(error: &DetachError) -> bool {
+    matches!(error, DetachError::Nic { source, .. } if matches!(**source, ReturnError::InTransit { .. }))
 }
 
 /// A macvtap under the interface's name that no record knows: the record was lost, or the link was moved here.

@@ -5,6 +5,7 @@ use crate::protocol::error::{CniError, Code};
 use crate::{Call, protocol};
 use macvtap::device_id::DeviceId;
 use macvtap::link::IfName;
+use macvtap::pci::PciAddress;
 use macvtap::table::{Device, DeviceTable, DeviceType};
 use macvtap::table_file;
 
@@ -13,6 +14,8 @@ use macvtap::table_file;
 pub enum Target {
     /// A device of the table.
     Device(DeviceId),
+    /// A NIC of the table, to be given away as a whole.
+    Nic(DeviceId, PciAddress),
     /// Perhaps an existing macvtap of the node, by its name, which may be moved.
     HostLink(IfName),
 }
@@ -32,6 +35,11 @@ pub fn resolve(
     let Some(text) = &network.device_id else {
         return Err(no_device_id());
     };
+    if let Ok(pci) = text.parse::<PciAddress>() {
+        let table = table.as_ref().map_err(Clone::clone)?;
+        let (id, _) = table.host_device(&pci).ok_or_else(|| unknown_nic(pci, table))?;
+        return Ok(Target::Nic(id, pci));
+    }
     let parsed = text.parse::<DeviceId>();
     if let (Ok(id), Ok(table)) = (&parsed, table)
         && table.device(id).is_some()
@@ -55,8 +63,9 @@ pub fn device<'t>(table: &'t DeviceTable, id: &DeviceId) -> Result<Device<'t>, C
     match device.resource.device_type {
         DeviceType::Macvtap => Ok(device),
         DeviceType::HostDevice => {
+            let pci = device.link.pci.map(|pci| format!(", {pci}")).unwrap_or_default();
             let message = format!(
-                "device {id} is a whole NIC (type HostDevice), which this plugin version cannot attach"
+                "network configuration: deviceID {id} is a whole NIC, whose ID is its PCI address{pci}; leave deviceID out of the configuration, Multus fills it in"
             );
             Err(CniError::new(Code::Config, message))
         }
@@ -77,6 +86,17 @@ pub fn unknown_device(id: &DeviceId, table: &DeviceTable) -> CniError {
         protocol::error::Code::Config,
         format!("deviceID {id} is no device of this node: {problem}; {remedy}"),
     )
+}
+
+fn unknown_nic(pci: PciAddress, table: &DeviceTable) -> CniError {
+    let offered = table.resources.values().filter(|resource| resource.device_type == DeviceType::HostDevice);
+    let offered = offered.flat_map(|resource| &resource.links).filter_map(|nic| nic.pci);
+    let offered: Vec<_> = offered.map(|pci| pci.to_string()).collect();
+    let has = if offered.is_empty() { "none".to_owned() } else { offered.join(", ") };
+    let message = format!(
+        "deviceID {pci} is no NIC that this node gives to pods (it gives: {has}); leave deviceID out of the configuration, Multus fills it in, and let the annotation k8s.v1.cni.cncf.io/resourceName of the network name a resource of type HostDevice that the pod requests"
+    );
+    CniError::new(Code::Config, message)
 }
 
 fn no_device_id() -> CniError {

@@ -218,8 +218,8 @@ pub fn begin<'k>(paths: &'k Paths, kernel: &'k mut Rtnl, request: Request) -> Re
     Ok(Begun::New(Box::new(taking)))
 }
 
-/// The link of an attachment that is a whole NIC, in one place.
-pub(crate) fn find<K: Kernel>(kernel: &mut K, place: Place, nic: &Nic) -> Result<Option<Link>, NetlinkError> {
+/// A NIC in one place; none when it is not there.
+pub fn find<K: Kernel>(kernel: &mut K, place: Place, nic: &Nic) -> Result<Option<Link>, NetlinkError> {
     let links = kernel.nics(place)?;
     Ok(links.into_iter().find(|link| link.is(&nic.identity)).map(|found| found.link))
 }

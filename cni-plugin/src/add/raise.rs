@@ -16,7 +16,8 @@ use tracing::info;
 pub(super) trait Raise {
     fn kernel(&mut self) -> &mut Rtnl;
     fn link(&mut self) -> Result<Link, CniError>;
-    fn change(&mut self, change: Change) -> Result<(), CniError>;
+    /// No addresses of the kernel's own: whoever is behind the link has its own.
+    fn keep_silent(&mut self) -> Result<(), CniError>;
     /// UP, where the kernel finds that an address is taken.
     fn up(&mut self) -> Result<(), CniError>;
 }
@@ -38,8 +39,8 @@ impl Raise for DeviceLink<'_> {
         Ok(self.attaching.link()?)
     }
 
-    fn change(&mut self, change: Change) -> Result<(), CniError> {
-        Ok(self.attaching.change(change)?)
+    fn keep_silent(&mut self) -> Result<(), CniError> {
+        Ok(self.attaching.change(Change::NoLinkLocalAddress)?)
     }
 
     /// A derived address that is taken is exchanged for the next candidate.
@@ -69,8 +70,8 @@ impl Raise for Moving<'_> {
         Ok(Moving::link(self)?)
     }
 
-    fn change(&mut self, change: Change) -> Result<(), CniError> {
-        Ok(Moving::change(self, change)?)
+    fn keep_silent(&mut self) -> Result<(), CniError> {
+        Ok(Moving::change(self, Change::NoLinkLocalAddress)?)
     }
 
     fn up(&mut self) -> Result<(), CniError> {
@@ -119,7 +120,7 @@ pub(super) fn raise<'d>(
 ) -> Result<Option<Lease<'d>>, CniError> {
     let lease = match source {
         Source::None => {
-            link.change(Change::NoLinkLocalAddress)?;
+            link.keep_silent()?;
             link.up()?;
             return Ok(None);
         }
