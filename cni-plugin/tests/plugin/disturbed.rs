@@ -212,3 +212,12 @@ fn a_record_that_cannot_be_written_means_no_link() {
     assert!(message.contains("write /") && message.contains("No space left on device"), "{message}");
     assert_eq!(state(&node, &pod), before);
 }
+
+#[test]
+fn an_add_that_hears_of_its_tap_mounts_no_sysfs() {
+    let Some((node, [pod])) = ready().then(node_and_pods).flatten() else { return };
+    let call = Call::new(&node, &pod, "c1");
+    // Unmounting waits for all processors of the node.
+    assert!(call.disturbed("ADD", "fsopen", "error=EIO", 1).is_none());
+    call.ok("DEL");
+}
