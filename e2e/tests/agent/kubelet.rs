@@ -60,7 +60,11 @@ fn no_pod_bound_while_the_kubelet_is_away_is_lost_and_the_agent_leaks_nothing() 
             descriptors.push(agent.descriptors()?);
         }
         ensure!(Agent::on(node)? == agent, "the agent was started anew");
-        ensure!(steady.attachment(stage)? == before, "the running pod was touched");
+        // The kubelet answers for a pod once it has heard of it from the API server, a moment after it started.
+        let after = wait::until("a kubelet that knows the running pod", Duration::from_secs(20), || {
+            steady.attachment(stage).map(Some)
+        })?;
+        ensure!(after == before, "the running pod was touched");
         let open =
             wait::until("no more open files than after the first restart", Duration::from_secs(20), || {
                 let now = agent.descriptors()?;
