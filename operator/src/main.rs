@@ -23,7 +23,8 @@ async fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr);
     match log_format {
         LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
+        // As the agent writes it: one query finds the messages of both.
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
     }
     let shutdown = CancellationToken::new();
     let on_signal = shutdown.clone();
