@@ -9,6 +9,7 @@ use e2e::layout::Checkout;
 use e2e::{ApiServer, Kubectl};
 use macvtap::netns::Netns;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use support::kubelet::{Kubelet, await_true};
@@ -72,6 +73,36 @@ impl Scene {
         }
     }
 
+    /// A pod that an ADD served once, and whose link is nowhere; no tap of this machine has such a number.
+    fn lose(&self, pod: &str, slot: u32) {
+        let device = format!("dataplaneMvp{slot}");
+        let record = json!({
+            "version": 1, "device": device, "state": "Attached",
+            "holder": {
+                "kind": "pod", "containerId": format!("sandbox-of-{pod}"), "ifname": "net1",
+                "podUid": format!("11111111-2222-3333-4444-{slot:012}"), "podNamespace": "default",
+                "podName": pod, "netns": "/run/netns/none", "netnsInode": 1,
+            },
+            "ifindex": 0x0100_0000 + slot, "lowerIfindex": 2, "tap": {"major": 4095, "minor": 1},
+        });
+        std::fs::create_dir_all(self.record(slot).parent().unwrap()).unwrap();
+        std::fs::write(self.record(slot), record.to_string()).unwrap();
+        self.kubelet.add_pod(pod, &device);
+    }
+
+    fn record(&self, slot: u32) -> PathBuf {
+        self.node.path(&format!("/run/macvtap/attachments/dataplaneMvp{slot}"))
+    }
+
+    /// Name of the object and reason of every Event there is.
+    fn events(&self) -> Vec<(String, String)> {
+        let events: Value =
+            serde_json::from_str(&self.kubectl(&["get", "events", "-A", "-o", "json"])).unwrap();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let events = events["items"].as_array().unwrap().iter();
+        events.map(|event| (text(&event["involvedObject"]["name"]), text(&event["reason"]))).collect()
+    }
+
     fn command(&self) -> Command {
         let mut command = self.node.agent_command();
         command.env("KUBECONFIG", self.kubectl.kubeconfig()).args(["--node-name", NODE]);
@@ -100,6 +131,10 @@ fn condition<'s>(entry: &'s Value, kind: &str) -> (&'s str, &'s str) {
     let conditions = entry["conditions"].as_array().unwrap();
     let found = conditions.iter().find(|condition| condition["type"] == kind).unwrap();
     (found["status"].as_str().unwrap(), found["reason"].as_str().unwrap())
+}
+
+fn count(events: &[(String, String)], object: &str, reason: &str) -> usize {
+    events.iter().filter(|(name, why)| name == object && why == reason).count()
 }
 
 #[test]
@@ -231,34 +266,49 @@ fn a_link_that_vanished_under_a_pod_is_counted_and_told_on_the_pod_and_on_the_no
     scene.tell("h1", &[pool("dataplane", &json!({}))]);
     let agent = scene.agent();
     scene.kubelet.await_healthy("dataplane", 20);
-    // A pod that an ADD served once, and whose link is nowhere; no tap of this machine has such a number.
-    let record = json!({
-        "version": 1, "device": "dataplaneMvp3", "state": "Attached",
-        "holder": {
-            "kind": "pod", "containerId": "c", "ifname": "net1", "podUid": "11111111-2222-3333-4444-555555555555",
-            "podNamespace": "default", "podName": "vm", "netns": "/run/netns/none", "netnsInode": 1,
-        },
-        "ifindex": 0x0100_0003, "lowerIfindex": 2, "tap": {"major": 4095, "minor": 1},
-    });
-    let attachments = scene.node.path("/run/macvtap/attachments");
-    std::fs::create_dir_all(&attachments).unwrap();
-    std::fs::write(attachments.join("dataplaneMvp3"), record.to_string()).unwrap();
-    scene.kubelet.add_pod("vm", "dataplaneMvp3");
+    scene.lose("vm", 3);
     let status = scene.await_status("the dead device is counted", |status| status["totals"]["dead"] == 1);
     assert_eq!(condition(&status["pools"][0], "Degraded"), ("True", "DevicesDead"));
     assert_eq!(status["pools"][0]["dead"], 1);
     await_true("pod and node have an Event", || {
-        let events: Value =
-            serde_json::from_str(&scene.kubectl(&["get", "events", "-A", "-o", "json"])).unwrap();
-        let about = |kind: &str, name: &str, reason: &str| {
-            events["items"].as_array().unwrap().iter().any(|event| {
-                let object = &event["involvedObject"];
-                object["kind"] == kind && object["name"] == name && event["reason"] == reason
-            })
-        };
-        about("Pod", "vm", "LinkLost") && about("Node", NODE, "DevicesDead")
+        let events = scene.events();
+        count(&events, "vm", "LinkLost") == 1 && count(&events, NODE, "DevicesDead") == 1
     });
     assert!(agent.log().contains("link lost under a pod"), "{}", agent.log());
-    assert!(attachments.join("dataplaneMvp3").exists(), "the record guards the tap's number");
+    assert!(scene.record(3).exists(), "the record guards the tap's number");
     assert_eq!(metric(&scene.node, r#"macvtap_devices{resource="dataplane",state="dead"}"#), Some(1));
+}
+
+#[test]
+fn a_loss_is_announced_once_also_by_an_agent_that_starts_later() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    scene.tell("h1", &[pool("dataplane", &json!({}))]);
+    let mut agent = scene.agent();
+    scene.kubelet.await_healthy("dataplane", 20);
+    scene.lose("vm", 3);
+    await_true("the loss is announced", || {
+        let events = scene.events();
+        count(&events, "vm", "LinkLost") == 1 && count(&events, NODE, "DevicesDead") == 1
+    });
+    agent.terminate();
+    let _agent = scene.agent();
+    scene.await_status("the agent is back", |status| {
+        status["totals"]["dead"] == 1 && condition(&status["pools"][0], "Ready").0 == "True"
+    });
+    // What the new agent announces comes after what it would announce again.
+    scene.lose("next", 4);
+    scene.tell(
+        "h2",
+        &[pool("dataplane", &json!({})), pool("nowhere", &json!({"links": [{"names": ["no"]}]}))],
+    );
+    await_true("what is new is announced", || {
+        let events = scene.events();
+        count(&events, "next", "LinkLost") == 1 && count(&events, NODE, "NoMatchingLink") > 0
+    });
+    let events = scene.events();
+    assert_eq!((count(&events, "vm", "LinkLost"), count(&events, NODE, "DevicesDead")), (1, 1), "{events:?}");
+    assert_eq!(count(&events, NODE, "AsExpected"), 0, "nothing was well meanwhile: {events:?}");
 }

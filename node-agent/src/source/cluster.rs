@@ -282,8 +282,19 @@ async fn write(
         "status": status,
     });
     let parameters = PatchParams::apply(AGENT_FIELD_MANAGER).force();
-    api.patch_status(node, &parameters, &Patch::Apply(&patch)).await?;
-    Ok(())
+    let Err(refusal) = api.patch_status(node, &parameters, &Patch::Apply(&patch)).await else {
+        return Ok(());
+    };
+    // The server can compare nothing with values of another type than its schema's, and says so by this code; it takes
+    // a status that replaces the one that is there.
+    if !matches!(&refusal, kube::Error::Api(status) if status.code == 500) {
+        return Err(refusal);
+    }
+    let operations = json!([{"op": "add", "path": "/status", "value": status}]);
+    let operations = serde_json::from_value(operations).map_err(kube::Error::SerdeError)?;
+    let parameters =
+        PatchParams { field_manager: Some(AGENT_FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    api.patch_status(node, &parameters, &Patch::<()>::Json(operations)).await.map(drop)
 }
 
 /// Whether nothing changed but numbers of devices in use and the carrier of links whose state is as before.

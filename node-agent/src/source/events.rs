@@ -2,13 +2,18 @@
 //! link.
 
 use crate::kubelet::{Lost, LostLink};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event as PodEvent;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Client;
+use kube::api::{Api, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use macvtap::device_id::DeviceId;
 use macvtap_crds::AGENT_FIELD_MANAGER;
 use macvtap_crds::condition::{self, ConditionType};
 use macvtap_crds::v1alpha1::{MacvtapNodeStateStatus, NodePoolStatus};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use tokio::sync::watch;
 use tracing::debug;
 
@@ -64,17 +69,22 @@ impl Announcer {
     }
 }
 
-/// Writes an Event on each pod that loses a link. An Event that is lost is not written again: the node state counts on.
+/// Writes an Event on each pod that loses a link: once, also when another agent announced it. An Event that is lost is
+/// not written again: the node state counts on.
 pub(super) async fn announce_lost(client: Client, node: String, mut lost: watch::Receiver<Lost>) {
-    let recorder = Recorder::new(client, reporter(&node));
     let mut announced = Lost::new();
     loop {
         let now = lost.borrow_and_update().clone();
         for (device, link) in now.iter().filter(|(device, link)| announced.get(*device) != Some(*link)) {
-            let (event, pod) = lost_event(device, link);
-            if let Err(problem) = recorder.publish(&event, &pod).await {
-                let reason = crate::error_chain(&problem);
-                debug!(%reason, "event not written");
+            let events: Api<PodEvent> = Api::namespaced(client.clone(), &link.pod.namespace);
+            let event = lost_event(&node, device, link, Timestamp::now());
+            match events.create(&PostParams::default(), &event).await {
+                Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+                Err(problem) => {
+                    let reason = crate::error_chain(&problem);
+                    debug!(%reason, "event not written");
+                }
+                Ok(_) => {}
             }
         }
         announced = now;
@@ -84,29 +94,41 @@ pub(super) async fn announce_lost(client: Client, node: String, mut lost: watch:
     }
 }
 
-fn lost_event(device: &DeviceId, link: &LostLink) -> (Event, ObjectReference) {
+/// The Event of one loss. Its name follows from the loss, so that the API server has it once, as long as it keeps
+/// Events: for an hour, if nothing else is set.
+fn lost_event(node: &str, device: &DeviceId, link: &LostLink, now: Timestamp) -> PodEvent {
     let what = link.interface.as_ref().map_or_else(
         || format!("the tap of device {device}"),
         |interface| format!("interface {interface} (device {device})"),
     );
-    let event = Event {
-        type_: EventType::Warning,
-        reason: "LinkLost".to_owned(),
+    // May differ between releases of the standard library: an upgrade then announces the loss again.
+    let mut loss = DefaultHasher::new();
+    (device, &link.pod.name, &link.pod_uid, &link.sandbox).hash(&mut loss);
+    PodEvent {
+        metadata: ObjectMeta {
+            name: Some(format!("macvtap-link-lost.{:016x}", loss.finish())),
+            namespace: Some(link.pod.namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        type_: Some("Warning".to_owned()),
+        reason: Some("LinkLost".to_owned()),
         note: Some(format!(
             "{what} vanished under this pod; delete the pod, only a new one gets a working link"
         )),
-        action: "CheckLink".to_owned(),
-        secondary: None,
-    };
-    let pod = ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Pod".to_owned()),
-        namespace: Some(link.pod.namespace.clone()),
-        name: Some(link.pod.name.clone()),
-        uid: Some(link.pod_uid.clone()).filter(|uid| !uid.is_empty()),
-        ..ObjectReference::default()
-    };
-    (event, pod)
+        action: Some("CheckLink".to_owned()),
+        event_time: Some(MicroTime(now)),
+        regarding: Some(ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(link.pod.namespace.clone()),
+            name: Some(link.pod.name.clone()),
+            uid: Some(link.pod_uid.clone()).filter(|uid| !uid.is_empty()),
+            ..ObjectReference::default()
+        }),
+        reporting_controller: Some(AGENT_FIELD_MANAGER.to_owned()),
+        reporting_instance: Some(node.to_owned()),
+        ..PodEvent::default()
+    }
 }
 
 fn reporter(node: &str) -> Reporter {
