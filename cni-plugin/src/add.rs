@@ -243,7 +243,7 @@ pub(crate) fn open_netns(attachment: &Attachment) -> Result<Netns, CniError> {
 pub(crate) fn open_error(error: &OpenError) -> CniError {
     match error {
         OpenError::Netns(error) => netns_error(error),
-        OpenError::Netlink(_) | OpenError::Tap(_) => CniError::from_chain(Code::Attach, error),
+        OpenError::Netlink(_) => CniError::from_chain(Code::Attach, error),
     }
 }
 
