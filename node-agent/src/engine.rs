@@ -136,7 +136,8 @@ impl Engine {
 
     /// The link of a NIC of the table, while it is on the node.
     pub fn nic_on_node(&self, nic: &LowerLink) -> Option<&Link> {
-        self.inventory.present().find(|link| devices::is_nic(nic, &known(link).1))
+        let mut nics = self.inventory.present().filter(|link| link.kind == Kind::Physical);
+        nics.find(|link| devices::is_nic(nic, &known(link).1))
     }
 
     /// The pod that a NIC is in.

@@ -4,8 +4,9 @@ use super::{DEADLINE, Node, eventually};
 use macvtap_proto::deviceplugin::device_plugin_client::DevicePluginClient;
 use macvtap_proto::deviceplugin::registration_server::{Registration, RegistrationServer};
 use macvtap_proto::deviceplugin::{
-    AllocateRequest, ContainerAllocateRequest, ContainerPreferredAllocationRequest, Device,
-    DevicePluginOptions, Empty, PreStartContainerRequest, PreferredAllocationRequest, RegisterRequest,
+    AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse,
+    ContainerPreferredAllocationRequest, Device, DevicePluginOptions, Empty, PreStartContainerRequest,
+    PreferredAllocationRequest, RegisterRequest,
 };
 use macvtap_proto::podresources::pod_resources_lister_server::{
     PodResourcesLister, PodResourcesListerServer,
@@ -170,13 +171,37 @@ impl Kubelet {
     }
 
     pub(crate) fn add_pod(&self, name: &str, device: &str) {
-        let mut state = self.state.lock().unwrap();
         let resource = device.rsplit_once("Mvp").map_or("", |(resource, _)| resource);
-        state.pods.push((
-            name.to_owned(),
-            format!("macvtap.network.kubevirt.io/{resource}"),
-            device.to_owned(),
-        ));
+        self.add_pod_of(name, resource, device);
+    }
+
+    /// A pod that has a device whose name does not tell the resource.
+    pub(crate) fn add_pod_of(&self, name: &str, resource: &str, id: &str) {
+        let resource = format!("macvtap.network.kubevirt.io/{resource}");
+        self.state.lock().unwrap().pods.push((name.to_owned(), resource, id.to_owned()));
+    }
+
+    /// Allocates whole NICs for one container; gives what the container is told.
+    pub(crate) fn allocate_nics(
+        &self,
+        resource: &str,
+        ids: &[&str],
+    ) -> Result<ContainerAllocateResponse, Status> {
+        self.allocate_nics_of(resource, &[ids]).map(|mut containers| containers.remove(0))
+    }
+
+    /// The same for a pod's containers in one request.
+    pub(crate) fn allocate_nics_of(
+        &self,
+        resource: &str,
+        containers: &[&[&str]],
+    ) -> Result<Vec<ContainerAllocateResponse>, Status> {
+        let mut client = self.client(resource);
+        let requests = containers.iter().map(|ids| ContainerAllocateRequest {
+            devices_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+        });
+        let request = AllocateRequest { container_requests: requests.collect() };
+        Ok(self.block_on(client.allocate(request))?.into_inner().container_responses)
     }
 
     pub(crate) fn remove_pod(&self, name: &str) {

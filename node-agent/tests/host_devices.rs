@@ -1,0 +1,290 @@
+//! Whole NICs and a kubelet. This kernel has no NIC to give away, so the links are made up; what decides, the socket, the
+//! files and the kubelet's side are real. The virtual machines of `e2e/guest-lab` have NICs.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, its helpers too")]
+
+#[cfg(test)]
+mod support;
+
+use base64::Engine as _;
+use macvtap::paths::Paths;
+use macvtap::record::{Attachment, Holder, Nic, State, VERSION};
+use macvtap::table::{DeviceTable, LowerLink};
+use macvtap::{records, table_file};
+use macvtap_crds::v1alpha1::NodePool;
+use macvtap_node_agent::engine::Engine;
+use macvtap_node_agent::kubelet::endpoint::{Registration, Resource};
+use macvtap_node_agent::kubelet::{Ledger, Shared, podresources};
+use macvtap_node_agent::link::{Hardware, Kind, Link};
+use macvtap_node_agent::nics::{self, Names};
+use macvtap_node_agent::offer::Offer;
+use macvtap_node_agent::pool::Pool;
+use macvtap_node_agent::{checkpoint, devices};
+use prost::Message as _;
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use support::kubelet::Kubelet;
+use support::{Node, is_root};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const BOOT: &str = "boot";
+
+const A: &str = "0000:00:0a.0";
+const B: &str = "0000:00:0b.0";
+
+fn nic(ifindex: u32, name: &str, slot: u8) -> Link {
+    Link {
+        ifindex,
+        name: name.to_owned(),
+        altnames: Vec::new(),
+        kind: Kind::Physical,
+        mac: None,
+        permanent_mac: Some([2, 0, 0, 0, 0, slot].try_into().unwrap()),
+        mtu: 1500,
+        admin_up: false,
+        carrier: false,
+        master: None,
+        lower: None,
+        passthru: false,
+        hardware: Hardware {
+            parent: Some(format!("virtio{slot}")),
+            pci_address: Some(format!("0000:00:{slot:02x}.0")),
+            numa_node: Some(u32::from(slot) % 2),
+            ..Hardware::default()
+        },
+    }
+}
+
+/// What an agent does with the resource `nics`, step by step.
+struct Agent {
+    engine: Engine,
+    shared: Arc<Shared>,
+    offer: watch::Sender<Arc<Offer>>,
+    stop: CancellationToken,
+    _happened: watch::Sender<macvtap_node_agent::kubelet::directory::Happened>,
+    runtime: Runtime,
+}
+
+impl Agent {
+    /// Starts with what is on the disk.
+    fn start(node: &Node, links: Vec<Link>) -> Self {
+        let paths = Paths::new(&node.path("/var/lib/macvtap"), &node.path("/run/macvtap"));
+        let table = table_file::load(&paths).unwrap().unwrap_or_else(|| devices::empty(BOOT, false));
+        let shared = Arc::new(Shared {
+            nics: watch::Sender::new(Arc::new(Names::of(&table))),
+            paths,
+            ledger: Ledger::default(),
+            metrics: macvtap_node_agent::metrics::Metrics::default(),
+            allocated: tokio::sync::Notify::new(),
+            lost: watch::Sender::default(),
+        });
+        let pool = json!({
+            "name": "nics", "uid": "u", "generation": 1, "phase": "Active", "resourceName": "nics",
+            "links": [{"kinds": ["Physical"]}], "type": "HostDevice",
+        });
+        let mut engine = Engine::new(table, BOOT.to_owned(), false);
+        engine.pools = vec![Pool::compile(serde_json::from_value::<NodePool>(pool).unwrap()).unwrap()];
+        engine.in_use = checkpoint::devices(&node.plugins(), &shared.nics.borrow());
+        let _ = engine.inventory.reset(links);
+        let first = decide(&mut engine, &shared);
+        let (offer, offered) = watch::channel(Arc::new(first));
+        let (happened, happening) = watch::channel(Default::default());
+        let stop = CancellationToken::new();
+        let resource = Resource {
+            name: "nics".parse().unwrap(),
+            directory: node.plugins(),
+            offer: offered,
+            happened: happening,
+            shared: Arc::clone(&shared),
+            stop: stop.clone(),
+            hand_over: CancellationToken::new(),
+            registered: watch::Sender::new(Registration::Pending),
+        };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.spawn(resource.run());
+        Self { engine, shared, offer, stop, _happened: happened, runtime }
+    }
+
+    /// Lets it decide after something happened.
+    fn step(&mut self) {
+        let offer = decide(&mut self.engine, &self.shared);
+        self.offer.send_replace(Arc::new(offer));
+    }
+
+    fn table(&self) -> &DeviceTable {
+        self.engine.table()
+    }
+
+    fn end(self) {
+        self.stop.cancel();
+        self.runtime.shutdown_timeout(Duration::from_secs(5));
+    }
+}
+
+fn decide(engine: &mut Engine, shared: &Shared) -> Offer {
+    engine.in_use.extend(shared.ledger.recent(devices::GRACE));
+    let is_away = |nic: &LowerLink| engine.nic_on_node(nic).is_none();
+    engine.in_pods = nics::in_pods(&shared.paths, engine.table(), is_away);
+    let mut step = engine.step(Instant::now());
+    table_file::store(&shared.paths, &step.evolution.table).unwrap();
+    engine.stored(step.evolution.table);
+    shared.nics.send_replace(Arc::new(Names::of(engine.table())));
+    step.offers.remove(&"nics".parse().unwrap()).unwrap()
+}
+
+/// The record of a pod that has the NIC at this address, as the plugin writes it before it moves the NIC.
+fn record(agent: &Agent, address: &str) -> Attachment {
+    let (device, known) = agent.table().host_device(&address.parse().unwrap()).unwrap();
+    Attachment {
+        version: VERSION,
+        device,
+        holder: Holder::Pod {
+            container_id: "c".into(),
+            ifname: "net1".into(),
+            pod_uid: "u".into(),
+            pod_namespace: "default".into(),
+            pod_name: "vm".into(),
+            netns: "/run/netns/vm".into(),
+            netns_inode: 1,
+        },
+        state: State::Creating,
+        ifindex: known.link.ifindex,
+        lower_ifindex: known.link.ifindex,
+        mac: None,
+        tap: None,
+        netns_id: None,
+        network: Some("nics".into()),
+        nic: Some(Nic {
+            pci: address.parse().unwrap(),
+            identity: known.link.identity.clone(),
+            name: known.link.name.clone(),
+            mac: None,
+            mtu: 1500,
+            up: false,
+            promiscuous: false,
+            all_multicast: false,
+            alias: None,
+        }),
+    }
+}
+
+fn list(kubelet: &Kubelet, healthy: usize) -> Vec<(String, String, i64)> {
+    let devices = kubelet.await_healthy("nics", healthy).devices.unwrap();
+    let described = devices.into_iter().map(|device| {
+        let node = device.topology.map_or(-1, |topology| topology.nodes[0].id);
+        (device.id, device.health, node)
+    });
+    described.collect()
+}
+
+#[test]
+fn nics_are_listed_by_pci_address_with_their_memory_node_and_allocated_without_a_device_node() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let kubelet = Kubelet::start(&node);
+    let agent = Agent::start(&node, vec![nic(3, "eth1", 0xa), nic(4, "eth2", 0xb)]);
+    let healthy = |id: &str, node| (id.to_owned(), "Healthy".to_owned(), node);
+    assert_eq!(list(&kubelet, 2), [healthy(A, 0), healthy(B, 1)]);
+    assert!(!kubelet.plugin("nics").unwrap().options.pre_start_required);
+    let told = kubelet.allocate_nics("nics", &[B, A]).unwrap();
+    assert_eq!(told.envs, [("VIRT-PCI-ADDR".to_owned(), format!("{B},{A},"))].into());
+    assert_eq!((told.devices.len(), told.mounts.len()), (0, 0));
+    let told = kubelet.allocate_nics_of("nics", &[&[A], &[B]]).unwrap();
+    assert_eq!(told[1].envs, [("VIRT-PCI-ADDR".to_owned(), format!("{B},"))].into(), "not its own only");
+    assert_eq!(kubelet.prefer("nics", &[B, A], 1), [A]);
+    kubelet.pre_start("nics", &[A]).unwrap();
+    for (ids, reason) in [
+        (&["0000:00:0c.0"][..], "0000:00:0c.0 is not offered"),
+        (&[A, "0000:00:0c.0"], "0000:00:0c.0 is not offered"),
+        (&["nicsMvp0"], "not a PCI address"),
+        (&[A, A], "asked for twice"),
+    ] {
+        let refused = kubelet.allocate_nics("nics", ids).unwrap_err();
+        assert!(refused.message().contains(reason), "{}", refused.message());
+    }
+    assert_eq!(kubelet.registrations(), 1, "the agent has lost its stream");
+    agent.end();
+}
+
+#[test]
+fn a_nic_in_a_pod_stays_allocatable_to_the_kubelet_over_a_restart_of_the_agent_and_one_unplugged_does_not() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let kubelet = Kubelet::start(&node);
+    let mut agent = Agent::start(&node, vec![nic(3, "eth1", 0xa), nic(4, "eth2", 0xb)]);
+    let before = list(&kubelet, 2);
+    let told = kubelet.allocate_nics("nics", &[A]).unwrap();
+    let record = record(&agent, A);
+    records::write(&agent.shared.paths, &record).unwrap();
+    let _ = agent.engine.inventory.remove(3);
+    agent.step();
+    assert_eq!(list(&kubelet, 2), before);
+    let table = agent.table().clone();
+    agent.end();
+
+    // All that a new agent knows of the pod is what the kubelet and the plugin have noted.
+    note(&node, &told.encode_to_vec());
+    let mut agent = Agent::start(&node, vec![nic(4, "eth2", 0xb)]);
+    let listed: Vec<_> = list(&kubelet, 2).into_iter().map(|(id, health, _)| (id, health)).collect();
+    assert_eq!(listed, [A, B].map(|id| (id.to_owned(), "Healthy".to_owned())));
+    assert_eq!(*agent.table(), table);
+    assert_eq!(agent.engine.in_use, [record.device.clone()].into());
+
+    // Somebody unplugs it there: the plugin's record is gone with it.
+    records::remove(&agent.shared.paths, &record).unwrap();
+    agent.step();
+    let unhealthy = kubelet.await_healthy("nics", 1).devices.unwrap();
+    assert_eq!(unhealthy.iter().find(|device| device.id == A).unwrap().health, "Unhealthy");
+    assert!(kubelet.allocate_nics("nics", &[A]).unwrap_err().message().contains("eth1"));
+
+    // It comes back under another index and name; to the kubelet it is what it was.
+    let _ = agent.engine.inventory.apply(nic(9, "dev3", 0xa));
+    agent.step();
+    list(&kubelet, 2);
+    let (device, known) = agent.table().host_device(&A.parse().unwrap()).unwrap();
+    assert_eq!((device, known.link.ifindex), (record.device, 9));
+    agent.end();
+}
+
+/// What the kubelet writes down of a container with a NIC of ours, beside one with another plugin's.
+fn note(node: &Node, answer: &[u8]) {
+    let answer = base64::engine::general_purpose::STANDARD.encode(answer);
+    let entry = |resource: &str, id: &str, answer: &str| {
+        json!({"PodUID": "u", "ContainerName": "c", "ResourceName": resource,
+               "DeviceIDs": {"0": [id]}, "AllocResp": answer})
+    };
+    let entries = [entry("macvtap.network.kubevirt.io/nics", A, &answer), entry("intel.com/sriov", B, "")];
+    let note = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1});
+    let path: PathBuf = node.plugins().join("kubelet_internal_checkpoint");
+    std::fs::write(path, note.to_string()).unwrap();
+}
+
+#[test]
+fn the_kubelets_pods_are_known_by_the_pci_addresses_of_their_nics_and_other_plugins_are_left_alone() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    let kubelet = Kubelet::start(&node);
+    let agent = Agent::start(&node, vec![nic(3, "eth1", 0xa), nic(4, "eth2", 0xb)]);
+    list(&kubelet, 2);
+    kubelet.add_pod_of("vm", "nics", A);
+    kubelet.add_pod_of("stranger", "sriov", B);
+    let socket = node.path("/var/lib/kubelet/pod-resources/kubelet.sock");
+    let names = Arc::clone(&agent.shared.nics.borrow());
+    let listing =
+        kubelet.block_on(podresources::list(&socket, |resource, id| names.device(resource, id))).unwrap();
+    let devices: Vec<String> = listing.devices.keys().map(ToString::to_string).collect();
+    assert_eq!(devices, ["nicsMvp0"]);
+    assert_eq!(listing.pods.len(), 2);
+    agent.end();
+}
