@@ -23,8 +23,11 @@ pub struct Observation<'o> {
     pub records: &'o [Attachment],
     /// Devices whose record cannot be read.
     pub damaged: &'o [DeviceId],
-    /// What the kubelet says; none when it says nothing.
+    /// What the kubelet says; none when it says nothing. It was asked after the records were read: what is recorded
+    /// and not in it had its device before, not since.
     pub listing: Option<&'o Listing>,
+    /// Devices that were handed out and that the kubelet may not list yet.
+    pub allocated: &'o BTreeSet<DeviceId>,
     /// The pod we run in, if we know it. A kubelet that does not list it does not list everything.
     pub own_pod: Option<&'o PodName>,
     /// Since when this kubelet is up, as far as we saw.
@@ -44,8 +47,16 @@ pub trait Liveness {
 /// Remembers since when each record has been without a pod, and each pod's device without a record.
 #[derive(Debug, Default)]
 pub struct Collector {
-    missing: BTreeMap<DeviceId, Instant>,
+    missing: BTreeMap<DeviceId, Missing>,
     unrecorded: BTreeMap<DeviceId, Instant>,
+}
+
+/// A device that no pod has.
+#[derive(Debug)]
+struct Missing {
+    /// Whom its record names; none if that cannot be read.
+    holder: Option<Holder>,
+    since: Instant,
 }
 
 /// What is to be done.
@@ -82,7 +93,7 @@ impl Collector {
                 // The device is another pod's by now: its ADD takes over, its Allocate removes a tap without network.
                 Some(_) => {}
                 None => {
-                    let waited = self.waited(&record.device, seen.now, &mut missing);
+                    let waited = self.waited(&record.device, Some(&record.holder), seen, &mut missing);
                     if waited && (trusted(seen, listing) || is_shell(record, alive)) {
                         plan.leftovers.push(record.clone());
                     }
@@ -93,7 +104,7 @@ impl Collector {
             let Some(listing) = seen.listing.filter(|listing| !listing.devices.contains_key(device)) else {
                 continue;
             };
-            if self.waited(device, seen.now, &mut missing) && trusted(seen, listing) {
+            if self.waited(device, None, seen, &mut missing) && trusted(seen, listing) {
                 plan.unreadable.push(device.clone());
             }
         }
@@ -102,11 +113,22 @@ impl Collector {
         plan
     }
 
-    /// Whether the device has been without a pod for long enough; notes since when.
-    fn waited(&self, device: &DeviceId, now: Instant, missing: &mut BTreeMap<DeviceId, Instant>) -> bool {
-        let since = self.missing.get(device).copied().unwrap_or(now);
-        missing.insert(device.clone(), since);
-        now.saturating_duration_since(since) >= PATIENCE
+    /// Whether the device has been without a pod, and the same pod's, for long enough; notes since when.
+    fn waited(
+        &self,
+        device: &DeviceId,
+        holder: Option<&Holder>,
+        seen: &Observation<'_>,
+        missing: &mut BTreeMap<DeviceId, Missing>,
+    ) -> bool {
+        // It is a new pod's, whatever is recorded.
+        if seen.allocated.contains(device) {
+            return false;
+        }
+        let before = self.missing.get(device).filter(|before| before.holder.as_ref() == holder);
+        let since = before.map_or(seen.now, |before| before.since);
+        missing.insert(device.clone(), Missing { holder: holder.cloned(), since });
+        seen.now.saturating_duration_since(since) >= PATIENCE
     }
 
     fn unrecorded(&mut self, seen: &Observation<'_>) -> Vec<(DeviceId, PodName)> {
@@ -214,6 +236,7 @@ mod tests {
                 records: std::slice::from_ref(record),
                 damaged: &[],
                 listing,
+                allocated: &BTreeSet::new(),
                 own_pod: own,
                 kubelet_since: start,
                 now: start + Duration::from_secs(up + seconds),
@@ -254,6 +277,45 @@ mod tests {
         assert_eq!(second.leftovers, [record]);
     }
 
+    /// What a second look undoes that sees another record of the device, or an allocation.
+    fn undone_after(later: &Attachment, allocated: &BTreeSet<DeviceId>) -> Vec<Attachment> {
+        let (start, agent, nobody) = (Instant::now(), pod("agent"), BTreeSet::new());
+        let listing = listing(&[], &["agent"]);
+        let earlier = record(State::Attached);
+        let mut collector = Collector::default();
+        let looks = [(&earlier, &nobody, 100), (later, allocated, 120)];
+        let plans = looks.map(|(record, allocated, seconds)| {
+            let seen = Observation {
+                records: std::slice::from_ref(record),
+                damaged: &[],
+                listing: Some(&listing),
+                allocated,
+                own_pod: Some(&agent),
+                kubelet_since: start,
+                now: start + Duration::from_secs(seconds),
+            };
+            collector.plan(&seen, &ALIVE).leftovers
+        });
+        let [_, second] = plans;
+        second
+    }
+
+    #[test]
+    fn the_wait_for_a_former_pod_does_not_count_against_the_next_one() {
+        let mut next = record(State::Attached);
+        assert_eq!(undone_after(&next, &BTreeSet::new()), std::slice::from_ref(&next));
+        if let Holder::Pod { pod_name, container_id, .. } = &mut next.holder {
+            (*pod_name, *container_id) = ("next".into(), "d".into());
+        }
+        assert_eq!(undone_after(&next, &BTreeSet::new()), []);
+    }
+
+    #[test]
+    fn a_device_that_was_just_allocated_is_left_alone_although_the_kubelet_does_not_list_it() {
+        let record = record(State::Attached);
+        assert_eq!(undone_after(&record, &[record.device.clone()].into()), []);
+    }
+
     #[test]
     fn a_live_link_is_left_alone_while_the_kubelets_list_may_be_incomplete() {
         let record = record(State::Attached);
@@ -292,6 +354,7 @@ mod tests {
                     records: &[],
                     damaged: std::slice::from_ref(&device),
                     listing: Some(listing),
+                    allocated: &BTreeSet::new(),
                     own_pod: Some(&agent),
                     kubelet_since: start,
                     now: start + Duration::from_secs(up + seconds),

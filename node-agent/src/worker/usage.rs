@@ -104,19 +104,24 @@ impl Look {
             self.kubelet_since = now;
         }
         let names = Arc::clone(&self.shared.nics.borrow());
+        let paths = self.shared.paths.clone();
+        // Before the kubelet is asked: what is recorded later may be of a pod that its answer does not know.
+        let recorded_before = tokio::task::spawn_blocking(move || all_recorded(&paths)).await.ok()?;
         let listing = self.ask_kubelet(&names).await;
         let answered = listing.is_some();
         let listed = listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
         let (paths, plugins) = (self.shared.paths.clone(), self.arguments.device_plugin_dir.clone());
         let mut collector = std::mem::take(&mut self.collector);
         let (own_pod, since) = (self.own_pod.clone(), self.kubelet_since);
+        let allocated = self.shared.ledger.recent(GRACE).into_iter().collect();
         // Files, and deletions that take the kernel 20 ms each: off the thread that answers the kubelet.
         let looked = tokio::task::spawn_blocking(move || {
-            let (records, damaged) = all_recorded(&paths);
+            let (records, damaged) = recorded_before;
             let seen = Observation {
                 records: &records,
                 damaged: &damaged,
                 listing: listing.as_ref(),
+                allocated: &allocated,
                 own_pod: own_pod.as_ref(),
                 kubelet_since: since,
                 now,
