@@ -4,6 +4,7 @@ pub mod directory;
 pub mod endpoint;
 pub mod podresources;
 mod service;
+pub mod socket;
 
 pub use service::{Ledger, Lost, LostLink, Shared};
 

@@ -9,8 +9,7 @@ mod usage;
 use crate::args::{LogFormat, Run};
 use crate::engine::Engine;
 use crate::install::PluginName;
-use crate::kubelet::endpoint;
-use crate::kubelet::{Ledger, Shared, directory};
+use crate::kubelet::{Ledger, Shared, directory, socket};
 use crate::lock::{self, NodeLock, NodeLockError};
 use crate::metrics::Metrics;
 use crate::netlink::{self, News};
@@ -146,7 +145,7 @@ async fn lead(
         lost: watch::Sender::default(),
         nics: watch::Sender::new(Arc::new(Names::of(&table))),
     });
-    endpoint::remove_dead_sockets(&arguments.device_plugin_dir);
+    socket::remove_dead(&arguments.device_plugin_dir, socket::PREFIX).await;
     let (happened_sender, happened) = watch::channel(directory::Happened::default());
     tokio::spawn(directory::watch(arguments.device_plugin_dir.clone(), happened_sender));
     let (news_sender, news) = mpsc::channel::<News>(NEWS);

@@ -5,28 +5,22 @@
 
 use super::directory::Happened;
 use super::service::{Decoy, Service, Shared, StreamEvent, options};
-use super::{KUBELET_SOCKET, VERSION};
+use super::{KUBELET_SOCKET, VERSION, socket};
 use crate::offer::Offer;
 use macvtap::device_id::ResourceName;
 use macvtap::table::TapOnly;
 use macvtap_proto::deviceplugin::RegisterRequest;
 use macvtap_proto::deviceplugin::device_plugin_server::DevicePluginServer;
 use macvtap_proto::deviceplugin::registration_client::RegistrationClient;
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Endpoint, Server};
 use tracing::{debug, info, warn};
-
-/// What every socket of ours is called first.
-const PREFIX: &str = "mvt-";
 
 /// How long the kubelet may take to answer. It calls back before it does.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -80,12 +74,8 @@ pub enum Registration {
 /// A registration failed.
 #[derive(Debug, thiserror::Error)]
 enum EndpointError {
-    #[error("make socket {}", path.display())]
-    Bind {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Bind(#[from] socket::BindError),
     #[error("reach the kubelet at {}; is it running?", path.display())]
     Connect {
         path: PathBuf,
@@ -102,7 +92,7 @@ impl EndpointError {
     fn registration(&self, reason: String) -> Registration {
         match self {
             Self::Connect { .. } | Self::Silent => Registration::Unreachable(reason),
-            Self::Bind { .. } | Self::Refused(_) => Registration::Failed(reason),
+            Self::Bind(_) | Self::Refused(_) => Registration::Failed(reason),
         }
     }
 }
@@ -197,9 +187,7 @@ impl Resource {
     }
 
     fn serve(&self) -> Result<Served, EndpointError> {
-        let path = self.directory.join(socket_name(&self.name));
-        let bind = |source| EndpointError::Bind { path: path.clone(), source };
-        let listener = UnixListener::bind(&path).map_err(bind)?;
+        let (path, listener) = socket::bind(&self.directory, &self.name)?;
         let ended = CancellationToken::new();
         let (sender, streams) = mpsc::unbounded_channel();
         let service = Service {
@@ -282,8 +270,7 @@ impl Resource {
     /// successor's registration with it: the kubelet looks a lost stream's plugin up by the resource's name. A
     /// registration that fails removes that entry and nothing else; allocations still come here.
     async fn make_room(&self, served: &Served) {
-        let path = self.directory.join(socket_name(&self.name));
-        if let Ok(listener) = UnixListener::bind(&path) {
+        if let Ok((path, listener)) = socket::bind(&self.directory, &self.name) {
             let refusing = Server::builder().add_service(DevicePluginServer::new(Decoy));
             let decoy = tokio::spawn(refusing.serve_with_incoming(UnixListenerStream::new(listener)));
             let tap_only = self.offer.borrow().tap_only;
@@ -335,67 +322,5 @@ impl Resource {
             () = tokio::time::sleep(wait) => true,
             _ = self.happened.changed() => true,
         }
-    }
-}
-
-/// `mvt-<8 hex digits of the resource>-<8 of this socket>.sock`: short enough for any resource (107 bytes with the
-/// directory), and never an earlier socket's name.
-fn socket_name(resource: &ResourceName) -> String {
-    let stable = resource
-        .as_str()
-        .bytes()
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let mut random = RandomState::new().build_hasher();
-    random.write_u32(std::process::id());
-    let instance = random.finish() & 0xffff_ffff;
-    format!("{PREFIX}{stable:08x}-{instance:08x}.sock")
-}
-
-/// Removes sockets of ours that nobody serves any more.
-pub fn remove_dead_sockets(directory: &Path) {
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let ours = name.to_str().is_some_and(|name| name.starts_with(PREFIX));
-        let path = entry.path();
-        let refused = || {
-            let connected = std::os::unix::net::UnixStream::connect(&path);
-            connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-        };
-        if ours && refused() {
-            let _ = std::fs::remove_file(&path);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn socket_names_fit_are_of_one_resource_and_never_come_again() {
-        let resource: ResourceName = "a".repeat(63).parse().unwrap();
-        let (one, two) = (socket_name(&resource), socket_name(&resource));
-        assert_ne!(one, two);
-        assert_eq!(one[..13], two[..13]);
-        assert_eq!(one.len(), "mvt-01234567-01234567.sock".len());
-        assert!(format!("/var/lib/kubelet/device-plugins/{one}").len() <= 107);
-        assert_ne!(one[..13], socket_name(&"b".parse().unwrap())[..13]);
-    }
-
-    #[test]
-    fn only_dead_sockets_of_ours_are_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        let bind = |name: &str| std::os::unix::net::UnixListener::bind(path(name)).unwrap();
-        let _alive = bind("mvt-00000000-00000001.sock");
-        drop(bind("mvt-00000000-00000002.sock"));
-        drop(bind("kubelet.sock"));
-        remove_dead_sockets(dir.path());
-        assert!(path("mvt-00000000-00000001.sock").exists());
-        assert!(!path("mvt-00000000-00000002.sock").exists());
-        assert!(path("kubelet.sock").exists());
     }
 }
