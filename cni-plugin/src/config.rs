@@ -219,12 +219,13 @@ impl Document {
         }
     }
 
-    /// The attachments a GC keeps, as container ID and interface.
+    /// The attachments a GC keeps, as container ID and interface. The reference library leaves the list out, or writes
+    /// `null`, where none is to stay.
     pub fn valid_attachments(&self) -> Result<Vec<(String, String)>, CniError> {
         const KEY: &str = "cni.dev/valid-attachments";
         let want = "a list of {containerID, ifname}, which the runtime fills in";
-        let Some(list) = self.json.get(KEY) else {
-            return Err(wrong(KEY, &Value::Null, want));
+        let Some(list) = self.json.get(KEY).filter(|list| !list.is_null()) else {
+            return Ok(Vec::new());
         };
         let entries = list.as_array().ok_or_else(|| wrong(KEY, list, want))?;
         let pair = |entry: &Value| {

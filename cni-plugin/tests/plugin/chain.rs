@@ -1,12 +1,11 @@
 //! The plugin among others in a list, called as a runtime calls a list: in order, each with the result of the one before.
 
-use crate::support::{Answer, Holder, Node, has_plugins, link, node_and_pods};
+use crate::reference::programs;
+use crate::support::{Answer, Holder, Node, link, node_and_pods};
 use serde_json::{Value, json};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
-
-const PLUGINS: &str = "/usr/lib/cni";
 
 /// A list of plugins for one interface of a pod.
 struct Chain<'n> {
@@ -27,14 +26,14 @@ impl Chain<'_> {
         let kind = plugin["type"].as_str().unwrap();
         let program = match kind {
             "macvtap" => env!("CARGO_BIN_EXE_macvtap").into(),
-            _ => Path::new(PLUGINS).join(kind),
+            _ => programs().join(kind),
         };
         let mut process = self.node.command(program.to_str().unwrap());
         process.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs([
             ("CNI_COMMAND", command),
             ("CNI_CONTAINERID", "c1"),
             ("CNI_IFNAME", "net1"),
-            ("CNI_PATH", PLUGINS),
+            ("CNI_PATH", programs().to_str().unwrap()),
         ]);
         process.env("CNI_NETNS", &self.netns);
         let mut child =
@@ -52,9 +51,7 @@ impl Chain<'_> {
     }
 
     fn check(&self, result: &Value) -> Vec<Answer> {
-        // portmap's looks for IPv6 rules also where there is no IPv6 address.
-        let checked = self.plugins.iter().filter(|plugin| plugin["type"] != "portmap");
-        checked.map(|plugin| self.call(plugin, "CHECK", Some(result))).collect()
+        self.plugins.iter().map(|plugin| self.call(plugin, "CHECK", Some(result))).collect()
     }
 
     fn del(&self, result: &Value) {
@@ -74,7 +71,7 @@ fn chain<'n>(node: &'n Node, pod: &Holder, version: &'static str, names: &[&str]
         json!({"type": "loopback"}),
         json!({"type": "macvtap", "deviceID": "dataplaneMvp0", "ipam": ipam}),
         json!({"type": "tuning", "sysctl": {"net.ipv4.conf.net1.arp_filter": "1"}, "mac": "02:00:00:00:00:42"}),
-        json!({"type": "portmap", "runtimeConfig": ports}),
+        json!({"type": "portmap", "backend": "iptables", "runtimeConfig": ports}),
     ];
     let plugins =
         all.into_iter().filter(|plugin| names.contains(&plugin["type"].as_str().unwrap())).collect();
@@ -87,7 +84,7 @@ fn the_plugin_takes_and_gives_results_in_a_list_of_others() {
     for (version, names, place) in
         [("0.4.0", ["loopback", "macvtap", "tuning"], 1), ("1.0.0", ["macvtap", "tuning", "portmap"], 0)]
     {
-        let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
+        let Some((node, [pod])) = node_and_pods() else { return };
         let before = node.traces();
         let chain = chain(&node, &pod, version, &names);
         let result = chain.add();
@@ -120,7 +117,7 @@ fn the_plugin_takes_and_gives_results_in_a_list_of_others() {
 
 #[test]
 fn a_list_that_fails_later_is_taken_back() {
-    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
+    let Some((node, [pod])) = node_and_pods() else { return };
     let before = node.traces();
     let mut chain = chain(&node, &pod, "1.0.0", &["loopback", "macvtap", "tuning"]);
     chain.plugins[2] = json!({"type": "tuning", "sysctl": {"net.ipv4.conf.net1.no_such_key": "1"}});

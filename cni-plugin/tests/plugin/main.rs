@@ -19,5 +19,6 @@ mod ipam;
 mod kube_ovn;
 mod protocol;
 mod races;
+mod reference;
 mod sandbox;
 mod wire;

@@ -68,6 +68,12 @@ impl<'n> Call<'n> {
         self
     }
 
+    /// With a value as it is, also `null`.
+    pub(crate) fn raw(mut self, key: &str, value: Value) -> Self {
+        self.config[key] = value;
+        self
+    }
+
     pub(crate) fn device(self, slot: u32) -> Self {
         self.with(json!({"deviceID": format!("dataplaneMvp{slot}")}))
     }
