@@ -6,7 +6,8 @@ use crate::metrics::Controller;
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -27,11 +28,11 @@ pub enum AdminError {
         address: SocketAddr,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The server ended.
     #[error("serve probes and metrics")]
-    Serve(#[source] std::io::Error),
+    Serve(#[source] io::Error),
 }
 
 /// What the probes tell.
@@ -64,14 +65,26 @@ impl Health {
     }
 }
 
-/// Takes the address.
+/// Takes the address. `[::]` means all addresses of both families, and those of IPv4 where the kernel has no IPv6: the
+/// kubelet probes a pod's first address, of whichever family that is.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, AdminError> {
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| AdminError::Listen { address, source })?;
+    let mut bound = TcpListener::bind(address).await;
+    if let Some(other) = bound.as_ref().err().and_then(|error| without_ipv6(address, error)) {
+        bound = TcpListener::bind(other).await;
+    }
+    let listener = bound.map_err(|source| AdminError::Listen { address, source })?;
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "serving probes and metrics");
     }
     Ok(listener)
+}
+
+/// What to take instead of all addresses when the kernel has no IPv6. It says that in more than one way, but not that the
+/// port is taken or forbidden.
+fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let other = matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied);
+    let all = address.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED);
+    (all && !other).then(|| (Ipv4Addr::UNSPECIFIED, address.port()).into())
 }
 
 /// Serves until the shutdown: alive while the election goes on, ready once the caches are filled, leading or not.
@@ -104,6 +117,26 @@ pub async fn serve(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn all_addresses_are_those_of_both_families() {
+        let listener = listen("[::]:0".parse().unwrap()).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    }
+
+    #[test]
+    fn only_all_addresses_are_replaced_and_only_where_there_is_no_ipv6() {
+        let error = io::Error::from;
+        let all: SocketAddr = "[::]:8080".parse().unwrap();
+        let instead = Some("0.0.0.0:8080".parse().unwrap());
+        // EAFNOSUPPORT has no kind of its own.
+        assert_eq!(without_ipv6(all, &io::Error::from_raw_os_error(97)), instead);
+        assert_eq!(without_ipv6(all, &error(io::ErrorKind::AddrNotAvailable)), instead);
+        assert_eq!(without_ipv6(all, &error(io::ErrorKind::AddrInUse)), None);
+        let one = "[::1]:8080".parse().unwrap();
+        assert_eq!(without_ipv6(one, &error(io::ErrorKind::AddrNotAvailable)), None);
+    }
 
     #[test]
     fn the_probes_tell_the_truth() {
