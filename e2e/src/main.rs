@@ -118,7 +118,7 @@ enum Command {
         #[arg(long)]
         matching: Option<String>,
     },
-    /// Measure the CNI plugin as it is shipped
+    /// Measure plugin and agent as they are shipped
     Bench,
     /// Measure how long many pods with a macvtap take on a cluster, beside a plugin that does nothing
     BenchPods(bench_pods::Size),
