@@ -60,7 +60,8 @@ pub struct PoolSettings {
     /// When a link's devices count as healthy.
     #[serde(default)]
     pub health: Health,
-    /// What a device is: Macvtap (a macvtap on the link) or HostDevice (the whole NIC). Immutable.
+    /// What a device is: Macvtap (a macvtap on the link) or HostDevice (the NIC itself, which moves into the pod and is
+    /// known by its PCI address). Immutable.
     #[serde(default, rename = "type")]
     pub device_type: DeviceType,
     /// Settings of type Macvtap; absent means all defaults.
@@ -170,7 +171,8 @@ pub enum Topology {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Health {
-    /// Required: a link without carrier is unhealthy. Ignored: carrier does not matter.
+    /// Required: a link without carrier is unhealthy; a NIC of type HostDevice only while it is on. Ignored: carrier does not
+    /// matter.
     pub carrier: Carrier,
     /// Seconds a link must be without carrier before its devices become unhealthy.
     #[schemars(range(min = 0, max = 3600))]
