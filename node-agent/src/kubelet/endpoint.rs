@@ -126,15 +126,17 @@ impl Resource {
         let mut failures: u32 = 0;
         loop {
             let begun = Instant::now();
-            let end = match self.once().await {
+            // Everything before this moment concerns an earlier socket.
+            let before = *self.happened.borrow_and_update();
+            let end = match self.once(before).await {
                 Ok(end) => end,
                 Err(error) => {
                     let reason = crate::error_chain(&error);
                     if failures == 0 {
                         warn!(resource = %self.name, %reason, "resource not registered, trying again");
                     }
-                    self.registered.send_replace(error.registration(reason));
-                    if self.pause(&mut failures).await {
+                    self.tell(error.registration(reason));
+                    if self.pause(&mut failures, before).await {
                         continue;
                     }
                     End::Stopped
@@ -144,12 +146,12 @@ impl Resource {
                 return;
             }
             info!(resource = %self.name, reason = ?end, "registering again");
-            self.registered.send_replace(Registration::Pending);
+            self.tell(Registration::Pending);
             if begun.elapsed() > SETTLED || end == End::KubeletStarted {
                 failures = 0;
             } else if end == End::StreamLost || end == End::NeverAsked {
                 // The first time at once: every millisecond without a list costs pods.
-                if failures > 0 && !self.pause(&mut failures).await {
+                if failures > 0 && !self.pause(&mut failures, before).await {
                     return;
                 }
                 failures = failures.max(1);
@@ -158,9 +160,7 @@ impl Resource {
     }
 
     /// Makes a socket, registers it, and waits for the reason to make another one.
-    async fn once(&mut self) -> Result<End, EndpointError> {
-        // Everything before this moment concerns an earlier socket.
-        let before = *self.happened.borrow_and_update();
+    async fn once(&mut self, before: Happened) -> Result<End, EndpointError> {
         let tap_only = self.offer.borrow().tap_only;
         let mut served = self.serve()?;
         let stop = self.stop.clone();
@@ -237,7 +237,7 @@ impl Resource {
                             let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
                             info!(resource = %self.name, milliseconds, "resource registered");
                             self.shared.metrics.registration(&self.name);
-                            self.registered.send_replace(Registration::Done);
+                            self.tell(Registration::Done);
                         }
                     }
                     Some(StreamEvent::Lost) => {
@@ -286,7 +286,7 @@ impl Resource {
             let _ = std::fs::remove_file(&path);
         }
         served.ended.cancel();
-        self.registered.send_replace(Registration::HandedOver);
+        self.tell(Registration::HandedOver);
     }
 
     async fn register(&self, socket: &Path, tap_only: TapOnly) -> Result<(), EndpointError> {
@@ -308,19 +308,37 @@ impl Resource {
         Ok(())
     }
 
-    /// Waits after a failure, or until the kubelet starts; false when it is time to stop.
-    async fn pause(&mut self, failures: &mut u32) -> bool {
+    /// Waits after a failure, or until the kubelet has started since; false when it is time to stop. Nothing else in the
+    /// directory ends the wait: the end of our own socket is an event there, and so is each of the kubelet's checkpoints.
+    async fn pause(&self, failures: &mut u32, before: Happened) -> bool {
         let wait = BACKOFF_FIRST.saturating_mul(1 << (*failures).min(16)).min(BACKOFF_MAX);
         *failures = failures.saturating_add(1);
+        let mut happened = self.happened.clone();
         tokio::select! {
             () = self.stop.cancelled() => false,
             // Nothing is registered that could be handed over.
             () = self.hand_over.cancelled() => {
-                self.registered.send_replace(Registration::HandedOver);
+                self.tell(Registration::HandedOver);
                 false
             }
             () = tokio::time::sleep(wait) => true,
-            _ = self.happened.changed() => true,
+            Ok(_) = happened.wait_for(|now| now.kubelet_starts != before.kubelet_starts) => {
+                // It makes its socket first and listens then: the next try may be too early by a moment.
+                *failures = 0;
+                true
+            }
         }
     }
+
+    /// Tells the state of the registration, if that is news.
+    fn tell(&self, registration: Registration) {
+        self.registered.send_if_modified(|before| {
+            let changed = *before != registration;
+            *before = registration;
+            changed
+        });
+    }
 }
+
+#[cfg(test)]
+mod tests;
