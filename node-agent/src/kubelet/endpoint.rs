@@ -106,7 +106,20 @@ enum End {
     SocketRemoved,
     StreamLost,
     NeverAsked,
-    OptionsChanged,
+    TermsChanged,
+}
+
+/// What the kubelet is told of a resource by its registration, and by nothing later.
+#[derive(Debug, PartialEq, Eq)]
+struct Terms {
+    full_name: String,
+    tap_only: TapOnly,
+}
+
+impl Terms {
+    fn of(offer: &Offer) -> Self {
+        Self { full_name: offer.full_name.clone(), tap_only: offer.tap_only }
+    }
 }
 
 /// A socket that is being served.
@@ -161,12 +174,12 @@ impl Resource {
 
     /// Makes a socket, registers it, and waits for the reason to make another one.
     async fn once(&mut self, before: Happened) -> Result<End, EndpointError> {
-        let tap_only = self.offer.borrow().tap_only;
+        let terms = Terms::of(&self.offer.borrow());
         let mut served = self.serve()?;
         let stop = self.stop.clone();
         let hand_over = self.hand_over.clone();
         let mut end = tokio::select! {
-            end = self.hold(&mut served, tap_only, before) => end,
+            end = self.hold(&mut served, &terms, before) => end,
             () = stop.cancelled() => Ok(End::Stopped),
             () = hand_over.cancelled() => Ok(End::HandOver),
         };
@@ -180,7 +193,7 @@ impl Resource {
         served.ended.cancel();
         served.closed.cancel();
         let _ = std::fs::remove_file(&served.path);
-        if end.as_ref().is_ok_and(|end| *end == End::OptionsChanged) {
+        if end.as_ref().is_ok_and(|end| *end == End::TermsChanged) {
             let _ = tokio::time::timeout(REGISTER_TIMEOUT, &mut served.task).await;
         }
         end
@@ -213,13 +226,13 @@ impl Resource {
     async fn hold(
         &mut self,
         served: &mut Served,
-        tap_only: TapOnly,
+        terms: &Terms,
         before: Happened,
     ) -> Result<End, EndpointError> {
         let begun = Instant::now();
         let mut happened = self.happened.clone();
         tokio::select! {
-            registered = self.register(&served.path, tap_only) => registered?,
+            registered = self.register(&served.path, terms) => registered?,
             _ = happened.wait_for(|now| now.kubelet_starts != before.kubelet_starts) => {
                 return Ok(End::KubeletStarted);
             }
@@ -258,8 +271,8 @@ impl Resource {
                     }
                 }
                 _ = self.offer.changed() => {
-                    if self.offer.borrow_and_update().tap_only != tap_only {
-                        return Ok(End::OptionsChanged);
+                    if Terms::of(&self.offer.borrow_and_update()) != *terms {
+                        return Ok(End::TermsChanged);
                     }
                 }
             }
@@ -273,8 +286,8 @@ impl Resource {
         if let Ok((path, listener)) = socket::bind(&self.directory, &self.name) {
             let refusing = Server::builder().add_service(DevicePluginServer::new(Decoy));
             let decoy = tokio::spawn(refusing.serve_with_incoming(UnixListenerStream::new(listener)));
-            let tap_only = self.offer.borrow().tap_only;
-            match self.register(&path, tap_only).await {
+            let terms = Terms::of(&self.offer.borrow());
+            match self.register(&path, &terms).await {
                 Err(EndpointError::Refused(_)) => debug!(resource = %self.name, "kubelet made room"),
                 Err(error) => {
                     let reason = crate::error_chain(&error);
@@ -289,15 +302,15 @@ impl Resource {
         self.tell(Registration::HandedOver);
     }
 
-    async fn register(&self, socket: &Path, tap_only: TapOnly) -> Result<(), EndpointError> {
+    async fn register(&self, socket: &Path, terms: &Terms) -> Result<(), EndpointError> {
         let path = self.directory.join(KUBELET_SOCKET);
         let failed = |source| EndpointError::Connect { path: path.clone(), source };
         let endpoint = Endpoint::try_from(format!("unix:{}", path.display())).map_err(failed)?;
         let request = RegisterRequest {
             version: VERSION.to_owned(),
             endpoint: socket.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            resource_name: self.offer.borrow().full_name.clone(),
-            options: Some(options(tap_only)),
+            resource_name: terms.full_name.clone(),
+            options: Some(options(terms.tap_only)),
         };
         let answer = tokio::time::timeout(REGISTER_TIMEOUT, async {
             let channel = endpoint.connect().await.map_err(failed)?;

@@ -169,3 +169,14 @@ async fn a_kubelet_that_refuses_a_resource_is_asked_less_and_less_often() {
     }
     assert!(begun.elapsed() >= WAITED, "{TRIES} registrations within {:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn a_resource_of_another_prefix_is_registered_under_its_new_name() {
+    let scene = Scene::new();
+    let mut asked = scene.kubelet(true);
+    let (offered, mut registered) = scene.run("a");
+    assert_eq!(soon("a registration", asked.recv()).await.unwrap(), "example.com/a");
+    soon("its list is read", registered.wait_for(|told| *told == Registration::Done)).await.unwrap();
+    offered.send_replace(Arc::new(offer("a", "example.org")));
+    assert_eq!(soon("another registration", asked.recv()).await.unwrap(), "example.org/a");
+}
