@@ -85,13 +85,19 @@ impl Collector {
             }
             let Some(listing) = seen.listing else { continue };
             match listing.devices.get(&record.device) {
-                Some(pod) if is_theirs(record, pod) => {
+                Some(pod) if is_theirs(&record.holder, pod) => {
                     if !alive.link_exists(record) {
                         plan.dead.push((record.clone(), pod.clone()));
                     }
                 }
-                // The device is another pod's by now: its ADD takes over, its Allocate removes a tap without network.
-                Some(_) => {}
+                // The device is another pod's by now: its ADD takes over, its Allocate removes a tap without network. Where
+                // the next pod has the tap alone, there is no ADD.
+                Some(_) => {
+                    let waited = self.waited(&record.device, Some(&record.holder), seen, &mut missing);
+                    if waited && is_shell(record, alive) {
+                        plan.leftovers.push(record.clone());
+                    }
+                }
                 None => {
                     let waited = self.waited(&record.device, Some(&record.holder), seen, &mut missing);
                     if waited && (trusted(seen, listing) || is_shell(record, alive)) {
@@ -156,13 +162,16 @@ fn trusted(seen: &Observation<'_>, listing: &Listing) -> bool {
     warm && seen.own_pod.is_some_and(|own| listing.pods.contains(own))
 }
 
-/// Whether nothing is left but node and record.
+/// Whether nothing is left but node and record. A NIC outlives its pod's namespace, and where that lives on without its
+/// path the NIC stays: then it is not given back, however often it is tried.
 fn is_shell(record: &Attachment, alive: &impl Liveness) -> bool {
-    !alive.link_exists(record) && !alive.sandbox_exists(record)
+    let link_is_gone = record.nic.is_some() || !alive.link_exists(record);
+    link_is_gone && !alive.sandbox_exists(record)
 }
 
-fn is_theirs(record: &Attachment, pod: &PodName) -> bool {
-    match &record.holder {
+/// Whether the holder is that pod, as far as it tells.
+pub(crate) fn is_theirs(holder: &Holder, pod: &PodName) -> bool {
+    match holder {
         Holder::Host => true,
         // Some runtimes do not tell the pod.
         Holder::Pod { pod_name, pod_namespace, .. } => {
@@ -334,6 +343,30 @@ mod tests {
     }
 
     #[test]
+    fn a_nic_is_fetched_when_its_sandbox_is_gone_although_the_nic_exists() {
+        let mut record = record(State::Attached);
+        let world = World { link: true, sandbox: false };
+        let collected = |record: &Attachment, world: &World| {
+            let [_, second] = twice(record, Some(&listing(&[], &[])), None, 0, world);
+            second.leftovers.len()
+        };
+        assert_eq!(collected(&record, &world), 0, "a macvtap without a path to its namespace");
+        record.nic = Some(macvtap::record::Nic {
+            pci: "0000:00:0a.0".parse().unwrap(),
+            identity: crate::devices::nowhere(),
+            name: "eth1".into(),
+            mac: None,
+            mtu: 1500,
+            up: false,
+            promiscuous: false,
+            all_multicast: false,
+            alias: None,
+        });
+        assert_eq!(collected(&record, &world), 1);
+        assert_eq!(collected(&record, &ALIVE), 0);
+    }
+
+    #[test]
     fn what_is_left_when_link_and_sandbox_are_gone_is_removed_without_further_proof() {
         let record = record(State::Attached);
         let [first, second] = twice(&record, Some(&listing(&[], &[])), None, 0, &GONE);
@@ -377,6 +410,14 @@ mod tests {
         assert_eq!(first, Plan::default());
         assert_eq!(second.unrecorded, [("aMvp1".parse().unwrap(), pod("next"))]);
         assert_eq!((second.leftovers, second.dead), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_is_left_of_a_pod_whose_device_another_one_has_is_removed() {
+        let record = record(State::Attached);
+        let listing = listing(&[("aMvp0", "next")], &["next", "agent"]);
+        let [first, second] = twice(&record, Some(&listing), Some(&pod("agent")), 100, &GONE);
+        assert_eq!((first, second.leftovers), (Plan::default(), vec![record]));
     }
 
     #[test]
