@@ -5,6 +5,7 @@ use crate::config::Ipam;
 use crate::ipam::{self, Delegate};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
+use crate::target;
 use macvtap::detach::{self, DetachError, Detached};
 use macvtap::device_id::DeviceId;
 use macvtap::host_device::ReturnError;
@@ -20,6 +21,15 @@ use tracing::{info, warn};
 /// How long a NIC may take from a namespace that ends to the node, and how often it is looked for.
 const NIC_PATIENCE: Duration = Duration::from_secs(5);
 const NIC_PAUSE: Duration = Duration::from_millis(20);
+
+/// When what an ADD made went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gone {
+    /// Before this call, or there never was anything.
+    Before,
+    /// By this call.
+    Now,
+}
 
 /// Serves DEL. The link goes first, then the addresses are given back, but for a plugin that gives them back through the
 /// link; both are tried, the first error is told.
@@ -39,14 +49,22 @@ pub fn del(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
         }
         delegate => {
             let link = delete_link(call, attachment);
-            (link, delegate.and_then(|delegate| delegate.map_or(Ok(()), |delegate| delegate.del())))
+            let lease = match (delegate, &link) {
+                // Nor did ADD find it, so it leased nothing. And the pod must go.
+                (Err(error), Ok(Gone::Before)) => {
+                    warn!(%error, "no addresses to give back");
+                    Ok(())
+                }
+                (delegate, _) => delegate.and_then(|found| found.map_or(Ok(()), |found| found.del())),
+            };
+            (link, lease)
         }
     };
     // Only with addresses are there routes.
     if call.document.has_ipam() {
         put_routes_back(attachment);
     }
-    link.and(lease)
+    link.map(drop).and(lease)
 }
 
 fn find<'c>(call: &'c Call, ipam: Option<&Ipam>) -> Result<Option<Delegate<'c>>, CniError> {
@@ -83,13 +101,13 @@ pub(crate) fn is_theirs(record: &record::Attachment, attachment: &Attachment) ->
         || record.holder.is_adopted(attachment.ifname.as_str(), attachment.netns.as_deref())
 }
 
-fn delete_link(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
+fn delete_link(call: &Call, attachment: &Attachment) -> Result<Gone, CniError> {
     let mut kernel = Rtnl::node().map_err(|error| CniError::from_chain(Code::Detach, &error))?;
     let mine = |record: &record::Attachment| is_theirs(record, attachment);
-    let named = call.document.device_id().ok().flatten().and_then(|id| id.parse::<DeviceId>().ok());
+    let named = call.document.device_id().ok().flatten().and_then(|id| target::known(call, &id));
     if let Some(id) = &named {
         match detach(call, &mut kernel, id, mine)? {
-            Detached::Removed(_) => return Ok(()),
+            Detached::Removed(_) => return Ok(Gone::Now),
             Detached::NotTheirs(_) => {
                 info!(device = %id, "device belongs to another container by now, left alone");
             }
@@ -104,7 +122,7 @@ fn delete_link(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
     match listing.records.iter().find(|record| mine(record)) {
         Some(record) => {
             let device = &record.device;
-            detach(call, &mut kernel, device, mine).map(drop)
+            detach(call, &mut kernel, device, mine).map(|_| Gone::Now)
         }
         None => delete_unrecorded(&mut kernel, attachment, &listing.records),
     }
@@ -136,23 +154,23 @@ fn delete_unrecorded(
     kernel: &mut Rtnl,
     attachment: &Attachment,
     records: &[record::Attachment],
-) -> Result<(), CniError> {
+) -> Result<Gone, CniError> {
     // A namespace that is gone has taken its links along.
     let Some(Ok(netns)) = attachment.netns.as_deref().map(Netns::open) else {
-        return Ok(());
+        return Ok(Gone::Before);
     };
     let number = kernel.number(netns.path(), netns.inode()).map_err(|error| failed(&error))?;
     let Some(place) = number.map(Place::Numbered) else {
-        return Ok(());
+        return Ok(Gone::Before);
     };
     let found = kernel.find(place, &By::Name(attachment.ifname.clone())).map_err(|error| failed(&error))?;
     match found {
         // With the path used again, this may be the next container's.
         Some(link) if link.is_macvtap() && !records.iter().any(|record| record.ifindex == link.index) => {
             info!(index = link.index, "link without a record deleted");
-            kernel.delete(place, link.index).map_err(|error| failed(&error))
+            kernel.delete(place, link.index).map(|()| Gone::Now).map_err(|error| failed(&error))
         }
-        _ => Ok(()),
+        _ => Ok(Gone::Before),
     }
 }
 

@@ -57,6 +57,14 @@ pub fn resolve(
     Err(unknown_device(&id, table.as_ref().map_err(Clone::clone)?))
 }
 
+/// The device that a `deviceID` means, if that can be told; whether it exists is not asked.
+pub fn known(call: &Call, text: &str) -> Option<DeviceId> {
+    let Ok(pci) = text.parse::<PciAddress>() else {
+        return text.parse().ok();
+    };
+    table(call).ok()?.host_device(&pci).map(|(id, _)| id)
+}
+
 /// The device of an ID that [`resolve`] found in this table.
 pub fn device<'t>(table: &'t DeviceTable, id: &DeviceId) -> Result<Device<'t>, CniError> {
     let device = table.device(id).ok_or_else(|| unknown_device(id, table))?;

@@ -320,7 +320,9 @@ impl Drop for Taking<'_> {
 /// The NIC on the node, if nothing there needs it and the pod can take it.
 fn find_free(paths: &Paths, kernel: &mut Rtnl, request: &Request) -> Result<NicLink, TakeError> {
     let links = kernel.nics(NODE)?;
-    let found = links.iter().find(|link| link.is(&request.identity)).ok_or_else(|| TakeError::Missing {
+    let still = links.iter().find(|link| link.is_still(&request.identity));
+    let found = still.or_else(|| links.iter().find(|link| link.is(&request.identity)));
+    let found = found.ok_or_else(|| TakeError::Missing {
         device: request.device.clone(),
         pci: request.pci,
         name: request.nic_name.clone(),

@@ -151,17 +151,20 @@ impl AsFd for Netns {
 struct WayBack(Option<OwnedFd>);
 
 impl WayBack {
+    /// When this fails, the way is tried once more: who undoes what was done must not do it in the pod.
     fn take(mut self) -> Result<(), Errno> {
-        self.0
-            .take()
-            .map_or(Ok(()), |own| move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network)))
+        if let Some(own) = &self.0 {
+            move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network))?;
+        }
+        self.0 = None;
+        Ok(())
     }
 }
 
 impl Drop for WayBack {
     fn drop(&mut self) {
         if let Some(own) = self.0.take() {
-            // The panic is what will be told.
+            // What is told is the panic, or that it failed before.
             let _ = move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network));
         }
     }

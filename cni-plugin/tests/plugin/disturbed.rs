@@ -6,7 +6,7 @@ use macvtap::park;
 use serde_json::{Value, json};
 
 /// The calls that do something: files, sockets, namespaces, mounts. `?`: not on every architecture.
-const CALLS: [&str; 46] = [
+pub(crate) const CALLS: [&str; 46] = [
     "?open",
     "openat",
     "?stat",
@@ -70,7 +70,7 @@ fn swept(node: &Node, pod: &Holder) -> (String, String) {
 }
 
 /// Disturbs each call in turn, and lets `judge` see what came of it.
-fn disturb_each(
+pub(crate) fn disturb_each(
     call: &Call<'_>,
     command: &str,
     how: &str,
@@ -98,7 +98,7 @@ fn disturb_each(
     assert!(disturbed > 20, "only {disturbed} calls were disturbed");
 }
 
-fn ready() -> bool {
+pub(crate) fn ready() -> bool {
     has("/usr/bin/strace", "strace")
 }
 

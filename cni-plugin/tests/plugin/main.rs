@@ -14,6 +14,7 @@ mod support;
 mod attach;
 mod chain;
 mod disturbed;
+mod host_device;
 mod host_link;
 mod ipam;
 mod kube_ovn;

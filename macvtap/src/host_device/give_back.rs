@@ -108,7 +108,8 @@ pub(crate) fn give_back(kernel: &mut Rtnl, record: &Attachment, nic: &Nic) -> Re
         }
     }
     let links = kernel.nics(Place::Home(Home::Node)).map_err(refused)?;
-    let Some(found) = links.iter().find(|link| link.is(&nic.identity)) else {
+    let found = links.iter().find(|link| link.is(&nic.identity));
+    let Some(found) = found.or_else(|| links.iter().find(|link| link.is_still(&nic.identity))) else {
         return explain_absence(nic);
     };
     let is_free = link::named(&links, &nic.name).is_none_or(|other| other.link.index == found.link.index);

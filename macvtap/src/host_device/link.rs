@@ -105,8 +105,8 @@ impl NicLink {
         Ok(nic)
     }
 
-    /// Whether this is the NIC that was at hand when this was noted. A NIC made by software has its old name, here or in
-    /// the alias that it got when it left the node.
+    /// Whether this is the NIC that was at hand when this was noted. A link made by software is known by the alias that it
+    /// got when it left the node: under its name there may be another one by now.
     pub fn is(&self, identity: &LinkIdentity) -> bool {
         match identity {
             LinkIdentity::Hardware { mac, parent } => {
@@ -116,11 +116,20 @@ impl NicLink {
                     && self.parent.as_ref().is_none_or(|own| own == parent)
                     && self.permanent_mac.is_none_or(|own| own == *mac)
             }
-            LinkIdentity::Name { kind, name } => {
-                let named = self.link.name == *name || self.alias.as_ref() == Some(name);
-                self.link.kind.as_deref().unwrap_or_default() == kind && named
-            }
+            LinkIdentity::Name { kind, name } => self.has_kind(kind) && self.alias.as_ref() == Some(name),
         }
+    }
+
+    /// Whether this is a link made by software that has not left the node.
+    pub(crate) fn is_still(&self, identity: &LinkIdentity) -> bool {
+        match identity {
+            LinkIdentity::Hardware { .. } => false,
+            LinkIdentity::Name { kind, name } => self.has_kind(kind) && self.link.name == *name,
+        }
+    }
+
+    fn has_kind(&self, kind: &str) -> bool {
+        self.link.kind.as_deref().unwrap_or_default() == kind
     }
 
     /// All its names.
@@ -250,12 +259,13 @@ mod tests {
     }
 
     #[test]
-    fn a_link_made_by_software_is_known_by_its_kind_and_its_old_name() {
+    fn a_link_made_by_software_is_known_by_its_kind_and_by_the_name_it_left_the_node_with() {
         let named = |kind: &str, name: &str| LinkIdentity::Name { kind: kind.into(), name: name.into() };
-        assert!(nic(vec![]).is(&named("", "ens5")));
-        assert!(!nic(vec![]).is(&named("veth", "ens5")));
-        assert!(nic(vec![LinkAttribute::IfAlias("dp0".into())]).is(&named("", "dp0")));
-        assert!(!nic(vec![]).is(&named("", "dp0")));
+        let moved = nic(vec![LinkAttribute::IfAlias("dp0".into())]);
+        assert!(moved.is(&named("", "dp0")) && !moved.is(&named("veth", "dp0")));
+        assert!(!moved.is(&named("", "ens5")), "another one took that name");
+        assert!(nic(vec![]).is_still(&named("", "ens5")) && !nic(vec![]).is(&named("", "ens5")));
+        assert!(!nic(vec![]).is_still(&named("veth", "ens5")));
     }
 
     #[test]
