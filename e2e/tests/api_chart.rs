@@ -301,7 +301,8 @@ fn values_that_are_not_known_or_not_possible_are_refused() -> Result<()> {
     let api = Api::shared()?;
     refused(install(&api, &["operator.imag=x"]), "imag")?;
     refused(install(&api, &["imagePullPolicy=Sometimes"]), "imagePullPolicy")?;
-    refused(install(&api, &["agent.cniBinDir=relative/path"]), "cniBinDir")
+    refused(install(&api, &["agent.cniBinDir=relative/path"]), "cniBinDir")?;
+    refused(install(&api, &["agent.ehostDevice=ehost-device"]), "ehostDevice")
 }
 
 #[test]
