@@ -30,7 +30,8 @@ pub struct NetworkTemplate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 68, max = 65535))]
     pub mtu: Option<u32>,
-    /// Interfaces receive every frame of their link. Absent: as the pool says.
+    /// Set interfaces promiscuous: they get every multicast frame, with mode Passthru also frames for strangers. Absent:
+    /// as the pool says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promisc_mode: Option<bool>,
     /// Auto: tell the network about the addresses of a new interface (gratuitous ARP, unsolicited neighbour

@@ -219,7 +219,8 @@ pub struct Macvtap {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 68, max = 65535))]
     pub mtu: Option<u32>,
-    /// Devices receive every frame of their link.
+    /// Set devices promiscuous. The kernel then gives them every multicast frame of their link, and with mode Passthru
+    /// also frames for strangers; with other modes never, whatever the link is set to.
     pub promiscuous: bool,
     /// Devices receive every multicast frame. Without it a guest's own multicast groups, hence IPv6, do not work.
     pub all_multicast: bool,
