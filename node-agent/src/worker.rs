@@ -152,7 +152,7 @@ async fn lead(
     tokio::spawn(netlink::follow(news_sender, Arc::clone(&shared)));
     let (pools_sender, pools) = mpsc::channel(1);
     let (status_sender, status) = watch::channel(None);
-    tokio::spawn(source.follow(pools_sender, status, Arc::clone(&shared)));
+    let source = tokio::spawn(source.follow(pools_sender, status, Arc::clone(&shared)));
     let (usage_sender, used) = mpsc::channel(1);
     tokio::spawn(usage::follow(arguments.clone(), Arc::clone(&shared), happened.clone(), usage_sender));
     let admin = crate::admin::serve(arguments.listen, Arc::clone(&shared), readiness.subscribe());
@@ -177,9 +177,12 @@ async fn lead(
     if lock::successor_waits(&arguments.state_dir) {
         info!("handing over to the agent that stands by");
         serving.hand_over().await;
-        // The successor listens at the same address, and begins as soon as it has the lock.
-        admin.abort();
-        let _ = admin.await;
+        // The successor begins as soon as it has the lock. It listens at the same address, and what this agent has not
+        // reported yet would replace what that one reports.
+        for task in [admin, source] {
+            task.abort();
+            let _ = task.await;
+        }
         drop(lock);
         // The kubelet asks here until the successor has registered.
         tokio::time::sleep(LINGER).await;

@@ -81,13 +81,22 @@ impl Cluster {
     async fn follow_through(
         self,
         client: Client,
-        mut served: Served,
+        served: Served,
         pools: mpsc::Sender<Configuration>,
         status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
         lost: watch::Receiver<Lost>,
     ) {
-        let reporter = tokio::spawn(report(client.clone(), self.node.clone(), status));
-        let mourner = tokio::spawn(events::announce_lost(client.clone(), self.node.clone(), lost));
+        let reported = report(client.clone(), self.node.clone(), status);
+        let announced = events::announce_lost(client.clone(), self.node.clone(), lost);
+        // Parts of this future: whoever ends it knows that nothing is written any more.
+        tokio::select! {
+            () = self.serve(client, served, pools) => {}
+            ((), ()) = futures::future::join(reported, announced) => {}
+        }
+    }
+
+    /// Sends what the node state says, and every later one.
+    async fn serve(&self, client: Client, mut served: Served, pools: mpsc::Sender<Configuration>) {
         let api: Api<State> = Api::all(client);
         let seen = watcher::watch_object(api, &self.node).default_backoff();
         futures::pin_mut!(seen);
@@ -109,11 +118,9 @@ impl Cluster {
             if let Some(next) = self.next(wanted, &mut served)
                 && pools.send(next).await.is_err()
             {
-                break;
+                return;
             }
         }
-        reporter.abort();
-        mourner.abort();
     }
 
     /// What to serve from now on; nothing when that is what is served.

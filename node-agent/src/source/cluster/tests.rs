@@ -2,6 +2,7 @@ mod silence;
 
 use super::*;
 use macvtap_crds::v1alpha1::nodestate::NodeLink;
+use tokio::net::TcpListener;
 
 fn spec(hash: &str) -> MacvtapNodeStateSpec {
     MacvtapNodeStateSpec { config_hash: hash.into(), ..MacvtapNodeStateSpec::default() }
@@ -16,6 +17,24 @@ fn the_last_configuration_is_found_again_and_a_damaged_one_is_none() {
     assert_eq!(cluster.load(), Some(spec("h1")));
     std::fs::write(&cluster.saved, "{").unwrap();
     assert_eq!(cluster.load(), None);
+}
+
+#[tokio::test]
+async fn when_it_is_ended_nobody_is_left_who_writes_to_the_api_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let client = Client::try_from(Config::new(format!("http://{address}").parse().unwrap())).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (status_sender, status) = watch::channel(Some(MacvtapNodeStateStatus::default()));
+    let (lost_sender, lost) = watch::channel(Lost::new());
+    let (pools, _configurations) = mpsc::channel(1);
+    let cluster = Cluster::new("n1".into(), dir.path());
+    let agent = tokio::spawn(cluster.follow_through(client, Served::default(), pools, status, lost));
+    // One of them asks; none is answered.
+    let _connection = listener.accept().await.unwrap();
+    agent.abort();
+    assert!(agent.await.unwrap_err().is_cancelled());
+    assert_eq!((status_sender.receiver_count(), lost_sender.receiver_count()), (0, 0));
 }
 
 #[test]
