@@ -10,7 +10,7 @@ const USUAL_SIZE: usize = 8 << 10;
 
 /// What must be on the disk when [`replace`] returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Durability {
+pub enum Durability {
     /// The new content, also after a power cut.
     Disk,
     /// Nothing: the file lies on a tmpfs.
@@ -32,7 +32,7 @@ pub struct FileError {
 
 /// Puts `content` in place of `path`: temporary file beside it, (fsync,) rename, (fsync of the directory). On error
 /// the old file is as it was and the temporary one is gone. Missing directories are made, for root only.
-pub(crate) fn replace(path: &Path, content: &[u8], durability: Durability) -> Result<(), FileError> {
+pub fn replace(path: &Path, content: &[u8], durability: Durability) -> Result<(), FileError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     make_directory(directory)?;
     let temporary = temporary_beside(path);

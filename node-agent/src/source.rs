@@ -8,9 +8,10 @@ use crate::args::Run;
 use crate::kubelet::Shared;
 use crate::pool::Pool;
 use crate::standalone::{self, Standalone, StandaloneError};
+use macvtap::file::Durability;
 use macvtap_crds::v1alpha1::{MacvtapNodeStateStatus, NodePool};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
@@ -157,6 +158,20 @@ impl Configuration {
         }
         configuration
     }
+}
+
+/// Puts a configuration where a later start finds it. That it cannot be saved is no reason not to serve it.
+async fn save(path: &Path, content: Vec<u8>) {
+    let saved = tokio::task::spawn_blocking({
+        let path = path.to_owned();
+        move || macvtap::file::replace(&path, &content, Durability::Disk)
+    });
+    let reason = match saved.await {
+        Ok(Ok(())) => return,
+        Ok(Err(problem)) => crate::error_chain(&problem),
+        Err(problem) => problem.to_string(),
+    };
+    warn!(path = %path.display(), reason, "configuration not saved for the next start");
 }
 
 fn warned(standalone: Standalone) -> Standalone {

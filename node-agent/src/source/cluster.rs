@@ -3,8 +3,8 @@
 //! The last spec stays on the disk, and is served from the start when the API server cannot be reached: a node that
 //! comes up while the control plane is down still admits its pods.
 
-use super::Configuration;
 use super::events::{self, Announcer};
+use super::{Configuration, save};
 use crate::kubelet::Lost;
 use futures::StreamExt;
 use kube::api::{Api, Patch, PatchParams};
@@ -115,45 +115,15 @@ impl Cluster {
                     continue;
                 }
             };
-            if let Some(next) = self.next(wanted, &mut served)
-                && pools.send(next).await.is_err()
-            {
+            let Some(next) = served.next(wanted) else { continue };
+            if pools.send(next).await.is_err() {
                 return;
             }
-        }
-    }
-
-    /// What to serve from now on; nothing when that is what is served.
-    fn next(&self, state: Option<State>, served: &mut Served) -> Option<Configuration> {
-        let spec = match state {
-            // Nobody wants anything of this node: what is in use drains, and there is nowhere to report.
-            None => {
-                let nothing = MacvtapNodeStateSpec::default();
-                self.save(&nothing);
-                *served = Served::default();
-                return Some(Configuration::default());
+            // Afterwards: the kubelet does not wait for the disk.
+            if served.problem.is_none() {
+                self.save(served.spec.as_ref()).await;
             }
-            Some(DeserializeGuard(Ok(state))) => state.spec,
-            Some(DeserializeGuard(Err(invalid))) => {
-                if served.problem.as_ref() == Some(&invalid.error) {
-                    return None;
-                }
-                error!(
-                    reason = invalid.error,
-                    "node state of another release, the last configuration stays in force"
-                );
-                served.problem = Some(invalid.error.clone());
-                let last = served.spec.clone().map(configuration).unwrap_or_default();
-                return Some(Configuration { problem: Some(invalid.error), ..last });
-            }
-        };
-        // Also what is served already must be told when it could not be read meanwhile.
-        if served.problem.take().is_none() && served.spec.as_ref() == Some(&spec) {
-            return None;
         }
-        self.save(&spec);
-        served.spec = Some(spec.clone());
-        Some(configuration(spec))
     }
 
     fn load(&self) -> Option<MacvtapNodeStateSpec> {
@@ -167,15 +137,44 @@ impl Cluster {
         }
     }
 
-    fn save(&self, spec: &MacvtapNodeStateSpec) {
-        let temporary = self.saved.with_extension("json.new");
-        let saved = serde_json::to_vec(spec)
-            .map_err(std::io::Error::from)
-            .and_then(|json| std::fs::write(&temporary, json))
-            .and_then(|()| std::fs::rename(&temporary, &self.saved));
-        if let Err(problem) = saved {
-            warn!(path = %self.saved.display(), %problem, "configuration not saved for the next start");
+    /// None is saved too, as one that wants nothing.
+    async fn save(&self, spec: Option<&MacvtapNodeStateSpec>) {
+        match serde_json::to_vec(&spec.cloned().unwrap_or_default()) {
+            Ok(json) => save(&self.saved, json).await,
+            Err(problem) => warn!(%problem, "configuration not saved for the next start"),
         }
+    }
+}
+
+impl Served {
+    /// What to serve from now on; nothing when that is what is served.
+    fn next(&mut self, state: Option<State>) -> Option<Configuration> {
+        let spec = match state {
+            // Nobody wants anything of this node: what is in use drains, and there is nowhere to report.
+            None => {
+                *self = Self::default();
+                return Some(Configuration::default());
+            }
+            Some(DeserializeGuard(Ok(state))) => state.spec,
+            Some(DeserializeGuard(Err(invalid))) => {
+                if self.problem.as_ref() == Some(&invalid.error) {
+                    return None;
+                }
+                error!(
+                    reason = invalid.error,
+                    "node state of another release, the last configuration stays in force"
+                );
+                self.problem = Some(invalid.error.clone());
+                let last = self.spec.clone().map(configuration).unwrap_or_default();
+                return Some(Configuration { problem: Some(invalid.error), ..last });
+            }
+        };
+        // Also what is served already must be told when it could not be read meanwhile.
+        if self.problem.take().is_none() && self.spec.as_ref() == Some(&spec) {
+            return None;
+        }
+        self.spec = Some(spec.clone());
+        Some(configuration(spec))
     }
 }
 

@@ -8,15 +8,18 @@ fn spec(hash: &str) -> MacvtapNodeStateSpec {
     MacvtapNodeStateSpec { config_hash: hash.into(), ..MacvtapNodeStateSpec::default() }
 }
 
-#[test]
-fn the_last_configuration_is_found_again_and_a_damaged_one_is_none() {
+#[tokio::test]
+async fn the_last_configuration_is_found_again_and_a_damaged_one_is_none() {
     let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::new("n1".into(), dir.path());
+    // On a node where the agent never was.
+    let cluster = Cluster::new("n1".into(), &dir.path().join("state"));
     assert_eq!(cluster.load(), None);
-    cluster.save(&spec("h1"));
+    cluster.save(Some(&spec("h1"))).await;
     assert_eq!(cluster.load(), Some(spec("h1")));
     std::fs::write(&cluster.saved, "{").unwrap();
     assert_eq!(cluster.load(), None);
+    cluster.save(None).await;
+    assert_eq!(cluster.load(), Some(spec("")));
 }
 
 #[tokio::test]
@@ -39,32 +42,28 @@ async fn when_it_is_ended_nobody_is_left_who_writes_to_the_api_server() {
 
 #[test]
 fn what_is_served_already_is_not_served_again_and_a_state_that_is_gone_means_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::new("n1".into(), dir.path());
     let state = |hash| DeserializeGuard(Ok(MacvtapNodeState::new("n1", spec(hash))));
     let mut current = Served::default();
-    assert_eq!(cluster.next(Some(state("h1")), &mut current).unwrap().hash.as_deref(), Some("h1"));
-    assert!(cluster.next(Some(state("h1")), &mut current).is_none());
-    assert!(cluster.next(Some(state("h2")), &mut current).is_some());
-    let nothing = cluster.next(None, &mut current).unwrap();
+    assert_eq!(current.next(Some(state("h1"))).unwrap().hash.as_deref(), Some("h1"));
+    assert!(current.next(Some(state("h1"))).is_none());
+    assert!(current.next(Some(state("h2"))).is_some());
+    let nothing = current.next(None).unwrap();
     assert_eq!((nothing.pools.len(), nothing.hash), (0, None));
-    assert_eq!(cluster.load(), Some(spec("")));
-    assert!(cluster.next(Some(state("h2")), &mut current).is_some(), "a new object is told everything");
+    assert_eq!(current.spec, None);
+    assert!(current.next(Some(state("h2"))).is_some(), "a new object is told everything");
 }
 
 #[test]
 fn a_state_that_can_be_read_again_ends_the_trouble_also_when_it_says_the_same() {
-    let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::new("n1".into(), dir.path());
     let sound = || DeserializeGuard(Ok(MacvtapNodeState::new("n1", spec("h1"))));
     let strange =
         || serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": {"pools": 7}})).unwrap();
     let mut served = Served::default();
-    cluster.next(Some(sound()), &mut served);
-    let kept = cluster.next(Some(strange()), &mut served).unwrap();
+    served.next(Some(sound()));
+    let kept = served.next(Some(strange())).unwrap();
     assert_eq!((kept.hash.as_deref(), kept.problem.is_some()), (Some("h1"), true));
-    assert!(cluster.next(Some(strange()), &mut served).is_none(), "it is said once");
-    let healed = cluster.next(Some(sound()), &mut served).unwrap();
+    assert!(served.next(Some(strange())).is_none(), "it is said once");
+    let healed = served.next(Some(sound())).unwrap();
     assert_eq!((healed.hash.as_deref(), healed.problem), (Some("h1"), None));
 }
 
