@@ -36,9 +36,6 @@ pub enum SupervisorError {
     /// No signals.
     #[error("wait for signals")]
     Signals(#[source] io::Error),
-    /// No process.
-    #[error("start the worker")]
-    Start(#[source] io::Error),
     /// No answer about it.
     #[error("wait for the worker")]
     Wait(#[source] io::Error),
@@ -49,18 +46,31 @@ pub fn run(arguments: &[OsString]) -> Result<ExitCode, SupervisorError> {
     // Before the first child, so that its death is not missed.
     let watched = [SIGCHLD, SIGTERM, SIGINT, SIGQUIT, SIGHUP];
     let mut signals = Signals::new(watched).map_err(SupervisorError::Signals)?;
+    watch_over(&mut signals, || start(arguments))
+}
+
+fn watch_over(
+    signals: &mut Signals,
+    mut start: impl FnMut() -> io::Result<Child>,
+) -> Result<ExitCode, SupervisorError> {
     let mut failures: u32 = 0;
     loop {
         let begun = Instant::now();
-        let mut worker = start(arguments)?;
-        let (status, asked) = supervise(&mut worker, &mut signals)?;
-        if asked || is_final(status) {
-            return Ok(exit_code(status, asked));
+        match start() {
+            Ok(mut worker) => {
+                let (status, asked) = supervise(&mut worker, signals)?;
+                if asked || is_final(status) {
+                    return Ok(exit_code(status, asked));
+                }
+            }
+            // The node is short of memory or processes for a moment, most likely; nobody else starts the agent as soon.
+            Err(error) if failures == 0 => complain(&error),
+            Err(_) => {}
         }
         failures = if begun.elapsed() > SETTLED { 0 } else { failures + 1 };
         if let Some(more) = failures.checked_sub(QUICK_RESTARTS) {
             let wait = WAIT_FIRST.saturating_mul(1 << more.min(16)).min(WAIT_MAX);
-            if asked_while_waiting(&mut signals, wait) {
+            if asked_while_waiting(signals, wait) {
                 return Ok(ExitCode::SUCCESS);
             }
         }
@@ -77,11 +87,16 @@ pub fn die_with_parent(parent: i32) -> io::Result<()> {
     Ok(())
 }
 
-fn start(arguments: &[OsString]) -> Result<Child, SupervisorError> {
+fn start(arguments: &[OsString]) -> io::Result<Child> {
     // Also when the file was replaced meanwhile: parent and worker are of one version.
     let mut command = Command::new("/proc/self/exe");
     command.arg0(NAME).args(arguments).env(PARENT, std::process::id().to_string());
-    command.spawn().map_err(SupervisorError::Start)
+    command.spawn()
+}
+
+#[expect(clippy::print_stderr, reason = "the parent has no log")]
+fn complain(error: &io::Error) {
+    eprintln!("{NAME}: start the worker: {error}; trying again");
 }
 
 /// Waits for the end of the worker; hands on what asks for it.
@@ -128,5 +143,22 @@ fn exit_code(status: ExitStatus, asked: bool) -> ExitCode {
         (Some(code), _) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
         (None, Some(_)) if asked => ExitCode::SUCCESS,
         (None, _) => ExitCode::FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_cannot_be_started_is_tried_again() {
+        let mut signals = Signals::new([SIGCHLD]).unwrap();
+        let mut tries = 0;
+        let ended = watch_over(&mut signals, || {
+            tries += 1;
+            if tries < 12 { Err(rustix::io::Errno::AGAIN.into()) } else { Command::new("true").spawn() }
+        });
+        ended.unwrap();
+        assert_eq!(tries, 12);
     }
 }
