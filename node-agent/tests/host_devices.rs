@@ -263,9 +263,9 @@ fn note(node: &Node, answer: &[u8]) {
                "DeviceIDs": {"0": [id]}, "AllocResp": answer})
     };
     let entries = [entry("macvtap.network.kubevirt.io/nics", A, &answer), entry("intel.com/sriov", B, "")];
-    let note = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1});
+    let checkpoint = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1});
     let path: PathBuf = node.plugins().join("kubelet_internal_checkpoint");
-    std::fs::write(path, note.to_string()).unwrap();
+    std::fs::write(path, checkpoint.to_string()).unwrap();
 }
 
 #[test]
