@@ -9,6 +9,7 @@
 
 mod bond;
 mod changes;
+mod host_device;
 mod inventory;
 mod pools;
 mod recording;
