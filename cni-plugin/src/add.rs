@@ -86,6 +86,10 @@ fn make(
         delegate.del()?;
         ipam::put_back(attaching.kernel(), &attachment.ifname);
     }
+    if delegate.is_some() {
+        // Before addresses are leased in vain.
+        attaching.check_lower()?;
+    }
     let source = Source::open(delegate, attaching.kernel())?;
     let leased_mac = source.mac();
     if let Some(mac) = leased_mac {

@@ -2,7 +2,7 @@
 //! plugin's ADD) and for a pod that has only the tap (the agent).
 //!
 //! ```text
-//! begin         lock the device, judge its record, check the lower link, record "Creating"
+//! begin         lock the device, judge its record, record "Creating"
 //! create_link   node-wide lock: create the link down, refuse a minor that a record still names
 //! change        what the network needs; up comes last
 //! finish        device node, read back, record "Attached"
@@ -258,6 +258,12 @@ impl<K: Kernel> Attaching<'_, K> {
         self.request.link.mac = Some(mac);
     }
 
+    /// Looks whether the lower link can carry the device, for a caller that does something costly first. Otherwise
+    /// [`Attaching::create_link`] finds out.
+    pub fn check_lower(&mut self) -> Result<(), AttachError> {
+        check_lower(self.kernel, &self.request)
+    }
+
     /// Makes the link, down. Its tap has a minor that no record names.
     pub fn create_link(&mut self) -> Result<(), AttachError> {
         let _lock = lock::node(self.paths)?;
@@ -363,9 +369,14 @@ impl<K: Kernel> Attaching<'_, K> {
                 }
                 Err(AttachError::LowerBusy { name: request.lower_name.clone(), source: error })
             }
-            // The MTU was checked; what is left is a sibling in passthru mode.
-            Some(Errno::INVAL) => {
+            // With an MTU that fits, what is left is a sibling in passthru mode.
+            Some(Errno::INVAL | Errno::RANGE) => {
+                check_lower(self.kernel, request)?;
                 Err(AttachError::LowerBusy { name: request.lower_name.clone(), source: error })
+            }
+            Some(Errno::NODEV) => {
+                check_lower(self.kernel, request)?;
+                Err(error.into())
             }
             _ => Err(error.into()),
         }
@@ -405,8 +416,9 @@ fn begin_locked<'k, K: Kernel>(
     lock: Lock,
 ) -> Result<Begun<'k, K>, AttachError> {
     let claim = claim::judge(existing, &request.holder, |path, inode| !netns::is_at(path, inode))?;
-    check_lower(kernel, &request)?;
     if let Some(existing) = existing {
+        // What a former holder has is not removed for a request that cannot succeed.
+        check_lower(kernel, &request)?;
         if claim == Claim::Again
             && request.repeat == Repeat::Keep
             && let Some(attached) = present(paths, kernel, &request, existing)?

@@ -34,9 +34,8 @@ pub struct FileError {
 /// the old file is as it was and the temporary one is gone. Missing directories are made, for root only.
 pub fn replace(path: &Path, content: &[u8], durability: Durability) -> Result<(), FileError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    make_directory(directory)?;
     let temporary = temporary_beside(path);
-    let written = write_new(&temporary, content, durability)
+    let written = within(directory, || write_new(&temporary, content, durability))
         .and_then(|()| fs::rename(&temporary, path).map_err(failed("rename to", path)));
     if written.is_err() {
         // The reason to report is the first one.
@@ -81,12 +80,19 @@ pub(crate) fn remove_one(path: &Path) -> Result<(), FileError> {
     }
 }
 
+/// Does `work` inside a directory, which is made if that is what it misses: almost always it is there.
+pub(crate) fn within<T>(directory: &Path, work: impl Fn() -> Result<T, FileError>) -> Result<T, FileError> {
+    match work() {
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
+            make_directory(directory)?;
+            work()
+        }
+        done => done,
+    }
+}
+
 /// Makes a directory and its parents, mode 0755: readable to the person who looks, writable to root.
 pub(crate) fn make_directory(path: &Path) -> Result<(), FileError> {
-    // Almost always there already: one look is cheaper than a try for every parent.
-    if path.is_dir() {
-        return Ok(());
-    }
     DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed("create directory", path))
 }
 

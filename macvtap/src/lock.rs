@@ -73,11 +73,12 @@ pub fn node(paths: &Paths) -> Result<Lock, LockError> {
 
 fn open(paths: &Paths, name: &str) -> Result<(File, PathBuf), FileError> {
     let directory = paths.locks();
-    file::make_directory(&directory)?;
     let path = directory.join(name);
     // Not truncated: the content means nothing.
-    let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    Ok((open.map_err(file::failed("open", &path))?, path))
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    let file = file::within(&directory, || options.open(&path).map_err(file::failed("open", &path)))?;
+    Ok((file, path))
 }
 
 fn take(file: File, path: PathBuf, operation: FlockOperation) -> Result<Lock, LockError> {

@@ -132,8 +132,8 @@ impl Socket {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Self, NetlinkError> {
         let failed = |source| NetlinkError::Socket { what: "open".to_owned(), source };
-        let mut inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(failed)?;
-        inner.bind_auto().map_err(failed)?;
+        let inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(failed)?;
+        // Binds it, too.
         inner.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
         // Requests with attributes the kernel does not know fail instead of meaning something else.
         inner.set_netlink_get_strict_chk(true).map_err(failed)?;

@@ -12,7 +12,8 @@ use crate::lock;
 use crate::paths::Paths;
 use crate::record::{self, Attachment, DeviceNumber};
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 
 /// Far above what a record with the longest names takes.
 const SIZE_MAX: u64 = 64 << 10;
@@ -111,13 +112,17 @@ pub(crate) fn sweep_taps(paths: &Paths) -> Result<(), RecordError> {
 fn reserve_tap(paths: &Paths, tap: DeviceNumber, device: &DeviceId) -> Result<(), FileError> {
     let entry = paths.tap(tap);
     let target = device.to_string();
+    let link_at = |path: &Path| symlink(&target, path).map_err(file::failed("create", path));
+    match file::within(&paths.taps(), || link_at(&entry)) {
+        Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {}
+        made => return made,
+    }
     if std::fs::read_link(&entry).is_ok_and(|found| found.to_str() == Some(&target)) {
         return Ok(());
     }
-    file::make_directory(&paths.taps())?;
     let temporary = file::temporary_beside(&entry);
     file::remove_one(&temporary)?;
-    std::os::unix::fs::symlink(&target, &temporary).map_err(file::failed("create", &temporary))?;
+    link_at(&temporary)?;
     std::fs::rename(&temporary, &entry).map_err(file::failed("rename to", &entry))
 }
 

@@ -133,14 +133,22 @@ fn not_opened(step: &'static str, errno: Errno) -> TapError {
 /// Makes the node, or replaces what is at `path`: made under another name, given its owner, renamed into place, so
 /// nobody finds a node that is not yet its owner's.
 pub fn make_node(path: &Path, node: Node) -> Result<(), FileError> {
-    file::make_directory(path.parent().unwrap_or(Path::new("/")))?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
     let temporary = file::temporary_beside(path);
-    // Of a maker that was killed.
-    file::remove_one(&temporary)?;
     let device = makedev(node.number.major, node.number.minor);
     let mode = Mode::from_raw_mode(NODE_MODE);
-    mknodat(CWD, &temporary, FileType::CharacterDevice, mode, device)
-        .map_err(|errno| file::failed("create device node", &temporary)(errno.into()))?;
+    let make = || {
+        mknodat(CWD, &temporary, FileType::CharacterDevice, mode, device)
+            .map_err(|errno| file::failed("create device node", &temporary)(errno.into()))
+    };
+    match file::within(directory, make) {
+        // Of a maker that was killed.
+        Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {
+            file::remove_one(&temporary)?;
+            make()?;
+        }
+        outcome => outcome?,
+    }
     let placed = lchown(&temporary, Some(node.owner.uid), Some(node.owner.gid))
         .map_err(file::failed("give to its owner", &temporary))
         .and_then(|()| fs::rename(&temporary, path).map_err(file::failed("rename to", path)));
