@@ -117,6 +117,11 @@ impl Document {
         if json.get("type").and_then(Value::as_str) == Some(EHOST_DEVICE) {
             self.refuse_nic_keys()?;
         }
+        if let Some(other) =
+            self.json.get("runtimeConfig").filter(|runtime| !runtime.is_object() && !runtime.is_null())
+        {
+            return Err(wrong("runtimeConfig", other, "an object, which the runtime fills in"));
+        }
         let ipam = self.ipam(settings)?;
         if ipam.is_none()
             && self.runtime("ips").is_some_and(|ips| ips.as_array().is_none_or(|ips| !ips.is_empty()))

@@ -66,11 +66,21 @@ pub fn understand(answer: Value, plugin: &str) -> Result<CniResult, CniError> {
         let reason = if is_kube_ovns { kube_ovn::VERSION_MISMATCH } else { "its answer has no ips" };
         return Err(CniError::new(Code::Ipam, reason));
     }
+    if let Some(mac) = mac(&result).filter(|mac| mac.parse::<MacAddr>().is_err()) {
+        let message = format!("it gave the MAC address {mac:?}, which is no unicast one");
+        return Err(CniError::new(Code::Ipam, message));
+    }
     if is_kube_ovns {
         kube_ovn::complete(&mut result);
     }
     route::complete(&mut result)?;
     Ok(result)
+}
+
+/// The address of the interface that the plugin chose, if it chose one.
+fn mac(result: &CniResult) -> Option<&str> {
+    let place = result.ips.iter().find_map(|ip| ip.interface).unwrap_or(0);
+    result.interfaces.get(place).map(|interface| interface.mac.as_str()).filter(|mac| !mac.is_empty())
 }
 
 impl<'c> Delegate<'c> {
@@ -228,7 +238,10 @@ impl<'c> Delegate<'c> {
         for line in output.stderr.lines() {
             warn!(plugin = self.plugin, "{line}");
         }
-        let json: Option<Value> = serde_json::from_slice(&output.stdout).ok();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let text = Some(text.trim()).filter(|text| !text.is_empty());
+        // What is no JSON is quoted by whoever expects a result.
+        let json: Option<Value> = text.map(|text| serde_json::from_str(text).unwrap_or_else(|_| text.into()));
         if output.success {
             return Ok(json);
         }
@@ -239,6 +252,9 @@ impl<'c> Delegate<'c> {
         let reason = match (told("msg"), told("details")) {
             (Some(message), Some(details)) => format!("{message}: {details}"),
             (Some(message), None) => message.to_owned(),
+            (None, _) if output.stderr.is_empty() => {
+                format!("{}: {}", output.status, text.unwrap_or_default())
+            }
             (None, _) => format!("{}: {}", output.status, output.stderr.trim_end()),
         };
         let mut error = self.failed(command, &reason);
@@ -263,8 +279,7 @@ impl Lease<'_> {
 
     /// The address of the interface that the plugin chose, if it chose one.
     pub fn mac(&self) -> Option<MacAddr> {
-        let place = self.result.ips.iter().find_map(|ip| ip.interface).unwrap_or(0);
-        self.result.interfaces.get(place)?.mac.parse().ok()
+        mac(&self.result)?.parse().ok()
     }
 
     /// Whether these are kube-ovn's.

@@ -9,8 +9,12 @@ const STDIN_MAX: u64 = 4 << 20;
 
 fn main() -> ExitCode {
     let mut stdin = Vec::new();
-    let read = io::stdin().lock().take(STDIN_MAX).read_to_end(&mut stdin);
-    let outcome = macvtap_cni::run(&ProcessVariables, read.map(|_| stdin));
+    let read = io::stdin().lock().take(STDIN_MAX + 1).read_to_end(&mut stdin);
+    let read = read.and_then(|length| match u64::try_from(length) {
+        Ok(0..=STDIN_MAX) => Ok(stdin),
+        _ => Err(io::Error::other(format!("it is longer than {STDIN_MAX} bytes"))),
+    });
+    let outcome = macvtap_cni::run(&ProcessVariables, read);
     let mut stdout = io::stdout().lock();
     let written = match &outcome.output {
         Some(json) => writeln!(stdout, "{json}").and_then(|()| stdout.flush()),

@@ -45,6 +45,8 @@ pub(super) enum RunError {
         #[source]
         source: io::Error,
     },
+    #[error("the answer of {} is longer than {OUTPUT_MAX} bytes", .0.display())]
+    TooLong(PathBuf),
     #[error("{} did not end in time and was killed (ipamTimeoutSeconds in the node's cni.json)", .0.display())]
     Timeout(PathBuf),
 }
@@ -71,6 +73,9 @@ pub(super) fn run(path: &Path, command: &str, input: Vec<u8>, deadline: Instant)
             };
             let stdout = rest(stdout).ok_or_else(late)?;
             let stderr = rest(stderr).unwrap_or_default();
+            if u64::try_from(stdout.len()).is_ok_and(|length| length > OUTPUT_MAX) {
+                return Err(RunError::TooLong(path.to_owned()));
+            }
             Ok(Output {
                 success: status.success(),
                 status,
@@ -118,7 +123,7 @@ fn collect(output: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         // What was read before an error is worth more than the error.
-        let _ = output.take(OUTPUT_MAX).read_to_end(&mut bytes);
+        let _ = output.take(OUTPUT_MAX + 1).read_to_end(&mut bytes);
         // Fails when nobody waits any more.
         let _ = sender.send(bytes);
     });

@@ -31,6 +31,9 @@ pub enum Code {
     Detach = 103,
 }
 
+/// More than this of a message, in characters, nobody reads: values come from tenants, and quotations from plugins.
+const MESSAGE_MAX: usize = 4_000;
+
 /// What the plugin prints when it fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -46,7 +49,12 @@ pub struct CniError {
 impl CniError {
     /// An error without details.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code: code as u32, message: message.into(), details: String::new() }
+        let mut message = message.into();
+        if let Some((end, _)) = message.char_indices().nth(MESSAGE_MAX) {
+            message.truncate(end);
+            message.push_str("...");
+        }
+        Self { code: code as u32, message, details: String::new() }
     }
 
     /// An error told by a chain of causes.

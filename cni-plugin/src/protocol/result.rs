@@ -3,9 +3,10 @@
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::version::Version;
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 use std::net::IpAddr;
+use std::str::FromStr;
 
 /// A result of any version. Fields that only some versions have are left out when it is written for another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -49,9 +50,10 @@ pub struct Interface {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ip {
     /// Address and prefix length.
+    #[serde(deserialize_with = "net")]
     pub address: IpNet,
     /// The router.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_address")]
     pub gateway: Option<IpAddr>,
     /// Place of its interface in the list of interfaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -63,10 +65,10 @@ pub struct Ip {
 #[serde(default)]
 pub struct Route {
     /// The destination; absent means everything of the router's family.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "optional_net")]
     pub dst: Option<IpNet>,
     /// The router; absent: the interface's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "optional_address")]
     pub gw: Option<IpAddr>,
     /// Largest packet on this route, in bytes; from 1.1.0 on, as all that follows.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,7 +112,8 @@ impl CniResult {
     /// Reads a result of any version. `whose` begins the message when it cannot be read.
     pub fn parse(value: Value, whose: &str, code: Code) -> Result<Self, CniError> {
         if !value.is_object() {
-            return Err(CniError::new(code, format!("{whose} is no CNI result: it is no JSON object")));
+            let shown: String = value.to_string().chars().take(200).collect();
+            return Err(CniError::new(code, format!("{whose} is no CNI result: {shown} is no JSON object")));
         }
         let parsed = serde_json::from_value(value);
         parsed.map_err(|error| CniError::new(code, format!("{whose} is no CNI result: {error}")))
@@ -163,9 +166,29 @@ fn serialized(value: &impl Serialize) -> Value {
 fn null_is_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
 where
     T: Default + Deserialize<'de>,
-    D: serde::Deserializer<'de>,
+    D: Deserializer<'de>,
 {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn net<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpNet, D::Error> {
+    parsed(&String::deserialize(deserializer)?, "address with prefix length, for example 10.0.0.2/24")
+}
+
+fn optional_net<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpNet>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.filter(|text| !text.is_empty());
+    text.map(|text| parsed(&text, "network with prefix length, for example 10.0.0.0/24")).transpose()
+}
+
+/// Go programs write an address that is none as an empty text.
+fn optional_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.filter(|text| !text.is_empty());
+    text.map(|text| parsed(&text, "address, for example 10.0.0.1")).transpose()
+}
+
+/// The types' own errors do not name the value.
+fn parsed<T: FromStr, E: de::Error>(text: &str, want: &str) -> Result<T, E> {
+    text.parse().map_err(|_| E::custom(format_args!("{text:?} is no {want}")))
 }
 
 #[cfg(test)]

@@ -74,6 +74,17 @@ fn a_repeated_add_gives_the_same_device_untouched() {
 }
 
 #[test]
+fn a_network_may_name_the_owner_of_the_device_node() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let call = Call::new(&node, &pod, "c1").with(json!({"owner": 4711, "group": 4712}));
+    let checked = call.clone().with(json!({"prevResult": call.ok("ADD")}));
+    let made = tap::node_at(&node.paths().device_node(node.first_ifindex)).unwrap();
+    assert_eq!(made.owner, macvtap::table::Owner { uid: 4711, gid: 4712 });
+    checked.ok("CHECK");
+    assert!(checked.with(json!({"owner": null})).fails("CHECK", 102).contains("owner 107:4712"));
+}
+
+#[test]
 fn one_device_does_not_serve_two_networks_of_a_pod() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let call = Call::new(&node, &pod, "c1");

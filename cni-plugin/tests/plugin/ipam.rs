@@ -139,8 +139,19 @@ fn a_plugin_that_fails_is_quoted_and_nothing_is_made() {
         ("echo '{\"code\": 11, \"msg\": \"daemon away\"}'; exit 1", 11, "daemon away"),
         ("echo lost >&2; exit 3", 101, "lost"),
         ("exit 0", 101, "it answered nothing"),
+        ("echo done", 101, "its answer is no CNI result: \"done\" is no JSON object"),
+        ("yes x | head -c 2000000", 101, "is longer than 1048576 bytes"),
+        (
+            "echo '{\"interfaces\": [{\"mac\": \"01:00:5e:00:00:01\"}], \"ips\": [{\"address\": \"10.0.0.2/24\"}]}'",
+            101,
+            "it gave the MAC address \"01:00:5e:00:00:01\", which is no unicast one",
+        ),
         ("echo '{\"ips\": []}'", 101, "its answer has no ips"),
-        ("echo '{\"ips\": [{\"address\": \"nonsense\"}]}'", 101, "is no CNI result"),
+        (
+            "echo '{\"ips\": [{\"address\": \"nonsense\"}]}'",
+            101,
+            "\"nonsense\" is no address with prefix length",
+        ),
         (
             "echo '{\"ips\": [{\"address\": \"10.0.0.2/24\"}], \"routes\": [{}]}'",
             101,
@@ -156,6 +167,13 @@ fn a_plugin_that_fails_is_quoted_and_nothing_is_made() {
         missing.contains("IPAM plugin absent is in none of the directories of CNI_PATH (/usr/lib/cni)"),
         "{missing}"
     );
+    // The pod must go: who did not find the plugin leased nothing by it.
+    Call::new(&node, &pod, "c1").with(json!({"ipam": {"type": "absent"}})).ok("DEL");
+    let leased = call("[ $CNI_COMMAND = ADD ] && echo '{\"ips\": [{\"address\": \"10.0.0.2/24\"}]}'; exit 0");
+    leased.ok("ADD");
+    node.sh("mv /run/plugins/odd /run/plugins/gone");
+    assert!(leased.fails("DEL", 101).contains("IPAM plugin odd is in none"), "a lease was forgotten");
+    assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
 }
 
 #[test]
@@ -170,9 +188,9 @@ fn what_a_plugin_leased_before_it_was_killed_is_given_back() {
 }
 
 #[test]
-fn a_plugin_sees_the_attachment_but_not_the_device_and_its_mac_wins() {
+fn a_plugin_sees_the_attachment_but_not_the_device_and_its_mac_and_name_resolution_win() {
     let Some((node, [pod])) = node_and_pods() else { return };
-    let answer = "{\"interfaces\": [{\"mac\": \"02:00:00:00:00:aa\"}], \"ips\": [{\"address\": \"10.0.0.2/24\", \"interface\": 0}]}";
+    let answer = "{\"interfaces\": [{\"mac\": \"02:00:00:00:00:aa\"}], \"ips\": [{\"address\": \"10.0.0.2/24\", \"interface\": 0}], \"dns\": {\"domain\": \"leased\"}}";
     script(
         &node,
         "watch",
@@ -180,11 +198,11 @@ fn a_plugin_sees_the_attachment_but_not_the_device_and_its_mac_wins() {
             "cat >/run/seen-$CNI_COMMAND; env | grep ^CNI_ | sort >/run/env-$CNI_COMMAND\necho '{answer}'"
         ),
     );
-    let config = json!({"ipam": {"type": "watch"}, "runtimeConfig": {"mac": "02:00:00:00:00:bb", "deviceID": "dataplaneMvp0"}});
+    let config = json!({"ipam": {"type": "watch"}, "dns": {"domain": "configured"}, "runtimeConfig": {"mac": "02:00:00:00:00:bb", "deviceID": "dataplaneMvp0"}});
     let call = Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/no/such:/run/plugins");
     let result = call.ok("ADD");
     assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:00:aa");
-    assert_eq!(result["ips"][0]["interface"], 0);
+    assert_eq!((&result["ips"][0]["interface"], &result["dns"]["domain"]), (&json!(0), &json!("leased")));
     assert_eq!(link(&pod)["address"], "02:00:00:00:00:aa");
     assert_eq!(record(&node, 0).unwrap().mac.unwrap().to_string(), "02:00:00:00:00:aa");
     let seen = node.sh("cat /run/seen-ADD");

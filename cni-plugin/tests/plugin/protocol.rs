@@ -69,6 +69,19 @@ fn each_mistake_has_its_code_and_names_what_is_wrong() {
         (ADD.to_vec(), "[]".to_owned(), 6, "object"),
         (ADD.to_vec(), and(json!({"cniVersion": "0.2.0"})), 1, "0.2.0"),
         (ADD.to_vec(), and(json!({"mtu": "big"})), 7, "mtu"),
+        (
+            ADD.to_vec(),
+            and(json!({"runtimeConfig": ["mac"]})),
+            7,
+            "runtimeConfig is [\"mac\"]; it must be an object",
+        ),
+        (
+            ADD.to_vec(),
+            and(json!({"prevResult": {"ips": [{"address": "10.0.0.2"}]}})),
+            7,
+            "prevResult is no CNI result: \"10.0.0.2\" is no address with prefix length, for example 10.0.0.2/24",
+        ),
+        (ADD.to_vec(), " ".repeat(5 << 20), 5, "longer than 4194304 bytes"),
         (ADD.to_vec(), and(json!({"mode": "source"})), 7, "mode"),
         (ADD.to_vec(), and(json!({"ipam": {"type": "../sh"}})), 7, "ipam.type"),
         (ADD.to_vec(), and(json!({"logFile": "/etc/passwd"})), 7, "logFile"),
@@ -78,6 +91,15 @@ fn each_mistake_has_its_code_and_names_what_is_wrong() {
         assert_eq!(json["code"], code, "{json}");
         assert!(json["msg"].as_str().unwrap().contains(named), "{json}");
     }
+}
+
+#[test]
+fn a_message_has_a_length_that_can_be_shown() {
+    let config = json!({"cniVersion": "9".repeat(1 << 20), "name": "dataplane", "type": "macvtap"});
+    let (_, json) = call(&ADD, &config.to_string());
+    let message = json["msg"].as_str().unwrap();
+    assert!(message.starts_with("cniVersion \"999") && message.ends_with("99..."), "{message}");
+    assert!(message.len() < 5_000, "{}", message.len());
 }
 
 #[test]
