@@ -36,6 +36,11 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a kubelet may take to make room for a successor.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// So long after its last stream has ended a resource can be registered by another: a kubelet that learns of the end later
+/// than of the new registration blames that one, and takes all devices for lost. It does not say when it has learnt of the
+/// end; allocations come here meanwhile, so the wait costs nothing. On a busy machine 1 ms was once not enough.
+const NOTICED: Duration = Duration::from_millis(500);
+
 /// A kubelet that takes a resource does so in milliseconds; one that never asks for its list is given up later than this.
 const REGISTERED_SOON: Duration = Duration::from_secs(4);
 
@@ -56,6 +61,7 @@ pub(super) struct Serving {
     configuration: Option<Configuration>,
     usage: Usage,
     has_links: bool,
+    has_ties: bool,
     has_looked: bool,
     started: Instant,
     table_error: Option<String>,
@@ -96,6 +102,7 @@ impl Serving {
             configuration: None,
             usage,
             has_links: false,
+            has_ties: false,
             has_looked: false,
             started: Instant::now(),
             table_error: None,
@@ -143,8 +150,7 @@ impl Serving {
                 }
                 () = sleep_until(wake) => change = Change::Something,
             }
-            let complete = self.has_links && self.configuration.is_some();
-            if change == Change::Something && complete {
+            if change == Change::Something && self.knows_enough() {
                 wake = self.step().await;
             }
         }
@@ -160,6 +166,7 @@ impl Serving {
                 running.registered.wait_for(|registration| *registration == Registration::HandedOver);
             let _ = tokio::time::timeout(HAND_OVER_TIMEOUT, handed).await;
         }
+        tokio::time::sleep(NOTICED).await;
     }
 
     /// Ends every resource and leaves no socket.
@@ -173,6 +180,11 @@ impl Serving {
         }
     }
 
+    /// Whether anything can be decided. Before routes and addresses are known the node's uplink looks free.
+    fn knows_enough(&self) -> bool {
+        self.has_links && self.has_ties && self.configuration.is_some()
+    }
+
     fn hear(&mut self, news: News) -> Change {
         let inventory = &mut self.engine.inventory;
         match news {
@@ -183,7 +195,10 @@ impl Serving {
             News::Changed(link) => inventory.apply(*link),
             News::Gone(ifindex) => inventory.remove(ifindex),
             News::Ties { addressed, default_routes } => {
-                inventory.set_addressed(addressed) | inventory.set_default_routes(default_routes)
+                let first = !std::mem::replace(&mut self.has_ties, true);
+                let changed =
+                    inventory.set_addressed(addressed) | inventory.set_default_routes(default_routes);
+                changed | Change::from(first)
             }
         }
     }
@@ -375,7 +390,7 @@ impl Serving {
         if self.configuration.is_none() {
             return Readiness::NotReady("no configuration yet".to_owned());
         }
-        if !self.has_links {
+        if !self.has_links || !self.has_ties {
             return Readiness::NotReady("links not read yet".to_owned());
         }
         let waiting = registrations.iter().find_map(|(resource, registration)| match registration {
@@ -406,5 +421,52 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices;
+    use crate::kubelet::Ledger;
+    use crate::metrics::Metrics;
+    use macvtap::paths::Paths;
+    use std::collections::BTreeSet;
+
+    fn serving() -> Serving {
+        let shared = Shared {
+            paths: Paths::new("/nonexistent", "/nonexistent"),
+            ledger: Ledger::default(),
+            metrics: Metrics::default(),
+            allocated: tokio::sync::Notify::new(),
+            lost: watch::Sender::default(),
+            nics: watch::Sender::default(),
+        };
+        Serving::new(
+            Engine::new(devices::empty("one", true), "one".into(), true),
+            "/nonexistent".into(),
+            watch::channel(Happened::default()).1,
+            Arc::new(shared),
+            watch::Sender::new(Readiness::Standby),
+            watch::Sender::default(),
+        )
+    }
+
+    #[test]
+    fn nothing_is_decided_before_links_routes_and_addresses_are_known() {
+        let mut serving = serving();
+        serving.configure(Configuration {
+            pools: Vec::new(),
+            refused: Vec::new(),
+            hash: None,
+            problem: None,
+        });
+        assert!(!serving.knows_enough());
+        let _ = serving.hear(News::All(Vec::new()));
+        assert!(!serving.knows_enough(), "the uplink would be taken");
+        let none = BTreeSet::new();
+        let heard = serving.hear(News::Ties { addressed: none.clone(), default_routes: none });
+        assert!(serving.knows_enough());
+        assert_eq!(heard, Change::Something, "a node without addresses is served too");
     }
 }
