@@ -18,7 +18,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -88,9 +88,15 @@ pub async fn list() -> Result<(Vec<Link>, News), LinksError> {
 
 /// Follows for ever. The first news is every link.
 pub async fn follow(news: mpsc::Sender<News>, shared: Arc<Shared>) {
+    let mut reader = Reader::default();
     loop {
-        match follow_once(&news, &shared).await {
-            Ok(()) => return,
+        match follow_once(&news, &shared, &mut reader).await {
+            Ok(End::Unheard) => return,
+            // What the old socket still holds is older than what it lost: a link that is gone would be back.
+            Ok(End::Overflow) => {
+                shared.metrics.overflows.inc();
+                continue;
+            }
             Err(error) => {
                 let reason = crate::error_chain(&error);
                 warn!(%reason, "links not followed, trying again");
@@ -100,8 +106,19 @@ pub async fn follow(news: mpsc::Sender<News>, shared: Arc<Shared>) {
     }
 }
 
-/// Ends without an error when nobody listens any more.
-async fn follow_once(news: &mpsc::Sender<News>, shared: &Shared) -> Result<(), LinksError> {
+/// Why one socket is no longer followed.
+enum End {
+    /// Nobody listens any more.
+    Unheard,
+    /// The kernel could not deliver an event.
+    Overflow,
+}
+
+async fn follow_once(
+    news: &mpsc::Sender<News>,
+    shared: &Shared,
+    reader: &mut Reader,
+) -> Result<End, LinksError> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -112,48 +129,64 @@ async fn follow_once(news: &mpsc::Sender<News>, shared: &Shared) -> Result<(), L
     let opened = rtnetlink::new_multicast_connection(&groups).map_err(LinksError::Open)?;
     let (connection, handle, mut events) = opened;
     let _task = AbortOnDrop(tokio::spawn(connection));
-    let mut reader = Reader::default();
     // Subscribed before listed: what changes in between is told twice, not never.
     let mut resync_at = Instant::now();
     let mut ties_at = None;
     loop {
         let ties_due = ties_at;
+        // A list first: however often the kernel overflows, each socket gets to one.
         tokio::select! {
+            biased;
+            room = room(news, Some(resync_at)) => {
+                let Ok(room) = room else { return Ok(End::Unheard) };
+                let links = within(reader.links(&handle)).await?;
+                shared.metrics.resyncs.inc();
+                (resync_at, ties_at) = (Instant::now() + RESYNC, Some(Instant::now()));
+                room.send(News::All(links));
+            }
             event = events.next() => match event {
                 None => return Err(LinksError::Closed),
                 Some((message, _)) => match reader.read(message.payload) {
                     Heard::Nothing => {}
                     Heard::News(heard) => {
                         shared.metrics.link_events.inc();
-                        if news.send(heard).await.is_err() {
-                            return Ok(());
+                        match tell(news, heard).await {
+                            Ok(()) => {}
+                            Err(TrySendError::Full(())) => resync_at = Instant::now(),
+                            Err(TrySendError::Closed(())) => return Ok(End::Unheard),
                         }
                     }
                     Heard::TiesChanged => {
                         ties_at.get_or_insert(Instant::now() + TIES_DELAY);
                     }
-                    Heard::Overflow => {
-                        shared.metrics.overflows.inc();
-                        resync_at = Instant::now();
-                    }
+                    Heard::Overflow => return Ok(End::Overflow),
                 },
             },
-            () = tokio::time::sleep_until(resync_at) => {
-                let links = within(reader.links(&handle)).await?;
-                shared.metrics.resyncs.inc();
-                (resync_at, ties_at) = (Instant::now() + RESYNC, Some(Instant::now()));
-                if news.send(News::All(links)).await.is_err() {
-                    return Ok(());
-                }
-            }
-            () = sleep_until(ties_due) => {
+            room = room(news, ties_due) => {
+                let Ok(room) = room else { return Ok(End::Unheard) };
                 ties_at = None;
-                if news.send(within(ties(&handle)).await?).await.is_err() {
-                    return Ok(());
-                }
+                room.send(within(ties(&handle)).await?);
             }
         }
     }
+}
+
+/// Room for one news, not before that time.
+async fn room(
+    news: &mpsc::Sender<News>,
+    at: Option<Instant>,
+) -> Result<mpsc::Permit<'_, News>, mpsc::error::SendError<()>> {
+    sleep_until(at).await;
+    news.reserve().await
+}
+
+/// Tells, unless the listener is too busy: events that nobody reads would pile up here, where nothing bounds them.
+async fn tell(news: &mpsc::Sender<News>, heard: News) -> Result<(), TrySendError<()>> {
+    if news.capacity() == 0 {
+        // It runs on the same thread, and may only have had no turn yet.
+        tokio::task::yield_now().await;
+    }
+    news.try_reserve().map(|room| room.send(heard))
 }
 
 /// Turns messages into links. Remembers devices, so that an event that says nothing new costs no look into sysfs.

@@ -61,8 +61,8 @@ impl WorkerError {
     }
 }
 
-/// News are small and handled in microseconds; more than this wait in the kernel's buffer.
-const NEWS: usize = 64;
+/// News are small and handled in microseconds; what comes while more than this wait is made up for by a full list.
+const NEWS: usize = 1024;
 
 /// How long allocations are answered after a hand-over.
 const LINGER: Duration = Duration::from_secs(3);
