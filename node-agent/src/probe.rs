@@ -3,6 +3,7 @@
 //! Two agents share `/run/macvtap` during an upgrade. Each has its own process namespace, and so has the probe that the
 //! kubelet runs in its container; that tells whose socket is whose.
 
+use crate::kubelet::socket::remove_dead;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tracing::warn;
+
+/// What every agent's socket is called first.
+const PREFIX: &str = "probe-";
 
 /// The agent's answer must come within this time.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -64,7 +68,7 @@ pub enum ProbeError {
 pub fn socket(run: &Path) -> PathBuf {
     let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     let number: String = namespace.to_string_lossy().chars().filter(char::is_ascii_digit).collect();
-    run.join(format!("probe-{number}.sock"))
+    run.join(format!("{PREFIX}{number}.sock"))
 }
 
 /// Asks the agent.
@@ -104,6 +108,8 @@ pub async fn serve(run: PathBuf, readiness: watch::Receiver<Readiness>) {
             return;
         }
     };
+    // Of containers that were killed: each had a namespace of its own, which no later one has.
+    remove_dead(&run, PREFIX).await;
     let readiness = Arc::new(readiness);
     loop {
         match listener.accept().await {
@@ -128,4 +134,29 @@ async fn answer(mut stream: tokio::net::UnixStream, readiness: Arc<watch::Receiv
         (_, Readiness::NotReady(why)) => format!("no {why}"),
     };
     let _ = stream.write_all(answer.as_bytes()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_removes_the_sockets_of_killed_ones_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = |name: &str| dir.path().join(name);
+        drop(UnixListener::bind(other("probe-1.sock")).unwrap());
+        let _alive = UnixListener::bind(other("probe-2.sock")).unwrap();
+        let (_readiness, asked) = watch::channel(Readiness::Ready);
+        tokio::spawn(serve(dir.path().to_owned(), asked));
+        let gone = async {
+            while other("probe-1.sock").exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
+        assert!(other("probe-2.sock").exists());
+        let run = dir.path().to_owned();
+        let asked = tokio::task::spawn_blocking(move || ask(&run, Question::Ready)).await.unwrap();
+        assert_eq!(asked.unwrap(), "ready");
+    }
 }
