@@ -50,6 +50,10 @@ struct ResourceLabels {
     resource: String,
 }
 
+/// What an Allocate can end with.
+const GRANTED: &str = "granted";
+const REFUSED: &str = "refused";
+
 /// Devices of one resource, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceCounts {
@@ -118,7 +122,7 @@ impl fmt::Debug for Metrics {
 impl Metrics {
     /// Counts a finished Allocate.
     pub fn allocation(&self, resource: &ResourceName, granted: bool) {
-        let result = if granted { "granted" } else { "refused" };
+        let result = if granted { GRANTED } else { REFUSED };
         let labels = AllocationLabels { resource: resource.to_string(), result };
         self.allocations.get_or_create(&labels).inc();
     }
@@ -151,6 +155,10 @@ impl Metrics {
         for state in ["healthy", "unhealthy", "allocated", "dead"] {
             self.devices.remove(&DeviceLabels { resource: resource.to_string(), state });
         }
+        for result in [GRANTED, REFUSED] {
+            self.allocations.remove(&AllocationLabels { resource: resource.to_string(), result });
+        }
+        self.registrations.remove(&ResourceLabels { resource: resource.to_string() });
     }
 
     /// All of them as `OpenMetrics` text.
@@ -171,6 +179,8 @@ mod tests {
         let metrics = Metrics::default();
         let resource = "dataplane".parse().unwrap();
         metrics.allocation(&resource, true);
+        metrics.allocation(&resource, false);
+        metrics.registration(&resource);
         metrics.devices(&resource, DeviceCounts { healthy: 7, ..DeviceCounts::default() });
         let text = metrics.text();
         assert!(text.contains("macvtap_devices{resource=\"dataplane\",state=\"healthy\"} 7"), "{text}");
@@ -179,7 +189,7 @@ mod tests {
             "{text}"
         );
         metrics.forget(&resource);
-        assert!(!metrics.text().contains("state=\"healthy\""));
+        assert!(!metrics.text().contains("dataplane"), "{}", metrics.text());
     }
 
     #[test]
