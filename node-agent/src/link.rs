@@ -62,7 +62,7 @@ pub struct Hardware {
     pub driver: Option<String>,
     /// Address of the PCI function, of any depth above the device.
     pub pci_address: Option<String>,
-    /// Vendor of the PCI function, as `0x8086`.
+    /// Vendor of the PCI function: four hexadecimal digits, as `8086`.
     pub vendor: Option<String>,
     /// Memory node of the device.
     pub numa_node: Option<u32>,
