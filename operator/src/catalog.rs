@@ -62,7 +62,8 @@ impl Nodes {
 }
 
 impl Catalog {
-    /// Works out what these pools come to.
+    /// Works out what these pools come to. What nodes were told of one whose selectors mean nothing stays as it was, as
+    /// with one that cannot be read: a slip of the hand takes no devices away.
     pub fn new<'p>(pools: impl Iterator<Item = &'p MacvtapResourcePool> + Clone) -> Self {
         let verdicts = judge(pools.clone());
         let verdicts: BTreeMap<String, _> =
@@ -82,18 +83,23 @@ impl Catalog {
                 Some(ActivePool { nodes, entry: Arc::new(entry_of(pool)), staged })
             })
             .collect();
+        let meaningless = |pool: &&MacvtapResourcePool| {
+            pool.metadata.deletion_timestamp.is_none()
+                && matches!(verdicts.get(&pool.name_any()), Some(Err(Rejection::InvalidSelector { .. })))
+        };
+        let frozen = pools.clone().filter(meaningless).filter_map(ResourceExt::uid).collect();
         let ending = pools.filter(|pool| pool.metadata.deletion_timestamp.is_some());
         let released = ending
             .filter_map(|pool| Some(Released { uid: pool.uid()?, nodes: released(pool) }))
             .filter(|released| !released.nodes.is_empty());
-        Self { active, verdicts, released: released.collect(), frozen: HashSet::new() }
+        Self { active, verdicts, released: released.collect(), frozen }
     }
 
     /// The same, with pools that cannot be read and are not being deleted: nodes keep what they were told of them.
     #[must_use]
     pub fn with_unreadable<'p>(mut self, pools: impl Iterator<Item = &'p ObjectMeta>) -> Self {
         let alive = pools.filter(|meta| meta.deletion_timestamp.is_none());
-        self.frozen = alive.filter_map(|meta| meta.uid.clone()).collect();
+        self.frozen.extend(alive.filter_map(|meta| meta.uid.clone()));
         self
     }
 
@@ -147,6 +153,18 @@ mod tests {
             deleted(pool("gone", json!({}))),
         ];
         assert_eq!(names(&pools), ["first", "old", "young"]);
+    }
+
+    #[test]
+    fn what_was_told_of_a_pool_that_means_no_node_any_more_stays_until_it_goes() {
+        let selector = json!({"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]});
+        let strange = pool("strange", json!({"nodeSelector": selector}));
+        let catalog = Catalog::new([&strange].into_iter());
+        assert!(catalog.active.is_empty() && catalog.frozen("uid-strange"));
+        let conflicting = created(pool("late", json!({"resourceName": "strange"})), 5);
+        let catalog = Catalog::new([&pool("strange", json!({})), &conflicting].into_iter());
+        assert!(!catalog.frozen("uid-late"));
+        assert!(!Catalog::new([&deleted(strange)].into_iter()).frozen("uid-strange"));
     }
 
     #[test]

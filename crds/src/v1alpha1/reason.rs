@@ -137,10 +137,8 @@ reasons! {
         Valid,
         /// Not accepted: an older pool has the resource name.
         ResourceNameConflict,
-        /// Not accepted: a label selector that no object can be compared with.
+        /// Not accepted: a label selector that no object can be compared with; a looser schema let it in.
         InvalidSelector,
-        /// Not accepted: a node can have 64 pools, and those before this one are as many.
-        TooManyPools,
         /// Not accepted: the object cannot be read, because another release or a looser schema let it in.
         NotReadable,
         /// Ready: every matched node that reports offers a healthy device.
@@ -201,6 +199,8 @@ reasons! {
         Waiting,
         /// What the agent says of the pool cannot be read: operator and agent are of different releases.
         StatusNotReadable,
+        /// A node can have 64 pools, and those before this one are as many.
+        TooManyPools,
     }
 }
 

@@ -107,13 +107,12 @@ const ELSEWHERE: [(&str, &str, &str); 18] = [
     ),
     ("part", "NotSupported", "operator and agent of different releases: node-agent/src/nodestate/tests.rs"),
     ("node", "SpecNotReadable", "needs a looser schema and no operator: node-agent/src/nodestate/tests.rs"),
-    ("pool", "InvalidSelector", "the schema refuses such a selector first: operator/src/acceptance.rs"),
-    ("pool", "TooManyPools", "65 pools: operator/src/pool, a sample"),
+    ("pool", "InvalidSelector", "needs a looser schema: e2e/tests/api_bad_objects.rs"),
     ("pool", "NotReadable", "needs a looser schema: e2e/tests/api_bad_objects.rs"),
     ("pool", "NADKindMissing", "needs a cluster without Multus: e2e/tests/api_operator.rs"),
     ("pool", "NetworksUpdating", "a network is written, or says why not: operator/src/pool/report/tests.rs"),
     ("sample", "StatusNotReadable", "needs a looser schema: e2e/tests/api_bad_objects.rs"),
-    ("sample", "TooManyPools", "as above"),
+    ("sample", "TooManyPools", "65 pools: e2e/tests/api_operator.rs"),
 ];
 
 /// What is reached here.

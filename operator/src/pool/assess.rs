@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::nodestate::{POOLS_MAX, PoolPhase};
 use macvtap_crds::v1alpha1::pool::NodeSample;
-use macvtap_crds::v1alpha1::reason::{PoolReason, SampleReason};
+use macvtap_crds::v1alpha1::reason::SampleReason;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -122,7 +122,7 @@ pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>, now: Timestamp) ->
     } else if told == Some(Told::NoRoom) {
         assessment.standing = Standing::NotReady;
         let message = format!("the node has {POOLS_MAX} pools of higher precedence");
-        assessment.sample = sample(PoolReason::TooManyPools.as_str(), &message);
+        assessment.sample = sample(SampleReason::TooManyPools.as_str(), &message);
     } else if let (true, Some(Told::Current), Some(status)) = (applied, told, status) {
         assessment.ready = status.ready.as_ref().map_or(status.allocatable > 0, |ready| ready.holds);
         let degraded = status.degraded.as_ref().filter(|degraded| degraded.holds);
