@@ -43,6 +43,14 @@ fn told(api: &Api, node: &str, pools: &[(&str, u64)]) -> Result<()> {
     })
 }
 
+/// Waits until condition Accepted of a pool has this reason.
+fn accepted(api: &Api, pool: &str, reason: &str) -> Result<()> {
+    api.kubectl.wait_until("", &format!("mrp/{pool}"), DEADLINE, |pool| {
+        let conditions = pool.pointer("/status/conditions")?.as_array()?;
+        conditions.iter().find(|c| c["type"] == "Accepted" && c["reason"] == reason).map(drop)
+    })
+}
+
 #[test]
 fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Result<()> {
     let api = Api::own()?;
@@ -56,6 +64,11 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
         pool("strange-type", &json!({"links": "all of them", "priority": "highest"})),
         pool("strange-nothing", &json!({})),
     ];
+    let labels =
+        |operator: &str| json!({"matchExpressions": [{"key": "a", "operator": operator, "values": ["1"]}]});
+    let selecting = |operator| {
+        pool("strange-selector", &json!({"links": [{"names": ["dp1"]}], "nodeSelector": labels(operator)}))
+    };
     for object in &strange {
         store(&api, object)?;
     }
@@ -84,11 +97,11 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
     for object in &strange {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         api.kubectl.run(&["annotate", "mrp", name, "seen=again"])?;
-        api.kubectl.wait_until("", &format!("mrp/{name}"), DEADLINE, |pool| {
-            let conditions = pool.pointer("/status/conditions")?.as_array()?;
-            conditions.iter().find(|c| c["type"] == "Accepted" && c["reason"] == "NotReadable").map(drop)
-        })?;
+        accepted(&api, name, "NotReadable")?;
     }
+
+    store(&api, &selecting("Gt"))?;
+    accepted(&api, "strange-selector", "InvalidSelector")?;
 
     // An agent of another release: its answer to the spec of today cannot be read.
     let state = api.kubectl.get("", "mns/n3")?;
@@ -104,17 +117,33 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
             .with_context(|| format!("after changes of bad objects, {node}"))?;
     }
 
-    // The schema of today comes back; the objects are still there. The server takes no change of a state whose status it
-    // would refuse; such a state must go, and is made anew.
+    // The schema of today comes back; the objects are still there. An apply is refused as long as what is there has other
+    // types than the schema, so what is ours of it is replaced.
     let crds = Checkout::here().path("crds/yaml");
     api.kubectl.run(&["apply", "--server-side", "--force-conflicts", "-f", &crds.to_string_lossy()])?;
-    assert_eq!(running.terminate()?, Some(0), "it ends as it should");
-    let _running = Program::start("macvtap-operator", &args, api.kubectl.kubeconfig())?;
     api.replace(&sound(1200))?;
-    told(&api, "n4", &[("sound", 1200)]).context("with today's schema")?;
-    api.kubectl.run(&["delete", "mns", "n1", "n2", "n3"])?;
-    for node in ["n1", "n2", "n3"] {
-        told(&api, node, &[("sound", 1200)]).with_context(|| format!("made anew, {node}"))?;
+    for node in ["n1", "n2", "n3", "n4"] {
+        told(&api, node, &[("sound", 1200)]).with_context(|| format!("with today's schema, {node}"))?;
     }
+    let quiet = running.log().lines().count();
+    assert_eq!(running.terminate()?, Some(0), "it ends as it should");
+
+    // Another operator, which finds them as they are.
+    let running = Program::start("macvtap-operator", &args, api.kubectl.kubeconfig())?;
+    api.replace(&sound(1250))?;
+    for node in ["n1", "n2", "n3", "n4"] {
+        told(&api, node, &[("sound", 1250)]).with_context(|| format!("by another operator, {node}"))?;
+    }
+    let log = running.log();
+    let failed = log.lines().skip(quiet).filter(|line| line.contains("reconcile failed")).count();
+    assert_eq!(failed, 0, "{log}");
+
+    // Pools that are repaired have their effect. The server takes no apply of this one either.
+    let repair = json!({"spec": {"links": [{"names": ["dp1"]}], "priority": null, "macvtap": {"mtu": 1100}}});
+    api.kubectl.run(&["patch", "mrp", "strange-type", "--type=merge", "-p", &repair.to_string()])?;
+    accepted(&api, "strange-type", "Valid")?;
+    api.replace(&selecting("NotIn"))?;
+    accepted(&api, "strange-selector", "Valid")?;
+    told(&api, "n4", &[("strange-type", 1100), ("sound", 1250)])?;
     Ok(())
 }

@@ -3,7 +3,8 @@
 //! Everything that decides is a pure function over values (`acceptance`, `catalog`, `node_state::render`,
 //! `network::plan`, `network::config`, `pool::assess`, `pool::report`, `rollout`, `leader::lease`, `migrate::plan`);
 //! `run` elects a leader, keeps caches of the cluster and calls the reconcilers, and the modules named `apply` and
-//! `publish` are the only ones that write, through a gate that is open only for the leader.
+//! `publish` are the only ones that write, `overwrite` for them also where an object is not as its schema has it, through
+//! a gate that is open only for the leader.
 
 pub mod acceptance;
 pub mod admin;
@@ -17,6 +18,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod network;
 pub mod node_state;
+pub mod overwrite;
 pub mod pace;
 pub mod pool;
 pub mod queue;

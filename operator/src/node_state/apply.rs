@@ -2,11 +2,11 @@
 
 use super::NodeStateError;
 use super::entry::{Entry, config_hash};
+use crate::overwrite::{self, Part};
 use crate::states::KnownState;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use kube::{Client, Resource, ResourceExt};
-use macvtap_crds::OPERATOR_FIELD_MANAGER;
 use macvtap_crds::v1alpha1::{MacvtapNodeState, NodePool};
 use serde_json::json;
 use std::ops::Deref;
@@ -43,9 +43,7 @@ pub async fn apply(client: &Client, node: &Node, entries: &[Arc<Entry>]) -> Resu
         "spec": {"configHash": hash, "pools": pools},
     });
     let states: Api<MacvtapNodeState> = Api::all(client.clone());
-    // What is there then comes by the watch.
-    states
-        .patch_metadata(&name, &PatchParams::apply(OPERATOR_FIELD_MANAGER).force(), &Patch::Apply(body))
+    overwrite::apply(&states, &name, Part::Spec, &body)
         .await
         .map_err(|source| NodeStateError::Apply { node: name, source: Box::new(source) })?;
     Ok(hash)

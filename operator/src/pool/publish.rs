@@ -2,9 +2,9 @@
 
 use super::announce;
 use crate::context::Context;
-use kube::api::{Api, Patch, PatchParams};
+use crate::overwrite::{self, Part};
+use kube::api::Api;
 use kube::{Resource, ResourceExt};
-use macvtap_crds::OPERATOR_FIELD_MANAGER;
 use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus};
 use serde_json::json;
 use std::time::Duration;
@@ -66,10 +66,8 @@ pub async fn publish(
         "metadata": {"name": name},
         "status": status,
     });
-    let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
-    Api::<MacvtapResourcePool>::all(context.client.clone())
-        .patch_status(&name, &params, &Patch::Apply(body))
-        .await?;
+    let pools: Api<MacvtapResourcePool> = Api::all(context.client.clone());
+    overwrite::apply(&pools, &name, Part::Status, &body).await?;
     let before = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
     for event in announce::events(before, &status.conditions) {
         tracing::info!(pool = %name, reason = %event.reason, "{}", event.note.as_deref().unwrap_or_default());

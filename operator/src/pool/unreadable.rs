@@ -2,13 +2,13 @@
 
 use super::PoolError;
 use crate::context::Context;
+use crate::overwrite::{self, Part};
 use crate::pool::announce;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::api::{Api, ApiResource, DynamicObject, ObjectMeta, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DynamicObject, ObjectMeta};
 use kube::{Resource, ResourceExt};
-use macvtap_crds::OPERATOR_FIELD_MANAGER;
 use macvtap_crds::condition::{self, ConditionStatus, ConditionType, Finding};
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::reason::PoolReason;
@@ -43,14 +43,13 @@ pub async fn say(meta: &ObjectMeta, problem: &str, context: &Context) -> Result<
         "metadata": {"name": name},
         "status": {"observedGeneration": pool.metadata.generation, "conditions": after},
     });
-    let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
-    let written = pools.patch_status(&name, &params, &Patch::Apply(body)).await;
+    let written = overwrite::apply(&pools, &name, Part::Status, &body).await;
     let reference = ObjectReference { uid: pool.uid(), ..pool.object_ref(&kind) };
     for event in announce::events(&before, &after) {
         context.announce_on(&event, &reference).await;
     }
     match written {
-        Ok(_) => {}
+        Ok(()) => {}
         // Its schema may refuse the object as it is, whoever changes it; the event must do.
         Err(kube::Error::Api(status)) if status.code == 422 => {}
         Err(error) => return Err(failed(error)),

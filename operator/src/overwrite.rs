@@ -1,0 +1,85 @@
+//! Server-side apply to objects that are not as their schema has them.
+
+use kube::Error;
+use kube::api::{Api, Patch, PatchParams};
+use macvtap_crds::OPERATOR_FIELD_MANAGER;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::fmt::Debug;
+
+/// What of an object is the operator's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its spec and its owners.
+    Spec,
+    /// Its status.
+    Status,
+}
+
+/// Applies the part of the object that `body` has, whoever else claims it.
+///
+/// Where a value of the object is of another type than the schema's, the API server can compare nothing with it and
+/// answers 500 whatever is applied. The part is replaced as a whole then, which it takes also while another part is
+/// wrong: a rule that was broken before may stay broken.
+pub async fn apply<K>(api: &Api<K>, name: &str, part: Part, body: &Value) -> Result<(), Error>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let applied =
+        write(api, name, part, &PatchParams::apply(OPERATOR_FIELD_MANAGER).force(), &Patch::Apply(body))
+            .await;
+    let Err(Error::Api(refusal)) = applied else { return applied };
+    if refusal.code != 500 {
+        return Err(Error::Api(refusal));
+    }
+    let operations = serde_json::from_value(replacement(part, body)).map_err(Error::SerdeError)?;
+    let params = PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
+    match write(api, name, part, &params, &Patch::<&Value>::Json(operations)).await {
+        Err(Error::Api(status)) if status.code == 404 => Err(Error::Api(refusal)),
+        replaced => replaced,
+    }
+}
+
+async fn write<K>(
+    api: &Api<K>,
+    name: &str,
+    part: Part,
+    params: &PatchParams,
+    patch: &Patch<&Value>,
+) -> Result<(), Error>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    match part {
+        // What is there then comes by the watch.
+        Part::Spec => api.patch_metadata(name, params, patch).await.map(drop),
+        Part::Status => api.patch_status(name, params, patch).await.map(drop),
+    }
+}
+
+/// The same as a JSON patch: `add` replaces what is there.
+fn replacement(part: Part, body: &Value) -> Value {
+    let paths: &[&str] = match part {
+        Part::Spec => &["/spec", "/metadata/ownerReferences"],
+        Part::Status => &["/status"],
+    };
+    let operations = paths.iter().filter_map(|path| {
+        let value = body.pointer(path)?;
+        Some(json!({"op": "add", "path": path, "value": value}))
+    });
+    operations.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_part_that_is_ours_is_replaced() {
+        let body = json!({"metadata": {"name": "n1", "ownerReferences": [1]}, "spec": {"a": 2}, "status": 3});
+        let add = |path: &str, value: Value| json!({"op": "add", "path": path, "value": value});
+        let spec = json!([add("/spec", json!({"a": 2})), add("/metadata/ownerReferences", json!([1]))]);
+        assert_eq!(replacement(Part::Spec, &body), spec);
+        assert_eq!(replacement(Part::Status, &body), json!([add("/status", json!(3))]));
+    }
+}
