@@ -33,9 +33,13 @@ pub struct Serve {
     #[arg(long, env = "MACVTAP_OPERATOR_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
-    /// Namespace of the agents' pods and of the lease. Absent: the one of the service account or kubeconfig.
+    /// Namespace of the lease. Absent: the one of the service account or kubeconfig.
     #[arg(long, env = "POD_NAMESPACE")]
     pub namespace: Option<String>,
+
+    /// Namespace of the agents' pods. Absent: that of the lease.
+    #[arg(long)]
+    pub agent_namespace: Option<String>,
 
     /// Name of the lease that decides which operator writes.
     #[arg(long, default_value = "macvtap-operator")]

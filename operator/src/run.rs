@@ -63,7 +63,8 @@ pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()>
         Elector::new(client.clone(), &namespace, &args.lease, identity(&args), Arc::clone(&term));
 
     let mut tasks: JoinSet<anyhow::Result<&str>> = JoinSet::new();
-    let context = follow(client, metrics, &namespace, &args.agent_selector, &shutdown, &mut tasks);
+    let agents = args.agent_namespace.as_deref().unwrap_or(&namespace);
+    let context = follow(client, metrics, agents, &args.agent_selector, &shutdown, &mut tasks);
     let (filled_sender, filled) = watch::channel(false);
     let health = Health { filled, beat, term };
     let admin = admin::serve(listener, health, Arc::clone(&context), shutdown.clone());
@@ -107,7 +108,7 @@ fn identity(args: &Serve) -> String {
 fn follow(
     client: Client,
     metrics: Arc<Metrics>,
-    namespace: &str,
+    agent_namespace: &str,
     agent_selector: &str,
     shutdown: &CancellationToken,
     tasks: &mut JoinSet<anyhow::Result<&'static str>>,
@@ -116,7 +117,7 @@ fn follow(
     let pools = watches::pools(&client);
     let nodes = watches::nodes(&client);
     let states = watches::states(&client);
-    let agents = watches::agents(&client, namespace, agent_selector);
+    let agents = watches::agents(&client, agent_namespace, agent_selector);
     let namespaces = watches::namespaces(&client);
     let networks = watches::networks(&client);
     let context = Arc::new(Context {

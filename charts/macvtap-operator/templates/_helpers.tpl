@@ -24,3 +24,7 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{- define "macvtap.agent.namespace" -}}
+{{ .Values.agent.namespace | default .Release.Namespace }}
+{{- end }}
