@@ -3,7 +3,7 @@
 use clap::Parser;
 use macvtap_node_agent::args::{Arguments, Command, Output, without_glog};
 use macvtap_node_agent::install::{self, PluginName};
-use macvtap_node_agent::supervisor::{self, EXIT_CONFIGURATION, PARENT};
+use macvtap_node_agent::supervisor::{self, EXIT_CONFIGURATION, PARENT, Worker};
 use macvtap_node_agent::worker::{self, WorkerError};
 use macvtap_node_agent::{error_chain, probe, report};
 use std::error::Error;
@@ -41,7 +41,7 @@ fn work(parent: i32, arguments: Vec<OsString>) -> ExitCode {
         complain(&error);
         return ExitCode::FAILURE;
     }
-    match worker::run(run) {
+    match worker::run(run, Worker::this()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);

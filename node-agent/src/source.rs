@@ -8,6 +8,7 @@ use crate::args::Run;
 use crate::kubelet::Shared;
 use crate::pool::Pool;
 use crate::standalone::{self, Standalone, StandaloneError};
+use crate::supervisor::Worker;
 use macvtap::file::Durability;
 use macvtap_crds::v1alpha1::{MacvtapNodeStateStatus, NodePool};
 use std::io;
@@ -46,7 +47,7 @@ pub enum Source {
     /// The environment: read once.
     Environment(Standalone),
     /// A file: read again when it changes.
-    File(PathBuf, Standalone),
+    File(file::ConfigurationFile),
     /// The API server.
     Cluster(cluster::Cluster),
 }
@@ -97,14 +98,16 @@ impl SourceError {
 
 impl Source {
     /// Finds out where, and reads what can be read at once.
-    pub fn open(arguments: &Run) -> Result<Self, SourceError> {
+    pub fn open(arguments: &Run, worker: Worker) -> Result<Self, SourceError> {
         match (&arguments.configuration, &arguments.config, &arguments.node_name) {
             (Some(_), Some(_), _) => Err(SourceError::Both),
             (Some(text), None, _) => {
                 let standalone = Standalone::parse(text).map_err(SourceError::Environment)?;
                 Ok(Self::Environment(warned(standalone)))
             }
-            (None, Some(path), _) => Ok(Self::File(path.clone(), warned(file::read(path)?))),
+            (None, Some(path), _) => {
+                file::ConfigurationFile::open(path, &arguments.state_dir, worker).map(Self::File)
+            }
             (None, None, Some(node)) if !node.is_empty() => {
                 Ok(Self::Cluster(cluster::Cluster::new(node.clone(), &arguments.state_dir)))
             }
@@ -129,7 +132,7 @@ impl Source {
                 let _ = pools.send(standalone.into()).await;
                 pools.closed().await;
             }
-            Self::File(path, standalone) => file::follow(path, standalone, pools).await,
+            Self::File(file) => file.follow(pools).await,
             Self::Cluster(cluster) => cluster.follow(pools, status, shared.lost.subscribe()).await,
         }
     }

@@ -13,10 +13,13 @@ use std::time::{Duration, Instant};
 /// The environment variable that makes the program a worker: the parent's process ID.
 pub const PARENT: &str = "MACVTAP_NODE_AGENT_PARENT";
 
+/// The environment variable of every worker but the first.
+const LATER: &str = "MACVTAP_NODE_AGENT_LATER";
+
 /// What the worker calls itself, in its messages too.
 const NAME: &str = "macvtap-node-agent";
 
-/// Exit code of a worker whose configuration is wrong: starting it again would not help.
+/// Exit code of a worker whose configuration is wrong: starting the first one again would not help.
 pub const EXIT_CONFIGURATION: u8 = 78;
 
 /// Exit code of a command line that cannot be read.
@@ -41,27 +44,45 @@ pub enum SupervisorError {
     Wait(#[source] io::Error),
 }
 
+/// Which of its parent's workers one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worker {
+    /// What is wrong with the configuration now was wrong when somebody started the agent, who is told by its end.
+    First,
+    /// It takes the place of one that served, and shall serve too.
+    Later,
+}
+
+impl Worker {
+    /// This process.
+    pub fn this() -> Self {
+        if std::env::var_os(LATER).is_some() { Self::Later } else { Self::First }
+    }
+}
+
 /// Runs workers with these arguments until one ends as asked, or for good.
 pub fn run(arguments: &[OsString]) -> Result<ExitCode, SupervisorError> {
     // Before the first child, so that its death is not missed.
     let watched = [SIGCHLD, SIGTERM, SIGINT, SIGQUIT, SIGHUP];
     let mut signals = Signals::new(watched).map_err(SupervisorError::Signals)?;
-    watch_over(&mut signals, || start(arguments))
+    watch_over(&mut signals, |worker| start(arguments, worker))
 }
 
 fn watch_over(
     signals: &mut Signals,
-    mut start: impl FnMut() -> io::Result<Child>,
+    mut start: impl FnMut(Worker) -> io::Result<Child>,
 ) -> Result<ExitCode, SupervisorError> {
     let mut failures: u32 = 0;
+    let mut next = Worker::First;
     loop {
         let begun = Instant::now();
-        match start() {
+        match start(next) {
             Ok(mut worker) => {
                 let (status, asked) = supervise(&mut worker, signals)?;
-                if asked || is_final(status) {
+                if asked || is_final(status, next) {
                     return Ok(exit_code(status, asked));
                 }
+                next = Worker::Later;
             }
             // The node is short of memory or processes for a moment, most likely; nobody else starts the agent as soon.
             Err(error) if failures == 0 => complain(&error),
@@ -87,10 +108,14 @@ pub fn die_with_parent(parent: i32) -> io::Result<()> {
     Ok(())
 }
 
-fn start(arguments: &[OsString]) -> io::Result<Child> {
+fn start(arguments: &[OsString], worker: Worker) -> io::Result<Child> {
     // Also when the file was replaced meanwhile: parent and worker are of one version.
     let mut command = Command::new("/proc/self/exe");
     command.arg0(NAME).args(arguments).env(PARENT, std::process::id().to_string());
+    match worker {
+        Worker::First => command.env_remove(LATER),
+        Worker::Later => command.env(LATER, "1"),
+    };
     command.spawn()
 }
 
@@ -133,9 +158,12 @@ fn asked_while_waiting(signals: &mut Signals, wait: Duration) -> bool {
     }
 }
 
-fn is_final(status: ExitStatus) -> bool {
-    let code = status.code();
-    code == Some(0) || code == Some(EXIT_USAGE) || code == Some(EXIT_CONFIGURATION.into())
+fn is_final(status: ExitStatus, worker: Worker) -> bool {
+    match status.code() {
+        Some(0 | EXIT_USAGE) => true,
+        Some(code) => worker == Worker::First && code == i32::from(EXIT_CONFIGURATION),
+        None => false,
+    }
 }
 
 fn exit_code(status: ExitStatus, asked: bool) -> ExitCode {
@@ -150,15 +178,31 @@ fn exit_code(status: ExitStatus, asked: bool) -> ExitCode {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_worker_that_cannot_be_started_is_tried_again() {
+    /// Watches over workers that end like this, one after the other; gives which they were.
+    fn workers(mut ends: impl FnMut(usize) -> io::Result<i32>) -> Vec<Worker> {
         let mut signals = Signals::new([SIGCHLD]).unwrap();
-        let mut tries = 0;
-        let ended = watch_over(&mut signals, || {
-            tries += 1;
-            if tries < 12 { Err(rustix::io::Errno::AGAIN.into()) } else { Command::new("true").spawn() }
+        let mut started = Vec::new();
+        let ended = watch_over(&mut signals, |worker| {
+            started.push(worker);
+            let code = ends(started.len())?;
+            Command::new("sh").args(["-c", &format!("exit {code}")]).spawn()
         });
         ended.unwrap();
-        assert_eq!(tries, 12);
+        started
+    }
+
+    #[test]
+    fn a_worker_that_cannot_be_started_is_tried_again() {
+        let short = rustix::io::Errno::AGAIN;
+        let tries = |count| if count < 12 { Err(io::Error::from(short)) } else { Ok(0) };
+        assert_eq!(workers(tries), [Worker::First; 12]);
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_the_end_of_the_first_worker_and_of_no_later_one() {
+        assert_eq!(workers(|_| Ok(78)), [Worker::First]);
+        let codes = [1, 78, 78, 2];
+        let started = workers(|count| Ok(codes[count - 1]));
+        assert_eq!(started, [Worker::First, Worker::Later, Worker::Later, Worker::Later]);
     }
 }

@@ -16,6 +16,7 @@ use crate::netlink::{self, News};
 use crate::nics::Names;
 use crate::probe::{self, Readiness};
 use crate::source::{Source, SourceError};
+use crate::supervisor::Worker;
 use crate::{devices, recovery};
 use macvtap::boot::{self, BootIdError};
 use macvtap::paths::Paths;
@@ -71,10 +72,10 @@ const LINGER: Duration = Duration::from_secs(3);
 const SHUTDOWN: Duration = Duration::from_millis(1500);
 
 /// Serves until it is asked to end.
-pub fn run(arguments: Run) -> Result<(), WorkerError> {
+pub fn run(arguments: Run, worker: Worker) -> Result<(), WorkerError> {
     start_log(&arguments)?;
     // Before anything is touched: a mistake is told within milliseconds, and nothing has happened.
-    let source = Source::open(&arguments)?;
+    let source = Source::open(&arguments, worker)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)

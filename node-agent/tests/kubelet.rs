@@ -193,6 +193,23 @@ fn a_worker_that_is_killed_is_back_at_once() {
 }
 
 #[test]
+fn a_worker_that_is_killed_while_the_configuration_file_is_bad_is_back_with_the_last_good_one() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent_with_file(CONFIGURATION);
+    let before = kubelet.await_healthy("dataplane", 50).endpoint;
+    node.write_configuration("[");
+    await_true("the mistake is told", || agent.log().contains("not usable"));
+    signal_to(agent.worker().unwrap(), Signal::KILL);
+    kubelet.await_plugin("dataplane", |plugin| plugin.endpoint != before && plugin.healthy() == Some(50));
+    node.write_configuration(&CONFIGURATION.replace("50", "30"));
+    kubelet.await_healthy("dataplane", 30);
+}
+
+#[test]
 fn the_worker_dies_with_its_parent() {
     if !is_root() {
         return;
