@@ -17,7 +17,7 @@ mod lean_client;
 mod support;
 
 use macvtap::kernel::{Home, Kernel, NewLink, Place, Rtnl};
-use macvtap::link::{By, Veth};
+use macvtap::link::{By, Link, Veth};
 use macvtap::netns::Netns;
 use macvtap::paths::Paths;
 use macvtap::table_file;
@@ -39,6 +39,9 @@ const LINKS: usize = 100;
 
 /// `RTMGRP_LINK`
 const LINK_GROUP: u32 = 1;
+
+/// Length of `struct nlmsghdr`.
+const NETLINK_HEADER: usize = 16;
 
 fn configuration(capacity: u32) -> String {
     format!(r#"[{{"name":"dataplane","lowerDevice":"dp0","capacity":{capacity}}}]"#)
@@ -213,11 +216,14 @@ fn change(kernel: &mut Rtnl, add: bool) {
     }
 }
 
+/// Hears of `dp0` alone: the kernel makes a cable end by end, and tells of the other one while this one does not exist yet.
 fn listen(heard: &mpsc::Sender<Instant>) {
     let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
     socket.bind(&SocketAddr::new(0, LINK_GROUP)).unwrap();
-    while socket.recv_from_full().is_ok() {
-        if heard.send(Instant::now()).is_err() {
+    while let Ok((message, _)) = socket.recv_from_full() {
+        let at = Instant::now();
+        let link = Link::parse(message.get(NETLINK_HEADER..).unwrap_or_default());
+        if link.is_ok_and(|link| link.name == "dp0") && heard.send(at).is_err() {
             return;
         }
     }
