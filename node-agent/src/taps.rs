@@ -5,10 +5,12 @@ use macvtap::detach::{self, DetachError};
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::{OpenError, Rtnl};
 use macvtap::link::{IfName, Macvtap};
+use macvtap::netns;
 use macvtap::paths::Paths;
 use macvtap::record::Holder;
 use macvtap::records::{self, RecordError};
 use macvtap::table_file::{self, TableFileError};
+use std::path::Path;
 
 /// A tap could not be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -28,18 +30,26 @@ pub enum TapOnlyError {
     /// What a former pod left could not be removed.
     #[error(transparent)]
     Detach(#[from] DetachError),
+    /// A pod that had the device before still has it.
+    #[error(
+        "device {device} still belongs to the network of pod {namespace}/{pod}; it is free when that pod's sandbox is gone"
+    )]
+    Former {
+        /// The device.
+        device: DeviceId,
+        /// Namespace of the pod; empty when nobody told it.
+        namespace: String,
+        /// Its name; empty when nobody told it.
+        pod: String,
+    },
     /// The record cannot be read.
     #[error(transparent)]
     Record(#[from] RecordError),
 }
 
-/// Whether the device was last given to a pod that had only the tap. A record that cannot be read counts: looking at it
-/// again, with the lock held, says why.
-pub fn has_host_record(paths: &Paths, device: &DeviceId) -> bool {
-    match records::read(paths, device) {
-        Ok(record) => record.is_some_and(|record| record.holder == Holder::Host),
-        Err(_) => true,
-    }
+/// Whom the device's record names.
+pub fn holder(paths: &Paths, device: &DeviceId) -> Result<Option<Holder>, RecordError> {
+    Ok(records::read(paths, device)?.map(|record| record.holder))
 }
 
 /// Removes what a pod left that had only the tap of this device.
@@ -49,8 +59,9 @@ pub fn remove_host(paths: &Paths, device: &DeviceId) -> Result<(), TapOnlyError>
     Ok(())
 }
 
-/// Makes sure that the device has a link: its network's, or else one in the namespace of the node.
-pub fn ensure(paths: &Paths, device: &DeviceId) -> Result<(), TapOnlyError> {
+/// Makes sure that the device has a link: its network's, or else one in the namespace of the node. The link of `former`,
+/// who had the device when it was handed out, is not the pod's.
+pub fn ensure(paths: &Paths, device: &DeviceId, former: Option<&Holder>) -> Result<(), TapOnlyError> {
     let table = table_file::load_current(paths)?;
     let known = table.device(device).ok_or_else(|| TapOnlyError::Unknown(device.clone()))?;
     let request = Request {
@@ -73,6 +84,28 @@ pub fn ensure(paths: &Paths, device: &DeviceId) -> Result<(), TapOnlyError> {
         repeat: Repeat::Keep,
     };
     let mut kernel = Rtnl::node()?;
+    if let Some(former) = former {
+        end_former(paths, &mut kernel, device, former)?;
+    }
     attach::tap_only(paths, &mut kernel, request)?;
+    Ok(())
+}
+
+/// Removes what a pod left whose DEL did not come.
+fn end_former(
+    paths: &Paths,
+    kernel: &mut Rtnl,
+    device: &DeviceId,
+    former: &Holder,
+) -> Result<(), TapOnlyError> {
+    let Holder::Pod { netns, netns_inode, pod_namespace, pod_name, .. } = former else {
+        return Ok(());
+    };
+    if !netns::is_at(Path::new(netns), *netns_inode) {
+        detach::detach(paths, kernel, device, |record| record.holder == *former)?;
+    } else if holder(paths, device)?.as_ref() == Some(former) {
+        let (namespace, pod) = (pod_namespace.clone(), pod_name.clone());
+        return Err(TapOnlyError::Former { device: device.clone(), namespace, pod });
+    }
     Ok(())
 }

@@ -146,6 +146,38 @@ fn a_pod_that_takes_the_tap_alone_gets_a_link_when_it_starts_and_the_next_one_an
 }
 
 #[test]
+fn a_pod_that_takes_the_tap_alone_never_gets_that_of_a_network_before_it() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    // A networked pod ends, and its DEL has not come when the next one gets the device.
+    let ifindex = 0x0100_0000 + 9;
+    node.sh(&format!(
+        "ip netns add pod1 && ip link add link dp0 name net1 index {ifindex} netns pod1 type macvtap mode bridge"
+    ));
+    let inode = node.sh("stat -L -c %i /run/netns/pod1");
+    let lower = node.sh("cat /sys/class/net/dp0/ifindex");
+    let record = format!(
+        r#"{{"version":1,"device":"dataplaneMvp9","holder":{{"kind":"pod","containerId":"c","ifname":"net1","podUid":"u","podNamespace":"default","podName":"former","netns":"/run/netns/pod1","netnsInode":{}}},"state":"Attached","ifindex":{ifindex},"lowerIfindex":{}}}"#,
+        inode.trim(),
+        lower.trim()
+    );
+    std::fs::create_dir_all(node.path("/run/macvtap/attachments")).unwrap();
+    std::fs::write(node.path("/run/macvtap/attachments/dataplaneMvp9"), record).unwrap();
+    kubelet.allocate("dataplane", &["dataplaneMvp9"]).unwrap();
+    let refused = kubelet.pre_start("dataplane", &["dataplaneMvp9"]).unwrap_err();
+    assert!(refused.message().contains("pod default/former"), "{}", refused.message());
+    node.sh("ip netns del pod1");
+    kubelet.pre_start("dataplane", &["dataplaneMvp9"]).unwrap();
+    assert_eq!(node.sh("ip -o link show type macvtap | wc -l"), "1\n");
+}
+
+#[test]
 fn a_configuration_file_is_followed_and_a_bad_edit_changes_nothing() {
     if !is_root() {
         return;
@@ -298,38 +330,6 @@ fn events_the_kernel_could_not_deliver_are_made_up_for() {
     assert_eq!(agent.worker(), Some(worker), "{}", agent.log());
 }
 
-#[test]
-fn a_full_disk_leaves_the_old_list_in_force_and_is_told() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    node.sh("mkdir -p /var/lib/macvtap && mount -t tmpfs -o size=64k tmpfs /var/lib/macvtap");
-    let kubelet = Kubelet::start(&node);
-    let agent =
-        node.agent(r#"[{"name":"a","lowerDevice":"dp0","capacity":5},{"name":"b","lowerDevice":"dp5"}]"#);
-    kubelet.await_healthy("a", 5);
-    kubelet.await_healthy("b", 0);
-    node.sh("dd if=/dev/zero of=/var/lib/macvtap/filler bs=1k count=1000 2>/dev/null || true");
-    node.add_link("dp5");
-    await_true("it is told", || agent.log().contains("device table not written"));
-    let ready = || node.agent_command().arg("probe").output().unwrap();
-    assert!(!ready().status.success());
-    assert!(String::from_utf8_lossy(&ready().stderr).contains("devices.json"), "{:?}", ready());
-    assert_eq!(kubelet.plugin("a").unwrap().healthy(), Some(5));
-    assert_eq!(kubelet.plugin("b").unwrap().healthy(), Some(0));
-    assert!(kubelet.allocate("a", &["aMvp1"]).is_ok());
-    assert!(metric(&node, "macvtap_table_write_failures_total") > Some(0));
-    node.sh("rm /var/lib/macvtap/filler");
-    kubelet.await_healthy("b", 100);
-    await_true("it is ready again", || ready().status.success());
-}
-
-#[test]
-fn a_table_of_another_boot_is_written_anew_before_its_devices_are_advertised() {
-    if !is_root() {
-        return;
 /// Hears of a node's links as the agent does, only slowly, and not at all while its test does something else: its
 /// socket is read in its own calls alone.
 struct Listener {
@@ -436,6 +436,38 @@ fn events_that_a_busy_listener_does_not_take_are_made_up_for_by_a_full_list() {
     });
 }
 
+#[test]
+fn a_full_disk_leaves_the_old_list_in_force_and_is_told() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    node.sh("mkdir -p /var/lib/macvtap && mount -t tmpfs -o size=64k tmpfs /var/lib/macvtap");
+    let kubelet = Kubelet::start(&node);
+    let agent =
+        node.agent(r#"[{"name":"a","lowerDevice":"dp0","capacity":5},{"name":"b","lowerDevice":"dp5"}]"#);
+    kubelet.await_healthy("a", 5);
+    kubelet.await_healthy("b", 0);
+    node.sh("dd if=/dev/zero of=/var/lib/macvtap/filler bs=1k count=1000 2>/dev/null || true");
+    node.add_link("dp5");
+    await_true("it is told", || agent.log().contains("device table not written"));
+    let ready = || node.agent_command().arg("probe").output().unwrap();
+    assert!(!ready().status.success());
+    assert!(String::from_utf8_lossy(&ready().stderr).contains("devices.json"), "{:?}", ready());
+    assert_eq!(kubelet.plugin("a").unwrap().healthy(), Some(5));
+    assert_eq!(kubelet.plugin("b").unwrap().healthy(), Some(0));
+    assert!(kubelet.allocate("a", &["aMvp1"]).is_ok());
+    assert!(metric(&node, "macvtap_table_write_failures_total") > Some(0));
+    node.sh("rm /var/lib/macvtap/filler");
+    kubelet.await_healthy("b", 100);
+    await_true("it is ready again", || ready().status.success());
+}
+
+#[test]
+fn a_table_of_another_boot_is_written_anew_before_its_devices_are_advertised() {
+    if !is_root() {
+        return;
     }
     let node = Node::new();
     node.add_link("dp0");

@@ -1,6 +1,7 @@
 //! The device plugin interface of one resource.
 
 use super::podresources::PodName;
+use crate::collector::is_theirs;
 use crate::nics::{self, Names};
 use crate::offer::{Granted, Offer, Refusal};
 use crate::taps::{self, TapOnlyError};
@@ -17,7 +18,7 @@ use macvtap_proto::deviceplugin::{
 };
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -31,6 +32,7 @@ use tracing::{info, warn};
 #[derive(Debug, Default)]
 pub struct Ledger {
     allocated: Mutex<BTreeMap<DeviceId, Instant>>,
+    former: Mutex<BTreeMap<DeviceId, (Holder, Instant)>>,
 }
 
 /// What every endpoint needs.
@@ -130,10 +132,38 @@ impl Ledger {
         allocated.keys().cloned().collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<DeviceId, Instant>> {
-        // A map of plain values is sound whoever died while holding it.
-        self.allocated.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes whom the device's record named when it was handed out: not the pod that got it.
+    fn note_former(&self, device: &DeviceId, holder: Option<Holder>) {
+        let mut former = lock(&self.former);
+        match holder {
+            Some(holder) => drop(former.insert(device.clone(), (holder, Instant::now()))),
+            None => drop(former.remove(device)),
+        }
     }
+
+    fn former(&self, device: &DeviceId) -> Option<Holder> {
+        lock(&self.former).get(device).map(|(holder, _)| holder.clone())
+    }
+
+    /// Drops the notes of former holders that the kubelet listed with the device when it was asked after the allocation: a
+    /// kubelet that lost its checkpoint hands out anew what its pods have.
+    pub fn absolve<'a>(&self, listed: impl Iterator<Item = (&'a DeviceId, &'a PodName)>, asked: Instant) {
+        let mut former = lock(&self.former);
+        for (device, pod) in listed {
+            if former.get(device).is_some_and(|(holder, at)| *at < asked && is_theirs(holder, pod)) {
+                former.remove(device);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Instant>> {
+        lock(&self.allocated)
+    }
+}
+
+/// A map of plain values is sound whoever died while holding it.
+fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
+    map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The options that go with an offer, for `Register` and for `GetDevicePluginOptions`.
@@ -170,11 +200,16 @@ impl Service {
         answer
     }
 
-    /// A device whose last holder had the tap alone still has its link: nobody told us that the pod ended.
+    /// A device whose last holder had the tap alone still has its link: nobody told us that the pod ended. What a network
+    /// left is noted: its DEL may be under way.
     async fn remove_former(&self, device: &DeviceId) -> Result<(), Status> {
-        if !taps::has_host_record(&self.shared.paths, device) {
+        let former = taps::holder(&self.shared.paths, device);
+        let network = former.as_ref().is_ok_and(|holder| *holder != Some(Holder::Host));
+        self.shared.ledger.note_former(device, former.ok().flatten());
+        if network {
             return Ok(());
         }
+        // A record that cannot be read is looked at again, with the lock held: that says why.
         let (paths, device) = (self.shared.paths.clone(), device.clone());
         let removed = tokio::task::spawn_blocking(move || taps::remove_host(&paths, &device)).await;
         match removed {
@@ -309,10 +344,11 @@ impl DevicePlugin for Service {
         let granted = offer.grant(&ids).map_err(|refusal| self.refused(&refusal))?;
         // A NIC has no tap: its pod's network brings it, or nothing does.
         let taps = granted.into_iter().filter(|granted| granted.pci.is_none());
-        let devices: Vec<DeviceId> = taps.map(|granted| granted.device).collect();
+        let taps = taps.map(|granted| (self.shared.ledger.former(&granted.device), granted.device));
+        let devices: Vec<(Option<Holder>, DeviceId)> = taps.collect();
         let paths = self.shared.paths.clone();
         let made = tokio::task::spawn_blocking(move || -> Result<(), TapOnlyError> {
-            devices.iter().try_for_each(|device| taps::ensure(&paths, device))
+            devices.iter().try_for_each(|(former, device)| taps::ensure(&paths, device, former.as_ref()))
         });
         match made.await {
             Ok(Ok(())) => Ok(Response::new(PreStartContainerResponse {})),
@@ -364,5 +400,29 @@ mod tests {
         assert_eq!(ledger.recent(grace), std::slice::from_ref(&device), "not listed yet");
         ledger.confirm([&device].into_iter(), Instant::now() + grace);
         assert!(ledger.recent(grace).is_empty());
+    }
+
+    #[test]
+    fn a_former_holder_is_one_until_the_kubelet_lists_it_with_the_device_again() {
+        let (ledger, device): (_, DeviceId) = (Ledger::default(), "dataplaneMvp0".parse().unwrap());
+        let holder = Holder::Pod {
+            container_id: "c".into(),
+            ifname: "net1".into(),
+            pod_uid: "u".into(),
+            pod_namespace: "default".into(),
+            pod_name: "vm".into(),
+            netns: "/run/netns/x".into(),
+            netns_inode: 1,
+        };
+        let pod = |name: &str| PodName { namespace: "default".into(), name: name.into() };
+        let asked_before = Instant::now();
+        ledger.note_former(&device, Some(holder.clone()));
+        let later = Instant::now() + Duration::from_secs(1);
+        for (name, asked) in [("vm", asked_before), ("next", later)] {
+            ledger.absolve([(&device, &pod(name))].into_iter(), asked);
+            assert_eq!(ledger.former(&device), Some(holder.clone()), "{name}");
+        }
+        ledger.absolve([(&device, &pod("vm"))].into_iter(), later);
+        assert_eq!(ledger.former(&device), None);
     }
 }

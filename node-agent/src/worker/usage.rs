@@ -109,6 +109,7 @@ impl Look {
         let recorded_before = tokio::task::spawn_blocking(move || all_recorded(&paths)).await.ok()?;
         let listing = self.ask_kubelet(&names).await;
         let answered = listing.is_some();
+        self.shared.ledger.absolve(listing.iter().flat_map(|listing| &listing.devices), now);
         let listed = listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
         let (paths, plugins) = (self.shared.paths.clone(), self.arguments.device_plugin_dir.clone());
         let mut collector = std::mem::take(&mut self.collector);
