@@ -36,6 +36,8 @@ pub struct Engine {
     boot_id: String,
     standalone: bool,
     withdrawals: Withdrawals,
+    /// The pool that had each resource last.
+    owners: BTreeMap<ResourceName, String>,
     /// Every NIC that is offered as a whole, as it looked when it was last seen on the node.
     seen: BTreeMap<PciAddress, Link>,
     tracker: Tracker<(ResourceName, u32)>,
@@ -68,6 +70,7 @@ impl Engine {
             boot_id,
             standalone,
             withdrawals: Withdrawals::new(),
+            owners: BTreeMap::new(),
             seen: BTreeMap::new(),
             tracker: Tracker::default(),
         }
@@ -93,6 +96,7 @@ impl Engine {
         self.remember_nics();
         let links = self.inventory.iter().map(known).collect();
         let selection = selection::select(&self.pools, &self.inventory, &self.holdings(&links));
+        self.remember_owners(&selection);
         let demands = self.demands(&selection);
         let around = Surroundings {
             boot_id: &self.boot_id,
@@ -134,6 +138,14 @@ impl Engine {
         self.inventory.set_in_pods(away);
     }
 
+    /// A pool whose links are gone for a while still had the resource.
+    fn remember_owners(&mut self, selection: &Selection) {
+        let Self { owners, table, pools, .. } = self;
+        owners.retain(|resource, _| table.resources.contains_key(resource));
+        let claims = selection.resources.iter();
+        owners.extend(claims.map(|(resource, claim)| (resource.clone(), pools[claim.pool].name.clone())));
+    }
+
     /// The link of a NIC of the table, while it is on the node.
     pub fn nic_on_node(&self, nic: &LowerLink) -> Option<&Link> {
         let mut nics = self.inventory.present().filter(|link| link.kind == Kind::Physical);
@@ -153,7 +165,9 @@ impl Engine {
             let Some(found) = self.table.device(device) else {
                 continue;
             };
-            let holding = Holding { resource: device.resource().clone(), mode: found.link.mode };
+            let resource = device.resource();
+            let pool = self.owners.get(resource).cloned();
+            let holding = Holding { resource: resource.clone(), mode: found.link.mode, pool };
             let moved = found.link.pci.and_then(|_| devices::find_nic(found.link, links));
             let list = holdings.entry(moved.unwrap_or(found.link.ifindex)).or_default();
             if !list.contains(&holding) {

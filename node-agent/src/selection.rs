@@ -24,6 +24,8 @@ pub struct Holding {
     pub resource: ResourceName,
     /// The mode of these devices.
     pub mode: Mode,
+    /// Name of the pool that had the resource last, if that is known.
+    pub pool: Option<String>,
 }
 
 /// Who gets what.
@@ -227,6 +229,18 @@ fn decide(
 ) -> Outcome {
     let mut outcome = Outcome::default();
     let mut eligible: Vec<(usize, bool)> = Vec::new();
+    // Of pools that name resources after links, the one whose devices are in use keeps the name.
+    for holding in holdings {
+        let had = pools.iter().position(|pool| holding.pool.as_ref() == Some(&pool.name));
+        let had = had.filter(|index| !pools[*index].is_dry_run() && outcomes[*index].name_taken_by.is_none());
+        let has = had.filter(|index| {
+            let resource = consider(&pools[*index], inventory, link).and_then(Result::ok);
+            resource.as_ref() == Some(&holding.resource)
+        });
+        if let Some(index) = has {
+            names.entry(holding.resource.clone()).or_insert(index);
+        }
+    }
     for (index, pool) in pools.iter().enumerate() {
         if pool.is_dry_run() || outcomes[index].name_taken_by.is_some() {
             continue;

@@ -142,6 +142,26 @@ fn a_pool_that_is_gone_keeps_its_devices_in_use_and_offers_no_other() {
 }
 
 #[test]
+fn a_pool_that_comes_before_another_one_does_not_get_its_resources_while_they_are_in_use() {
+    let per_link = |name: &str| pool(name, &json!({"resourcePer": "Link", "resourcePrefix": name}));
+    let mut engine = engine(vec![per_link("old")]);
+    let _ = engine.inventory.reset([link(1, "eth1", Kind::Physical)]);
+    let now = Instant::now();
+    step(&mut engine, now);
+    engine.in_use = ["eth1Mvp0".parse().unwrap()].into();
+    engine.pools.insert(0, per_link("new"));
+    let name = |step: &Step| step.offers[&"eth1".parse().unwrap()].full_name.clone();
+    assert_eq!(name(&step(&mut engine, now)), "old/eth1");
+    // The link goes and comes again.
+    let _ = engine.inventory.reset([]);
+    step(&mut engine, now);
+    let _ = engine.inventory.reset([link(1, "eth1", Kind::Physical)]);
+    assert_eq!(name(&step(&mut engine, now)), "old/eth1");
+    engine.in_use.clear();
+    assert_eq!(name(&step(&mut engine, now)), "new/eth1");
+}
+
+#[test]
 fn a_limit_for_the_node_holds_over_all_links() {
     let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 10, "perNode": 15}}))]);
     for ifindex in 1..=3 {

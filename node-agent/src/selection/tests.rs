@@ -26,7 +26,7 @@ fn nics(count: u32) -> Inventory {
 }
 
 fn holding(resource: &str, mode: Mode) -> Holding {
-    Holding { resource: resource.parse().unwrap(), mode }
+    Holding { resource: resource.parse().unwrap(), mode, pool: None }
 }
 
 fn reason(selection: &Selection, ifindex: u32, pool: usize) -> LinkReason {
@@ -172,6 +172,21 @@ fn a_resource_for_each_link_is_named_after_it_if_it_can_be() {
     let selection = select(&pools, &inventory, &Holdings::new());
     assert_eq!(selection.resources.keys().map(ResourceName::as_str).collect::<Vec<_>>(), ["eth0"]);
     assert_eq!(reason(&selection, 2, 0), LinkReason::NameNotUsable);
+}
+
+#[test]
+fn a_resource_named_after_a_link_in_use_stays_with_the_pool_that_had_it() {
+    let pools = [pool("new", &json!({"resourcePer": "Link"})), pool("old", &json!({"resourcePer": "Link"}))];
+    let select_with = |holder: Option<&str>| {
+        let holding = Holding { pool: holder.map(Into::into), ..holding("eth1", Mode::Bridge) };
+        select(&pools, &nics(1), &Holdings::from([(1, vec![holding])]))
+    };
+    let selection = select_with(Some("old"));
+    assert_eq!(selection.links[&1].pools, [1]);
+    assert_eq!(reason(&selection, 1, 0), LinkReason::NameNotUsable);
+    for holder in [None, Some("gone"), Some("new")] {
+        assert_eq!(select_with(holder).links[&1].pools, [0], "{holder:?}");
+    }
 }
 
 #[test]
