@@ -26,7 +26,7 @@ impl Numbers {
 }
 
 /// Words with a meaning to one of the readers, and some that only look like it.
-const WORDS: [&str; 44] = [
+const WORDS: [&str; 49] = [
     "",
     "1.0.0",
     "1.1.0",
@@ -71,6 +71,11 @@ const WORDS: [&str; 44] = [
     "Attached",
     "Pod",
     "Macvtap",
+    "HostDevice",
+    "ehost-device",
+    "0000:00:0a.0",
+    "10000:e1:1f.7",
+    "0000:00:0A.8",
 ];
 
 fn odd_value(numbers: &mut Numbers) -> Value {

@@ -19,6 +19,7 @@ mod seeds;
 use inputs::{Numbers, input};
 use macvtap::device_id::DeviceId;
 use macvtap::link::Link;
+use macvtap::pci::PciAddress;
 use macvtap::record::Attachment;
 use macvtap::table::DeviceTable;
 use macvtap_cni::config::Document;
@@ -60,8 +61,11 @@ fn every_seed_is_one_that_its_reader_accepts() {
                 "configuration" => Document::parse(seed)
                     .and_then(|document| document.network(&Args::default(), &Settings::default()))
                     .is_ok(),
-                "CNI_ARGS" => std::str::from_utf8(seed)
-                    .is_ok_and(|text| Args::parse(text).is_ok() || text.parse::<DeviceId>().is_ok()),
+                "CNI_ARGS" => std::str::from_utf8(seed).is_ok_and(|text| {
+                    Args::parse(text).is_ok()
+                        || text.parse::<DeviceId>().is_ok()
+                        || text.parse::<PciAddress>().is_ok()
+                }),
                 "prevResult" => {
                     CniResult::parse(serde_json::from_slice(seed).unwrap(), "it", Code::Config).is_ok()
                 }

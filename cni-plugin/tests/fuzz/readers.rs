@@ -1,9 +1,11 @@
 //! The readers, each with what must be true of what it reads.
 
 use macvtap::device_id::DeviceId;
+use macvtap::host_device::NicLink;
 use macvtap::link::Link;
+use macvtap::pci::PciAddress;
 use macvtap::record::Attachment;
-use macvtap::table::DeviceTable;
+use macvtap::table::{DeviceTable, DeviceType};
 use macvtap_cni::config::Document;
 use macvtap_cni::ipam;
 use macvtap_cni::protocol::environment::Args;
@@ -39,7 +41,7 @@ pub(super) fn configuration(bytes: &[u8]) {
         }
         Err(error) => known(error.code, &[Code::Config]),
     }
-    let _ = (document.device_id(), document.valid_attachments());
+    let _ = (document.device_id(), document.valid_attachments(), document.refuse_for_nic());
     let sent = document.for_ipam(Version::V1_0_0);
     assert!(sent.get("deviceID").is_none() && sent["cniVersion"] == "1.0.0");
 }
@@ -52,6 +54,9 @@ pub(super) fn arguments(bytes: &[u8]) {
     }
     if let Ok(id) = text.parse::<DeviceId>() {
         assert_eq!(id.to_string(), text);
+    }
+    if let Ok(address) = text.parse::<PciAddress>() {
+        assert_eq!(address.to_string(), text);
     }
 }
 
@@ -92,6 +97,14 @@ pub(super) fn table(bytes: &[u8]) {
             }
         }
     }
+    let mut nics = HashSet::new();
+    for resource in table.resources.values() {
+        for link in resource.links.iter().filter(|_| resource.device_type == DeviceType::HostDevice) {
+            let (id, device) = table.host_device(&link.pci.unwrap()).unwrap();
+            assert_eq!(device.link, link);
+            assert!(table.device(&id).is_some() && nics.insert(id), "one device for each NIC");
+        }
+    }
 }
 
 pub(super) fn record(bytes: &[u8]) {
@@ -109,5 +122,8 @@ pub(super) fn settings(bytes: &[u8]) {
 pub(super) fn link(bytes: &[u8]) {
     if let Ok(link) = Link::parse(bytes) {
         assert!(!link.name.is_empty());
+    }
+    if let Ok(nic) = NicLink::parse(bytes) {
+        assert_eq!(Some(nic.link), Link::parse(bytes).ok());
     }
 }

@@ -20,13 +20,24 @@ pub(super) fn targets() -> Vec<Target> {
                "args": {"cni": {"mac": "02:00:00:00:00:04"}}, "ipam": {"type": "static", "addresses": [{"address": "10.0.0.2/24"}]}, "prevResult": results[0]}),
         json!({"cniVersion": "1.1.0", "name": "p4p1", "type": "macvtap", "cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "net1"}],
                "ipam": {"type": "kube-ovn", "server_socket": "/run/openvswitch/kube-ovn-daemon.sock", "provider": "p4p1.default", "routes": [{"gw": "10.0.0.1"}]}}),
+        json!({"cniVersion": "0.3.1", "name": "virt", "type": "ehost-device", "deviceID": "0000:00:0a.0", "mac": "02:00:00:00:00:01", "device": ""}),
     ];
+    let nics = json!({"prefix": "kernel.org", "type": "HostDevice", "promiscuous": false, "allMulticast": true, "owner": {"uid": 107, "gid": 107}, "tapOnly": "Forbidden",
+        "links": [
+            {"ifindex": 4, "name": "ens10", "identity": {"by": "hardware", "mac": "52:54:00:00:00:01", "parent": "virtio1"}, "mode": "bridge", "pci": "0000:00:0a.0",
+             "ranges": [{"firstSlot": 0, "count": 1, "firstIfindex": 16_777_500}]},
+            {"ifindex": 5, "name": "ens11", "identity": {"by": "hardware", "mac": "52:54:00:00:00:02", "parent": "virtio2"}, "mode": "bridge", "pci": "0000:00:0b.0",
+             "ranges": [{"firstSlot": 1, "count": 1, "firstIfindex": 16_777_501}]}]});
     let resource = json!({"prefix": "macvtap.network.kubevirt.io", "type": "Macvtap", "mtu": 9000, "promiscuous": false, "allMulticast": true,
         "owner": {"uid": 107, "gid": 107}, "tapOnly": "Forbidden",
         "links": [{"ifindex": 3, "name": "dp0", "identity": {"by": "name", "kind": "veth", "name": "dp0"}, "mode": "bridge",
                    "ranges": [{"firstSlot": 0, "count": 4, "firstIfindex": 16_777_216}, {"firstSlot": 4, "count": 4, "firstIfindex": 16_777_300}]}]});
     let record_seed = json!({"version": 1, "device": "dataplaneMvp0", "state": "Attached", "ifindex": 16_777_216, "lowerIfindex": 3, "mac": "02:00:00:00:00:01",
         "tap": {"major": 246, "minor": 5}, "netnsId": 4, "network": "dataplane",
+        "holder": {"kind": "pod", "containerId": "c1", "ifname": "net1", "podUid": "u", "podNamespace": "a", "podName": "b", "netns": "/run/netns/x", "netnsInode": 4_026_531_840_u64}});
+    let nic_record = json!({"version": 1, "device": "virtMvp0", "state": "Creating", "ifindex": 4, "lowerIfindex": 4, "network": "virt",
+        "nic": {"pci": "0000:00:0a.0", "identity": {"by": "hardware", "mac": "52:54:00:00:00:01", "parent": "virtio1"}, "name": "ens10", "mac": "52:54:00:00:00:01",
+                "mtu": 1500, "up": true, "promiscuous": false, "allMulticast": false, "alias": "uplink"},
         "holder": {"kind": "pod", "containerId": "c1", "ifname": "net1", "podUid": "u", "podNamespace": "a", "podName": "b", "netns": "/run/netns/x", "netnsInode": 4_026_531_840_u64}});
     let target = |name, seeds, read| Target { name, seeds, read };
     vec![
@@ -37,6 +48,7 @@ pub(super) fn targets() -> Vec<Target> {
                 b"IgnoreUnknown=1;K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;K8S_POD_UID=c;MAC=02:00:00:00:00:01;X=y"
                     .to_vec(),
                 b"dataplaneMvp7".to_vec(),
+                b"0000:00:0a.0".to_vec(),
             ],
             arguments,
         ),
@@ -47,10 +59,11 @@ pub(super) fn targets() -> Vec<Target> {
             texts(&[
                 json!({"version": 1, "bootId": "b", "nextIfindex": 16_777_400, "standalone": true, "resources": {"dataplane": resource, "other": resource}}),
                 json!({"version": 1, "bootId": "b", "nextIfindex": 16_777_400, "resources": {"dataplane": resource}}),
+                json!({"version": 1, "bootId": "b", "nextIfindex": 16_777_600, "resources": {"dataplane": resource, "virt": nics}}),
             ]),
             table,
         ),
-        target("record", texts(&[record_seed]), record),
+        target("record", texts(&[record_seed, nic_record]), record),
         target(
             "node's settings",
             texts(&[
@@ -79,6 +92,10 @@ fn kernels_answer() -> Vec<u8> {
         attribute(5, &3_u32.to_ne_bytes()),
         attribute(1, &[2, 0, 0, 0, 0, 1]),
         attribute(18, &info),
+        attribute(20, b"ens10"),
+        attribute(52, &attribute(53, b"enp0s10\0")),
+        attribute(54, &[0x52, 0x54, 0, 0, 0, 1]),
+        attribute(56, b"virtio1\0"),
     ];
     [&header[..], &attributes.concat()].concat()
 }

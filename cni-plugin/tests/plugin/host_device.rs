@@ -38,8 +38,19 @@ fn call<'n>(node: &'n Node, pod: &Holder, container: &str) -> Call<'n> {
 }
 
 /// The calls after which something is another than before: who is killed elsewhere is killed before or after one of them.
-const CHANGES: [&str; 9] =
-    ["sendto", "write", "?rename", "renameat", "renameat2", "?unlink", "unlinkat", "flock", "setns"];
+const CHANGES: [&str; 11] = [
+    "sendto",
+    "recvfrom",
+    "openat",
+    "write",
+    "?rename",
+    "renameat",
+    "renameat2",
+    "?unlink",
+    "unlinkat",
+    "flock",
+    "setns",
+];
 
 fn leases(directory: &str) -> Value {
     let ranges = json!([[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd09::/64"}]]);
