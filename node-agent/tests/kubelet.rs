@@ -4,7 +4,7 @@
 mod support;
 
 use rustix::process::Signal;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use support::kubelet::{Kubelet, await_true};
 use support::{Node, eventually, is_root, metric, signal_to};
 
@@ -273,6 +273,8 @@ fn a_hand_over_to_an_agent_that_stands_by_leaves_no_gap() {
     }
     let node = node_with_link();
     let kubelet = Kubelet::start(&node);
+    // Much later than a new agent needs to register.
+    kubelet.notice_ends_after(Duration::from_millis(100));
     let mut serving = node.agent(CONFIGURATION);
     let mut endpoint = kubelet.await_healthy("dataplane", 50).endpoint;
     for _ in 0..3 {

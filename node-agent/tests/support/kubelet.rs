@@ -17,7 +17,7 @@ use macvtap_proto::podresources::{
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -54,6 +54,8 @@ struct State {
     /// Who registered a resource last, by socket. The end of any stream of the resource is blamed on this one.
     clients: BTreeMap<String, String>,
     plugins: BTreeMap<String, Plugin>,
+    /// How long after a stream's end the kubelet learns of it: its threads wait for a processor as all others do.
+    notices_after: Duration,
     /// How often all devices of a resource became unhealthy because a stream ended.
     losses: usize,
     registrations: usize,
@@ -79,6 +81,11 @@ impl Kubelet {
         let kubelet = Self::start(node);
         kubelet.state.lock().unwrap().registers_only = true;
         kubelet
+    }
+
+    /// Learns of the end of a stream so much later, from now on.
+    pub(crate) fn notice_ends_after(&self, time: Duration) {
+        self.state.lock().unwrap().notices_after = time;
     }
 
     fn start_in(directory: PathBuf, pod_resources: PathBuf, pods: Vec<(String, String, String)>) -> Self {
@@ -143,7 +150,7 @@ impl Kubelet {
                 return plugin;
             }
             assert!(Instant::now() < deadline, "not in {DEADLINE:?}: {}", what());
-            std::thread::sleep(std::time::Duration::from_micros(200));
+            std::thread::sleep(Duration::from_micros(200));
         }
     }
 
@@ -164,12 +171,12 @@ impl Kubelet {
         state.plugins.remove(&resource);
     }
 
-    /// A pod that has a device, in pod resources.
     /// Lists no pod with a device any more.
     pub(crate) fn remove_pods(&self) {
         self.state.lock().unwrap().pods.clear();
     }
 
+    /// A pod that has a device, in pod resources.
     pub(crate) fn add_pod(&self, name: &str, device: &str) {
         let resource = device.rsplit_once("Mvp").map_or("", |(resource, _)| resource);
         self.add_pod_of(name, resource, device);
@@ -344,7 +351,11 @@ async fn follow(
     let mut lists = answer.into_inner();
     loop {
         // Looks from time to time whether this stream was dropped by the test.
-        let next = tokio::time::timeout(std::time::Duration::from_millis(5), lists.message()).await;
+        let next = tokio::time::timeout(Duration::from_millis(5), lists.message()).await;
+        if matches!(next, Ok(Ok(None) | Err(_))) {
+            let late = state.lock().unwrap().notices_after;
+            tokio::time::sleep(late).await;
+        }
         let mut state = state.lock().unwrap();
         let dropped = !state.plugins.contains_key(&resource);
         let current = state.plugins.get_mut(&resource).filter(|plugin| plugin.endpoint == endpoint);
