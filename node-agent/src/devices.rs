@@ -185,7 +185,8 @@ pub fn evolve(
             next.table.resources.insert(name.clone(), resource);
         }
     }
-    next.next_deadline = still_withdrawn.values().min().map(|since| *since + GRACE);
+    let deadlines = still_withdrawn.values().map(|since| *since + GRACE);
+    next.next_deadline = deadlines.filter(|deadline| *deadline > around.now).min();
     *withdrawals = still_withdrawn;
     next
 }
@@ -346,6 +347,9 @@ impl Work<'_> {
             let range = SlotRange { first_slot, count, first_ifindex: self.next.table.next_ifindex };
             self.next.table.next_ifindex += count;
             missing -= count;
+            // Another link's device of that name may be leaving.
+            let again = |id: &DeviceId| id.resource() == self.name && range.ifindex_of(id.slot()).is_some();
+            self.still_withdrawn.retain(|device, _| !again(device));
             if let Some(link) = links.get_mut(place) {
                 link.ranges.push(range);
             }
@@ -361,11 +365,9 @@ impl Work<'_> {
     fn honours(&mut self, slot: u32) -> bool {
         let device = self.device(slot);
         let since = self.withdrawals.get(&device).copied().unwrap_or(self.around.now);
-        let honoured = self.around.now.saturating_duration_since(since) < GRACE;
-        if honoured {
-            self.still_withdrawn.insert(device, since);
-        }
-        honoured
+        // Also of one that leaves: it is in the stored table until the next one is stored, which may take several tries.
+        self.still_withdrawn.insert(device, since);
+        self.around.now.saturating_duration_since(since) < GRACE
     }
 
     fn device(&self, slot: u32) -> DeviceId {

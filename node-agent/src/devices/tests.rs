@@ -136,6 +136,21 @@ fn shrinking_takes_free_devices_from_the_top_and_honours_them_for_a_minute() {
 }
 
 #[test]
+fn a_withdrawn_device_is_not_honoured_again_because_the_table_without_it_was_not_stored() {
+    let mut node = Node::new().with(3, known("x"));
+    node.evolve(&[(3, 5)]);
+    node.evolve(&[(3, 2)]);
+    node.pass(60);
+    let stored = node.table.clone();
+    for _ in 0..3 {
+        node.table = stored.clone();
+        let next = node.evolve(&[(3, 2)]);
+        assert_eq!((node.ifindex("aMvp4"), next.next_deadline), (None, None));
+        node.pass(1);
+    }
+}
+
+#[test]
 fn a_withdrawn_device_that_is_allocated_after_all_stays() {
     let mut node = Node::new().with(3, known("x"));
     node.evolve(&[(3, 5)]);

@@ -63,6 +63,8 @@ pub(super) struct Serving {
     has_links: bool,
     has_ties: bool,
     has_looked: bool,
+    /// What was decided last, with the offers that are served.
+    last: Option<Step>,
     started: Instant,
     table_error: Option<String>,
     findings: Findings,
@@ -104,6 +106,7 @@ impl Serving {
             has_links: false,
             has_ties: false,
             has_looked: false,
+            last: None,
             started: Instant::now(),
             table_error: None,
             findings: Findings::default(),
@@ -146,7 +149,7 @@ impl Serving {
                 }
                 _ = registrations.recv() => {
                     while registrations.try_recv().is_ok() {}
-                    self.tell(None);
+                    self.tell();
                 }
                 () = sleep_until(wake) => change = Change::Something,
             }
@@ -219,7 +222,7 @@ impl Serving {
         // A pod that was admitted a moment ago: the next look is a second away.
         self.engine.in_use.extend(self.shared.ledger.recent(GRACE));
         self.engine.in_pods = self.in_pods();
-        let step = self.engine.step(now);
+        let mut step = self.engine.step(now);
         let mut wake = step.wake;
         if step.table_changed {
             // Losses at once; what is new must be on the disk first, or the plugin would not know it.
@@ -256,12 +259,22 @@ impl Serving {
         }
         if self.table_error.is_none() {
             self.publish(&step);
+        } else {
+            step.offers = self.served();
         }
         // One thread serves all: first the lists go out, then comes what nobody waits for.
         tokio::task::yield_now().await;
         self.findings.log(&self.engine, &step);
-        self.tell(Some(&step));
+        self.last = Some(step);
+        self.tell();
         wake
+    }
+
+    fn served(&self) -> BTreeMap<ResourceName, Offer> {
+        let offers = self.resources.iter();
+        offers
+            .map(|(resource, running)| (resource.clone(), running.offer.borrow().as_ref().clone()))
+            .collect()
     }
 
     /// Whole NICs that are in pods. A record of one that was unplugged there says so still; the last look knows better.
@@ -319,7 +332,7 @@ impl Serving {
     }
 
     /// Tells everybody who asks how things are.
-    fn tell(&mut self, step: Option<&Step>) {
+    fn tell(&self) {
         let registrations: BTreeMap<ResourceName, Registration> = self
             .resources
             .iter()
@@ -354,8 +367,7 @@ impl Serving {
             self.status.send_if_modified(|before| before.take().is_some());
             return;
         };
-        let owned = step.is_none().then(|| self.engine.step(Instant::now()));
-        let Some(step) = step.or(owned.as_ref()) else { return };
+        let Some(step) = &self.last else { return };
         let before = self.status.borrow().clone();
         // The first report is complete: trouble that an agent does not know yet is not over.
         let registering = self.started.elapsed() < REGISTERED_SOON
@@ -425,48 +437,4 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::devices;
-    use crate::kubelet::Ledger;
-    use crate::metrics::Metrics;
-    use macvtap::paths::Paths;
-    use std::collections::BTreeSet;
-
-    fn serving() -> Serving {
-        let shared = Shared {
-            paths: Paths::new("/nonexistent", "/nonexistent"),
-            ledger: Ledger::default(),
-            metrics: Metrics::default(),
-            allocated: tokio::sync::Notify::new(),
-            lost: watch::Sender::default(),
-            nics: watch::Sender::default(),
-        };
-        Serving::new(
-            Engine::new(devices::empty("one", true), "one".into(), true),
-            "/nonexistent".into(),
-            watch::channel(Happened::default()).1,
-            Arc::new(shared),
-            watch::Sender::new(Readiness::Standby),
-            watch::Sender::default(),
-        )
-    }
-
-    #[test]
-    fn nothing_is_decided_before_links_routes_and_addresses_are_known() {
-        let mut serving = serving();
-        serving.configure(Configuration {
-            pools: Vec::new(),
-            refused: Vec::new(),
-            hash: None,
-            problem: None,
-        });
-        assert!(!serving.knows_enough());
-        let _ = serving.hear(News::All(Vec::new()));
-        assert!(!serving.knows_enough(), "the uplink would be taken");
-        let none = BTreeSet::new();
-        let heard = serving.hear(News::Ties { addressed: none.clone(), default_routes: none });
-        assert!(serving.knows_enough());
-        assert_eq!(heard, Change::Something, "a node without addresses is served too");
-    }
-}
+mod tests;
