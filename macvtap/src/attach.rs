@@ -9,23 +9,25 @@
 //! ```
 //! A value that is dropped before [`Attaching::finish`] succeeded undoes every step taken.
 
-use crate::claim::{self, Claim, ClaimError};
-use crate::detach::{self, DetachError};
+mod error;
+
+pub use error::AttachError;
+
+use crate::claim::{self, Claim};
+use crate::detach;
 use crate::device_id::DeviceId;
-use crate::file::FileError;
 use crate::kernel::{Home, Kernel, NewLink, Place};
-use crate::link::{By, Change, IfName, Link, Macvtap};
-use crate::lock::{self, Lock, LockError};
+use crate::link::{By, Change, Link, Macvtap};
+use crate::lock::{self, Lock};
 use crate::mac::MacAddr;
 use crate::mode::Mode;
-use crate::netlink::NetlinkError;
 use crate::netns::{self, NetnsId};
-use crate::park::{self, ParkError};
+use crate::park;
 use crate::paths::Paths;
 use crate::record::{self, Attachment, DeviceNumber, Holder, State};
-use crate::records::{self, RecordError};
+use crate::records;
 use crate::table::Owner;
-use crate::tap::{self, Node, TapError};
+use crate::tap::{self, Node};
 use rustix::io::Errno;
 use tracing::{info, warn};
 
@@ -102,108 +104,6 @@ enum Progress {
     Linked,
     WithNode,
     Finished,
-}
-
-/// A device cannot be attached.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// The device is not the caller's to take.
-    #[error(transparent)]
-    Claim(#[from] ClaimError),
-    /// A container may still have the tap of a link that is gone.
-    #[error("link lost: the link of device {device} is gone while its pod exists; delete the pod")]
-    LinkLost {
-        /// The device.
-        device: DeviceId,
-    },
-    /// The lower link is gone.
-    #[error("lower link {name} (index {ifindex}) of device {device} does not exist any more")]
-    LowerGone {
-        /// The device.
-        device: DeviceId,
-        /// Name of the lower link in the device table.
-        name: String,
-        /// Its index.
-        ifindex: u32,
-    },
-    /// The lower link cannot carry a macvtap now.
-    #[error(
-        "lower link {name} cannot carry a macvtap: it belongs to a bridge or bond, or another device holds it in passthru mode"
-    )]
-    LowerBusy {
-        /// The lower link.
-        name: String,
-        /// What the kernel answered.
-        #[source]
-        source: NetlinkError,
-    },
-    /// The MTU does not fit.
-    #[error(
-        "mtu {mtu} is above the {lower_mtu} of lower link {lower}; use {lower_mtu} or less, or raise the lower link's"
-    )]
-    MtuTooHigh {
-        /// As asked for.
-        mtu: u32,
-        /// The lower link.
-        lower: String,
-        /// Its MTU.
-        lower_mtu: u32,
-    },
-    /// The name is taken.
-    #[error("interface {0} already exists in the pod's network namespace")]
-    NameTaken(IfName),
-    /// The index is taken.
-    #[error(
-        "index {ifindex} of device {device} is taken by interface {taken_by} of the pod's network namespace; delete it"
-    )]
-    IndexTaken {
-        /// The device.
-        device: DeviceId,
-        /// Its index.
-        ifindex: u32,
-        /// Who has it.
-        taken_by: String,
-    },
-    /// The address is taken.
-    #[error(
-        "MAC address {mac} is in use on lower link {lower}: by the link itself or by another device on it; give this one another address"
-    )]
-    MacInUse {
-        /// The address.
-        mac: MacAddr,
-        /// The lower link.
-        lower: String,
-    },
-    /// Every minor tried belongs to a pod that lost its link.
-    #[error("{MINOR_ROUNDS} tap minors in a row belong to pods that lost their links; delete those pods")]
-    NoFreeMinor,
-    /// A lock could not be taken.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// A record could not be read or written.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// What the former holder left could not be removed.
-    #[error("take over from the former holder")]
-    TakeOver(#[from] DetachError),
-    /// The kernel refused.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// The tap is unknown.
-    #[error(transparent)]
-    Tap(#[from] TapError),
-    /// A minor could not be kept from the new link.
-    #[error(transparent)]
-    Park(#[from] ParkError),
-    /// The device node could not be made.
-    #[error("device node")]
-    Node(#[from] FileError),
-    /// The link is not what was made.
-    #[error("link {name} vanished or was changed while it was being attached")]
-    Changed {
-        /// Its name.
-        name: IfName,
-    },
 }
 
 /// Locks the device and records that a link is being made. Changes nothing when it fails.

@@ -4,10 +4,10 @@
 //! [`Netns::enter`](crate::netns::Netns::enter) for opening one elsewhere. Links are never listed: a namespace with
 //! hundreds of them must not make a request for one slow.
 
-use netlink_packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
-    NetlinkHeader, NlasIterator,
-};
+mod answer;
+
+use answer::{Answer, HEADER_LEN, ListEnd, read, read_list};
+use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader};
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 use std::fmt::Display;
@@ -22,17 +22,6 @@ const STRAYS_MAX: u32 = 1_000;
 
 /// More addresses or routes than any pod has.
 const LIST_MAX: usize = 100_000;
-
-/// `NLMSG_ERROR`, `NLMSG_NOOP`, `NLMSG_DONE` of `linux/netlink.h`.
-const NLMSG_NOOP: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-
-/// Length of `struct nlmsghdr`, which an error repeats from the request.
-const HEADER_LEN: usize = 16;
-
-/// `NLMSGERR_ATTR_MSG`: a sentence from the kernel.
-const ATTR_MSG: u16 = 1;
 
 /// What is asked for, with the kernel's numbers (`linux/rtnetlink.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,19 +92,6 @@ pub enum NetlinkError {
         /// What is wrong, as the rest of a sentence.
         problem: &'static str,
     },
-}
-
-/// What one datagram says to one request.
-#[derive(Debug, PartialEq, Eq)]
-enum Answer {
-    /// Done, nothing to tell.
-    Acknowledged,
-    /// Refused.
-    Refused { errno: i32, said: Option<String> },
-    /// The object asked for: where in the datagram its payload is.
-    Object(Range<usize>),
-    /// Nothing about this request.
-    Stray,
 }
 
 impl NetlinkError {
@@ -273,171 +249,4 @@ impl Socket {
 
 fn disturbed(what: &dyn Display) -> NetlinkError {
     NetlinkError::Answer { what: what.to_string(), problem: "did not come: others write to the socket" }
-}
-
-/// Whether a list has ended.
-#[derive(Debug, PartialEq, Eq)]
-enum ListEnd {
-    /// More datagrams follow.
-    NotYet,
-    /// Nothing follows.
-    Complete,
-    /// The kernel refused.
-    Refused { errno: i32, said: Option<String> },
-}
-
-/// Adds the objects in a datagram that answer request `sequence`.
-fn read_list(datagram: &[u8], sequence: u32, objects: &mut Vec<Vec<u8>>) -> Result<ListEnd, &'static str> {
-    let mut start = 0;
-    while let Some(rest) = datagram.get(start..).filter(|rest| !rest.is_empty()) {
-        let message = NetlinkBuffer::new_checked(rest).map_err(|_| "is cut off")?;
-        if message.sequence_number() == sequence {
-            if message.flags() & NLM_F_DUMP_INTR != 0 {
-                return Err("changed while it was read");
-            }
-            match message.message_type() {
-                NLMSG_NOOP => {}
-                NLMSG_DONE => return Ok(ListEnd::Complete),
-                NLMSG_ERROR => {
-                    return match acknowledgement(&message)? {
-                        Answer::Refused { errno, said } => Ok(ListEnd::Refused { errno, said }),
-                        _ => Err("is no list"),
-                    };
-                }
-                _ => objects.push(message.payload().to_vec()),
-            }
-        }
-        start += message_length(&message).next_multiple_of(4);
-    }
-    Ok(ListEnd::NotYet)
-}
-
-/// Finds the answer to request `sequence` in a datagram.
-fn read(datagram: &[u8], sequence: u32) -> Result<Answer, &'static str> {
-    let mut start = 0;
-    while let Some(rest) = datagram.get(start..).filter(|rest| !rest.is_empty()) {
-        let message = NetlinkBuffer::new_checked(rest).map_err(|_| "is cut off")?;
-        if message.sequence_number() == sequence {
-            match message.message_type() {
-                NLMSG_NOOP => {}
-                NLMSG_ERROR => return acknowledgement(&message),
-                NLMSG_DONE => return Err("is an empty list"),
-                _ => {
-                    return Ok(Answer::Object(start + HEADER_LEN..start + message_length(&message)));
-                }
-            }
-        }
-        start += message_length(&message).next_multiple_of(4);
-    }
-    Ok(Answer::Stray)
-}
-
-/// Header and payload; the buffer was checked to hold as much.
-fn message_length(message: &NetlinkBuffer<&[u8]>) -> usize {
-    HEADER_LEN + message.payload_length()
-}
-
-fn acknowledgement(message: &NetlinkBuffer<&[u8]>) -> Result<Answer, &'static str> {
-    let payload = message.payload();
-    let (code, rest) = payload.split_first_chunk().ok_or("is cut off")?;
-    match i32::from_ne_bytes(*code) {
-        0 => Ok(Answer::Acknowledged),
-        code => {
-            let told = message.flags() & NLM_F_ACK_TLVS != 0;
-            let said = told.then(|| rest.get(HEADER_LEN..).and_then(sentence)).flatten();
-            let errno = code.checked_neg().filter(|errno| (1..4096).contains(errno));
-            Ok(Answer::Refused { errno: errno.ok_or("has no valid error number")?, said })
-        }
-    }
-}
-
-fn sentence(attributes: &[u8]) -> Option<String> {
-    let message =
-        NlasIterator::new(attributes).find_map(|attribute| attribute.ok().filter(|a| a.kind() == ATTR_MSG));
-    let text = message?.value().to_vec();
-    let text = String::from_utf8_lossy(&text);
-    Some(text.trim_end_matches('\0').chars().filter(|c| !c.is_control()).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(HEADER_LEN + payload.len()).unwrap();
-        let mut bytes = length.to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(flags.to_ne_bytes());
-        bytes.extend(sequence.to_ne_bytes());
-        bytes.extend([0; 4]);
-        bytes.extend(payload);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
-
-    #[test]
-    fn the_answer_is_the_message_with_the_requests_number() {
-        let mut datagram = message(16, 0, 6, b"other");
-        datagram.extend(message(16, 0, 7, b"mine"));
-        let Ok(Answer::Object(object)) = read(&datagram, 7) else { panic!("no object") };
-        assert_eq!(&datagram[object], b"mine");
-        assert_eq!(read(&datagram, 8), Ok(Answer::Stray));
-    }
-
-    #[test]
-    fn a_refusal_carries_the_kernels_sentence() {
-        let mut payload = (-17_i32).to_ne_bytes().to_vec();
-        payload.extend([0; HEADER_LEN]);
-        payload.extend([9, 0, 1, 0, b't', b'a', b'k', b'e', 0]);
-        let datagram = message(NLMSG_ERROR, NLM_F_ACK_TLVS, 1, &payload);
-        assert_eq!(read(&datagram, 1), Ok(Answer::Refused { errno: 17, said: Some("take".into()) }));
-        let error = NetlinkError::Refused {
-            what: "create macvtap net1".into(),
-            said: Some("taken".into()),
-            errno: Errno::EXIST,
-        };
-        assert_eq!(error.to_string(), "create macvtap net1 (kernel: taken)");
-    }
-
-    #[test]
-    fn short_and_senseless_answers_are_errors() {
-        let number = |n: i32| message(NLMSG_ERROR, 0, 1, &n.to_ne_bytes());
-        for datagram in [
-            vec![1],
-            vec![0; HEADER_LEN],
-            message(NLMSG_ERROR, 0, 1, &[0, 0]),
-            message(NLMSG_DONE, 0, 1, &[0; 4]),
-            number(i32::MIN),
-            number(17),
-        ] {
-            assert!(read(&datagram, 1).is_err(), "{datagram:?}");
-        }
-    }
-
-    #[test]
-    fn a_list_ends_where_the_kernel_says_so() {
-        let mut objects = Vec::new();
-        let mut datagram = message(24, 0, 7, b"one ");
-        datagram.extend(message(24, 0, 6, b"other"));
-        assert_eq!(read_list(&datagram, 7, &mut objects), Ok(ListEnd::NotYet));
-        datagram = message(24, 0, 7, b"two ");
-        datagram.extend(message(NLMSG_DONE, 0, 7, &[0; 4]));
-        assert_eq!(read_list(&datagram, 7, &mut objects), Ok(ListEnd::Complete));
-        assert_eq!(objects, [b"one ".to_vec(), b"two ".to_vec()]);
-        let refused = message(NLMSG_ERROR, 0, 7, &(-1_i32).to_ne_bytes());
-        assert_eq!(read_list(&refused, 7, &mut objects), Ok(ListEnd::Refused { errno: 1, said: None }));
-        assert!(read_list(&message(24, NLM_F_DUMP_INTR, 7, b"x"), 7, &mut objects).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn no_datagram_makes_the_reader_panic(noise in prop::collection::vec(any::<u8>(), 0..200),
-                                              kind in 0..40_u16, flags: u16) {
-            let _ = read(&noise, 1);
-            let _ = read(&message(kind, flags, 1, &noise), 1);
-            let _ = read_list(&noise, 1, &mut Vec::new());
-            let _ = read_list(&message(kind, flags, 1, &noise), 1, &mut Vec::new());
-        }
-    }
 }
