@@ -20,6 +20,7 @@ use crate::protocol::version::Version;
 use kube_ovn::{Failure, KubeOvn};
 use macvtap::mac::MacAddr;
 use serde_json::Value;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -66,6 +67,10 @@ pub fn understand(answer: Value, plugin: &str) -> Result<CniResult, CniError> {
         let reason = if is_kube_ovns { kube_ovn::VERSION_MISMATCH } else { "its answer has no ips" };
         return Err(CniError::new(Code::Ipam, reason));
     }
+    if let Some(ip) = result.ips.iter().find(|ip| !is_a_hosts(ip.address.addr())) {
+        let message = format!("it gave {}, which no host can have", ip.address);
+        return Err(CniError::new(Code::Ipam, message));
+    }
     if let Some(mac) = mac(&result).filter(|mac| mac.parse::<MacAddr>().is_err()) {
         let message = format!("it gave the MAC address {mac:?}, which is no unicast one");
         return Err(CniError::new(Code::Ipam, message));
@@ -75,6 +80,12 @@ pub fn understand(answer: Value, plugin: &str) -> Result<CniResult, CniError> {
     }
     route::complete(&mut result)?;
     Ok(result)
+}
+
+/// Whether a host can have the address. The kernel takes most others without a word, and 0.0.0.0 for none.
+fn is_a_hosts(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !broadcast && !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
 }
 
 /// The address of the interface that the plugin chose, if it chose one.

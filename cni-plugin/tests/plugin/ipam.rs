@@ -148,6 +148,16 @@ fn a_plugin_that_fails_is_quoted_and_nothing_is_made() {
         ),
         ("echo '{\"ips\": []}'", 101, "its answer has no ips"),
         (
+            "echo '{\"ips\": [{\"address\": \"0.0.0.0/0\"}]}'",
+            101,
+            "it gave 0.0.0.0/0, which no host can have",
+        ),
+        (
+            "echo '{\"ips\": [{\"address\": \"224.0.0.5/24\"}]}'",
+            101,
+            "it gave 224.0.0.5/24, which no host can have",
+        ),
+        (
             "echo '{\"ips\": [{\"address\": \"nonsense\"}]}'",
             101,
             "\"nonsense\" is no address with prefix length",
