@@ -1,5 +1,7 @@
 //! NICs that are given to pods as a whole.
 
+mod fates;
+
 use super::*;
 use crate::inventory::tests::nic;
 use crate::kubelet::podresources::PodName;
@@ -244,7 +246,7 @@ fn a_resource_that_becomes_another_type_waits_for_its_pods() {
 }
 
 #[test]
-fn devices_in_use_survive_a_reboot_and_a_lost_table_knows_them_by_address() {
+fn devices_in_use_survive_a_reboot_whatever_index_their_nics_have() {
     let mut engine = agent();
     list(&mut engine);
     let before = device(&engine, B);
