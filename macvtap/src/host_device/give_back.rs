@@ -110,6 +110,10 @@ pub(crate) fn give_back(kernel: &mut Rtnl, record: &Attachment, nic: &Nic) -> Re
     let links = kernel.nics(Place::Home(Home::Node)).map_err(refused)?;
     let found = links.iter().find(|link| link.is(&nic.identity));
     let Some(found) = found.or_else(|| links.iter().find(|link| link.is_still(&nic.identity))) else {
+        if links.iter().any(|link| link.displaces(&nic.identity)) {
+            warn!(nic = nic.name, pci = %nic.pci, "NIC is gone: another one is in its place");
+            return Ok(Returned::Gone);
+        }
         return explain_absence(nic);
     };
     let is_free = link::named(&links, &nic.name).is_none_or(|other| other.link.index == found.link.index);

@@ -120,6 +120,16 @@ impl NicLink {
         }
     }
 
+    /// Whether this is another NIC behind the same device, where only one can be.
+    pub(crate) fn displaces(&self, identity: &LinkIdentity) -> bool {
+        match identity {
+            LinkIdentity::Hardware { mac, parent } => {
+                self.parent.as_ref() == Some(parent) && self.permanent_mac.is_some_and(|own| own != *mac)
+            }
+            LinkIdentity::Name { .. } => false,
+        }
+    }
+
     /// Whether this is a link made by software that has not left the node.
     pub(crate) fn is_still(&self, identity: &LinkIdentity) -> bool {
         match identity {
@@ -256,6 +266,17 @@ mod tests {
         assert!(!nic(vec![]).is(&ours));
         assert!(!nic(vec![permanent(), parent()]).is(&hardware(PERMANENT, "virtio2")));
         assert!(!nic(vec![permanent(), parent()]).is(&hardware([2, 0, 0, 0, 0, 9], "virtio1")));
+    }
+
+    #[test]
+    fn another_address_behind_the_same_device_is_another_nic_in_its_place() {
+        let permanent = || LinkAttribute::PermAddress(PERMANENT.to_vec());
+        let parent = || LinkAttribute::ParentDevName("virtio1".into());
+        let plugged = nic(vec![permanent(), parent()]);
+        assert!(plugged.displaces(&hardware([2, 0, 0, 0, 0, 9], "virtio1")));
+        assert!(!plugged.displaces(&hardware([2, 0, 0, 0, 0, 9], "virtio2")));
+        assert!(!plugged.displaces(&hardware(PERMANENT, "virtio1")));
+        assert!(!nic(vec![parent()]).displaces(&hardware(PERMANENT, "virtio1")), "who it is nobody tells");
     }
 
     #[test]
