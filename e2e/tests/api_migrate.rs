@@ -75,7 +75,7 @@ fn what_is_printed_is_applied_and_keeps_every_resource_name() -> Result<()> {
 fn what_cannot_be_migrated_fails_and_says_where() -> Result<()> {
     let api = Api::shared()?;
     for (input, words) in [
-        (r#"[{"name": "a b", "lowerDevice": "eth0"}]"#, "1 entries have no pool"),
+        (r#"[{"name": "a b", "lowerDevice": "eth0"}]"#, "no pool for 1 of the entries"),
         ("kind: Secret", "holds a Secret"),
     ] {
         let error = migrate(&api, &["-"], input).map(|text| format!("it printed {text}")).unwrap_err();

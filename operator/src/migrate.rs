@@ -45,6 +45,9 @@ pub enum MigrateError {
     /// A flag that makes no sense.
     #[error("--nodes {0:?}: write NAME=KEY=VALUE, the name of a ConfigMap and a label of its nodes")]
     Nodes(String),
+    /// A flag about something that was not read.
+    #[error("--nodes is about {0}, and no ConfigMap or file of that name was read")]
+    NodesOfNothing(String),
     /// The text cannot be written.
     #[error("write the pools")]
     Print(#[source] serde_yaml::ser::Error),
@@ -52,7 +55,7 @@ pub enum MigrateError {
     #[error("write to the standard output")]
     Write(#[source] std::io::Error),
     /// Some entries have no pool; the comments say why.
-    #[error("{0} entries have no pool; the comments among the output say why")]
+    #[error("no pool for {0} of the entries; the comments among the output say why")]
     Incomplete(usize),
 }
 
@@ -69,10 +72,7 @@ pub async fn run(args: Migrate) -> Result<(), MigrateError> {
         }
     }
     let found = if args.files.is_empty() { from_cluster(&args).await? } else { from_files(&args.files)? };
-    let groups: Vec<Group> = found
-        .into_iter()
-        .map(|Found { name, entries }| Group { nodes: selectors.get(&name).cloned(), name, entries })
-        .collect();
+    let groups = grouped(found, &selectors)?;
     let plan = plan::plan(&groups);
     let text = print(&plan)?;
     std::io::stdout().write_all(text.as_bytes()).map_err(MigrateError::Write)?;
@@ -80,6 +80,19 @@ pub async fn run(args: Migrate) -> Result<(), MigrateError> {
         0 => Ok(()),
         count => Err(MigrateError::Incomplete(count)),
     }
+}
+
+/// Gives each configuration its nodes.
+fn grouped(
+    found: Vec<Found>,
+    selectors: &BTreeMap<String, (String, String)>,
+) -> Result<Vec<Group>, MigrateError> {
+    if let Some(name) = selectors.keys().find(|name| !found.iter().any(|found| found.name == **name)) {
+        return Err(MigrateError::NodesOfNothing(name.clone()));
+    }
+    let group =
+        |Found { name, entries }: Found| Group { nodes: selectors.get(&name).cloned(), name, entries };
+    Ok(found.into_iter().map(group).collect())
 }
 
 fn from_files(files: &[String]) -> Result<Vec<Found>, MigrateError> {
@@ -92,7 +105,8 @@ fn from_files(files: &[String]) -> Result<Vec<Found>, MigrateError> {
                 .and_then(|file| file.take(source::SIZE_MAX).read_to_string(&mut text)),
         };
         read.map_err(|source| MigrateError::Read { file: file.clone(), source })?;
-        found.extend(source::read(file, &text)?);
+        let place = if file == "-" { "stdin" } else { file };
+        found.extend(source::read(place, &text)?);
     }
     Ok(found)
 }
@@ -133,4 +147,19 @@ pub fn print(plan: &Plan) -> Result<String, MigrateError> {
         text.push_str(&serde_yaml::to_string(&pool.object).map_err(MigrateError::Print)?);
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_of_a_config_map_that_was_not_read_are_a_mistake() {
+        let found = || vec![Found { name: "west".to_owned(), entries: Vec::new() }];
+        let nodes = |name: &str| BTreeMap::from([(name.to_owned(), ("zone".to_owned(), "w".to_owned()))]);
+        assert!(grouped(found(), &nodes("west")).unwrap()[0].nodes.is_some());
+        assert!(grouped(found(), &BTreeMap::new()).unwrap()[0].nodes.is_none());
+        let error = grouped(found(), &nodes("wset")).unwrap_err().to_string();
+        assert!(error.contains("wset"), "{error}");
+    }
 }
