@@ -13,6 +13,7 @@ use macvtap::table::{DeviceTable, LowerLink};
 use macvtap::{records, table_file};
 use macvtap_crds::v1alpha1::NodePool;
 use macvtap_node_agent::engine::Engine;
+use macvtap_node_agent::kubelet::directory::Happened;
 use macvtap_node_agent::kubelet::endpoint::{Registration, Resource};
 use macvtap_node_agent::kubelet::{Ledger, Shared, podresources};
 use macvtap_node_agent::link::{Hardware, Kind, Link};
@@ -72,7 +73,7 @@ struct Agent {
 impl Agent {
     /// Starts with what is on the disk.
     fn start(node: &Node, links: Vec<Link>) -> Self {
-        let paths = Paths::new(&node.path("/var/lib/macvtap"), &node.path("/run/macvtap"));
+        let paths = Paths::new(node.path("/var/lib/macvtap"), node.path("/run/macvtap"));
         let table = table_file::load(&paths).unwrap().unwrap_or_else(|| devices::empty(BOOT, false));
         let shared = Arc::new(Shared {
             nics: watch::Sender::new(Arc::new(Names::of(&table))),
@@ -92,7 +93,7 @@ impl Agent {
         let _ = engine.inventory.reset(links);
         let first = decide(&mut engine, &shared);
         let (offer, offered) = watch::channel(Arc::new(first));
-        let (happened, happening) = watch::channel(Default::default());
+        let (happened, happening) = watch::channel(Happened::default());
         let stop = CancellationToken::new();
         let resource = Resource {
             name: "nics".parse().unwrap(),
@@ -226,7 +227,9 @@ fn a_nic_in_a_pod_stays_allocatable_to_the_kubelet_over_a_restart_of_the_agent_a
     let record = record(&agent, A);
     records::write(&agent.shared.paths, &record).unwrap();
     let _ = agent.engine.inventory.remove(3);
+    let lists = kubelet.plugin("nics").unwrap().lists;
     agent.step();
+    kubelet.await_plugin("nics", |plugin| plugin.lists > lists);
     assert_eq!(list(&kubelet, 2), before);
     let table = agent.table().clone();
     agent.end();
