@@ -115,6 +115,7 @@ impl Engine {
             offers.extend(offer.map(|offer| (resource, offer)));
         }
         self.tracker.forget_unseen(now);
+        self.note_seen(&evolution.table);
         let table_changed = evolution.table != self.table;
         Step { evolution, table_changed, offers, selection, wake }
     }
@@ -124,9 +125,8 @@ impl Engine {
         let mut away = Vec::new();
         let nics = nics::of(&self.table);
         for nic in &nics {
-            if let Some(link) = self.nic_on_node(nic.link) {
-                self.seen.insert(nic.address, link.clone());
-            } else if let Some(in_pod) = self.in_pods.get(&nic.device) {
+            let in_pod = self.in_pods.get(&nic.device);
+            if let Some(in_pod) = in_pod.filter(|_| self.nic_on_node(nic.link).is_none()) {
                 // Its index may be another link's by now; the one that is kept for the device is nobody's.
                 let index = nic.link.ifindex;
                 let index = if index == 0 || self.inventory.has(index) { nic.ifindex } else { index };
@@ -134,8 +134,16 @@ impl Engine {
                 away.push(Link { ifindex: index, ..seen.unwrap_or_else(|| in_pod.link(index)) });
             }
         }
-        self.seen.retain(|address, _| nics.iter().any(|nic| nic.address == *address));
         self.inventory.set_in_pods(away);
+    }
+
+    /// Notes how the NICs of a table look, for the time when they are in pods.
+    fn note_seen(&mut self, table: &DeviceTable) {
+        let nics = nics::of(table);
+        let now = nics.iter().filter_map(|nic| Some((nic.address, self.nic_on_node(nic.link)?.clone())));
+        let now: Vec<(PciAddress, Link)> = now.collect();
+        self.seen.extend(now);
+        self.seen.retain(|address, _| nics.iter().any(|nic| nic.address == *address));
     }
 
     /// A pool whose links are gone for a while still had the resource.
