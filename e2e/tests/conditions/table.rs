@@ -75,7 +75,7 @@ const REACHED: [(&str, &[&str]); 5] = [
 ];
 
 /// Reason, why it is not reached here, and where it is tested.
-const ELSEWHERE: [(&str, &str, &str); 18] = [
+const ELSEWHERE: [(&str, &str, &str); 17] = [
     (
         "link",
         "LostToPool",
