@@ -47,6 +47,27 @@ fn a_link_that_appears_goes_and_comes_again_is_offered_accordingly() {
 }
 
 #[test]
+fn an_uplink_is_not_taken_for_the_moment_before_its_routes_are_known() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("up0");
+    node.add_link("dp0");
+    node.sh("ip addr add 192.0.2.1/24 dev up0 && ip route add default via 192.0.2.2");
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(
+        r#"[{"name":"a","lowerDevice":"up0","mode":"passthru"},{"name":"b","lowerDevice":"dp0","capacity":5}]"#,
+    );
+    kubelet.await_healthy("b", 5);
+    kubelet.await_healthy("a", 0);
+    let table = std::fs::read_to_string(node.path("/var/lib/macvtap/devices.json")).unwrap();
+    let table: serde_json::Value = serde_json::from_str(&table).unwrap();
+    assert!(table["resources"].get("a").is_none(), "{table}");
+    assert_eq!(table["nextIfindex"], 0x0100_0000 + 5, "{table}");
+}
+
+#[test]
 fn a_renamed_link_keeps_its_devices_in_use_and_a_resource_by_name_loses_the_rest() {
     if !is_root() {
         return;
