@@ -1,7 +1,7 @@
 //! The agent's state and its one step: links, pools and use go in; table, offers and findings come out.
 //!
 //! No sockets, no files, no clock: the caller brings them. Whatever order changes come in, the next step depends only
-//! on where they ended.
+//! on where they ended, and on what pods have: who offered a device that is in use keeps it.
 
 use crate::devices::{self, Demand, DemandedLink, Evolution, Known, Run, Surroundings, Withdrawals};
 use crate::health::{Policy, Sight, Tracker};
