@@ -15,7 +15,7 @@ use crate::selection::{self, Holding, Holdings, Selection};
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::link::IfName;
 use macvtap::pci::PciAddress;
-use macvtap::table::{DeviceTable, DeviceType, LowerLink, SlotRange};
+use macvtap::table::{DeviceTable, DeviceType, LowerLink, Resource, SlotRange};
 use macvtap_crds::v1alpha1::reason::LinkReason;
 use macvtap_crds::v1alpha1::settings::{Allocation, Topology};
 use std::collections::{BTreeMap, BTreeSet};
@@ -146,6 +146,13 @@ impl Engine {
         self.seen.retain(|address, _| nics.iter().any(|nic| nic.address == *address));
     }
 
+    /// The table tells no pool. Where it fits one alone, that one had the resource when the last agent ended.
+    fn only_pool_like(&self, stored: &Resource) -> Option<String> {
+        let entry = Resource { links: Vec::new(), ..stored.clone() };
+        let mut alike = self.pools.iter().filter(|pool| pool.table_entry() == entry);
+        alike.next().filter(|_| alike.next().is_none()).map(|pool| pool.name.clone())
+    }
+
     /// A pool whose links are gone for a while still had the resource.
     fn remember_owners(&mut self, selection: &Selection) {
         let Self { owners, table, pools, .. } = self;
@@ -174,7 +181,7 @@ impl Engine {
                 continue;
             };
             let resource = device.resource();
-            let pool = self.owners.get(resource).cloned();
+            let pool = self.owners.get(resource).cloned().or_else(|| self.only_pool_like(found.resource));
             let holding = Holding { resource: resource.clone(), mode: found.link.mode, pool };
             let moved = found.link.pci.and_then(|_| devices::find_nic(found.link, links));
             let list = holdings.entry(moved.unwrap_or(found.link.ifindex)).or_default();

@@ -157,6 +157,9 @@ fn a_pool_that_comes_before_another_one_does_not_get_its_resources_while_they_ar
     step(&mut engine, now);
     let _ = engine.inventory.reset([link(1, "eth1", Kind::Physical)]);
     assert_eq!(name(&step(&mut engine, now)), "old/eth1");
+    // An agent that starts has the table alone.
+    engine.owners.clear();
+    assert_eq!(name(&step(&mut engine, now)), "old/eth1");
     engine.in_use.clear();
     assert_eq!(name(&step(&mut engine, now)), "new/eth1");
 }
