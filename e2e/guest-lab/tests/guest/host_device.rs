@@ -255,3 +255,35 @@ fn an_agent_that_starts_while_a_nic_is_in_a_pod_offers_it_as_before() {
     next.ok("ADD");
     next.ok("DEL");
 }
+
+#[test]
+fn another_nic_at_the_address_of_one_that_a_pod_lost_waits_until_that_pod_is_gone() {
+    if !in_guest() {
+        return;
+    }
+    let mut hardware = Hardware::new();
+    let kubelet = Kubelet::start(&Node);
+    let agent = serve();
+    let all = offered(&kubelet, 4);
+    let old = admitted(&kubelet, "old", 1);
+    old.ok("ADD");
+    hardware.unplug(1);
+    agent.await_devices("virt", "dead", 1);
+    let other = "52:54:00:00:00:99";
+    hardware.plug_as(1, other);
+    let plugged = as_on_the_node("eth1").unwrap();
+    // What the agent hears later and answers, it has heard that before.
+    ip("address add 10.7.0.1/24 dev eth2");
+    kubelet.await_healthy("virt", 2);
+    ip("address flush dev eth2");
+    assert_eq!(offered(&kubelet, 3), all);
+    kubelet.allocate_nics("virt", &[&pci_address(1)]).unwrap_err();
+    old.ok("DEL");
+    assert_eq!(as_on_the_node("eth1").unwrap(), plugged, "the former pod's DEL is about another NIC");
+    kubelet.remove_pod("old");
+    assert_eq!(offered(&kubelet, 4), all);
+    let next = admitted(&kubelet, "next", 1);
+    assert_eq!(next.ok("ADD")["interfaces"][0]["mac"], other);
+    next.ok("DEL");
+    assert!(link("eth1").is_some());
+}
