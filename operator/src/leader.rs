@@ -41,6 +41,8 @@ pub struct Elector {
     observed: Option<Observed>,
     /// The last trouble that was logged, so that each is told once.
     told: Option<String>,
+    /// Whether the API server could not be heard since somebody asked.
+    is_cut_off: bool,
 }
 
 impl Elector {
@@ -54,12 +56,29 @@ impl Elector {
     ) -> (Self, watch::Receiver<Instant>) {
         let leases = Api::namespaced(client, namespace);
         let (beat, beats) = watch::channel(Instant::now());
-        (Self { leases, name: name.to_owned(), identity, term, beat, observed: None, told: None }, beats)
+        (
+            Self {
+                leases,
+                name: name.to_owned(),
+                identity,
+                term,
+                beat,
+                observed: None,
+                told: None,
+                is_cut_off: false,
+            },
+            beats,
+        )
     }
 
     /// Gives a sign of life.
     pub fn beat(&self) {
         self.beat.send_replace(Instant::now());
+    }
+
+    /// Whether the API server could not be heard at some time since this was asked: what was watched meanwhile may be old.
+    pub fn was_cut_off(&mut self) -> bool {
+        std::mem::take(&mut self.is_cut_off)
     }
 
     /// Waits until this candidate leads.
@@ -128,7 +147,9 @@ impl Elector {
     /// Tries once to have the lease: none when it is ours, else how long it surely is not.
     async fn attempt(&mut self, deadline: Instant) -> Result<Option<Duration>, String> {
         self.beat();
-        match timeout_at(deadline, self.look_and_write()).await {
+        let tried = timeout_at(deadline, self.look_and_write()).await;
+        self.is_cut_off |= !matches!(tried, Ok(Ok(_) | Err(Error::Api(_))));
+        match tried {
             Ok(result) => result.map_err(|error| refusal::text(&error)),
             Err(_) => Err("the API server did not answer in time".to_owned()),
         }

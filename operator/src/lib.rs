@@ -22,6 +22,7 @@ pub mod overwrite;
 pub mod pace;
 pub mod pool;
 pub mod queue;
+pub mod refresh;
 pub mod refusal;
 pub mod rollout;
 pub mod run;

@@ -9,6 +9,7 @@ use crate::leader::Elector;
 use crate::leader::term::Term;
 use crate::metrics::{Controller, Metrics};
 use crate::pace::Pace;
+use crate::refresh::Refresh;
 use crate::rollout::Grants;
 use crate::states::States;
 use crate::watches;
@@ -64,12 +65,13 @@ pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()>
 
     let mut tasks: JoinSet<anyhow::Result<&str>> = JoinSet::new();
     let agents = args.agent_namespace.as_deref().unwrap_or(&namespace);
-    let context = follow(client, metrics, agents, &args.agent_selector, &shutdown, &mut tasks);
+    let refresh = Refresh::default();
+    let context = follow(client, metrics, &refresh, agents, &args.agent_selector, &shutdown, &mut tasks);
     let (filled_sender, filled) = watch::channel(false);
     let health = Health { filled, beat, term };
     let admin = admin::serve(listener, health, Arc::clone(&context), shutdown.clone());
     tasks.spawn(async move { admin.await.map(|()| "probes").map_err(Into::into) });
-    let lead = elect_and_lead(context, elector, filled_sender, shutdown.clone());
+    let lead = elect_and_lead(context, refresh, elector, filled_sender, shutdown.clone());
     tasks.spawn(async move { lead.await.map(|()| "reconcilers") });
 
     while let Some(ended) = tasks.join_next().await {
@@ -108,18 +110,19 @@ fn identity(args: &Serve) -> String {
 fn follow(
     client: Client,
     metrics: Arc<Metrics>,
+    refresh: &Refresh,
     agent_namespace: &str,
     agent_selector: &str,
     shutdown: &CancellationToken,
     tasks: &mut JoinSet<anyhow::Result<&'static str>>,
 ) -> Arc<Context> {
     let (kind_sender, network_kind) = watch::channel(NetworkKind::Unknown);
-    let pools = watches::pools(&client);
-    let nodes = watches::nodes(&client);
-    let states = watches::states(&client);
-    let agents = watches::agents(&client, agent_namespace, agent_selector);
-    let namespaces = watches::namespaces(&client);
-    let networks = watches::networks(&client);
+    let pools = watches::pools(&client, refresh);
+    let nodes = watches::nodes(&client, refresh);
+    let states = watches::states(&client, refresh);
+    let agents = watches::agents(&client, refresh, agent_namespace, agent_selector);
+    let namespaces = watches::namespaces(&client, refresh);
+    let networks = watches::networks(&client, refresh);
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), Reporter::from(OPERATOR_FIELD_MANAGER)),
         client,
@@ -165,6 +168,7 @@ async fn named(name: &'static str, task: impl Future<Output = ()>) -> anyhow::Re
 /// Leads whenever it may, until the shutdown.
 async fn elect_and_lead(
     context: Arc<Context>,
+    refresh: Refresh,
     mut elector: Elector,
     filled_sender: watch::Sender<bool>,
     shutdown: CancellationToken,
@@ -176,16 +180,29 @@ async fn elect_and_lead(
     elector.beat();
     filled_sender.send_replace(true);
     tracing::info!("caches are filled");
+    let mut is_stale = false;
     loop {
         tokio::select! {
             () = elector.acquire() => {}
             () = shutdown.cancelled() => return Ok(()),
         }
+        is_stale |= elector.was_cut_off();
         context.metrics.leading.set(1);
-        let mut workers = start(&context, &shutdown);
+        let mut workers = JoinSet::new();
+        let lead = async {
+            if is_stale {
+                tracing::info!("listing everything anew, for the API server could not be heard");
+                if shutdown.run_until_cancelled(refresh.all()).await.is_none() {
+                    return Ok(());
+                }
+                is_stale = false;
+            }
+            start(&context, &shutdown, &mut workers);
+            finish(&mut workers, &shutdown).await
+        };
         let ended = tokio::select! {
             why = elector.keep() => Err(why),
-            done = finish(&mut workers, &shutdown) => Ok(done),
+            done = lead => Ok(done),
         };
         // Whatever is still at work ends before anybody else may take the lease.
         workers.shutdown().await;
@@ -205,18 +222,16 @@ async fn elect_and_lead(
 }
 
 /// Starts the workers, with everything to be looked at.
-fn start(context: &Arc<Context>, shutdown: &CancellationToken) -> JoinSet<()> {
+fn start(context: &Arc<Context>, shutdown: &CancellationToken, workers: &mut JoinSet<()>) {
     context.queues.pools.open();
     context.queues.nodes.open();
     context.refresh_catalog();
     context.every_pool();
     context.every_node();
-    let mut workers = JoinSet::new();
     let pools = std::iter::repeat_n(Controller::Pools, POOLS_AT_ONCE);
     for controller in pools.chain(std::iter::repeat_n(Controller::Nodes, NODES_AT_ONCE)) {
         workers.spawn(work(controller, Arc::clone(context), shutdown.clone()));
     }
-    workers
 }
 
 /// Looks at one key after the other until the shutdown.

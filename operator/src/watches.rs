@@ -7,8 +7,9 @@ use crate::agents;
 use crate::context::{Context, Guarded, NetworkKind};
 use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
+use crate::refresh::Refresh;
 use crate::states::RawState;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, NodeStatus, Pod};
 use kube::api::Api;
 use kube::core::PartialObjectMeta;
@@ -41,15 +42,15 @@ where
 }
 
 /// All pools.
-pub fn pools(client: &Client) -> Watched<Guarded<MacvtapResourcePool>> {
-    watched(watch_objects(Api::all(client.clone()), watcher::Config::default()), |pool: &mut Guarded<_>| {
+pub fn pools(client: &Client, refresh: &Refresh) -> Watched<Guarded<MacvtapResourcePool>> {
+    watched(refresh, Api::all(client.clone()), watcher::Config::default(), |pool: &mut Guarded<_>| {
         pool.meta_mut().managed_fields = None;
     })
 }
 
 /// All nodes, without what we never look at: a Node is mostly a list of images.
-pub fn nodes(client: &Client) -> Watched<Node> {
-    watched(watch_objects(Api::all(client.clone()), watcher::Config::default()), |node: &mut Node| {
+pub fn nodes(client: &Client, refresh: &Refresh) -> Watched<Node> {
+    watched(refresh, Api::all(client.clone()), watcher::Config::default(), |node: &mut Node| {
         node.metadata.managed_fields = None;
         node.metadata.annotations = None;
         node.spec = None;
@@ -61,47 +62,50 @@ pub fn nodes(client: &Client) -> Watched<Node> {
 }
 
 /// All node states; [`crate::states::States`] keeps what matters of them.
-pub fn states(client: &Client) -> Events<RawState> {
+pub fn states(client: &Client, refresh: &Refresh) -> Events<RawState> {
     let api: Api<RawState> = Api::all(client.clone());
     // A page holds whole objects until each is read, and these are the largest.
     let config = watcher::Config::default().page_size(200);
-    watch_objects(api, config).default_backoff().boxed()
+    refresh.watch(move || watch_objects(api.clone(), config.clone()).default_backoff().boxed())
 }
 
 /// The pods of our agents.
-pub fn agents(client: &Client, namespace: &str, selector: &str) -> Events<Pod> {
+pub fn agents(client: &Client, refresh: &Refresh, namespace: &str, selector: &str) -> Events<Pod> {
     let config = watcher::Config::default().labels(selector);
-    let events = watch_objects(Api::<Pod>::namespaced(client.clone(), namespace), config);
-    events.default_backoff().modify(agents::prune).boxed()
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let events = refresh.watch(move || watch_objects(api.clone(), config.clone()).default_backoff().boxed());
+    events.modify(agents::prune).boxed()
 }
 
 /// All namespaces' names and labels.
-pub fn namespaces(client: &Client) -> Watched<PartialObjectMeta<Namespace>> {
+pub fn namespaces(client: &Client, refresh: &Refresh) -> Watched<PartialObjectMeta<Namespace>> {
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-    watched(watch_objects(api, watcher::Config::default()), |namespace: &mut PartialObjectMeta<Namespace>| {
+    watched(refresh, api, watcher::Config::default(), |namespace: &mut PartialObjectMeta<Namespace>| {
         namespace.metadata.managed_fields = None;
         namespace.metadata.annotations = None;
     })
 }
 
 /// Networks that carry our label.
-pub fn networks(client: &Client) -> Watched<NetworkAttachmentDefinition> {
+pub fn networks(client: &Client, refresh: &Refresh) -> Watched<NetworkAttachmentDefinition> {
     let config = watcher::Config::default().labels(POOL_LABEL);
-    watched(watch_objects(Api::all(client.clone()), config), |network: &mut NetworkAttachmentDefinition| {
+    watched(refresh, Api::all(client.clone()), config, |network: &mut NetworkAttachmentDefinition| {
         network.metadata.managed_fields = None;
     })
 }
 
 fn watched<K>(
-    events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+    refresh: &Refresh,
+    api: Api<K>,
+    config: watcher::Config,
     prune: impl FnMut(&mut K) + Send + 'static,
 ) -> Watched<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (store, writer) = store();
-    let events = events.default_backoff().modify(prune).reflect(writer);
-    Watched { store, events: events.boxed() }
+    let events = refresh.watch(move || watch_objects(api.clone(), config.clone()).default_backoff().boxed());
+    Watched { store, events: events.modify(prune).reflect(writer).boxed() }
 }
 
 /// Tells of pools. A pool's acceptance depends on the others, and every node's state on all of them; its own status
@@ -252,7 +256,8 @@ pub async fn follow_networks(
     }
 }
 
-fn kind_is_missing(error: &watcher::Error) -> bool {
+/// Whether the API server does not know the kind that is watched.
+pub(crate) fn kind_is_missing(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,

@@ -1,0 +1,121 @@
+//! Watches that begin anew on demand.
+//!
+//! Who was cut off from the API server may have the lease again before its watches have noticed anything: they wait up to
+//! half a minute between tries, and a connection that nobody ended is silent for longer. What it then wrote would be a
+//! former state of the cluster. So it lists everything once more before it writes.
+
+use crate::watches::{Events, kind_is_missing};
+use futures::{StreamExt, stream};
+use kube::runtime::watcher::Event;
+use std::sync::{Mutex, PoisonError};
+use tokio::sync::watch;
+
+/// Makes watches begin anew, and knows when each has caught up.
+#[derive(Debug, Default)]
+pub struct Refresh {
+    /// How often it was asked for.
+    asked: watch::Sender<u64>,
+    /// For each watch, the request that it has followed.
+    followed: Mutex<Vec<watch::Receiver<u64>>>,
+}
+
+struct Watch<K, M> {
+    make: M,
+    events: Events<K>,
+    asked: watch::Receiver<u64>,
+    round: u64,
+    followed: watch::Sender<u64>,
+    is_listed: bool,
+}
+
+impl Refresh {
+    /// A watch, made by `make` whenever it begins.
+    pub fn watch<K: Send + 'static>(&self, make: impl Fn() -> Events<K> + Send + 'static) -> Events<K> {
+        let (followed, receiver) = watch::channel(0);
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner).push(receiver);
+        let asked = self.asked.subscribe();
+        let watch = Watch { events: make(), make, asked, round: 0, followed, is_listed: false };
+        stream::unfold(watch, |mut watch| async move {
+            // Asked for the next event, its reader has done what the former one means.
+            if std::mem::take(&mut watch.is_listed) {
+                watch.followed.send_replace(watch.round);
+            }
+            loop {
+                tokio::select! {
+                    biased;
+                    Ok(()) = watch.asked.changed() => {
+                        watch.round = *watch.asked.borrow_and_update();
+                        watch.events = (watch.make)();
+                    }
+                    event = watch.events.next() => {
+                        let event = event?;
+                        // Of a kind that does not exist there is nothing to list.
+                        watch.is_listed = match &event {
+                            Ok(event) => matches!(event, Event::InitDone),
+                            Err(error) => kind_is_missing(error),
+                        };
+                        return Some((event, watch));
+                    }
+                }
+            }
+        })
+        .boxed()
+    }
+
+    /// Lets every watch begin anew, and waits until all have listed what there is, for as long as that takes.
+    pub async fn all(&self) {
+        self.asked.send_modify(|asked| *asked += 1);
+        let round = *self.asked.borrow();
+        let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for mut watch in followed {
+            // A watch that has ended ends the operator.
+            let _ = watch.wait_for(|followed| *followed >= round).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A watch that lists one object, the number of its beginning, and then hears nothing.
+    fn numbered(refresh: &Refresh) -> Events<u32> {
+        let count = AtomicU32::new(0);
+        refresh.watch(move || {
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            let list = [Event::Init, Event::InitApply(number), Event::InitDone].map(Ok);
+            stream::iter(list).chain(stream::pending()).boxed()
+        })
+    }
+
+    fn list(events: &mut Events<u32>) -> Option<u32> {
+        let mut found = None;
+        while let Some(Some(Ok(event))) = events.next().now_or_never() {
+            if let Event::InitApply(number) = event {
+                found = Some(number);
+            }
+        }
+        found
+    }
+
+    #[tokio::test]
+    async fn a_silent_watch_begins_anew_and_all_is_fresh_when_each_was_read_to_the_end_of_its_list() {
+        let refresh = Arc::new(Refresh::default());
+        let (mut one, mut two) = (numbered(&refresh), numbered(&refresh));
+        assert_eq!((list(&mut one), list(&mut two)), (Some(0), Some(0)));
+        let all = tokio::spawn({
+            let refresh = Arc::clone(&refresh);
+            async move { refresh.all().await }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(list(&mut one), Some(1));
+        tokio::task::yield_now().await;
+        assert!(!all.is_finished(), "one of two watches has not listed anything yet");
+        assert_eq!(list(&mut two), Some(1));
+        all.await.unwrap();
+        assert_eq!(list(&mut one), None, "nobody asked again");
+    }
+}
