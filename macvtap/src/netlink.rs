@@ -1,12 +1,12 @@
 //! A synchronous route-netlink socket: one request, one answer.
 //!
 //! A socket acts in the network namespace in which it was opened, from whatever thread; see
-//! [`Netns::enter`](crate::netns::Netns::enter) for opening one elsewhere. Links are never listed: a namespace with
-//! hundreds of them must not make a request for one slow.
+//! [`Netns::enter`](crate::netns::Netns::enter) for opening one elsewhere. A macvtap's links are never listed: a
+//! namespace with hundreds of them must not make a request for one slow. Whole NICs are looked for in lists.
 
 mod answer;
 
-use answer::{Answer, HEADER_LEN, ListEnd, read, read_list};
+use answer::{Answer, HEADER_LEN, List, ListEnd, read, read_list};
 use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader};
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
@@ -20,8 +20,11 @@ const ANSWER_MAX: usize = 64 << 10;
 /// Messages that are no answer to the request: so many are skipped before the socket counts as disturbed.
 const STRAYS_MAX: u32 = 1_000;
 
-/// More addresses or routes than any pod has.
+/// More addresses, routes or links than there are anywhere.
 const LIST_MAX: usize = 100_000;
+
+/// A list that changed while the kernel wrote it is asked for again so often: on a busy node links come and go.
+const LIST_TRIES: u32 = 10;
 
 /// What is asked for, with the kernel's numbers (`linux/rtnetlink.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,25 +149,42 @@ impl Socket {
         }
     }
 
-    /// Asks for a list; gives the payload of each object. A list that changed while the kernel wrote it is an error.
+    /// Asks for a list; gives the payload of each object. A list that changes while the kernel writes it, time and again,
+    /// is an error.
     pub fn list(
         &mut self,
         kind: Kind,
         message: &impl Emitable,
         what: &dyn Display,
     ) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        for _ in 0..LIST_TRIES {
+            let list = self.list_once(kind, message, what)?;
+            if !list.is_torn {
+                return Ok(list.objects);
+            }
+        }
+        Err(NetlinkError::Answer { what: what.to_string(), problem: "changed each time it was read" })
+    }
+
+    /// Reads a list to its end, also a torn one: the kernel writes one list for a socket at a time.
+    fn list_once(
+        &mut self,
+        kind: Kind,
+        message: &impl Emitable,
+        what: &dyn Display,
+    ) -> Result<List, NetlinkError> {
         self.send(kind, message, NLM_F_DUMP, what)?;
-        let mut objects = Vec::new();
+        let mut list = List::default();
         loop {
             self.receive(what)?;
-            let read = read_list(&self.buffer, self.sequence, &mut objects);
+            let read = read_list(&self.buffer, self.sequence, &mut list);
             match read.map_err(|problem| NetlinkError::Answer { what: what.to_string(), problem })? {
-                ListEnd::NotYet if objects.len() <= LIST_MAX => {}
+                ListEnd::NotYet if list.objects.len() <= LIST_MAX => {}
                 ListEnd::NotYet => {
                     let problem = "is a list without an end";
                     return Err(NetlinkError::Answer { what: what.to_string(), problem });
                 }
-                ListEnd::Complete => return Ok(objects),
+                ListEnd::Complete => return Ok(list),
                 ListEnd::Refused { errno, said } => {
                     let errno = Errno::from_raw_os_error(errno);
                     return Err(NetlinkError::Refused { what: what.to_string(), said, errno });

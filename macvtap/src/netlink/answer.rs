@@ -38,19 +38,22 @@ pub(super) enum ListEnd {
     Refused { errno: i32, said: Option<String> },
 }
 
+/// What has come of a list.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct List {
+    /// The payload of each object.
+    pub(super) objects: Vec<Vec<u8>>,
+    /// It changed while the kernel wrote it: something may be missing, or be there twice.
+    pub(super) is_torn: bool,
+}
+
 /// Adds the objects in a datagram that answer request `sequence`.
-pub(super) fn read_list(
-    datagram: &[u8],
-    sequence: u32,
-    objects: &mut Vec<Vec<u8>>,
-) -> Result<ListEnd, &'static str> {
+pub(super) fn read_list(datagram: &[u8], sequence: u32, list: &mut List) -> Result<ListEnd, &'static str> {
     let mut start = 0;
     while let Some(rest) = datagram.get(start..).filter(|rest| !rest.is_empty()) {
         let message = NetlinkBuffer::new_checked(rest).map_err(|_| "is cut off")?;
         if message.sequence_number() == sequence {
-            if message.flags() & NLM_F_DUMP_INTR != 0 {
-                return Err("changed while it was read");
-            }
+            list.is_torn |= message.flags() & NLM_F_DUMP_INTR != 0;
             match message.message_type() {
                 NLMSG_NOOP => {}
                 NLMSG_DONE => return Ok(ListEnd::Complete),
@@ -60,7 +63,7 @@ pub(super) fn read_list(
                         _ => Err("is no list"),
                     };
                 }
-                _ => objects.push(message.payload().to_vec()),
+                _ => list.objects.push(message.payload().to_vec()),
             }
         }
         start += message_length(&message).next_multiple_of(4);
@@ -175,17 +178,28 @@ mod tests {
 
     #[test]
     fn a_list_ends_where_the_kernel_says_so() {
-        let mut objects = Vec::new();
+        let mut list = List::default();
         let mut datagram = message(24, 0, 7, b"one ");
         datagram.extend(message(24, 0, 6, b"other"));
-        assert_eq!(read_list(&datagram, 7, &mut objects), Ok(ListEnd::NotYet));
+        assert_eq!(read_list(&datagram, 7, &mut list), Ok(ListEnd::NotYet));
         datagram = message(24, 0, 7, b"two ");
         datagram.extend(message(NLMSG_DONE, 0, 7, &[0; 4]));
-        assert_eq!(read_list(&datagram, 7, &mut objects), Ok(ListEnd::Complete));
-        assert_eq!(objects, [b"one ".to_vec(), b"two ".to_vec()]);
+        assert_eq!(read_list(&datagram, 7, &mut list), Ok(ListEnd::Complete));
+        assert_eq!(list, List { objects: vec![b"one ".to_vec(), b"two ".to_vec()], is_torn: false });
         let refused = message(NLMSG_ERROR, 0, 7, &(-1_i32).to_ne_bytes());
-        assert_eq!(read_list(&refused, 7, &mut objects), Ok(ListEnd::Refused { errno: 1, said: None }));
-        assert!(read_list(&message(24, NLM_F_DUMP_INTR, 7, b"x"), 7, &mut objects).is_err());
+        assert_eq!(read_list(&refused, 7, &mut list), Ok(ListEnd::Refused { errno: 1, said: None }));
+    }
+
+    #[test]
+    fn a_list_that_changed_meanwhile_is_read_to_its_end_and_known_as_torn() {
+        for torn in [24, NLMSG_DONE] {
+            let mut list = List::default();
+            let flags = |kind| if kind == torn { NLM_F_DUMP_INTR } else { 0 };
+            let mut datagram = message(24, flags(24), 7, b"one ");
+            datagram.extend(message(NLMSG_DONE, flags(NLMSG_DONE), 7, &[0; 4]));
+            assert_eq!(read_list(&datagram, 7, &mut list), Ok(ListEnd::Complete));
+            assert!(list.is_torn);
+        }
     }
 
     proptest! {
@@ -194,8 +208,8 @@ mod tests {
                                               kind in 0..40_u16, flags: u16) {
             let _ = read(&noise, 1);
             let _ = read(&message(kind, flags, 1, &noise), 1);
-            let _ = read_list(&noise, 1, &mut Vec::new());
-            let _ = read_list(&message(kind, flags, 1, &noise), 1, &mut Vec::new());
+            let _ = read_list(&noise, 1, &mut List::default());
+            let _ = read_list(&message(kind, flags, 1, &noise), 1, &mut List::default());
         }
     }
 }
