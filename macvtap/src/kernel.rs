@@ -218,10 +218,12 @@ impl Kernel for Rtnl {
 
     fn tap(&mut self, home: Home, name: &IfName, index: u32) -> Result<DeviceNumber, TapError> {
         if let (Home::Target, Some(pod)) = (home, &mut self.pod) {
-            return match pod.announcements.as_mut().and_then(|announcements| announcements.tap(index)) {
-                Some(number) => Ok(number),
-                None => pod.netns.enter(Sysfs::open)??.tap(name, index),
-            };
+            if let Some(number) = pod.announcements.as_mut().and_then(|announced| announced.tap(index)) {
+                return Ok(number);
+            }
+            // A socket that has lost messages once does not tell of further losses.
+            pod.announcements = None;
+            return pod.netns.enter(Sysfs::open)??.tap(name, index);
         }
         let sysfs = match self.node_sysfs.take() {
             Some(sysfs) => sysfs,
