@@ -1,4 +1,4 @@
-//! Server-side apply to objects that are not as their schema has them.
+//! Writes of what is the operator's in an object, also where the object is not as its schema has it.
 
 use kube::Error;
 use kube::api::{Api, Patch, PatchParams};
@@ -16,27 +16,32 @@ pub enum Part {
     Status,
 }
 
-/// Applies the part of the object that `body` has, whoever else claims it.
+/// Writes the part of the object that `body` has, whoever else claims it.
 ///
-/// Where a value of the object is of another type than the schema's, the API server can compare nothing with it and
-/// answers 500 whatever is applied. The part is replaced as a whole then, which it takes also while another part is
-/// wrong: a rule that was broken before may stay broken.
+/// A status has one writer, which knows it whole, so it is replaced as a whole. A spec is applied. Where a value of the
+/// object is of another type than the schema's, the API server can compare nothing with it and answers 500 whatever is
+/// applied: the spec is replaced as a whole then, which it takes also while another part is wrong, for a rule that was
+/// broken before may stay broken. The lists of a spec are atomic: in others, what was once replaced could never again
+/// be removed by applying.
 pub async fn apply<K>(api: &Api<K>, name: &str, part: Part, body: &Value) -> Result<(), Error>
 where
     K: Clone + DeserializeOwned + Debug,
 {
-    let applied =
-        write(api, name, part, &PatchParams::apply(OPERATOR_FIELD_MANAGER).force(), &Patch::Apply(body))
-            .await;
-    let Err(Error::Api(refusal)) = applied else { return applied };
-    if refusal.code != 500 {
-        return Err(Error::Api(refusal));
-    }
+    let refusal = match part {
+        Part::Status => None,
+        Part::Spec => {
+            let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
+            match write(api, name, part, &params, &Patch::Apply(body)).await {
+                Err(Error::Api(refusal)) if refusal.code == 500 => Some(Error::Api(refusal)),
+                applied => return applied,
+            }
+        }
+    };
     let operations = serde_json::from_value(replacement(part, body)).map_err(Error::SerdeError)?;
     let params = PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
-    match write(api, name, part, &params, &Patch::<&Value>::Json(operations)).await {
-        Err(Error::Api(status)) if status.code == 404 => Err(Error::Api(refusal)),
-        replaced => replaced,
+    match (write(api, name, part, &params, &Patch::<&Value>::Json(operations)).await, refusal) {
+        (Err(Error::Api(status)), Some(refusal)) if status.code == 404 => Err(refusal),
+        (replaced, _) => replaced,
     }
 }
 

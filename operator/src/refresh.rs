@@ -8,15 +8,27 @@ use crate::watches::{Events, kind_is_missing};
 use futures::{StreamExt, stream};
 use kube::runtime::watcher::Event;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// Makes watches begin anew, and knows when each has caught up.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Refresh {
+    /// How long a watch is waited for that the operator can do without.
+    patience: Duration,
     /// How often it was asked for.
     asked: watch::Sender<u64>,
     /// For each watch, the request that it has followed.
-    followed: Mutex<Vec<watch::Receiver<u64>>>,
+    followed: Mutex<Vec<(Need, watch::Receiver<u64>)>>,
+}
+
+/// What the operator does without a watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing.
+    Vital,
+    /// Most of its work, so nobody waits for it long: the kind may be missing, or the right to see it.
+    Useful,
 }
 
 struct Watch<K, M> {
@@ -29,10 +41,19 @@ struct Watch<K, M> {
 }
 
 impl Refresh {
+    /// For watches still to be made; `patience` is how long those are waited for that the operator can do without.
+    pub fn new(patience: Duration) -> Self {
+        Self { patience, asked: watch::Sender::default(), followed: Mutex::default() }
+    }
+
     /// A watch, made by `make` whenever it begins.
-    pub fn watch<K: Send + 'static>(&self, make: impl Fn() -> Events<K> + Send + 'static) -> Events<K> {
+    pub fn watch<K: Send + 'static>(
+        &self,
+        need: Need,
+        make: impl Fn() -> Events<K> + Send + 'static,
+    ) -> Events<K> {
         let (followed, receiver) = watch::channel(0);
-        self.followed.lock().unwrap_or_else(PoisonError::into_inner).push(receiver);
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner).push((need, receiver));
         let asked = self.asked.subscribe();
         let watch = Watch { events: make(), make, asked, round: 0, followed, is_listed: false };
         stream::unfold(watch, |mut watch| async move {
@@ -62,14 +83,25 @@ impl Refresh {
         .boxed()
     }
 
-    /// Lets every watch begin anew, and waits until all have listed what there is, for as long as that takes.
+    /// Lets every watch begin anew, and waits until all have listed what there is: for the vital ones as long as that
+    /// takes.
     pub async fn all(&self) {
         self.asked.send_modify(|asked| *asked += 1);
         let round = *self.asked.borrow();
         let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for mut watch in followed {
-            // A watch that has ended ends the operator.
-            let _ = watch.wait_for(|followed| *followed >= round).await;
+        let (vital, useful): (Vec<_>, Vec<_>) =
+            followed.into_iter().partition(|(need, _)| *need == Need::Vital);
+        // A watch that has ended ends the operator.
+        let caught_up = |watches: Vec<(Need, watch::Receiver<u64>)>| async move {
+            for (_, mut watch) in watches {
+                let _ = watch.wait_for(|followed| *followed >= round).await;
+            }
+        };
+        caught_up(vital).await;
+        if tokio::time::timeout(self.patience, caught_up(useful)).await.is_err() {
+            tracing::warn!(
+                "not everything could be listed anew; agents or networks may be known as they were"
+            );
         }
     }
 }
@@ -84,7 +116,7 @@ mod tests {
     /// A watch that lists one object, the number of its beginning, and then hears nothing.
     fn numbered(refresh: &Refresh) -> Events<u32> {
         let count = AtomicU32::new(0);
-        refresh.watch(move || {
+        refresh.watch(Need::Vital, move || {
             let number = count.fetch_add(1, Ordering::Relaxed);
             let list = [Event::Init, Event::InitApply(number), Event::InitDone].map(Ok);
             stream::iter(list).chain(stream::pending()).boxed()
@@ -103,7 +135,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_watch_begins_anew_and_all_is_fresh_when_each_was_read_to_the_end_of_its_list() {
-        let refresh = Arc::new(Refresh::default());
+        let refresh = Arc::new(Refresh::new(Duration::ZERO));
         let (mut one, mut two) = (numbered(&refresh), numbered(&refresh));
         assert_eq!((list(&mut one), list(&mut two)), (Some(0), Some(0)));
         let all = tokio::spawn({
@@ -117,5 +149,24 @@ mod tests {
         assert_eq!(list(&mut two), Some(1));
         all.await.unwrap();
         assert_eq!(list(&mut one), None, "nobody asked again");
+    }
+
+    #[tokio::test]
+    async fn what_the_operator_can_do_without_is_not_waited_for_long() {
+        let refresh = Refresh::new(Duration::ZERO);
+        let mut vital = numbered(&refresh);
+        let mut forbidden: Events<u32> = refresh.watch(Need::Useful, || stream::pending().boxed());
+        let read = async {
+            loop {
+                tokio::select! {
+                    event = vital.next() => assert!(event.is_some()),
+                    _ = forbidden.next() => panic!("nobody may see these"),
+                }
+            }
+        };
+        tokio::select! {
+            () = refresh.all() => {}
+            () = read => {}
+        }
     }
 }

@@ -39,8 +39,8 @@ const POOLS_AT_ONCE: usize = 4;
 /// How soon what failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// How long the start waits for an answer about Multus' kind.
-const NETWORK_KIND_WAIT: Duration = Duration::from_secs(10);
+/// How long is waited for what the operator can do without: networks, whose kind may be missing, and agents.
+const BRIEFLY: Duration = Duration::from_secs(10);
 
 /// How long writes in flight may take when the operator is asked to end.
 const FINISH: Duration = Duration::from_secs(5);
@@ -65,7 +65,7 @@ pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()>
 
     let mut tasks: JoinSet<anyhow::Result<&str>> = JoinSet::new();
     let agents = args.agent_namespace.as_deref().unwrap_or(&namespace);
-    let refresh = Refresh::default();
+    let refresh = Refresh::new(BRIEFLY);
     let context = follow(client, metrics, &refresh, agents, &args.agent_selector, &shutdown, &mut tasks);
     let (filled_sender, filled) = watch::channel(false);
     let health = Health { filled, beat, term };
@@ -290,7 +290,7 @@ async fn filled(context: &Context) -> anyhow::Result<()> {
     let mut kind = context.network_kind.clone();
     let answered = kind.wait_for(|kind| *kind != NetworkKind::Unknown);
     // Pools work without networks; they say what is missing.
-    let _ = tokio::time::timeout(NETWORK_KIND_WAIT, answered).await;
+    let _ = tokio::time::timeout(BRIEFLY, answered).await;
     Ok(())
 }
 

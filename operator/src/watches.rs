@@ -7,7 +7,7 @@ use crate::agents;
 use crate::context::{Context, Guarded, NetworkKind};
 use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
-use crate::refresh::Refresh;
+use crate::refresh::{Need, Refresh};
 use crate::states::RawState;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, NodeStatus, Pod};
@@ -43,22 +43,32 @@ where
 
 /// All pools.
 pub fn pools(client: &Client, refresh: &Refresh) -> Watched<Guarded<MacvtapResourcePool>> {
-    watched(refresh, Api::all(client.clone()), watcher::Config::default(), |pool: &mut Guarded<_>| {
-        pool.meta_mut().managed_fields = None;
-    })
+    watched(
+        (refresh, Need::Vital),
+        Api::all(client.clone()),
+        watcher::Config::default(),
+        |pool: &mut Guarded<_>| {
+            pool.meta_mut().managed_fields = None;
+        },
+    )
 }
 
 /// All nodes, without what we never look at: a Node is mostly a list of images.
 pub fn nodes(client: &Client, refresh: &Refresh) -> Watched<Node> {
-    watched(refresh, Api::all(client.clone()), watcher::Config::default(), |node: &mut Node| {
-        node.metadata.managed_fields = None;
-        node.metadata.annotations = None;
-        node.spec = None;
-        let conditions = node.status.take().and_then(|status| status.conditions);
-        let ready =
-            conditions.map(|all| all.into_iter().filter(|condition| condition.type_ == "Ready").collect());
-        node.status = Some(NodeStatus { conditions: ready, ..Default::default() });
-    })
+    watched(
+        (refresh, Need::Vital),
+        Api::all(client.clone()),
+        watcher::Config::default(),
+        |node: &mut Node| {
+            node.metadata.managed_fields = None;
+            node.metadata.annotations = None;
+            node.spec = None;
+            let conditions = node.status.take().and_then(|status| status.conditions);
+            let ready = conditions
+                .map(|all| all.into_iter().filter(|condition| condition.type_ == "Ready").collect());
+            node.status = Some(NodeStatus { conditions: ready, ..Default::default() });
+        },
+    )
 }
 
 /// All node states; [`crate::states::States`] keeps what matters of them.
@@ -66,36 +76,46 @@ pub fn states(client: &Client, refresh: &Refresh) -> Events<RawState> {
     let api: Api<RawState> = Api::all(client.clone());
     // A page holds whole objects until each is read, and these are the largest.
     let config = watcher::Config::default().page_size(200);
-    refresh.watch(move || watch_objects(api.clone(), config.clone()).default_backoff().boxed())
+    refresh.watch(Need::Vital, move || watch_objects(api.clone(), config.clone()).default_backoff().boxed())
 }
 
 /// The pods of our agents.
 pub fn agents(client: &Client, refresh: &Refresh, namespace: &str, selector: &str) -> Events<Pod> {
     let config = watcher::Config::default().labels(selector);
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let events = refresh.watch(move || watch_objects(api.clone(), config.clone()).default_backoff().boxed());
-    events.modify(agents::prune).boxed()
+    let begin = move || watch_objects(api.clone(), config.clone()).default_backoff().boxed();
+    refresh.watch(Need::Useful, begin).modify(agents::prune).boxed()
 }
 
 /// All namespaces' names and labels.
 pub fn namespaces(client: &Client, refresh: &Refresh) -> Watched<PartialObjectMeta<Namespace>> {
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-    watched(refresh, api, watcher::Config::default(), |namespace: &mut PartialObjectMeta<Namespace>| {
-        namespace.metadata.managed_fields = None;
-        namespace.metadata.annotations = None;
-    })
+    watched(
+        (refresh, Need::Vital),
+        api,
+        watcher::Config::default(),
+        |namespace: &mut PartialObjectMeta<Namespace>| {
+            namespace.metadata.managed_fields = None;
+            namespace.metadata.annotations = None;
+        },
+    )
 }
 
 /// Networks that carry our label.
 pub fn networks(client: &Client, refresh: &Refresh) -> Watched<NetworkAttachmentDefinition> {
     let config = watcher::Config::default().labels(POOL_LABEL);
-    watched(refresh, Api::all(client.clone()), config, |network: &mut NetworkAttachmentDefinition| {
-        network.metadata.managed_fields = None;
-    })
+    watched(
+        (refresh, Need::Useful),
+        Api::all(client.clone()),
+        config,
+        |network: &mut NetworkAttachmentDefinition| {
+            network.metadata.managed_fields = None;
+        },
+    )
 }
 
 fn watched<K>(
-    refresh: &Refresh,
+    (refresh, need): (&Refresh, Need),
     api: Api<K>,
     config: watcher::Config,
     prune: impl FnMut(&mut K) + Send + 'static,
@@ -104,7 +124,8 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (store, writer) = store();
-    let events = refresh.watch(move || watch_objects(api.clone(), config.clone()).default_backoff().boxed());
+    let begin = move || watch_objects(api.clone(), config.clone()).default_backoff().boxed();
+    let events = refresh.watch(need, begin);
     Watched { store, events: events.modify(prune).reflect(writer).boxed() }
 }
 

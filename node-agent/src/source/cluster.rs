@@ -281,21 +281,8 @@ async fn write(
     node: &str,
     status: Option<&MacvtapNodeStateStatus>,
 ) -> Result<(), kube::Error> {
-    let patch = json!({
-        "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
-        "kind": "MacvtapNodeState",
-        "metadata": {"name": node},
-        "status": status,
-    });
-    let parameters = PatchParams::apply(AGENT_FIELD_MANAGER).force();
-    let Err(refusal) = api.patch_status(node, &parameters, &Patch::Apply(&patch)).await else {
-        return Ok(());
-    };
-    // The server can compare nothing with values of another type than its schema's, and says so by this code; it takes
-    // a status that replaces the one that is there.
-    if !matches!(&refusal, kube::Error::Api(status) if status.code == 500) {
-        return Err(refusal);
-    }
+    // The agent is the only writer and knows the status whole, so it replaces what is there, even if that is not as the
+    // schema has it. To apply it would need an object that the API server can compare with its schema.
     let operations = json!([{"op": "add", "path": "/status", "value": status}]);
     let operations = serde_json::from_value(operations).map_err(kube::Error::SerdeError)?;
     let parameters =
