@@ -211,6 +211,13 @@ fn path(paths: &Paths, device: &DeviceId) -> PathBuf {
     paths.attachments().join(device.to_string())
 }
 
+/// Whether this is what is recorded, and nobody works on the device. Who looked at a link first and at this then knows that
+/// the link was not just being removed.
+pub fn stands(paths: &Paths, record: &Attachment) -> bool {
+    let Ok(Some(_lock)) = lock::try_device(paths, &record.device) else { return false };
+    matches!(read(paths, &record.device), Ok(Some(current)) if current == *record)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,6 +267,21 @@ mod tests {
         remove(&paths, &record).unwrap();
         remove(&paths, &record).unwrap();
         assert_eq!(read(&paths, &record.device).unwrap(), None);
+    }
+
+    #[test]
+    fn a_record_stands_while_it_is_as_it_was_read_and_nobody_works_on_its_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path());
+        let record = record("aMvp0");
+        assert!(!stands(&paths, &record));
+        write(&paths, &record).unwrap();
+        assert!(stands(&paths, &record));
+        let held = lock::device(&paths, &record.device).unwrap();
+        assert!(!stands(&paths, &record));
+        drop(held);
+        write(&paths, &Attachment { state: State::Attached, ..record.clone() }).unwrap();
+        assert!(!stands(&paths, &record));
     }
 
     #[test]

@@ -127,7 +127,9 @@ impl Look {
                 kubelet_since: since,
                 now,
             };
-            let plan = collector.plan(&seen, &Node::new());
+            let mut plan = collector.plan(&seen, &Node::new());
+            // The records were read a while ago: a pod that is ending has lost its link by right.
+            plan.dead.retain(|(record, _)| records::stands(&paths, record));
             let done = leftovers::clean(&paths, &plan);
             let mut in_use = match listing {
                 Some(listing) => listing.devices.into_keys().collect(),
