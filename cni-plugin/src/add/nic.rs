@@ -2,13 +2,13 @@
 
 use super::raise::{Raise, Source, raise};
 use super::{holder, open_error, report, tell_overruled};
-use crate::Call;
 use crate::config::Network;
 use crate::ipam::{Delegate, Lease};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::CniResult;
 use crate::target;
+use crate::{Call, ipam};
 use macvtap::attach::Repeat;
 use macvtap::claim::ClaimError;
 use macvtap::device_id::DeviceId;
@@ -50,8 +50,22 @@ pub(super) fn add(
         // With addresses everything is done again: the lease may have been lost with the first answer.
         repeat: if network.ipam.is_some() { Repeat::Rebuild } else { Repeat::Keep },
     };
+    let made = attach_nic(call, attachment, network, &mut kernel, request);
+    if made.is_err() {
+        ipam::put_back(&mut kernel, &attachment.ifname);
+    }
+    made
+}
+
+fn attach_nic(
+    call: &Call,
+    attachment: &Attachment,
+    network: &Network,
+    kernel: &mut Rtnl,
+    request: Request,
+) -> Result<CniResult, CniError> {
     let delegate = Delegate::new(call, network.ipam.as_ref())?;
-    match host_device::begin(&call.paths, &mut kernel, request)? {
+    match host_device::begin(&call.paths, kernel, request)? {
         Begun::Present(link) => report(attachment, network, &link, None),
         Begun::New(taking) => take(*taking, attachment, network, delegate.as_ref()),
     }
@@ -67,6 +81,7 @@ fn take(
     if let (Some(delegate), true) = (delegate, taking.is_repeat()) {
         // Plugins refuse a second lease for the same container and interface.
         delegate.del()?;
+        ipam::put_back(taking.kernel(), &attachment.ifname);
     }
     let source = Source::open(delegate, taking.kernel())?;
     if let Some(mac) = source.mac() {
@@ -95,6 +110,12 @@ impl Raise for Taking<'_> {
 
     fn up(&mut self) -> Result<(), CniError> {
         Ok(Taking::change(self, Change::Up)?)
+    }
+
+    /// A frame that a NIC does not get rid of holds the network namespace of the socket it was sent from. That could not end
+    /// then, and only its end brings the NIC back when there was no DEL. The kernel's own announcements hold nothing.
+    fn is_announced_by_us(&self) -> bool {
+        false
     }
 }
 

@@ -20,6 +20,10 @@ pub(super) trait Raise {
     fn keep_silent(&mut self) -> Result<(), CniError>;
     /// UP, where the kernel finds that an address is taken.
     fn up(&mut self) -> Result<(), CniError>;
+    /// Whether to announce addresses beside the kernel, which does so only while no setting of the pod forbids it.
+    fn is_announced_by_us(&self) -> bool {
+        true
+    }
 }
 
 /// A device's link.
@@ -148,7 +152,7 @@ fn settle(link: &mut impl Raise, lease: &Lease<'_>, announce: Announce) -> Resul
     let now = link.link()?;
     configure::await_uniqueness(link.kernel(), &now, lease.result())?;
     configure::routes(link.kernel(), &now, lease.result())?;
-    if announce == Announce::Auto {
+    if announce == Announce::Auto && link.is_announced_by_us() {
         ipam::announce(link.kernel(), &now, lease.result());
     }
     Ok(())
