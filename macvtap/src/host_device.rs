@@ -221,7 +221,7 @@ pub fn begin<'k>(paths: &'k Paths, kernel: &'k mut Rtnl, request: Request) -> Re
 /// A NIC in one place; none when it is not there.
 pub fn find<K: Kernel>(kernel: &mut K, place: Place, nic: &Nic) -> Result<Option<Link>, NetlinkError> {
     let links = kernel.nics(place)?;
-    Ok(links.into_iter().find(|link| link.is(&nic.identity)).map(|found| found.link))
+    Ok(link::known(&links, &nic.identity).map(|found| found.link.clone()))
 }
 
 impl Taking<'_> {
@@ -321,7 +321,7 @@ impl Drop for Taking<'_> {
 fn find_free(paths: &Paths, kernel: &mut Rtnl, request: &Request) -> Result<NicLink, TakeError> {
     let links = kernel.nics(NODE)?;
     let still = links.iter().find(|link| link.is_still(&request.identity));
-    let found = still.or_else(|| links.iter().find(|link| link.is(&request.identity)));
+    let found = still.or_else(|| link::known(&links, &request.identity));
     let found = found.ok_or_else(|| TakeError::Missing {
         device: request.device.clone(),
         pci: request.pci,

@@ -77,6 +77,9 @@ pub struct Nic {
     /// Its alias, if somebody had given it one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alias: Option<String>,
+    /// Its other names; those that a pod adds do not come back with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alt_names: Vec<String>,
 }
 
 /// Who holds a device.

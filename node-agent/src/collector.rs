@@ -361,6 +361,7 @@ mod tests {
             promiscuous: false,
             all_multicast: false,
             alias: None,
+            alt_names: Vec::new(),
         });
         assert_eq!(collected(&record, &world), 1);
         assert_eq!(collected(&record, &ALIVE), 0);

@@ -174,6 +174,7 @@ mod tests {
             promiscuous: false,
             all_multicast: false,
             alias: None,
+            alt_names: Vec::new(),
         };
         let mut recorded = record("virtMvp3", 2, 7);
         recorded.nic = Some(nic("0000:00:0a.0"));

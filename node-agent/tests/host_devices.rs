@@ -170,6 +170,7 @@ fn record(agent: &Agent, address: &str) -> Attachment {
             promiscuous: false,
             all_multicast: false,
             alias: None,
+            alt_names: Vec::new(),
         }),
     }
 }

@@ -24,6 +24,11 @@ const ONLY_INITIAL: &str = "/proc/sys/net/core/netdev_max_backlog";
 /// How often a name that somebody takes at the same moment is exchanged.
 const NAME_ROUNDS: u32 = 3;
 
+/// So many names of 128 bytes, the longest there are, fit into one attribute of 64 KiB, which a pod's may together fill.
+const NAMES_AT_ONCE: usize = 64;
+
+const NODE: Place = Place::Home(Home::Node);
+
 /// Where a NIC is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Returned {
@@ -94,21 +99,21 @@ pub(crate) fn give_back(kernel: &mut Rtnl, record: &Attachment, nic: &Nic) -> Re
     match enter(record, nic)? {
         Some(mut pod) => {
             let links = list(&mut pod, None, "list the pod's links").map_err(refused)?;
-            if let Some(found) = links.iter().find(|link| link.is(&nic.identity)) {
-                fetch(kernel, &mut pod, found, record.lower_ifindex, &name)?;
+            if let Some(found) = link::known(&links, &nic.identity) {
+                fetch(kernel, &mut pod, found.clone(), nic, record.lower_ifindex, &name)?;
             }
         }
         None => {
             if let Some(id) = record.netns_id {
                 let place = Place::Numbered(NetnsId(id));
-                if kernel.nics(place).map_err(refused)?.iter().any(|link| link.is(&nic.identity)) {
+                if link::known(&kernel.nics(place).map_err(refused)?, &nic.identity).is_some() {
                     return Err(ReturnError::Held { name: nic.name.clone() });
                 }
             }
         }
     }
-    let links = kernel.nics(Place::Home(Home::Node)).map_err(refused)?;
-    let found = links.iter().find(|link| link.is(&nic.identity));
+    let links = kernel.nics(NODE).map_err(refused)?;
+    let found = link::known(&links, &nic.identity);
     let Some(found) = found.or_else(|| links.iter().find(|link| link.is_still(&nic.identity))) else {
         if links.iter().any(|link| link.displaces(&nic.identity)) {
             warn!(nic = nic.name, pci = %nic.pci, "NIC is gone: another one is in its place");
@@ -143,7 +148,8 @@ fn enter(record: &Attachment, nic: &Nic) -> Result<Option<Socket>, ReturnError> 
 fn fetch(
     kernel: &mut Rtnl,
     pod: &mut Socket,
-    found: &NicLink,
+    mut found: NicLink,
+    nic: &Nic,
     index: u32,
     name: &IfName,
 ) -> Result<(), ReturnError> {
@@ -152,27 +158,21 @@ fn fetch(
     if found.link.up {
         // Moving a link that is up makes the kernel wait twice as long.
         let down = Wanted { up: Some(false), ..Wanted::default() };
-        act(pod, found.link.index, down, &format_args!("set NIC {name} down in the pod")).map_err(refused)?;
+        let what = format_args!("set NIC {name} down in the pod");
+        unless_refused(act(pod, found.link.index, down, &what), nic).map_err(refused)?;
     }
     let mut rounds = 0;
     loop {
         rounds += 1;
-        let links = kernel.nics(Place::Home(Home::Node)).map_err(refused)?;
+        let links = kernel.nics(NODE).map_err(refused)?;
         // As the kernel does when a namespace ends: who is there keeps its names.
-        let taken: Vec<&str> = found
-            .alt_names
-            .iter()
-            .map(String::as_str)
-            .filter(|name| link::named(&links, name).is_some())
-            .collect();
-        if rounds == 1 && !taken.is_empty() {
-            warn!(nic = %name, names = ?taken, "other names are taken on the node by now and were removed");
-            let what = format_args!("remove names of NIC {name}");
-            let message = link::remove_names(found.link.index, &taken);
-            pod.act(Kind::DelLinkProperty, &message, 0, &what).map_err(refused)?;
+        let is_taken = |other: &str| link::named(&links, other).is_some();
+        let lost: Vec<&String> = nic.alt_names.iter().filter(|other| is_taken(other)).collect();
+        if rounds == 1 && !lost.is_empty() {
+            warn!(nic = %name, names = ?lost, "other names are taken on the node by now and were removed");
         }
-        let free = link::named(&links, name.as_str()).is_none();
-        let substitute = if free { None } else { substitute(&links, index) };
+        remove_names(pod, &found, nic, |other| !is_taken(other)).map_err(refused)?;
+        let substitute = if is_taken(name.as_str()) { substitute(&links, index) } else { None };
         let is_free = |index: &u32| links.iter().all(|link| link.link.index != *index);
         let message = link::transfer(Move {
             index: found.link.index,
@@ -180,11 +180,51 @@ fn fetch(
             new_index: Some(index).filter(is_free),
             netns: node.as_fd(),
         });
-        match pod.act(Kind::SetLink, &message, 0, &format_args!("move NIC {name} back to the node")) {
-            Err(error)
-                if matches!(error.errno(), Some(Errno::EXIST | Errno::BUSY)) && rounds < NAME_ROUNDS => {}
-            outcome => return outcome.map_err(refused),
+        let moved = pod.act(Kind::SetLink, &message, 0, &format_args!("move NIC {name} back to the node"));
+        let Err(error) = moved else { return Ok(()) };
+        // The kernel moves first and renames then: the NIC can be on the node although something was refused.
+        let links = kernel.nics(NODE).map_err(refused)?;
+        if link::known(&links, &nic.identity).is_some() {
+            return Ok(());
         }
+        let is_race = matches!(error.errno(), Some(Errno::EXIST | Errno::BUSY | Errno::NODEV));
+        if !is_race || rounds == NAME_ROUNDS {
+            return Err(refused(error));
+        }
+        let links = list(pod, None, "list the pod's links").map_err(refused)?;
+        match link::known(&links, &nic.identity) {
+            Some(again) => found = again.clone(),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Takes from a NIC the other names that it did not have on the node, or may not keep: each is a name that no other link
+/// of the namespace can have, and by which pools may choose.
+fn remove_names(
+    socket: &mut Socket,
+    found: &NicLink,
+    nic: &Nic,
+    may_keep: impl Fn(&str) -> bool,
+) -> Result<(), NetlinkError> {
+    let names = found.other_names_but(|name| may_keep(name) && nic.alt_names.iter().any(|own| own == name));
+    for names in names.chunks(NAMES_AT_ONCE) {
+        let message = link::remove_names(found.link.index, names);
+        let what = format_args!("remove names of NIC {}", nic.name);
+        unless_refused(socket.act(Kind::DelLinkProperty, &message, 0, &what), nic)?;
+    }
+    Ok(())
+}
+
+/// Makes a warning of what the kernel or the driver refused: they would refuse it each time, and the NIC is none the less
+/// back. That the kernel could not be asked stays an error.
+fn unless_refused(outcome: Result<(), NetlinkError>, nic: &Nic) -> Result<(), NetlinkError> {
+    match outcome {
+        Err(error @ NetlinkError::Refused { errno, .. }) => {
+            warn!(nic = nic.name, %error, %errno, "NIC is not in all as it was");
+            Ok(())
+        }
+        outcome => outcome,
     }
 }
 
@@ -195,7 +235,8 @@ fn substitute(links: &[NicLink], index: u32) -> Option<IfName> {
 }
 
 /// Gives a NIC on the node what it had there. Changes only what differs: since it came back somebody may have used it.
-/// Goes on after an error and tells the first one. `name` is absent when somebody else has it by now.
+/// Goes on after an error and tells the first one. Name and address must be restored, for by them others know the NIC; the
+/// rest if the driver allows. `name` is absent when somebody else has it by now.
 fn restore(node: &mut Socket, found: &NicLink, nic: &Nic, name: Option<&IfName>) -> Result<(), NetlinkError> {
     let now = &found.link;
     if name.is_none() {
@@ -205,6 +246,7 @@ fn restore(node: &mut Socket, found: &NicLink, nic: &Nic, name: Option<&IfName>)
     let mac = nic.mac.filter(|mac| now.device_mac() != Some(*mac));
     let differs = |wanted: bool, now: bool| (wanted != now).then_some(wanted);
     let alias = nic.alias.as_deref().unwrap_or_default();
+    let mut first_error = remove_names(node, found, nic, |_| true).err();
     let parts = [
         // Neither older kernels nor every driver change these while the link is up.
         Wanted {
@@ -226,10 +268,10 @@ fn restore(node: &mut Socket, found: &NicLink, nic: &Nic, name: Option<&IfName>)
         // Set down above, or in the pod, or by the kernel.
         Wanted { up: Some(nic.up).filter(|up| *up), ..Wanted::default() },
     ];
-    let mut first_error = None;
     for wanted in parts.into_iter().filter(|wanted| *wanted != Wanted::default()) {
         let restored = act(node, now.index, wanted, &format_args!("restore NIC {}", nic.name));
-        if let Err(error) = restored {
+        let is_needed = wanted.name.is_some() || wanted.mac.is_some();
+        if let Err(error) = if is_needed { restored } else { unless_refused(restored, nic) } {
             first_error.get_or_insert(error);
         }
     }

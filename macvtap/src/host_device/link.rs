@@ -37,6 +37,8 @@ pub struct NicLink {
     pub alias: Option<String>,
     /// Its other names.
     pub alt_names: Vec<String>,
+    /// Other names that are no text. The kernel takes any bytes, and nobody but a pod gives such.
+    pub odd_names: Vec<Vec<u8>>,
     /// Index of the link that it is a port or member of.
     pub master: Option<u32>,
     /// Whether the link below is in another namespace.
@@ -80,6 +82,7 @@ impl NicLink {
             parent: None,
             alias: None,
             alt_names: Vec::new(),
+            odd_names: Vec::new(),
             master: None,
             lower_elsewhere: false,
             max_mtu: None,
@@ -97,7 +100,12 @@ impl NicLink {
                 attribute::PROP_LIST => {
                     let names = NlasIterator::new(value).flatten();
                     let names = names.filter(|property| property.kind() == attribute::ALT_IFNAME);
-                    nic.alt_names.extend(names.filter_map(|name| text(name.value())));
+                    for name in names {
+                        match text(name.value()) {
+                            Some(name) => nic.alt_names.push(name),
+                            None => nic.odd_names.push(until_zero(name.value()).to_vec()),
+                        }
+                    }
                 }
                 _ => {}
             }
@@ -105,14 +113,17 @@ impl NicLink {
         Ok(nic)
     }
 
-    /// Whether this is the NIC that was at hand when this was noted. A link made by software is known by the alias that it
-    /// got when it left the node: under its name there may be another one by now.
-    pub fn is(&self, identity: &LinkIdentity) -> bool {
+    /// Whether this may be the NIC that was at hand when this was noted; [`known`] decides. A link made by software is known
+    /// by the alias that it got when it left the node: under its name there may be another one by now.
+    fn is(&self, identity: &LinkIdentity) -> bool {
         match identity {
             LinkIdentity::Hardware { mac, parent } => {
                 // A kernel that tells only one of them is believed.
                 let known = self.parent.is_some() || self.permanent_mac.is_some();
+                // An ipvlan or passthru macvlan on the NIC has its address, also as its permanent one.
+                let is_hardware = self.link.kind.is_none();
                 known
+                    && is_hardware
                     && self.parent.as_ref().is_none_or(|own| own == parent)
                     && self.permanent_mac.is_none_or(|own| own == *mac)
             }
@@ -159,8 +170,23 @@ impl NicLink {
             promiscuous: self.link.promiscuous,
             all_multicast: self.link.all_multicast,
             alias: self.alias.clone(),
+            alt_names: self.alt_names.clone(),
         }
     }
+
+    /// The other names that do not pass a test, as the kernel has them.
+    pub(crate) fn other_names_but(&self, keep: impl Fn(&str) -> bool) -> Vec<&[u8]> {
+        let names = self.alt_names.iter().filter(|name| !keep(name)).map(String::as_bytes);
+        names.chain(self.odd_names.iter().map(Vec::as_slice)).collect()
+    }
+}
+
+/// Which of these links, all of one namespace, is the NIC that was at hand when this was noted.
+pub(crate) fn known<'l>(links: &'l [NicLink], identity: &LinkIdentity) -> Option<&'l NicLink> {
+    // A kernel that tells the device behind one link tells it of every link that has one.
+    let tells_parents = links.iter().any(|link| link.parent.is_some());
+    let needs_parent = tells_parents && matches!(identity, LinkIdentity::Hardware { .. });
+    links.iter().find(|link| link.is(identity) && (link.parent.is_some() || !needs_parent))
 }
 
 /// Who of these links has a name.
@@ -209,10 +235,11 @@ pub(crate) fn transfer(to: Move<'_>) -> LinkMessage {
 }
 
 /// Takes other names from one link.
-pub(crate) fn remove_names(index: u32, names: &[&str]) -> LinkMessage {
+pub(crate) fn remove_names(index: u32, names: &[&[u8]]) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    let names = names.iter().map(|name| Prop::AltIfName((*name).to_owned()));
+    let name = |name: &[u8]| DefaultNla::new(attribute::ALT_IFNAME, [name, &[0]].concat());
+    let names = names.iter().map(|own| Prop::Other(name(own)));
     message.attributes.push(LinkAttribute::PropList(names.collect()));
     message
 }
@@ -226,14 +253,18 @@ fn mac(value: &[u8]) -> Option<MacAddr> {
 }
 
 fn text(value: &[u8]) -> Option<String> {
-    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
-    String::from_utf8(value.get(..end)?.to_vec()).ok()
+    String::from_utf8(until_zero(value).to_vec()).ok()
+}
+
+fn until_zero(value: &[u8]) -> &[u8] {
+    value.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use netlink_packet_core::Emitable;
+    use netlink_packet_route::link::{InfoKind, LinkInfo};
     use proptest::prelude::*;
 
     fn bytes(attributes: Vec<LinkAttribute>) -> Vec<u8> {
@@ -269,6 +300,30 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_a_pod_made_on_the_nic_is_not_taken_for_the_nic() {
+        let permanent = || LinkAttribute::PermAddress(PERMANENT.to_vec());
+        let parent = || LinkAttribute::ParentDevName("virtio1".into());
+        let named = |name: &str| LinkAttribute::IfAlias(name.into());
+        let made = |kind: InfoKind| {
+            let info = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
+            nic(vec![permanent(), named("made"), info])
+        };
+        let ours = hardware(PERMANENT, "virtio1");
+        for kind in [InfoKind::IpVlan, InfoKind::MacVlan, InfoKind::MacVtap] {
+            // The kernel lists by index, and the pod chose one below the NIC's.
+            for nic in [nic(vec![permanent(), parent(), named("nic")]), nic(vec![permanent(), named("nic")])]
+            {
+                let links = [made(kind.clone()), nic];
+                assert_eq!(known(&links, &ours).unwrap().alias.as_deref(), Some("nic"), "{kind:?}");
+            }
+            assert_eq!(known(&[made(kind)], &ours), None);
+        }
+        // Of no kind that we know, but without a device where others have one.
+        let links = [nic(vec![permanent()]), nic(vec![LinkAttribute::ParentDevName("virtio2".into())])];
+        assert_eq!(known(&links, &ours), None);
+    }
+
+    #[test]
     fn another_address_behind_the_same_device_is_another_nic_in_its_place() {
         let permanent = || LinkAttribute::PermAddress(PERMANENT.to_vec());
         let parent = || LinkAttribute::ParentDevName("virtio1".into());
@@ -298,9 +353,20 @@ mod tests {
             LinkAttribute::MaxMtu(9000),
             LinkAttribute::LinkNetNsId(0),
         ]);
+        assert_eq!(nic.other_names_but(|name| name == "lan"), [b"enp0s5"]);
         assert_eq!(nic.names().collect::<Vec<_>>(), ["ens5", "enp0s5", "lan"]);
         assert_eq!((nic.master, nic.max_mtu, nic.lower_elsewhere), (Some(7), Some(9000), true));
         assert_eq!(named(std::slice::from_ref(&nic), "lan"), Some(&nic));
+    }
+
+    #[test]
+    fn other_names_that_are_no_text_can_be_taken_away() {
+        let odd = |name: &[u8]| Prop::Other(DefaultNla::new(attribute::ALT_IFNAME, name.to_vec()));
+        let nic = nic(vec![LinkAttribute::PropList(vec![Prop::AltIfName("lan".into()), odd(b"\xff\x01\0")])]);
+        let names = nic.other_names_but(|name| name == "lan");
+        assert_eq!(names, [b"\xff\x01"]);
+        let removed = remove_names(7, &names).attributes;
+        assert_eq!(removed, [LinkAttribute::PropList(vec![odd(b"\xff\x01\0")])]);
     }
 
     proptest! {

@@ -119,6 +119,7 @@ fn a_nic_that_is_in_a_pod_is_told_with_the_pod_and_counts_for_its_pool() {
         promiscuous: false,
         all_multicast: false,
         alias: None,
+        alt_names: Vec::new(),
     };
     let pod = PodName { namespace: "default".into(), name: "vm".into() };
     scene.engine.in_pods.insert(device.clone(), InPod { pod, nic, hardware: taken.hardware });

@@ -59,6 +59,7 @@ fn take(engine: &mut Engine, address: &str) -> Link {
         promiscuous: false,
         all_multicast: false,
         alias: None,
+        alt_names: Vec::new(),
     };
     let pod = PodName { namespace: "default".into(), name: "vm".into() };
     let hardware = taken.hardware.clone();
