@@ -2,6 +2,7 @@
 //! The real one and its daemon run in the cluster tests.
 
 use crate::support::{Call, Holder, Node, give_eth0, link, node_and_pods, record};
+use macvtap::table::DeviceType;
 use serde_json::{Value, json};
 use std::os::unix::net::UnixListener;
 
@@ -216,6 +217,26 @@ fn a_default_route_that_was_replaced_comes_back_when_the_interface_goes_or_canno
     call.ok("DEL");
     assert_eq!(defaults(&pod)[0].trim(), "default via 10.0.0.9 dev eth0");
     assert_eq!(defaults(&pod)[1], before[1]);
+}
+
+#[test]
+fn a_default_route_comes_back_when_a_whole_nic_cannot_be_attached() {
+    let given = json!([{"dst": "0.0.0.0/0", "gw": "172.32.0.1"}, {"dst": "::/0", "gw": "fd00:32::1"}, {"dst": "10.99.0.0/16", "gw": "192.0.2.1"}]);
+    let Some((node, pod)) = node_with(&answer(&dual(&given))) else { return };
+    let address = "0000:00:0a.0";
+    node.store_table(|table| {
+        for resource in table.resources.values_mut() {
+            resource.device_type = DeviceType::HostDevice;
+            resource.links[0].pci = Some(address.parse().unwrap());
+            resource.links[0].ranges[0].count = 1;
+        }
+    });
+    give_eth0(&pod);
+    let before = defaults(&pod);
+    let message = call(&node, &pod).with(json!({"deviceID": address})).fails("ADD", 100);
+    assert!(message.contains("10.99.0.0/16 via 192.0.2.1"), "{message}");
+    assert_eq!(defaults(&pod), before);
+    assert!(node.sh("ip -br link").contains("dp0"), "the NIC is back");
 }
 
 #[test]
