@@ -4,10 +4,11 @@ use crate::collector::Plan;
 use crate::kubelet::podresources::PodName;
 use macvtap::adopt::{self, Unrecorded};
 use macvtap::detach::{self, Detached};
+use macvtap::device_id::DeviceId;
 use macvtap::kernel::Rtnl;
 use macvtap::paths::Paths;
 use macvtap::{park, table_file, tap};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tracing::{info, warn};
 
@@ -23,8 +24,12 @@ pub(super) struct Done {
     pub(super) adopted: u64,
 }
 
+/// Why leftovers could not be removed, so that each trouble is told once: a NIC in a namespace that somebody keeps stays
+/// there for as long as they do.
+pub(super) type Troubles = BTreeMap<DeviceId, String>;
+
 /// Removes leftovers, then the placeholders nobody needs any more, and writes lost records anew. Goes on after an error.
-pub(super) fn clean(paths: &Paths, plan: &Plan) -> Done {
+pub(super) fn clean(paths: &Paths, plan: &Plan, troubles: &mut Troubles) -> Done {
     let mut kernel = match Rtnl::node() {
         Ok(kernel) => kernel,
         Err(error) => {
@@ -33,7 +38,10 @@ pub(super) fn clean(paths: &Paths, plan: &Plan) -> Done {
             return Done::default();
         }
     };
-    let done = Done { removed: remove(paths, &mut kernel, plan), adopted: adopt(paths, &mut kernel, plan) };
+    let done = Done {
+        removed: remove(paths, &mut kernel, plan, troubles),
+        adopted: adopt(paths, &mut kernel, plan),
+    };
     if let Err(error) = park::release(paths, &mut kernel) {
         let reason = crate::error_chain(&error);
         warn!(%reason, "placeholders not released");
@@ -41,8 +49,9 @@ pub(super) fn clean(paths: &Paths, plan: &Plan) -> Done {
     done
 }
 
-fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
+fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan, troubles: &mut Troubles) -> u64 {
     let mut removed = 0;
+    let mut now = Troubles::new();
     for record in &plan.leftovers {
         match detach::collect(paths, kernel, record) {
             Ok(Detached::Removed(record)) => {
@@ -51,11 +60,15 @@ fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
             }
             Ok(Detached::NotTheirs(_) | Detached::Absent) => {}
             Err(error) => {
-                let reason = crate::error_chain(&error);
-                warn!(device = %record.device, %reason, "leftover not removed");
+                let (device, reason) = (&record.device, crate::error_chain(&error));
+                if troubles.get(device) != Some(&reason) {
+                    warn!(%device, %reason, "leftover not removed, trying again");
+                }
+                now.insert(device.clone(), reason);
             }
         }
     }
+    *troubles = now;
     removed
 }
 

@@ -1,6 +1,6 @@
 //! Which devices pods have, from the kubelet, from records and from what was just allocated.
 
-use super::leftovers;
+use super::leftovers::{self, Troubles};
 use crate::args::Run;
 use crate::checkpoint;
 use crate::collector::{Collector, Liveness, Observation};
@@ -65,6 +65,7 @@ pub(super) async fn follow(
         arguments,
         shared,
         collector: Collector::default(),
+        troubles: Troubles::new(),
         kubelet_starts,
         kubelet_since: Instant::now(),
         happened,
@@ -89,6 +90,7 @@ struct Look {
     shared: Arc<Shared>,
     own_pod: Option<PodName>,
     collector: Collector,
+    troubles: Troubles,
     kubelet_starts: u64,
     kubelet_since: Instant,
     happened: watch::Receiver<Happened>,
@@ -113,6 +115,7 @@ impl Look {
         let listed = listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
         let (paths, plugins) = (self.shared.paths.clone(), self.arguments.device_plugin_dir.clone());
         let mut collector = std::mem::take(&mut self.collector);
+        let mut troubles = std::mem::take(&mut self.troubles);
         let (own_pod, since) = (self.own_pod.clone(), self.kubelet_since);
         let allocated = self.shared.ledger.recent(GRACE).into_iter().collect();
         // Files, and deletions that take the kernel 20 ms each: off the thread that answers the kubelet.
@@ -130,7 +133,7 @@ impl Look {
             let mut plan = collector.plan(&seen, &Node::new());
             // The records were read a while ago: a pod that is ending has lost its link by right.
             plan.dead.retain(|(record, _)| records::stands(&paths, record));
-            let done = leftovers::clean(&paths, &plan);
+            let done = leftovers::clean(&paths, &plan, &mut troubles);
             let mut in_use = match listing {
                 Some(listing) => listing.devices.into_keys().collect(),
                 // Without pod resources its checkpoint is all the kubelet tells; it forgets late, never early.
@@ -141,10 +144,10 @@ impl Look {
                 .dead
                 .into_iter()
                 .map(|(record, pod)| (record.device.clone(), LostLink::of(&record, pod)));
-            (collector, in_use, lost.collect::<Lost>(), done)
+            ((collector, troubles), in_use, lost.collect::<Lost>(), done)
         });
-        let (collector, mut in_use, lost, done): (_, BTreeSet<DeviceId>, _, _) = looked.await.ok()?;
-        self.collector = collector;
+        let (memory, mut in_use, lost, done): (_, BTreeSet<DeviceId>, _, _) = looked.await.ok()?;
+        (self.collector, self.troubles) = memory;
         // A kubelet that says nothing has not given anybody a new pod.
         if answered {
             self.note_lost(lost);
