@@ -14,8 +14,9 @@ use std::fmt::Display;
 use std::io;
 use std::ops::Range;
 
-/// The kernel's answers about one link stay below this, also with a hundred virtual functions.
-const ANSWER_MAX: usize = 64 << 10;
+/// The kernel's answers about one link stay below this, also with a hundred virtual functions, or with as many other names
+/// as it allows a link: 64 KiB.
+const ANSWER_MAX: usize = 128 << 10;
 
 /// Messages that are no answer to the request: so many are skipped before the socket counts as disturbed.
 const STRAYS_MAX: u32 = 1_000;

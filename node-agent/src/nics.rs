@@ -99,7 +99,7 @@ impl InPod {
 
     /// The NIC as the link of the node that it was.
     pub fn link(&self, ifindex: u32) -> Link {
-        let Nic { identity, name, mac, mtu, up, .. } = &self.nic;
+        let Nic { identity, name, alt_names, mac, mtu, up, .. } = &self.nic;
         let (permanent_mac, parent) = match identity {
             LinkIdentity::Hardware { mac, parent } => (Some(*mac), Some(parent.clone())),
             LinkIdentity::Name { .. } => (None, self.hardware.parent.clone()),
@@ -107,7 +107,7 @@ impl InPod {
         Link {
             ifindex,
             name: name.clone(),
-            altnames: Vec::new(),
+            altnames: alt_names.clone(),
             kind: Kind::Physical,
             mac: *mac,
             permanent_mac,

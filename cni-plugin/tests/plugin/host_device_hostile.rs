@@ -61,7 +61,7 @@ fn more_names_than_fit_into_one_request_and_names_that_are_no_text_are_removed()
     let call = call(&node, &pod, "c1");
     call.ok("ADD");
     let names = format!(
-        "for n in $(seq 200); do printf 'link property add dev net1 altname %0127d\\n' $n; done | nsenter --net={0} ip -batch -;
+        "for n in $(seq 490); do printf 'link property add dev net1 altname %0127d\\n' $n; done | nsenter --net={0} ip -batch -;
          nsenter --net={0} ip link property add dev net1 altname $(printf '\\377\\376')",
         pod.netns().display()
     );

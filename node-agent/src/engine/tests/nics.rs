@@ -59,7 +59,7 @@ fn take(engine: &mut Engine, address: &str) -> Link {
         promiscuous: false,
         all_multicast: false,
         alias: None,
-        alt_names: Vec::new(),
+        alt_names: taken.altnames.clone(),
     };
     let pod = PodName { namespace: "default".into(), name: "vm".into() };
     let hardware = taken.hardware.clone();
@@ -98,6 +98,17 @@ fn a_nic_in_a_pod_stays_in_list_and_table_and_the_same_comes_back_under_another_
     bring_back(&mut engine, taken, A);
     assert_eq!(list(&mut engine), healthy(&[A, B]));
     assert_eq!((device(&engine, A), ifindex(&engine, A)), (before.0, 9));
+}
+
+#[test]
+fn a_nic_in_a_pod_is_still_the_one_its_pool_chose_by_another_name() {
+    let mut engine =
+        engine(vec![pool("nics", &json!({"type": "HostDevice", "links": [{"names": ["enp0s10"]}]}))]);
+    let named = Link { altnames: vec!["enp0s10".into()], ..nic(3, "eth1", 0xa) };
+    let _ = engine.inventory.reset([named, nic(4, "eth2", 0xb)]);
+    assert_eq!(list(&mut engine), healthy(&[A]));
+    take(&mut engine, A);
+    assert_eq!(list(&mut engine), healthy(&[A]));
 }
 
 #[test]
