@@ -38,7 +38,7 @@ fn an_upgrade_hands_over_without_a_moment_in_which_a_pod_could_be_refused() -> R
         println!("{hand_overs} hand-overs: {ready} pods came and went, {refused} were refused");
         ensure!(refused == 0, "{refused} of {} pods were refused during an upgrade", fates.pods());
         for log in &logs {
-            never_unhealthy(log)?;
+            never_unhealthy(log, &resource)?;
             // The one that makes room and the successor's own, each time: without them nothing was handed over.
             let registered = log.lines(&["Got registration request", &resource])?.len();
             let wanted = 2 * usize::try_from(rollouts)?;
