@@ -269,8 +269,6 @@ fn bench_scale(checkout: &Checkout, nodes: usize, pools: usize) -> Result<ExitCo
     let mut command = images::cargo(checkout, "bench")?;
     command.args(["-p", "e2e", "--bench", "scale", "--"]);
     command.args(["--nodes", &nodes.to_string(), "--pools", &pools.to_string(), "--operator"]).arg(operator);
-    // Memory is there in plenty, processors are few: what collecting garbage takes from the servers is nobody's limit.
-    command.env("GOGC", "400");
     exit(&mut command)
 }
 
