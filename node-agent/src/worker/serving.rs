@@ -122,6 +122,8 @@ impl Serving {
     ) {
         let Some(mut registrations) = self.registration_news.take() else { return };
         let mut wake: Option<Instant> = None;
+        // What is held back until then is told without any other reason.
+        let mut late = Some(self.started + REGISTERED_SOON);
         loop {
             let mut change = Change::Nothing;
             tokio::select! {
@@ -152,6 +154,10 @@ impl Serving {
                     self.tell();
                 }
                 () = sleep_until(wake) => change = Change::Something,
+                () = sleep_until(late) => {
+                    late = None;
+                    self.tell();
+                }
             }
             if change == Change::Something && self.knows_enough() {
                 wake = self.step().await;
