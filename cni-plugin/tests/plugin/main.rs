@@ -15,7 +15,6 @@ mod attach;
 mod chain;
 mod disturbed;
 mod host_device;
-mod host_device_hostile;
 mod host_link;
 mod ipam;
 mod kube_ovn;

@@ -1,12 +1,12 @@
 //! What a pod with `NET_ADMIN` can do to a NIC that it has, and what the way back makes of it. A pod's links that pass for
 //! the NIC are a matter of hardware, which the readers' own tests show.
 
-use super::host_device::{call, current, ready_node, state};
-use crate::support::{Node, record};
+use super::{call, current, ready_node, state};
+use crate::support::{Holder, Node, record};
 use macvtap::records;
 
 /// Gives the NIC other names in the pod.
-fn name(pod: &crate::support::Holder, names: &[&str]) {
+fn name(pod: &Holder, names: &[&str]) {
     for name in names {
         Node::ip(pod, &format!("link property add dev net1 altname {name}"));
     }
