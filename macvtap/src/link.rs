@@ -1,19 +1,21 @@
-//! Links as the kernel describes them, and the messages that make and change ours. Pure: nothing here is sent.
+//! Links: what we ask of them, and how the kernel describes them. Pure: nothing here is sent.
+
+mod message;
+mod name;
+pub(crate) mod value;
+
+pub use message::{change, create_macvtap, create_veth, delete, get, relocate, settings};
+pub use name::{BadIfName, IfName};
 
 use crate::mac::MacAddr;
 use crate::mode::Mode;
-use crate::netns::NetnsId;
+use message::kernel_mode;
 use netlink_packet_core::NlasIterator;
-use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoMacVtap, InfoVeth, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, MacVtapMode,
-};
 use std::fmt;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::str::FromStr;
+use value::{text, word};
 
-/// Length of `struct ifinfomsg`, and where index and flags are in it.
-const HEADER_LEN: usize = 16;
+/// Length of `struct ifinfomsg`.
+pub(crate) const HEADER_LEN: usize = 16;
 
 /// Attribute numbers of `linux/if_link.h`. Read by number, so that an attribute of a newer kernel that no library
 /// knows yet cannot make an answer unreadable.
@@ -32,15 +34,6 @@ mod attribute {
 const IFF_UP: u32 = 1;
 const IFF_PROMISC: u32 = 0x100;
 const IFF_ALLMULTI: u32 = 0x200;
-
-/// A name the kernel accepts for a link: 1 to 15 bytes, no `/`, no `:`, no white space, not `.` or `..`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct IfName(String);
-
-/// A text that is no link name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no interface name; use 1 to 15 characters without '/', ':' and white space")]
-pub struct BadIfName(pub String);
 
 /// What we know of an existing link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,35 +124,6 @@ pub enum By {
     Name(IfName),
 }
 
-impl IfName {
-    /// The name of a link that only has a tap, in the namespace of the node.
-    pub fn tap_only(ifindex: u32) -> Self {
-        Self(format!("mvt{ifindex:08x}"))
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for IfName {
-    type Err = BadIfName;
-
-    fn from_str(text: &str) -> Result<Self, BadIfName> {
-        let forbidden = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':');
-        let valid =
-            (1..=15).contains(&text.len()) && !text.contains(forbidden) && !matches!(text, "." | "..");
-        if valid { Ok(Self(text.to_owned())) } else { Err(BadIfName(text.to_owned())) }
-    }
-}
-
-impl fmt::Display for IfName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 impl fmt::Display for Change {
     /// The beginning of "... link with index 7".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -226,116 +190,6 @@ impl Link {
     }
 }
 
-/// Asks for one link, in the namespace of the socket or in the one with that number.
-pub fn get(by: &By, netns: Option<NetnsId>) -> LinkMessage {
-    let mut message = addressed(by, netns);
-    // Statistics are half of an answer, and nobody here reads them.
-    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    message
-}
-
-/// Deletes one link, in the namespace of the socket or in the one with that number.
-pub fn delete(index: u32, netns: Option<NetnsId>) -> LinkMessage {
-    addressed(&By::Index(index), netns)
-}
-
-/// Makes a macvtap: in `netns`, or in the namespace of the socket, where its lower link is.
-pub fn create_macvtap(link: &Macvtap, netns: Option<BorrowedFd<'_>>) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = link.index;
-    let wanted = [(link.promiscuous, LinkFlags::Promisc), (link.all_multicast, LinkFlags::Allmulti)];
-    for (_, flag) in wanted.into_iter().filter(|(on, _)| *on) {
-        message.header.flags |= flag;
-        message.header.change_mask |= flag;
-    }
-    let attributes = &mut message.attributes;
-    attributes.push(LinkAttribute::IfName(link.name.to_string()));
-    attributes.push(LinkAttribute::Link(link.lower));
-    attributes.extend(netns.map(|netns| LinkAttribute::NetNsFd(netns.as_raw_fd())));
-    attributes.extend(link.mac.map(|mac| LinkAttribute::Address(mac.octets().to_vec())));
-    attributes.extend(link.mtu.map(LinkAttribute::Mtu));
-    attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::MacVtap),
-        LinkInfo::Data(InfoData::MacVtap(vec![InfoMacVtap::Mode(kernel_mode(link.mode))])),
-    ]));
-    message
-}
-
-/// Makes a veth pair in the namespace of the socket.
-pub fn create_veth(link: &Veth) -> LinkMessage {
-    let named = |name: &IfName| {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_string()));
-        message
-    };
-    let mut message = named(&link.name);
-    message.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(named(&link.peer)))),
-    ]));
-    message
-}
-
-/// Gives one link of the socket's namespace what it shall have.
-pub fn settings(index: u32, settings: Settings) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    for (wanted, flag) in [(settings.up, LinkFlags::Up), (settings.promiscuous, LinkFlags::Promisc)] {
-        let Some(on) = wanted else { continue };
-        message.header.change_mask |= flag;
-        message.header.flags.set(flag, on);
-    }
-    message.attributes.extend(settings.mac.map(|mac| LinkAttribute::Address(mac.octets().to_vec())));
-    message.attributes.extend(settings.mtu.map(LinkAttribute::Mtu));
-    message
-}
-
-/// Moves one link of the socket's namespace into `netns` under this name.
-pub fn relocate(index: u32, name: &IfName, netns: BorrowedFd<'_>) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
-    message.attributes.push(LinkAttribute::IfName(name.to_string()));
-    message
-}
-
-/// Changes one link in the namespace of the socket.
-pub fn change(index: u32, change: Change) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    match change {
-        Change::NoLinkLocalAddress => {
-            let none = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
-            message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(none)]));
-        }
-        Change::Mac(mac) => message.attributes.push(LinkAttribute::Address(mac.octets().to_vec())),
-        Change::Up => {
-            message.header.flags = LinkFlags::Up;
-            message.header.change_mask = LinkFlags::Up;
-        }
-    }
-    message
-}
-
-fn addressed(by: &By, netns: Option<NetnsId>) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    match by {
-        By::Index(index) => message.header.index = *index,
-        By::Name(name) => message.attributes.push(LinkAttribute::IfName(name.to_string())),
-    }
-    message.attributes.extend(netns.map(|NetnsId(id)| LinkAttribute::IfNetnsId(id)));
-    message
-}
-
-fn kernel_mode(mode: Mode) -> MacVtapMode {
-    match mode {
-        Mode::Bridge => MacVtapMode::Bridge,
-        Mode::Vepa => MacVtapMode::Vepa,
-        Mode::Private => MacVtapMode::Private,
-        Mode::Passthru => MacVtapMode::Passthrough,
-    }
-}
-
 /// Kind and mode from `IFLA_LINKINFO`.
 fn info(value: &[u8]) -> Result<(Option<String>, Option<Mode>), &'static str> {
     let (mut kind, mut data) = (None, Vec::new());
@@ -357,19 +211,13 @@ fn info(value: &[u8]) -> Result<(Option<String>, Option<Mode>), &'static str> {
     Ok((kind, mode))
 }
 
-fn word(value: &[u8]) -> Option<u32> {
-    value.try_into().ok().map(u32::from_ne_bytes)
-}
-
-fn text(value: &[u8]) -> Option<String> {
-    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
-    String::from_utf8(value.get(..end)?.to_vec()).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use netlink_packet_core::Emitable;
+    use netlink_packet_route::link::{
+        InfoData, InfoKind, InfoMacVtap, LinkAttribute, LinkInfo, LinkMessage, MacVtapMode,
+    };
     use proptest::prelude::*;
 
     fn bytes(message: &LinkMessage) -> Vec<u8> {
@@ -408,17 +256,6 @@ mod tests {
             all_multicast: true,
         };
         assert_eq!(link, wanted);
-    }
-
-    #[test]
-    fn only_names_the_kernel_takes_are_names() {
-        for text in ["", ".", "..", "a/b", "a b", "a:b", "a\n", "abcdefghijklmnop", "\u{a0}x"] {
-            assert_eq!(text.parse::<IfName>(), Err(BadIfName(text.into())));
-        }
-        for text in ["net1", "pod0123456789a", "abcdefghijklmno", "eth0.100"] {
-            assert!(text.parse::<IfName>().is_ok(), "{text}");
-        }
-        assert!(IfName::tap_only(0x7fef_ffff).as_str().parse::<IfName>().is_ok());
     }
 
     #[test]

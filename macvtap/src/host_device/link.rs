@@ -1,6 +1,7 @@
 //! NICs as the kernel describes them, and the messages that move them. Pure: nothing here is sent.
 
-use crate::link::{IfName, Link, relocate};
+use crate::link::value::{text, until_zero, word};
+use crate::link::{HEADER_LEN, IfName, Link, relocate};
 use crate::mac::MacAddr;
 use crate::netns::NetnsId;
 use crate::record::Nic;
@@ -8,9 +9,6 @@ use crate::table::LinkIdentity;
 use netlink_packet_core::{DefaultNla, NlasIterator};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage, Prop};
 use std::os::fd::BorrowedFd;
-
-/// Length of `struct ifinfomsg`.
-const HEADER_LEN: usize = 16;
 
 /// Attribute numbers of `linux/if_link.h` that only whole NICs need.
 mod attribute {
@@ -244,20 +242,8 @@ pub(crate) fn remove_names(index: u32, names: &[&[u8]]) -> LinkMessage {
     message
 }
 
-fn word(value: &[u8]) -> Option<u32> {
-    value.try_into().ok().map(u32::from_ne_bytes)
-}
-
 fn mac(value: &[u8]) -> Option<MacAddr> {
     <[u8; 6]>::try_from(value).ok()?.try_into().ok()
-}
-
-fn text(value: &[u8]) -> Option<String> {
-    String::from_utf8(until_zero(value).to_vec()).ok()
-}
-
-fn until_zero(value: &[u8]) -> &[u8] {
-    value.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 #[cfg(test)]

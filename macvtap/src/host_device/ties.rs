@@ -2,6 +2,7 @@
 
 use super::link::NicLink;
 use crate::kernel::Rtnl;
+use crate::link::value::word;
 use crate::netlink::{Kind, NetlinkError};
 use crate::paths::Paths;
 use crate::records::{self, RecordError};
@@ -152,10 +153,6 @@ fn hops(mut value: &[u8]) -> impl Iterator<Item = u32> {
         value = value.get(next..).unwrap_or_default();
         Some(index)
     })
-}
-
-fn word(value: &[u8]) -> Option<u32> {
-    value.try_into().ok().map(u32::from_ne_bytes)
 }
 
 #[cfg(test)]
