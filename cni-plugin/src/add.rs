@@ -19,6 +19,7 @@ use crate::{Call, address, ipam};
 use macvtap::attach::{self, AttachError, Attached, Attaching, Begun, Repeat, Request};
 use macvtap::claim::ClaimError;
 use macvtap::device_id::DeviceId;
+use macvtap::fit::UnfitError;
 use macvtap::host_link::{self, MoveError};
 use macvtap::kernel::{OpenError, Rtnl};
 use macvtap::link::{IfName, Link, Macvtap};
@@ -266,17 +267,15 @@ fn tell_overruled(asked: Option<MacAddr>, leased: MacAddr) {
 impl From<AttachError> for CniError {
     fn from(error: AttachError) -> Self {
         let code = match &error {
-            AttachError::MtuTooHigh { .. } | AttachError::Claim(ClaimError::TwoNetworks { .. }) => {
-                Code::Config
-            }
+            AttachError::Unfit(UnfitError::MtuTooHigh { .. })
+            | AttachError::Claim(ClaimError::TwoNetworks { .. }) => Code::Config,
             AttachError::Claim(ClaimError::InUse { .. })
             | AttachError::LowerGone { .. }
             | AttachError::LowerBusy { .. }
             | AttachError::NoFreeMinor => Code::TryAgain,
             AttachError::LinkLost { .. }
-            | AttachError::NameTaken(_)
+            | AttachError::Unfit(UnfitError::NameTaken(_) | UnfitError::MacInUse { .. })
             | AttachError::IndexTaken { .. }
-            | AttachError::MacInUse { .. }
             | AttachError::Lock(_)
             | AttachError::Record(_)
             | AttachError::TakeOver(_)
@@ -296,9 +295,8 @@ impl From<MoveError> for CniError {
             MoveError::Missing(_)
             | MoveError::NotMacvtap { .. }
             | MoveError::Ours(_)
-            | MoveError::MtuTooHigh { .. } => Code::Config,
-            MoveError::NameTaken(_)
-            | MoveError::MacInUse { .. }
+            | MoveError::Unfit(UnfitError::MtuTooHigh { .. }) => Code::Config,
+            MoveError::Unfit(UnfitError::NameTaken(_) | UnfitError::MacInUse { .. })
             | MoveError::Node(_)
             | MoveError::Record(_)
             | MoveError::Netlink(_)

@@ -37,7 +37,6 @@ use crate::records::{self, RecordError};
 use crate::table::LinkIdentity;
 use give_back::act;
 use link::{Move, Wanted};
-use rustix::io::Errno;
 use std::os::fd::AsFd;
 use tracing::{info, warn};
 
@@ -168,9 +167,6 @@ pub enum TakeError {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
-    /// The pod's namespace could not be passed on.
-    #[error("pass on the network namespace of the pod")]
-    Netns(#[source] Errno),
     /// The NIC is not where it was put.
     #[error("NIC {name} vanished or was changed while it was being attached")]
     Changed {
@@ -260,15 +256,12 @@ impl Taking<'_> {
         for wanted in wanted {
             act(socket, index, wanted, &format_args!("prepare NIC {name} for a pod"))?;
         }
-        let Some(netns) = self.kernel.netns().map(|netns| netns.as_fd().try_clone_to_owned()) else {
+        let (node, Some(pod)) = self.kernel.node_and_pod() else {
             return Err(TakeError::Changed { name });
         };
-        let netns =
-            netns.map_err(|error| TakeError::Netns(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
         let ifname = &self.request.ifname;
-        let message = link::transfer(Move { index, name: ifname, new_index: None, netns: netns.as_fd() });
-        let what = format_args!("move NIC {name} into the pod as {ifname}");
-        self.kernel.node_socket().act(Kind::SetLink, &message, 0, &what)?;
+        let message = link::transfer(Move { index, name: ifname, new_index: None, netns: pod.as_fd() });
+        node.act(Kind::SetLink, &message, 0, &format_args!("move NIC {name} into the pod as {ifname}"))?;
         // Its index was perhaps taken there.
         self.record.ifindex = self.link()?.index;
         Ok(records::write(self.paths, &self.record)?)

@@ -5,6 +5,7 @@
 //! are never moved.
 
 use crate::file::FileError;
+use crate::fit::{self, UnfitError};
 use crate::kernel::{Home, Kernel, Place, Rtnl};
 use crate::link::{self, By, Change, IfName, Link, Settings};
 use crate::mac::MacAddr;
@@ -73,31 +74,9 @@ pub enum MoveError {
         "deviceID {0} is the link of a device of this node; leave deviceID out of the configuration, Multus fills it in"
     )]
     Ours(IfName),
-    /// The name is taken.
-    #[error("interface {0} already exists in the pod's network namespace")]
-    NameTaken(IfName),
-    /// The MTU does not fit.
-    #[error(
-        "mtu {mtu} is above the {lower_mtu} of lower link {lower}; use {lower_mtu} or less, or raise the lower link's"
-    )]
-    MtuTooHigh {
-        /// As asked for.
-        mtu: u32,
-        /// The lower link.
-        lower: String,
-        /// Its MTU.
-        lower_mtu: u32,
-    },
-    /// The address is taken.
-    #[error(
-        "MAC address {mac} is in use on lower link {lower}: by the link itself or by another device on it; give this one another address"
-    )]
-    MacInUse {
-        /// The address.
-        mac: String,
-        /// The lower link.
-        lower: String,
-    },
+    /// It does not fit its lower link or the pod.
+    #[error(transparent)]
+    Unfit(#[from] UnfitError),
     /// The node's own namespace could not be opened.
     #[error("open the network namespace of the node")]
     Node(#[source] Errno),
@@ -119,15 +98,13 @@ pub enum MoveError {
 pub fn begin<'k>(paths: &Paths, kernel: &'k mut Rtnl, request: &Request) -> Result<Moving<'k>, MoveError> {
     let before = find(paths, kernel, &request.name)?;
     if kernel.find(TARGET, &By::Name(request.ifname.clone()))?.is_some() {
-        return Err(MoveError::NameTaken(request.ifname.clone()));
+        return Err(UnfitError::NameTaken(request.ifname.clone()).into());
     }
     let lower = before.lower.map(|index| kernel.find(NODE, &By::Index(index))).transpose()?.flatten();
-    let lower_name = lower.as_ref().map(|lower| lower.name.clone()).unwrap_or_default();
-    if let (Some(mtu), Some(lower)) = (request.mtu, lower)
-        && mtu > lower.mtu
-    {
-        return Err(MoveError::MtuTooHigh { mtu, lower: lower.name, lower_mtu: lower.mtu });
+    if let Some(lower) = &lower {
+        fit::judge_mtu(request.mtu, lower)?;
     }
+    let lower_name = lower.map(|lower| lower.name).unwrap_or_default();
     let node = netns::own().map_err(MoveError::Node)?;
     let mut moving =
         Moving { kernel, node, before, ifname: request.ifname.clone(), lower_name, settled: false };
@@ -164,7 +141,8 @@ impl Moving<'_> {
     /// Changes the link in the pod.
     pub fn change(&mut self, change: Change) -> Result<(), MoveError> {
         let link = self.link()?;
-        self.kernel.change(link.index, change).map_err(|error| self.explain(error, link.device_mac()))
+        let changed = self.kernel.change(link.index, change);
+        changed.map_err(|error| fit::explain(error, link.device_mac(), &self.lower_name))
     }
 
     /// The link stays in the pod, and its tap in devtmpfs becomes `owner`'s, if that is where the container has it from.
@@ -182,15 +160,6 @@ impl Moving<'_> {
         Ok(link)
     }
 
-    fn explain(&self, error: NetlinkError, mac: Option<MacAddr>) -> MoveError {
-        match (error.errno(), mac) {
-            (Some(Errno::ADDRINUSE), Some(mac)) => {
-                MoveError::MacInUse { mac: mac.to_string(), lower: self.lower_name.clone() }
-            }
-            _ => error.into(),
-        }
-    }
-
     /// Down first: moving a link that is up makes the kernel wait twice as long.
     fn change_and_move(&mut self, request: &Request) -> Result<(), MoveError> {
         let index = self.before.index;
@@ -203,15 +172,13 @@ impl Moving<'_> {
         let what = format!("change {}", request.name);
         let changed =
             self.kernel.node_socket().act(Kind::SetLink, &link::settings(index, settings), 0, &what);
-        changed.map_err(|error| self.explain(error, request.mac))?;
-        let Some(netns) = self.kernel.netns().map(|netns| netns.as_fd().try_clone_to_owned()) else {
+        changed.map_err(|error| fit::explain::<MoveError>(error, request.mac, &self.lower_name))?;
+        let (node, Some(pod)) = self.kernel.node_and_pod() else {
             return Err(MoveError::Missing(request.name.clone()));
         };
-        let netns =
-            netns.map_err(|error| MoveError::Node(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-        let message = link::relocate(index, &request.ifname, netns.as_fd());
+        let message = link::relocate(index, &request.ifname, pod.as_fd());
         let what = format!("move {} into the pod as {}", request.name, request.ifname);
-        Ok(self.kernel.node_socket().act(Kind::SetLink, &message, 0, &what)?)
+        Ok(node.act(Kind::SetLink, &message, 0, &what)?)
     }
 
     fn take_back(&mut self) -> Result<(), MoveError> {

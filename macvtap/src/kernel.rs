@@ -125,6 +125,11 @@ impl Rtnl {
         &mut self.node
     }
 
+    /// The socket in the node's namespace, and the pod's namespace, into which links are moved through it.
+    pub(crate) fn node_and_pod(&mut self) -> (&mut Socket, Option<&Netns>) {
+        (&mut self.node, self.pod.as_ref().map(|pod| &pod.netns))
+    }
+
     /// The socket in the target namespace, for what a network needs beside its link.
     pub fn target_socket(&mut self) -> &mut Socket {
         self.socket(Home::Target)

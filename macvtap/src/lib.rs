@@ -11,6 +11,7 @@ pub mod claim;
 pub mod detach;
 pub mod device_id;
 pub mod file;
+pub mod fit;
 pub mod host_device;
 pub mod host_link;
 pub mod kernel;

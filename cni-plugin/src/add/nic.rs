@@ -132,7 +132,6 @@ impl From<TakeError> for CniError {
             | TakeError::Record(_)
             | TakeError::TakeOver(_)
             | TakeError::Netlink(_)
-            | TakeError::Netns(_)
             | TakeError::Changed { .. } => Code::Attach,
         };
         Self::from_chain(code, &error)

@@ -6,6 +6,7 @@ use crate::ipam::{self, Delegate, Lease, configure};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::CniError;
 use macvtap::attach::{AttachError, Attaching};
+use macvtap::fit::UnfitError;
 use macvtap::host_link::Moving;
 use macvtap::kernel::Rtnl;
 use macvtap::link::{Change, Link};
@@ -52,7 +53,7 @@ impl Raise for DeviceLink<'_> {
         let mut candidates = 1..address::CANDIDATES;
         loop {
             let taken = match self.attaching.change(Change::Up) {
-                Err(error @ AttachError::MacInUse { .. }) => error,
+                Err(error @ AttachError::Unfit(UnfitError::MacInUse { .. })) => error,
                 outcome => return Ok(outcome?),
             };
             let next = self.derived_for.zip(candidates.next());

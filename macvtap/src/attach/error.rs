@@ -1,13 +1,13 @@
 //! Why a device cannot be attached.
 
-use super::MINOR_ROUNDS;
+use super::making::MINOR_ROUNDS;
 use crate::claim::ClaimError;
 use crate::detach::DetachError;
 use crate::device_id::DeviceId;
 use crate::file::FileError;
+use crate::fit::UnfitError;
 use crate::link::IfName;
 use crate::lock::LockError;
-use crate::mac::MacAddr;
 use crate::netlink::NetlinkError;
 use crate::park::ParkError;
 use crate::records::RecordError;
@@ -46,21 +46,9 @@ pub enum AttachError {
         #[source]
         source: NetlinkError,
     },
-    /// The MTU does not fit.
-    #[error(
-        "mtu {mtu} is above the {lower_mtu} of lower link {lower}; use {lower_mtu} or less, or raise the lower link's"
-    )]
-    MtuTooHigh {
-        /// As asked for.
-        mtu: u32,
-        /// The lower link.
-        lower: String,
-        /// Its MTU.
-        lower_mtu: u32,
-    },
-    /// The name is taken.
-    #[error("interface {0} already exists in the pod's network namespace")]
-    NameTaken(IfName),
+    /// It does not fit its lower link or the pod.
+    #[error(transparent)]
+    Unfit(#[from] UnfitError),
     /// The index is taken.
     #[error(
         "index {ifindex} of device {device} is taken by interface {taken_by} of the pod's network namespace; delete it"
@@ -72,16 +60,6 @@ pub enum AttachError {
         ifindex: u32,
         /// Who has it.
         taken_by: String,
-    },
-    /// The address is taken.
-    #[error(
-        "MAC address {mac} is in use on lower link {lower}: by the link itself or by another device on it; give this one another address"
-    )]
-    MacInUse {
-        /// The address.
-        mac: MacAddr,
-        /// The lower link.
-        lower: String,
     },
     /// Every minor tried belongs to a pod that lost its link.
     #[error("{MINOR_ROUNDS} tap minors in a row belong to pods that lost their links; delete those pods")]

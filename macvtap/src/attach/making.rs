@@ -1,0 +1,214 @@
+//! The link in the making, until everything is in place or undone.
+
+use super::{AttachError, Attached, Request, TARGET};
+use crate::fit::{self, UnfitError};
+use crate::kernel::{Home, Kernel, NewLink, Place};
+use crate::link::{By, Change, Link};
+use crate::lock::{self, Lock};
+use crate::mac::MacAddr;
+use crate::mode::Mode;
+use crate::park;
+use crate::paths::Paths;
+use crate::record::{Attachment, DeviceNumber, State};
+use crate::records;
+use crate::tap::Node;
+use rustix::io::Errno;
+use tracing::{info, warn};
+
+/// How many minors in a row may be taken by pods that lost their links before an ADD gives up.
+pub(super) const MINOR_ROUNDS: u32 = 64;
+
+/// An attachment in the making. Dropping it undoes it.
+#[derive(Debug)]
+pub struct Attaching<'k, K: Kernel> {
+    pub(super) paths: &'k Paths,
+    pub(super) kernel: &'k mut K,
+    pub(super) request: Request,
+    pub(super) record: Attachment,
+    pub(super) is_repeat: bool,
+    pub(super) progress: Progress,
+    /// Held until everything is undone or done.
+    pub(super) _lock: Lock,
+}
+
+/// How far an attachment has come, and so what there is to undo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Progress {
+    Recorded,
+    Linked,
+    WithNode,
+    Finished,
+}
+
+impl<K: Kernel> Attaching<'_, K> {
+    /// The kernel, for what a network needs beside its link.
+    pub fn kernel(&mut self) -> &mut K {
+        self.kernel
+    }
+
+    /// Whether the same holder had the device before, so that what belongs to it beside the link may exist.
+    pub fn is_repeat(&self) -> bool {
+        self.is_repeat
+    }
+
+    /// The address the link shall get, from now on.
+    pub fn wish_mac(&mut self, mac: MacAddr) {
+        self.request.link.mac = Some(mac);
+    }
+
+    /// Looks whether the lower link can carry the device, for a caller that does something costly first. Otherwise
+    /// [`Attaching::create_link`] finds out.
+    pub fn check_lower(&mut self) -> Result<(), AttachError> {
+        check_lower(self.kernel, &self.request)
+    }
+
+    /// Makes the link, down. Its tap has a minor that no record names.
+    pub fn create_link(&mut self) -> Result<(), AttachError> {
+        let _lock = lock::node(self.paths)?;
+        for _ in 0..MINOR_ROUNDS {
+            self.try_create()?;
+            self.progress = Progress::Linked;
+            let link = &self.request.link;
+            let tap = self.kernel.tap(Home::Target, &link.name, link.index)?;
+            if self.is_free(tap) {
+                self.record.tap = Some(tap);
+                self.record.mac = link.mac;
+                // Before the lock is free: the next link must not get this minor even if this one vanishes.
+                records::write(self.paths, &self.record)?;
+                return self.address_in_passthru();
+            }
+            info!(%tap, "tap number belongs to a pod that lost its link, set aside");
+            self.kernel.delete(TARGET, link.index)?;
+            self.progress = Progress::Recorded;
+            park::park(self.kernel, tap)?;
+        }
+        Err(AttachError::NoFreeMinor)
+    }
+
+    /// A new link in passthru mode takes its lower link's address, whatever the request that makes it says.
+    fn address_in_passthru(&mut self) -> Result<(), AttachError> {
+        match (self.request.link.mode, self.request.link.mac) {
+            (Mode::Passthru, Some(mac)) => self.change(Change::Mac(mac)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Changes the link.
+    pub fn change(&mut self, change: Change) -> Result<(), AttachError> {
+        let changed = self.kernel.change(self.request.link.index, change);
+        changed.map_err(|error| fit::explain(error, self.mac(), &self.request.lower_name))
+    }
+
+    /// The link as it is now.
+    pub fn link(&mut self) -> Result<Link, AttachError> {
+        let wanted = &self.request.link;
+        let found = self.kernel.find(TARGET, &By::Index(wanted.index))?;
+        let same = |link: &Link| link.is_macvtap() && link.name == wanted.name.as_str();
+        found.filter(same).ok_or_else(|| AttachError::Changed { name: wanted.name.clone() })
+    }
+
+    /// Makes the device node, reads the link back and records that everything is in place.
+    pub fn finish(mut self) -> Result<Attached, AttachError> {
+        let name = || self.request.link.name.clone();
+        let number = self.record.tap.ok_or_else(|| AttachError::Changed { name: name() })?;
+        let node = Node { number, owner: self.request.owner };
+        self.progress = Progress::WithNode;
+        self.kernel.make_node(&self.paths.device_node(self.record.ifindex), node)?;
+        let link = self.link()?;
+        if !link.up {
+            return Err(AttachError::Changed { name: self.request.link.name.clone() });
+        }
+        self.record.mac = link.device_mac();
+        self.record.state = State::Attached;
+        records::write(self.paths, &self.record)?;
+        self.progress = Progress::Finished;
+        Ok(Attached { link, tap: number })
+    }
+
+    fn mac(&mut self) -> Option<MacAddr> {
+        let known = self.request.link.mac;
+        known.or_else(|| self.link().ok().and_then(|link| link.device_mac()))
+    }
+
+    /// Whether no other device's record names this number. One that cannot be read might.
+    fn is_free(&self, tap: DeviceNumber) -> bool {
+        match records::with_tap(self.paths, tap) {
+            Ok(record) => record.is_none_or(|record| record.device == self.record.device),
+            Err(_) => false,
+        }
+    }
+
+    fn try_create(&mut self) -> Result<(), AttachError> {
+        let request = &self.request;
+        let link = &request.link;
+        let Err(error) = self.kernel.create(Home::Target, NewLink::Macvtap(link)) else {
+            return Ok(());
+        };
+        if error.errno().is_none() {
+            // The kernel did not refuse: its answer was lost, and there may be a link.
+            self.progress = Progress::Linked;
+        }
+        match error.errno() {
+            Some(Errno::EXIST | Errno::BUSY) => {
+                if self.kernel.find(TARGET, &By::Name(link.name.clone()))?.is_some() {
+                    return Err(UnfitError::NameTaken(link.name.clone()).into());
+                }
+                if let Some(taken) = self.kernel.find(TARGET, &By::Index(link.index))? {
+                    return Err(AttachError::IndexTaken {
+                        device: request.device.clone(),
+                        ifindex: link.index,
+                        taken_by: taken.name,
+                    });
+                }
+                Err(AttachError::LowerBusy { name: request.lower_name.clone(), source: error })
+            }
+            // With an MTU that fits, what is left is a sibling in passthru mode.
+            Some(Errno::INVAL | Errno::RANGE) => {
+                check_lower(self.kernel, request)?;
+                Err(AttachError::LowerBusy { name: request.lower_name.clone(), source: error })
+            }
+            Some(Errno::NODEV) => {
+                check_lower(self.kernel, request)?;
+                Err(error.into())
+            }
+            _ => Err(error.into()),
+        }
+    }
+}
+
+impl<K: Kernel> Drop for Attaching<'_, K> {
+    fn drop(&mut self) {
+        if self.progress == Progress::Finished {
+            return;
+        }
+        // Each undone though another failed; who is left is found by the record.
+        if self.progress >= Progress::Linked
+            && let Err(error) = self.kernel.delete(TARGET, self.record.ifindex)
+        {
+            warn!(device = %self.record.device, %error, "link left behind");
+            return;
+        }
+        let node = self.paths.device_node(self.record.ifindex);
+        if self.progress >= Progress::WithNode
+            && let Err(error) = self.kernel.remove_node(&node)
+        {
+            warn!(device = %self.record.device, %error, "device node left behind");
+            return;
+        }
+        if let Err(error) = records::remove(self.paths, &self.record) {
+            warn!(device = %self.record.device, %error, "attachment record left behind");
+        }
+    }
+}
+
+/// Whether the lower link can carry the device.
+pub(super) fn check_lower<K: Kernel>(kernel: &mut K, request: &Request) -> Result<(), AttachError> {
+    let ifindex = request.link.lower;
+    let lower = kernel.find(Place::Home(Home::Node), &By::Index(ifindex))?;
+    let lower = lower.ok_or_else(|| AttachError::LowerGone {
+        device: request.device.clone(),
+        name: request.lower_name.clone(),
+        ifindex,
+    })?;
+    Ok(fit::judge_mtu(request.link.mtu, &lower)?)
+}
