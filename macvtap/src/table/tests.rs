@@ -1,0 +1,133 @@
+use super::*;
+use proptest::prelude::*;
+
+fn table(ranges: &[(u32, u32, u32)]) -> Vec<u8> {
+    let ranges = ranges
+        .iter()
+        .map(|&(first_slot, count, first_ifindex)| SlotRange { first_slot, count, first_ifindex })
+        .collect();
+    let link = LowerLink {
+        ifindex: 3,
+        name: "dp0".into(),
+        identity: LinkIdentity::Name { kind: "veth".into(), name: "dp0".into() },
+        mode: Mode::Bridge,
+        ranges,
+        pci: None,
+    };
+    let resource = Resource {
+        prefix: "macvtap.network.kubevirt.io".into(),
+        device_type: DeviceType::Macvtap,
+        mtu: None,
+        promiscuous: false,
+        all_multicast: true,
+        owner: Owner::default(),
+        tap_only: TapOnly::Forbidden,
+        links: vec![link],
+    };
+    let resources = BTreeMap::from([("dataplane".parse().unwrap(), resource)]);
+    let table = DeviceTable {
+        version: VERSION,
+        boot_id: "b".into(),
+        next_ifindex: IFINDEX_FIRST,
+        standalone: false,
+        resources,
+    };
+    serde_json::to_vec(&table).unwrap()
+}
+
+#[test]
+fn a_slot_keeps_its_index_when_ranges_are_added() {
+    let table = DeviceTable::parse(&table(&[(0, 2, IFINDEX_FIRST), (2, 3, IFINDEX_FIRST + 100)])).unwrap();
+    let index = |slot: u32| table.device(&format!("dataplaneMvp{slot}").parse().unwrap()).map(|d| d.ifindex);
+    assert_eq!(index(1), Some(IFINDEX_FIRST + 1));
+    assert_eq!(index(2), Some(IFINDEX_FIRST + 100));
+    assert_eq!(index(5), None);
+    assert!(table.device(&"otherMvp0".parse().unwrap()).is_none());
+}
+
+#[test]
+fn a_table_that_contradicts_itself_is_refused() {
+    for (why, ranges) in [
+        ("same slot", vec![(0, 2, IFINDEX_FIRST), (1, 1, IFINDEX_FIRST + 9)]),
+        ("same index", vec![(0, 2, IFINDEX_FIRST), (2, 1, IFINDEX_FIRST + 1)]),
+        ("empty range", vec![(0, 0, IFINDEX_FIRST)]),
+        ("index of another", vec![(0, 1, 3)]),
+        ("index of a placeholder", vec![(0, 2, IFINDEX_LAST)]),
+        ("overflow", vec![(u32::MAX, 2, IFINDEX_FIRST)]),
+    ] {
+        assert!(matches!(DeviceTable::parse(&table(&ranges)), Err(TableError::Inconsistent { .. })), "{why}");
+    }
+}
+
+/// Two NICs, each with these slots and at this address.
+fn nics(described: [(&[u32], Option<&str>); 2]) -> Vec<u8> {
+    let mut table = DeviceTable::parse(&table(&[])).unwrap();
+    let resource = table.resources.get_mut(&"dataplane".parse().unwrap()).unwrap();
+    resource.device_type = DeviceType::HostDevice;
+    let template = resource.links.remove(0);
+    resource.links = described
+        .iter()
+        .map(|(slots, pci)| LowerLink {
+            ranges: slots
+                .iter()
+                .map(|slot| SlotRange { first_slot: *slot, count: 1, first_ifindex: IFINDEX_FIRST + slot })
+                .collect(),
+            pci: pci.map(|text| text.parse().unwrap()),
+            ..template.clone()
+        })
+        .collect();
+    serde_json::to_vec(&table).unwrap()
+}
+
+#[test]
+fn a_whole_nic_is_found_by_its_address_and_has_one_slot() {
+    let (a, b) = (Some("0000:00:0a.0"), Some("0000:00:0b.0"));
+    let table = DeviceTable::parse(&nics([(&[4], a), (&[7], b)])).unwrap();
+    let (id, device) = table.host_device(&"0000:00:0b.0".parse().unwrap()).unwrap();
+    assert_eq!((id.to_string().as_str(), device.ifindex), ("dataplaneMvp7", IFINDEX_FIRST + 7));
+    assert!(table.host_device(&"0000:00:0c.0".parse().unwrap()).is_none());
+    for (why, described) in [
+        ("no address", [(&[4][..], a), (&[7][..], None)]),
+        ("two slots", [(&[4, 5], a), (&[7], b)]),
+        ("no slot", [(&[4], a), (&[], b)]),
+        ("the same address", [(&[4], a), (&[7], a)]),
+    ] {
+        let parsed = DeviceTable::parse(&nics(described));
+        assert!(matches!(parsed, Err(TableError::Inconsistent { .. })), "{why}");
+    }
+}
+
+#[test]
+fn the_lower_link_of_macvtaps_is_no_whole_nic() {
+    let mut table = DeviceTable::parse(&table(&[(0, 1, IFINDEX_FIRST)])).unwrap();
+    let pci = "0000:00:0a.0".parse().unwrap();
+    for resource in table.resources.values_mut() {
+        resource.links[0].pci = Some(pci);
+    }
+    assert!(table.host_device(&pci).is_none());
+}
+
+proptest! {
+    #[test]
+    fn no_table_makes_the_reader_panic_and_none_it_accepts_gives_two_devices_one_index(
+        ranges in prop::collection::vec((0..40_u32, 0..20_u32, 0..60_u32), 0..6),
+        at in 0..600_usize, value: u8,
+    ) {
+        let ranges: Vec<_> = ranges.into_iter().map(|(slot, count, index)| (slot, count, IFINDEX_FIRST + index)).collect();
+        let mut json = table(&ranges);
+        if let Ok(table) = DeviceTable::parse(&json) {
+            let index = |slot| table.device(&format!("dataplaneMvp{slot}").parse().unwrap()).map(|d| d.ifindex);
+            let all: Vec<_> = (0..100).filter_map(index).collect();
+            let distinct: std::collections::HashSet<_> = all.iter().collect();
+            prop_assert_eq!(all.len(), distinct.len());
+        }
+        if let Some(byte) = json.get_mut(at) { *byte = value; }
+        let _ = DeviceTable::parse(&json);
+    }
+}
+
+#[test]
+fn a_table_of_another_version_is_refused_with_the_version() {
+    let json = String::from_utf8(table(&[])).unwrap().replace("\"version\":1", "\"version\":2");
+    assert!(matches!(DeviceTable::parse(json.as_bytes()), Err(TableError::Version(2))));
+}

@@ -1,0 +1,141 @@
+use super::*;
+use macvtap::table::SlotRange;
+
+fn run(first_slot: u32, count: u32, lower: u32) -> OfferedRun {
+    OfferedRun {
+        run: Run {
+            range: SlotRange { first_slot, count, first_ifindex: 1000 + first_slot },
+            lower,
+            advertised: true,
+        },
+        link: format!("eth{lower}"),
+        state: LinkState::Healthy,
+        numa_node: None,
+        pci: None,
+    }
+}
+
+fn offer(allocation: Allocation, runs: Vec<OfferedRun>) -> Offer {
+    Offer {
+        resource: "a".parse().unwrap(),
+        full_name: "example.com/a".into(),
+        tap_only: TapOnly::Forbidden,
+        device_type: DeviceType::Macvtap,
+        allocation,
+        runs,
+    }
+}
+
+fn ids(slots: impl IntoIterator<Item = u32>) -> Vec<String> {
+    slots.into_iter().map(|slot| format!("aMvp{slot}")).collect()
+}
+
+#[test]
+fn unknown_foreign_and_repeated_devices_are_refused_with_the_reason_and_nothing_is_granted() {
+    let mut gone = run(4, 1, 3);
+    gone.state = LinkState::Unhealthy(LinkReason::LinkGone);
+    let offer = offer(Allocation::Spread, vec![run(0, 4, 2), gone]);
+    assert_eq!(offer.grant(&ids([1, 3])).unwrap()[1].ifindex, 1003);
+    for (ids, text) in [
+        (vec!["aMvp0", "aMvp9"], "device aMvp9 is not offered by resource example.com/a"),
+        (vec!["bMvp0"], "device bMvp0 is not of resource example.com/a"),
+        (vec!["nonsense"], "\"nonsense\" is not of the form"),
+        (vec![""], "is not of the form"),
+        (vec!["aMvp0", "aMvp0"], "device aMvp0 is asked for twice"),
+        (vec!["aMvp4"], "link eth3 of device aMvp4 does not exist"),
+    ] {
+        let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
+        let error = offer.grant(&ids).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    }
+}
+
+#[test]
+fn a_withdrawn_or_unhealthy_device_is_still_honoured_but_not_listed_as_healthy() {
+    let mut withdrawn = run(4, 1, 2);
+    withdrawn.run.advertised = false;
+    let mut down = run(5, 1, 3);
+    down.state = LinkState::Unhealthy(LinkReason::NoCarrier);
+    let offer = offer(Allocation::Spread, vec![run(0, 2, 2), withdrawn, down]);
+    assert!(offer.grant(&ids([4, 5])).is_ok());
+    assert_eq!(offer.counts(), Counts { capacity: 3, allocatable: 2 });
+    let listed: Vec<(String, String)> = offer.devices().into_iter().map(|d| (d.id, d.health)).collect();
+    let expected = [("aMvp0", HEALTHY), ("aMvp1", HEALTHY), ("aMvp5", UNHEALTHY)];
+    assert_eq!(listed, expected.map(|(id, health)| (id.to_owned(), health.to_owned())));
+}
+
+#[test]
+fn spread_takes_from_the_link_with_the_fewest_in_use_and_pack_from_the_one_with_the_most() {
+    let runs = || vec![run(0, 4, 2), run(4, 4, 3)];
+    // One device of the first link is in use.
+    let available = ids([1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(offer(Allocation::Spread, runs()).prefer(&available, &[], 3), ids([4, 1, 5]));
+    assert_eq!(offer(Allocation::Pack, runs()).prefer(&available, &[], 4), ids([1, 2, 3, 4]));
+}
+
+#[test]
+fn preferences_keep_what_must_be_and_end_with_what_there_is() {
+    let offer = offer(Allocation::Spread, vec![run(0, 4, 2)]);
+    assert_eq!(offer.prefer(&ids([1, 2]), &ids([2]), 3), ids([2, 1]));
+    assert_eq!(offer.prefer(&["junk".into()], &[], 1), [""; 0]);
+}
+
+#[test]
+fn whole_nics_are_listed_preferred_and_granted_by_their_pci_address_and_by_nothing_else() {
+    let nic = |slot: u32, address: &str| OfferedRun {
+        pci: Some(address.parse().unwrap()),
+        numa_node: Some(slot),
+        ..run(slot, 1, slot)
+    };
+    let (a, b) = ("0000:00:0a.0", "0000:00:0b.0");
+    let mut offer = offer(Allocation::Spread, vec![nic(0, a), nic(1, b)]);
+    offer.device_type = DeviceType::HostDevice;
+    let listed = offer.devices();
+    let nodes: Vec<_> = listed
+        .iter()
+        .map(|device| (device.id.as_str(), device.topology.as_ref().unwrap().nodes[0].id))
+        .collect();
+    assert_eq!(nodes, [(a, 0), (b, 1)]);
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    assert_eq!(offer.prefer(&texts(&[b, a]), &[], 1), [a]);
+    assert_eq!(offer.prefer(&texts(&[b, a, "0000:00:0c.0", "aMvp0"]), &texts(&[b]), 3), [b, a]);
+    let granted = offer.grant(&texts(&[b])).unwrap();
+    assert_eq!((granted[0].device.to_string().as_str(), granted[0].pci), ("aMvp1", b.parse().ok()));
+    for (ids, text) in [
+        (&["0000:00:0c.0"][..], "device 0000:00:0c.0 is not offered by resource example.com/a"),
+        (&["aMvp0"], "\"aMvp0\" is not a PCI address"),
+        (&["0000:00:0A.0"], "is not a PCI address"),
+        (&[""], "is not a PCI address"),
+        (&["../0000:00:0a.0"], "is not a PCI address"),
+        (&[a, a], "device 0000:00:0a.0 is asked for twice"),
+        (&[a, "0000:00:0c.0"], "0000:00:0c.0 is not offered"),
+    ] {
+        let error = offer.grant(&texts(ids)).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    }
+}
+
+#[test]
+fn the_longest_list_is_one_that_a_kubelet_takes() {
+    for name in ["a".to_owned(), "a".repeat(63)] {
+        let resource: ResourceName = name.parse().unwrap();
+        let mut all =
+            run(macvtap::device_id::SLOT_MAX + 1 - devices_max(&resource), devices_max(&resource), 2);
+        (all.state, all.numa_node) = (LinkState::Unhealthy(LinkReason::NoCarrier), Some(1023));
+        let offer = Offer { resource, ..offer(Allocation::Spread, vec![all]) };
+        let list = kubelet::ListAndWatchResponse { devices: offer.devices() };
+        let length = prost::Message::encoded_len(&list);
+        assert!(length <= MESSAGE_MAX && length > MESSAGE_MAX / 2, "{length} bytes");
+    }
+}
+
+#[test]
+fn before_the_table_is_stored_only_what_it_had_is_offered() {
+    let before = offer(Allocation::Spread, vec![run(0, 2, 2)]);
+    let mut moved = run(0, 2, 9);
+    moved.run.range.first_ifindex = 1000;
+    let after = offer(Allocation::Spread, vec![run(0, 2, 2), run(2, 2, 2)]);
+    assert_eq!(after.common_with(Some(&before)).runs, before.runs);
+    assert_eq!(offer(Allocation::Spread, vec![moved]).common_with(Some(&before)).runs, []);
+    assert_eq!(after.common_with(None).runs, []);
+}

@@ -1,0 +1,118 @@
+//! The device table: restarts, reboots, a full disk, damage.
+
+use crate::CONFIGURATION;
+use crate::support::kubelet::{Kubelet, await_true};
+use crate::support::{Node, is_root, metric};
+
+#[test]
+fn the_table_survives_the_agent_and_so_do_indexes() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let mut agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let before = kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap();
+    agent.terminate();
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_plugin("dataplane", |plugin| plugin.connected && plugin.healthy() == Some(50));
+    assert_eq!(kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap(), before);
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_list_in_force_and_is_told() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    node.sh("mkdir -p /var/lib/macvtap && mount -t tmpfs -o size=64k tmpfs /var/lib/macvtap");
+    let kubelet = Kubelet::start(&node);
+    let agent =
+        node.agent(r#"[{"name":"a","lowerDevice":"dp0","capacity":5},{"name":"b","lowerDevice":"dp5"}]"#);
+    kubelet.await_healthy("a", 5);
+    kubelet.await_healthy("b", 0);
+    node.sh("dd if=/dev/zero of=/var/lib/macvtap/filler bs=1k count=1000 2>/dev/null || true");
+    node.add_link("dp5");
+    await_true("it is told", || agent.log().contains("device table not written"));
+    let ready = || node.agent_command().arg("probe").output().unwrap();
+    assert!(!ready().status.success());
+    assert!(String::from_utf8_lossy(&ready().stderr).contains("devices.json"), "{:?}", ready());
+    assert_eq!(kubelet.plugin("a").unwrap().healthy(), Some(5));
+    assert_eq!(kubelet.plugin("b").unwrap().healthy(), Some(0));
+    assert!(kubelet.allocate("a", &["aMvp1"]).is_ok());
+    assert!(metric(&node, "macvtap_table_write_failures_total") > Some(0));
+    node.sh("rm /var/lib/macvtap/filler");
+    kubelet.await_healthy("b", 100);
+    await_true("it is ready again", || ready().status.success());
+}
+
+#[test]
+fn a_table_of_another_boot_is_written_anew_before_its_devices_are_advertised() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let mut kubelet = Kubelet::start(&node);
+    let mut agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let before = kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap();
+    agent.terminate();
+    let path = node.path("/var/lib/macvtap/devices.json");
+    let table = || -> serde_json::Value { serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap() };
+    // As after a reboot: another boot, links with other indexes, nothing below /run, a new kubelet.
+    let (mut earlier, boot) = (table(), table()["bootId"].clone());
+    earlier["bootId"] = "another".into();
+    std::fs::write(&path, earlier.to_string()).unwrap();
+    node.sh("ip link del dp0; rm -r /run/macvtap");
+    node.add_link("dp0");
+    kubelet = kubelet.restart();
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let now = table();
+    assert_eq!(now["bootId"], boot);
+    let lower = &now["resources"]["dataplane"]["links"][0]["ifindex"];
+    assert_eq!(lower.to_string(), node.sh("cat /sys/class/net/dp0/ifindex").trim());
+    assert_eq!(kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap(), before, "a device was moved");
+}
+
+#[test]
+fn a_damaged_or_lost_table_is_rebuilt_and_recorded_devices_keep_their_indexes() {
+    if !is_root() {
+        return;
+    }
+    for lost in [false, true] {
+        rebuild(lost);
+    }
+}
+
+fn rebuild(lost: bool) {
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let mut agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let device = kubelet.allocate("dataplane", &["dataplaneMvp7"]).unwrap();
+    kubelet.pre_start("dataplane", &["dataplaneMvp7"]).unwrap();
+    let other = kubelet.allocate("dataplane", &["dataplaneMvp8"]).unwrap();
+    agent.terminate();
+    let table = node.path("/var/lib/macvtap/devices.json");
+    if lost {
+        std::fs::remove_file(&table).unwrap();
+    } else {
+        let half = std::fs::read(&table).unwrap();
+        std::fs::write(&table, &half[..half.len() / 2]).unwrap();
+    }
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_plugin("dataplane", |plugin| plugin.connected && plugin.healthy() == Some(50));
+    assert!(agent.log().contains("rebuilding it from what"), "{}", agent.log());
+    assert_eq!(node.path("/var/lib/macvtap/devices.json.damaged").exists(), !lost);
+    // The pod's container starts again and finds its tap.
+    kubelet.pre_start("dataplane", &["dataplaneMvp7"]).unwrap();
+    assert!(node.path(&device[0].0).exists());
+    // An index that may still be in somebody's hands is not given to anybody else.
+    assert_ne!(kubelet.allocate("dataplane", &["dataplaneMvp8"]).unwrap(), other);
+}
