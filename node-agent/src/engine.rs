@@ -33,6 +33,8 @@ pub struct Engine {
     /// Whole NICs that are in pods, as their records say.
     pub in_pods: BTreeMap<DeviceId, InPod>,
     table: DeviceTable,
+    /// Whether the table is on the disk.
+    is_stored: bool,
     boot_id: String,
     standalone: bool,
     withdrawals: Withdrawals,
@@ -48,7 +50,7 @@ pub struct Engine {
 pub struct Step {
     /// Table and what became of devices.
     pub evolution: Evolution,
-    /// Whether the table is another one than the stored one.
+    /// Whether the table is another one than that on the disk.
     pub table_changed: bool,
     /// What to offer, by resource.
     pub offers: BTreeMap<ResourceName, Offer>,
@@ -67,6 +69,7 @@ impl Engine {
             in_use: BTreeSet::new(),
             in_pods: BTreeMap::new(),
             table,
+            is_stored: true,
             boot_id,
             standalone,
             withdrawals: Withdrawals::new(),
@@ -76,9 +79,20 @@ impl Engine {
         }
     }
 
-    /// The table as it is on the disk.
+    /// Starts from a table that is not on the disk.
+    pub fn rebuilt(table: DeviceTable, boot_id: String, standalone: bool) -> Self {
+        Self { is_stored: false, ..Self::new(table, boot_id, standalone) }
+    }
+
+    /// The table that was stored last, or the one that this began with.
     pub fn table(&self) -> &DeviceTable {
         &self.table
+    }
+
+    /// What the CNI plugin acts on: what stands of a resource in a table that is on the disk and of this boot.
+    pub fn on_disk(&self, resource: &ResourceName) -> Option<&Resource> {
+        let valid = self.is_stored && self.table.boot_id == self.boot_id;
+        self.table.resources.get(resource).filter(|_| valid)
     }
 
     /// The boot it runs in.
@@ -89,6 +103,7 @@ impl Engine {
     /// Takes over the table of a step, once it is on the disk.
     pub fn stored(&mut self, table: DeviceTable) {
         self.table = table;
+        self.is_stored = true;
     }
 
     /// Decides everything anew.
@@ -116,7 +131,7 @@ impl Engine {
         }
         self.tracker.forget_unseen(now);
         self.note_seen(&evolution.table);
-        let table_changed = evolution.table != self.table;
+        let table_changed = !self.is_stored || evolution.table != self.table;
         Step { evolution, table_changed, offers, selection, wake }
     }
 

@@ -4,7 +4,7 @@
 use crate::devices::Run;
 use macvtap::device_id::{DeviceId, DeviceIdError, ResourceName};
 use macvtap::pci::{BadPciAddress, PciAddress};
-use macvtap::table::{DeviceType, TapOnly};
+use macvtap::table::{DeviceType, Resource, TapOnly};
 use macvtap_crds::v1alpha1::reason::LinkReason;
 use macvtap_crds::v1alpha1::settings::Allocation;
 use macvtap_proto::deviceplugin as kubelet;
@@ -127,6 +127,28 @@ pub enum Refusal {
 }
 
 impl Offer {
+    /// What a table says that a resource has, with nothing that only links and pools tell.
+    pub fn of_table(resource: &ResourceName, entry: &Resource) -> Self {
+        let nics = entry.device_type == DeviceType::HostDevice;
+        let runs = entry.links.iter().flat_map(|link| {
+            link.ranges.iter().map(move |range| OfferedRun {
+                run: Run { range: *range, lower: link.ifindex, advertised: true },
+                link: link.name.clone(),
+                state: LinkState::Healthy,
+                numa_node: None,
+                pci: link.pci.filter(|_| nics),
+            })
+        });
+        Self {
+            resource: resource.clone(),
+            full_name: format!("{}/{resource}", entry.prefix),
+            tap_only: entry.tap_only,
+            device_type: entry.device_type,
+            allocation: Allocation::default(),
+            runs: runs.collect(),
+        }
+    }
+
     /// The list for the kubelet.
     pub fn devices(&self) -> Vec<kubelet::Device> {
         let advertised = self.runs.iter().filter(|offered| offered.run.advertised);

@@ -20,7 +20,6 @@ use crate::supervisor::Worker;
 use crate::{devices, recovery};
 use macvtap::boot::{self, BootIdError};
 use macvtap::paths::Paths;
-use macvtap::table::DeviceTable;
 use macvtap::table_file::{self, TableFileError};
 use serving::Serving;
 use std::io;
@@ -136,15 +135,14 @@ async fn lead(
 ) -> Result<(), WorkerError> {
     let paths = Paths::new(&arguments.state_dir, &arguments.run_dir);
     let boot_id = boot::boot_id()?;
-    let standalone = source.is_standalone();
-    let table = starting_table(&paths, &arguments.device_plugin_dir, &boot_id, standalone);
+    let mut engine = engine(&paths, &arguments.device_plugin_dir, boot_id, source.is_standalone());
     let shared = Arc::new(Shared {
         paths,
         ledger: Ledger::default(),
         metrics: Metrics::default(),
         allocated: tokio::sync::Notify::new(),
         lost: watch::Sender::default(),
-        nics: watch::Sender::new(Arc::new(Names::of(&table))),
+        nics: watch::Sender::new(Arc::new(Names::of(engine.table()))),
     });
     socket::remove_dead(&arguments.device_plugin_dir, socket::PREFIX).await;
     let (happened_sender, happened) = watch::channel(directory::Happened::default());
@@ -165,7 +163,6 @@ async fn lead(
             move || crate::install::install_and_tell(&plugin, &directory, names)
         });
     }
-    let mut engine = Engine::new(table, boot_id, standalone);
     let names = Arc::clone(&shared.nics.borrow());
     engine.in_use = usage::at_start(&shared.paths, &arguments.device_plugin_dir, &names);
     let directory = arguments.device_plugin_dir.clone();
@@ -198,15 +195,15 @@ async fn lead(
     Ok(())
 }
 
-/// The stored table, or the best substitute.
-fn starting_table(paths: &Paths, plugins: &Path, boot_id: &str, standalone: bool) -> DeviceTable {
-    match table_file::load(paths) {
-        Ok(Some(table)) => table,
+/// An engine with the stored table, or the best substitute.
+fn engine(paths: &Paths, plugins: &Path, boot_id: String, standalone: bool) -> Engine {
+    let rebuilt = match table_file::load(paths) {
+        Ok(Some(table)) => return Engine::new(table, boot_id, standalone),
         Ok(None) => {
-            let rebuilt = recovery::rebuild(paths, plugins, boot_id, standalone);
+            let rebuilt = recovery::rebuild(paths, plugins, &boot_id, standalone);
             // Nothing was ever given out: this is the first start.
             if rebuilt.resources.is_empty() {
-                return devices::empty(boot_id, standalone);
+                return Engine::new(devices::empty(&boot_id, standalone), boot_id, standalone);
             }
             error!("no device table although pods have devices, rebuilding it from what they have");
             rebuilt
@@ -215,9 +212,10 @@ fn starting_table(paths: &Paths, plugins: &Path, boot_id: &str, standalone: bool
             let reason = crate::error_chain(&error);
             error!(%reason, "device table lost, rebuilding it from what pods have");
             set_aside(paths, &error);
-            recovery::rebuild(paths, plugins, boot_id, standalone)
+            recovery::rebuild(paths, plugins, &boot_id, standalone)
         }
-    }
+    };
+    Engine::rebuilt(rebuilt, boot_id, standalone)
 }
 
 /// Keeps a damaged table for whoever wants to know what happened to it.

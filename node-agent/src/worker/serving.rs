@@ -232,41 +232,19 @@ impl Serving {
         let mut wake = step.wake;
         if step.table_changed {
             // Losses at once; what is new must be on the disk first, or the plugin would not know it.
-            for (resource, offer) in &step.offers {
-                if let Some(running) = self.resources.get(resource) {
-                    let before = Arc::clone(&running.offer.borrow());
-                    running.publish(offer.common_with(Some(&before)));
+            for (resource, running) in &self.resources {
+                if let Some(offer) = step.offers.get(resource) {
+                    running.publish(self.stored_part(offer));
                 }
             }
-            let (table, paths) = (step.evolution.table.clone(), self.shared.paths.clone());
-            let stored = tokio::task::spawn_blocking(move || table_file::store(&paths, &table)).await;
-            let failure = match stored {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(crate::error_chain(&error)),
-                Err(error) => Some(error.to_string()),
-            };
-            match &failure {
-                None => {
-                    self.shared.metrics.table_writes.inc();
-                    self.engine.stored(step.evolution.table.clone());
-                    self.shared.nics.send_replace(Arc::new(Names::of(self.engine.table())));
-                }
-                Some(reason) => {
-                    self.shared.metrics.table_write_failures.inc();
-                    if self.table_error.is_none() {
-                        error!(%reason, "device table not written, the last list is served");
-                    }
-                    wake = wake.into_iter().chain([now + TABLE_RETRY]).min();
-                }
-            }
-            self.table_error = failure;
-        } else {
-            self.table_error = None;
         }
+        self.store(&step).await;
         if self.table_error.is_none() {
             self.publish(&step);
         } else {
+            self.start_stored(&step);
             step.offers = self.served();
+            wake = wake.into_iter().chain([now + TABLE_RETRY]).min();
         }
         // One thread serves all: first the lists go out, then comes what nobody waits for.
         tokio::task::yield_now().await;
@@ -274,6 +252,52 @@ impl Serving {
         self.last = Some(step);
         self.tell();
         wake
+    }
+
+    /// Puts the table of a step on the disk, if that has another one.
+    async fn store(&mut self, step: &Step) {
+        if !step.table_changed {
+            self.table_error = None;
+            return;
+        }
+        let (table, paths) = (step.evolution.table.clone(), self.shared.paths.clone());
+        let stored = tokio::task::spawn_blocking(move || table_file::store(&paths, &table)).await;
+        let failure = match stored {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(crate::error_chain(&error)),
+            Err(error) => Some(error.to_string()),
+        };
+        match &failure {
+            None => {
+                self.shared.metrics.table_writes.inc();
+                self.engine.stored(step.evolution.table.clone());
+                self.shared.nics.send_replace(Arc::new(Names::of(self.engine.table())));
+            }
+            Some(reason) => {
+                self.shared.metrics.table_write_failures.inc();
+                if self.table_error.is_none() {
+                    error!(%reason, "device table not written, the last list is served");
+                }
+            }
+        }
+        self.table_error = failure;
+    }
+
+    /// What of an offer the plugin finds on the disk, whether or not it was served before.
+    fn stored_part(&self, offer: &Offer) -> Offer {
+        let entry = self.engine.on_disk(&offer.resource);
+        offer.common_with(entry.map(|entry| Offer::of_table(&offer.resource, entry)).as_ref())
+    }
+
+    /// Starts what is not served yet with what of it is on the disk: pods that come now can have that, and those that have
+    /// a device keep it in the kubelet's sight.
+    fn start_stored(&mut self, step: &Step) {
+        for (resource, offer) in &step.offers {
+            if !self.resources.contains_key(resource) {
+                let running = self.start(resource.clone(), self.stored_part(offer));
+                self.resources.insert(resource.clone(), running);
+            }
+        }
     }
 
     fn served(&self) -> BTreeMap<ResourceName, Offer> {

@@ -6,7 +6,7 @@ use crate::link::Kind;
 use crate::metrics::Metrics;
 use crate::selection::tests::pool;
 use macvtap::paths::Paths;
-use macvtap::table::{DeviceType, TapOnly};
+use macvtap::table::{DeviceTable, DeviceType, TapOnly};
 use macvtap_crds::v1alpha1::settings::Allocation;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -82,7 +82,8 @@ async fn a_resource_that_stays_pending_keeps_the_first_report_back_for_some_seco
     let dir = tempfile::tempdir().unwrap();
     let mut serving = serving_in(Paths::new(dir.path(), dir.path()));
     // These seconds are almost over.
-    serving.started = Instant::now().checked_sub(REGISTERED_SOON - Duration::from_millis(500)).unwrap();
+    let most = REGISTERED_SOON.saturating_sub(Duration::from_millis(500));
+    serving.started = Instant::now().checked_sub(most).unwrap();
     let _pending = running(&mut serving, "a");
     let (news, heard) = mpsc::channel(2);
     let (pools, configured) = mpsc::channel(1);
@@ -100,20 +101,81 @@ async fn a_resource_that_stays_pending_keeps_the_first_report_back_for_some_seco
     }
 }
 
-#[tokio::test]
-async fn what_could_not_be_stored_is_not_served_and_not_counted() {
-    let pool = pool("a", &json!({"links": [{"names": ["dp0"]}]}));
-    let mut serving = serving();
+/// Lets it decide about these pools and one link.
+async fn decide(serving: &mut Serving, pools: &[(&str, u32)]) {
     serving.has_looked = true;
-    let configuration =
-        Configuration { pools: vec![pool], hash: Some("h".into()), ..Configuration::default() };
-    serving.configure(configuration);
+    serving.started = Instant::now().checked_sub(REGISTERED_SOON).unwrap();
+    serving.configure(configuration(pools));
     let _ = serving.hear(News::All(vec![link(1, "dp0", Kind::Veth)]));
     serving.step().await;
+}
+
+/// The table that an agent has stored.
+async fn table(pools: &[(&str, u32)]) -> DeviceTable {
+    let dir = tempfile::tempdir().unwrap();
+    let mut serving = serving_in(Paths::new(dir.path(), dir.path()));
+    decide(&mut serving, pools).await;
+    serving.engine.table().clone()
+}
+
+fn offer(serving: &Serving, name: &str) -> Arc<Offer> {
+    Arc::clone(&serving.resources[&name.parse().unwrap()].offer.borrow())
+}
+
+#[tokio::test]
+async fn what_could_not_be_stored_is_not_served_and_not_counted() {
+    let mut serving = serving();
+    decide(&mut serving, &[("a", 100)]).await;
     let status = serving.status.borrow().clone().unwrap();
-    assert_eq!((status.pools[0].capacity, serving.resources.len()), (0, 0));
+    assert_eq!((status.pools[0].capacity, offer(&serving, "a").counts().capacity), (0, 0));
     serving.tell();
     assert_eq!(serving.status.borrow().clone().unwrap().pools, status.pools);
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_with_a_full_disk_serves_what_is_on_it_and_nothing_else() {
+    let stored = table(&[("a", 5)]).await;
+    let mut serving = serving();
+    serving.engine = Engine::new(stored.clone(), "one".into(), true);
+    decide(&mut serving, &[("a", 8), ("b", 5)]).await;
+    let offered = offer(&serving, "a");
+    let ranges: Vec<_> = offered.runs.iter().map(|offered| offered.run.range).collect();
+    assert_eq!(ranges, stored.resources[&"a".parse().unwrap()].links[0].ranges);
+    assert_eq!((offered.counts().allocatable, offer(&serving, "b").counts().capacity), (5, 0));
+    let status = serving.status.borrow().clone().unwrap();
+    assert_eq!(status.pools.iter().map(|pool| pool.capacity).collect::<Vec<_>>(), [5, 0]);
+    // With room on the disk it is as it shall be.
+    let dir = tempfile::tempdir().unwrap();
+    let mut freed = serving_in(Paths::new(dir.path(), dir.path()));
+    std::mem::swap(&mut freed.shared, &mut serving.shared);
+    serving.step().await;
+    assert_eq!((offer(&serving, "a").counts().capacity, offer(&serving, "b").counts().capacity), (8, 5));
+}
+
+#[tokio::test]
+async fn a_table_that_the_plugin_would_not_use_is_not_served_from_a_full_disk() {
+    let stored = table(&[("a", 5)]).await;
+    let engines = [
+        ("of another boot", Engine::new(stored.clone(), "two".into(), true)),
+        ("nowhere on the disk", Engine::rebuilt(stored, "one".into(), true)),
+    ];
+    for (what, engine) in engines {
+        let mut serving = serving();
+        serving.engine = engine;
+        decide(&mut serving, &[("a", 5)]).await;
+        assert_eq!(offer(&serving, "a").counts().capacity, 0, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_was_rebuilt_is_stored_although_nothing_in_it_changes() {
+    let rebuilt = table(&[("a", 5)]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let paths = Paths::new(dir.path(), dir.path());
+    let mut serving = serving_in(paths.clone());
+    serving.engine = Engine::rebuilt(rebuilt.clone(), "one".into(), true);
+    decide(&mut serving, &[("a", 5)]).await;
+    assert_eq!(table_file::load(&paths).unwrap(), Some(rebuilt));
 }
 
 #[test]
