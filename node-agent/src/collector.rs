@@ -181,4 +181,4 @@ pub(crate) fn is_theirs(holder: &Holder, pod: &PodName) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -143,3 +143,6 @@ impl Names {
         (device.resource().as_str() == name).then_some(device)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

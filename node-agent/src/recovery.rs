@@ -144,42 +144,19 @@ fn unknown() -> Resource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use macvtap::record::{Holder, State, VERSION};
+    use crate::collector::tests::recorded;
+    use crate::inventory::tests::nic;
+    use crate::nics;
 
     fn record(device: &str, ifindex: u32, lower_ifindex: u32) -> Attachment {
-        Attachment {
-            version: VERSION,
-            device: device.parse().unwrap(),
-            holder: Holder::Host,
-            state: State::Attached,
-            ifindex,
-            lower_ifindex,
-            mac: None,
-            tap: None,
-            netns_id: None,
-            network: None,
-            nic: None,
-        }
+        Attachment { ifindex, lower_ifindex, ..recorded(device) }
     }
 
     #[test]
     fn nics_in_pods_keep_their_slots_and_allocated_ones_are_known_by_their_address() {
-        let nic = |address: &str| macvtap::record::Nic {
-            pci: address.parse().unwrap(),
-            identity: devices::nowhere(),
-            name: "eth1".into(),
-            mac: None,
-            mtu: 1500,
-            up: false,
-            promiscuous: false,
-            all_multicast: false,
-            alias: None,
-            alt_names: Vec::new(),
-        };
-        let mut recorded = record("virtMvp3", 2, 7);
-        recorded.nic = Some(nic("0000:00:0a.0"));
-        let mut twice = record("virtMvp4", 2, 7);
-        twice.nic = Some(nic("0000:00:0a.0"));
+        let nic = Some(nics::tests::recorded(&nic(7, "eth1", 0xa)));
+        let first = Attachment { nic: nic.clone(), ..record("virtMvp3", 2, 7) };
+        let twice = Attachment { nic, ..record("virtMvp4", 2, 7) };
         let given = [Given {
             resource: "kernel.org/virt".into(),
             devices: Vec::new(),
@@ -187,7 +164,7 @@ mod tests {
             ifindexes: Vec::new(),
         }];
         let tap = record("aMvp0", IFINDEX_FIRST + 5, 7);
-        let table = from_notes(&[recorded, twice, tap], &given, "boot", false);
+        let table = from_notes(&[first, twice, tap], &given, "boot", false);
         let found = |address: &str| table.host_device(&address.parse().unwrap()).unwrap();
         let (device, known) = found("0000:00:0a.0");
         assert_eq!((device.to_string().as_str(), known.link.ifindex), ("virtMvp3", 7));

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use support::attachments::lost;
 use support::kubelet::{Kubelet, await_true};
-use support::{Agent, Node, is_root, metric};
+use support::{Agent, DEADLINE, Node, is_root, metric};
 
 const NODE: &str = "n1";
-const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A node, a kubelet, and an API server on the node's loopback address.
 struct Scene {
@@ -73,20 +73,10 @@ impl Scene {
         }
     }
 
-    /// A pod that an ADD served once, and whose link is nowhere; no tap of this machine has such a number.
+    /// A pod that an ADD served once, and whose link is nowhere.
     fn lose(&self, pod: &str, slot: u32) {
         let device = format!("dataplaneMvp{slot}");
-        let record = json!({
-            "version": 1, "device": device, "state": "Attached",
-            "holder": {
-                "kind": "pod", "containerId": format!("sandbox-of-{pod}"), "ifname": "net1",
-                "podUid": format!("11111111-2222-3333-4444-{slot:012}"), "podNamespace": "default",
-                "podName": pod, "netns": "/run/netns/none", "netnsInode": 1,
-            },
-            "ifindex": 0x0100_0000 + slot, "lowerIfindex": 2, "tap": {"major": 4095, "minor": 1},
-        });
-        std::fs::create_dir_all(self.record(slot).parent().unwrap()).unwrap();
-        std::fs::write(self.record(slot), record.to_string()).unwrap();
+        self.node.record(&lost(&device, pod));
         self.kubelet.add_pod(pod, &device);
     }
 

@@ -7,8 +7,7 @@
 mod support;
 
 use base64::Engine as _;
-use macvtap::paths::Paths;
-use macvtap::record::{Attachment, Holder, Nic, State, VERSION};
+use macvtap::record::{Attachment, State};
 use macvtap::table::{DeviceTable, LowerLink};
 use macvtap::{records, table_file};
 use macvtap_crds::v1alpha1::NodePool;
@@ -27,7 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::kubelet::Kubelet;
-use support::{Node, is_root};
+use support::{Node, attachments, is_root};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -73,7 +72,7 @@ struct Agent {
 impl Agent {
     /// Starts with what is on the disk.
     fn start(node: &Node, links: Vec<Link>) -> Self {
-        let paths = Paths::new(node.path("/var/lib/macvtap"), node.path("/run/macvtap"));
+        let paths = node.paths();
         let table = table_file::load(&paths).unwrap().unwrap_or_else(|| devices::empty(BOOT, false));
         let shared = Arc::new(Shared {
             nics: watch::Sender::new(Arc::new(Names::of(&table))),
@@ -141,37 +140,15 @@ fn decide(engine: &mut Engine, shared: &Shared) -> Offer {
 /// The record of a pod that has the NIC at this address, as the plugin writes it before it moves the NIC.
 fn record(agent: &Agent, address: &str) -> Attachment {
     let (device, known) = agent.table().host_device(&address.parse().unwrap()).unwrap();
+    let ifindex = known.link.ifindex;
     Attachment {
-        version: VERSION,
-        device,
-        holder: Holder::Pod {
-            container_id: "c".into(),
-            ifname: "net1".into(),
-            pod_uid: "u".into(),
-            pod_namespace: "default".into(),
-            pod_name: "vm".into(),
-            netns: "/run/netns/vm".into(),
-            netns_inode: 1,
-        },
         state: State::Creating,
-        ifindex: known.link.ifindex,
-        lower_ifindex: known.link.ifindex,
-        mac: None,
+        ifindex,
+        lower_ifindex: ifindex,
         tap: None,
-        netns_id: None,
         network: Some("nics".into()),
-        nic: Some(Nic {
-            pci: address.parse().unwrap(),
-            identity: known.link.identity.clone(),
-            name: known.link.name.clone(),
-            mac: None,
-            mtu: 1500,
-            up: false,
-            promiscuous: false,
-            all_multicast: false,
-            alias: None,
-            alt_names: Vec::new(),
-        }),
+        nic: Some(attachments::nic(known.link)),
+        ..attachments::lost(&device.to_string(), "vm")
     }
 }
 

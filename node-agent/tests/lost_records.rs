@@ -6,9 +6,9 @@
 mod support;
 
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use support::kubelet::{Kubelet, await_true};
-use support::{Agent, Node, is_root, metric};
+use support::{Agent, Node, eventually_in, is_root, metric};
 
 const CONFIGURATION: &str = r#"[{"name":"dataplane","lowerDevice":"dp0","capacity":50}]"#;
 
@@ -43,10 +43,7 @@ impl Scene {
 
     /// What ADD makes, without its record.
     fn attach(&self, netns: &str, slot: u32) {
-        let index = self.first + slot;
-        self.node.sh(&format!(
-            "ip netns add {netns}; ip link add link dp0 name net1 index {index} netns {netns} type macvtap mode bridge"
-        ));
+        self.node.make_link_of_pod(netns, self.first + slot);
     }
 
     fn record(&self, slot: u32) -> Option<Value> {
@@ -55,14 +52,7 @@ impl Scene {
     }
 
     fn await_record(&self, slot: u32) -> Value {
-        let begun = Instant::now();
-        loop {
-            if let Some(record) = self.record(slot) {
-                return record;
-            }
-            assert!(begun.elapsed() < DEADLINE, "no record: {}", self.agent.log());
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        eventually_in(DEADLINE, "there is a record", || self.record(slot))
     }
 }
 
@@ -104,11 +94,7 @@ fn a_device_whose_record_was_lost_is_adopted_when_its_pod_has_the_link_and_stran
     // The pod ends without a DEL: as after any other, nothing stays.
     kubelet.remove_pods();
     node.sh("ip netns del pod5");
-    let begun = Instant::now();
-    while scene.record(5).is_some() {
-        assert!(begun.elapsed() < DEADLINE, "{}", agent.log());
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    eventually_in(DEADLINE, "the record is gone", || scene.record(5).is_none().then_some(()));
     assert!(!node.path(&format!("/run/macvtap/dev/{}", first + 5)).exists());
 }
 

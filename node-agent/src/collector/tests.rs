@@ -1,4 +1,6 @@
 use super::*;
+use crate::inventory::tests::nic;
+use crate::nics;
 
 struct World {
     link: bool,
@@ -18,14 +20,16 @@ const ALIVE: World = World { link: true, sandbox: true };
 const LINK_LOST: World = World { link: false, sandbox: true };
 const GONE: World = World { link: false, sandbox: false };
 
-fn pod(name: &str) -> PodName {
+/// A pod of namespace `default`.
+pub(crate) fn pod(name: &str) -> PodName {
     PodName { namespace: "default".into(), name: name.into() }
 }
 
-fn record(state: State) -> Attachment {
+/// The record of a macvtap that pod `default/vm` has.
+pub(crate) fn recorded(device: &str) -> Attachment {
     Attachment {
         version: macvtap::record::VERSION,
-        device: "aMvp0".parse().unwrap(),
+        device: device.parse().unwrap(),
         holder: Holder::Pod {
             container_id: "c".into(),
             ifname: "net1".into(),
@@ -35,7 +39,7 @@ fn record(state: State) -> Attachment {
             netns: "/run/netns/x".into(),
             netns_inode: 1,
         },
-        state,
+        state: State::Attached,
         ifindex: 0x0100_0000,
         lower_ifindex: 3,
         mac: None,
@@ -44,6 +48,10 @@ fn record(state: State) -> Attachment {
         network: None,
         nic: None,
     }
+}
+
+fn record(state: State) -> Attachment {
+    Attachment { state, ..recorded("aMvp0") }
 }
 
 /// The plans of two looks, ten seconds apart, at the same things.
@@ -167,18 +175,7 @@ fn a_nic_is_fetched_when_its_sandbox_is_gone_although_the_nic_exists() {
         second.leftovers.len()
     };
     assert_eq!(collected(&record, &world), 0, "a macvtap without a path to its namespace");
-    record.nic = Some(macvtap::record::Nic {
-        pci: "0000:00:0a.0".parse().unwrap(),
-        identity: crate::devices::nowhere(),
-        name: "eth1".into(),
-        mac: None,
-        mtu: 1500,
-        up: false,
-        promiscuous: false,
-        all_multicast: false,
-        alias: None,
-        alt_names: Vec::new(),
-    });
+    record.nic = Some(nics::tests::recorded(&nic(2, "eth1", 0xa)));
     assert_eq!(collected(&record, &world), 1);
     assert_eq!(collected(&record, &ALIVE), 0);
 }

@@ -15,6 +15,16 @@ fn engine(pools: Vec<Pool>) -> Engine {
     engine
 }
 
+/// An agent that starts with what the last one left: table, pods, and the same pools.
+fn restarted(last: &Engine, boot_id: &str, links: impl IntoIterator<Item = Link>) -> Engine {
+    let mut engine = Engine::new(last.table().clone(), boot_id.to_owned(), false);
+    engine.pools.clone_from(&last.pools);
+    engine.in_use.clone_from(&last.in_use);
+    engine.in_pods.clone_from(&last.in_pods);
+    let _ = engine.inventory.reset(links);
+    engine
+}
+
 fn step(engine: &mut Engine, now: Instant) -> Step {
     let step = engine.step(now);
     engine.stored(step.evolution.table.clone());

@@ -1,9 +1,8 @@
 use super::*;
 use crate::devices;
 use crate::inventory::tests::{link, nic};
-use crate::kubelet::podresources::PodName;
 use crate::link::{Kind, Link};
-use crate::nics::InPod;
+use crate::nics::tests::in_pod;
 use crate::pool::Pool;
 use crate::selection::tests::pool;
 use jiff::Timestamp;
@@ -109,20 +108,7 @@ fn a_nic_that_is_in_a_pod_is_told_with_the_pod_and_counts_for_its_pool() {
     scene.status();
     let device: DeviceId = "aMvp0".parse().unwrap();
     let taken = scene.engine.inventory.get(2).unwrap().clone();
-    let nic = macvtap::record::Nic {
-        pci: taken.pci_function().unwrap(),
-        identity: devices::identity(&taken),
-        name: "eth1".into(),
-        mac: None,
-        mtu: 1500,
-        up: false,
-        promiscuous: false,
-        all_multicast: false,
-        alias: None,
-        alt_names: Vec::new(),
-    };
-    let pod = PodName { namespace: "default".into(), name: "vm".into() };
-    scene.engine.in_pods.insert(device.clone(), InPod { pod, nic, hardware: taken.hardware });
+    scene.engine.in_pods.insert(device.clone(), in_pod(&taken));
     scene.engine.in_use.insert(device);
     let _ = scene.engine.inventory.remove(2);
     let status = scene.status();

@@ -60,7 +60,6 @@ fn a_device_allocated_a_moment_ago_keeps_its_mode() {
     kubelet.allocate("a", &["aMvp3"]).unwrap();
     node.write_configuration(r#"[{"name":"a","lowerDevice":"dp0","capacity":7,"mode":"private"}]"#);
     kubelet.await_healthy("a", 7);
-    let table = std::fs::read_to_string(node.path("/var/lib/macvtap/devices.json")).unwrap();
-    let table: serde_json::Value = serde_json::from_str(&table).unwrap();
+    let table = node.table();
     assert_eq!(table["resources"]["a"]["links"][0]["mode"], "bridge", "{table}");
 }

@@ -46,8 +46,7 @@ fn an_uplink_is_not_taken_for_the_moment_before_its_routes_are_known() {
     );
     kubelet.await_healthy("b", 5);
     kubelet.await_healthy("a", 0);
-    let table = std::fs::read_to_string(node.path("/var/lib/macvtap/devices.json")).unwrap();
-    let table: serde_json::Value = serde_json::from_str(&table).unwrap();
+    let table = node.table();
     assert!(table["resources"].get("a").is_none(), "{table}");
     assert_eq!(table["nextIfindex"], 0x0100_0000 + 5, "{table}");
 }

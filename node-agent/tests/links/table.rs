@@ -61,18 +61,17 @@ fn a_table_of_another_boot_is_written_anew_before_its_devices_are_advertised() {
     kubelet.await_healthy("dataplane", 50);
     let before = kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap();
     agent.terminate();
-    let path = node.path("/var/lib/macvtap/devices.json");
-    let table = || -> serde_json::Value { serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap() };
     // As after a reboot: another boot, links with other indexes, nothing below /run, a new kubelet.
-    let (mut earlier, boot) = (table(), table()["bootId"].clone());
+    let mut earlier = node.table();
+    let boot = earlier["bootId"].take();
     earlier["bootId"] = "another".into();
-    std::fs::write(&path, earlier.to_string()).unwrap();
+    std::fs::write(node.path("/var/lib/macvtap/devices.json"), earlier.to_string()).unwrap();
     node.sh("ip link del dp0; rm -r /run/macvtap");
     node.add_link("dp0");
     kubelet = kubelet.restart();
     let _agent = node.agent(CONFIGURATION);
     kubelet.await_healthy("dataplane", 50);
-    let now = table();
+    let now = node.table();
     assert_eq!(now["bootId"], boot);
     let lower = &now["resources"]["dataplane"]["links"][0]["ifindex"];
     assert_eq!(lower.to_string(), node.sh("cat /sys/class/net/dp0/ifindex").trim());

@@ -3,6 +3,7 @@
 use crate::CONFIGURATION;
 use crate::support::kubelet::Kubelet;
 use crate::support::{Node, is_root};
+use macvtap::record::State;
 
 #[test]
 fn a_pod_that_takes_the_tap_alone_gets_a_link_when_it_starts_and_the_next_one_another() {
@@ -43,23 +44,11 @@ fn a_pod_that_takes_the_tap_alone_never_gets_that_of_a_network_before_it() {
     let _agent = node.agent(CONFIGURATION);
     kubelet.await_healthy("dataplane", 50);
     // A networked pod ends, and its DEL has not come when the next one gets the device.
-    let ifindex = 0x0100_0000 + 9;
-    node.sh(&format!(
-        "ip netns add pod1 && ip link add link dp0 name net1 index {ifindex} netns pod1 type macvtap mode bridge"
-    ));
-    let inode = node.sh("stat -L -c %i /run/netns/pod1");
-    let lower = node.sh("cat /sys/class/net/dp0/ifindex");
-    let record = format!(
-        r#"{{"version":1,"device":"dataplaneMvp9","holder":{{"kind":"pod","containerId":"c","ifname":"net1","podUid":"u","podNamespace":"default","podName":"former","netns":"/run/netns/pod1","netnsInode":{}}},"state":"Attached","ifindex":{ifindex},"lowerIfindex":{}}}"#,
-        inode.trim(),
-        lower.trim()
-    );
-    std::fs::create_dir_all(node.path("/run/macvtap/attachments")).unwrap();
-    std::fs::write(node.path("/run/macvtap/attachments/dataplaneMvp9"), record).unwrap();
+    node.attach("dataplaneMvp9", "former", State::Attached);
     kubelet.allocate("dataplane", &["dataplaneMvp9"]).unwrap();
     let refused = kubelet.pre_start("dataplane", &["dataplaneMvp9"]).unwrap_err();
     assert!(refused.message().contains("pod default/former"), "{}", refused.message());
-    node.sh("ip netns del pod1");
+    node.sh("ip netns del former");
     kubelet.pre_start("dataplane", &["dataplaneMvp9"]).unwrap();
     assert_eq!(node.sh("ip -o link show type macvtap | wc -l"), "1\n");
 }

@@ -6,8 +6,11 @@
 
 #![allow(dead_code, reason = "each test binary uses another part")]
 
+pub(crate) mod attachments;
 pub(crate) mod kubelet;
 mod run;
+
+pub(crate) use run::eventually_in;
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -82,6 +85,11 @@ impl Node {
         let output = self.command("sh").args(["-c", script]).output().unwrap();
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The device table on its disk.
+    pub(crate) fn table(&self) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(self.path("/var/lib/macvtap/devices.json")).unwrap()).unwrap()
     }
 
     /// A cable whose near end is `name`, up.
@@ -233,5 +241,5 @@ pub(crate) fn signal_to(pid: u32, signal: rustix::process::Signal) {
 
 /// Looks again until there is something, or fails with what was waited for.
 pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
-    run::eventually_in(DEADLINE, what, look)
+    eventually_in(DEADLINE, what, look)
 }

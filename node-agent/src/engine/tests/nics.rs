@@ -4,9 +4,8 @@ mod fates;
 
 use super::*;
 use crate::inventory::tests::nic;
-use crate::kubelet::podresources::PodName;
 use crate::nics::Names;
-use macvtap::record::Nic;
+use crate::nics::tests::in_pod;
 
 const A: &str = "0000:00:0a.0";
 const B: &str = "0000:00:0b.0";
@@ -49,21 +48,7 @@ fn take(engine: &mut Engine, address: &str) -> Link {
     let device = device(engine, address);
     engine.in_use.insert(device.clone());
     let taken = engine.inventory.get(ifindex(engine, address)).unwrap().clone();
-    let nic = Nic {
-        pci: address.parse().unwrap(),
-        identity: devices::identity(&taken),
-        name: taken.name.clone(),
-        mac: taken.own_mac(),
-        mtu: taken.mtu,
-        up: true,
-        promiscuous: false,
-        all_multicast: false,
-        alias: None,
-        alt_names: taken.altnames.clone(),
-    };
-    let pod = PodName { namespace: "default".into(), name: "vm".into() };
-    let hardware = taken.hardware.clone();
-    engine.in_pods.insert(device, InPod { pod, nic, hardware });
+    engine.in_pods.insert(device, in_pod(&taken));
     let _ = engine.inventory.remove(taken.ifindex);
     taken
 }
@@ -146,11 +131,7 @@ fn an_agent_that_starts_while_a_nic_is_away_lists_it_with_its_memory_node() {
     let _ = engine.inventory.apply(first);
     let before = decided(&mut engine);
     take(&mut engine, A);
-    let mut restarted = Engine::new(engine.table().clone(), "boot".into(), false);
-    restarted.pools.clone_from(&engine.pools);
-    restarted.in_use.clone_from(&engine.in_use);
-    restarted.in_pods.clone_from(&engine.in_pods);
-    let _ = restarted.inventory.reset([nic(4, "eth2", 0xb)]);
+    let mut restarted = restarted(&engine, "boot", [nic(4, "eth2", 0xb)]);
     assert_eq!(decided(&mut restarted).devices(), before.devices());
     assert_eq!(restarted.table(), engine.table());
 }
@@ -263,10 +244,7 @@ fn devices_in_use_survive_a_reboot_whatever_index_their_nics_have() {
     list(&mut engine);
     let before = device(&engine, B);
     engine.in_use.insert(before.clone());
-    let mut next = Engine::new(engine.table().clone(), "next boot".into(), false);
-    next.pools.clone_from(&engine.pools);
-    next.in_use.clone_from(&engine.in_use);
-    let _ = next.inventory.reset([nic(7, "eth2", 0xb), nic(4, "eth1", 0xa)]);
+    let mut next = restarted(&engine, "next boot", [nic(7, "eth2", 0xb), nic(4, "eth1", 0xa)]);
     let mut both = list(&mut next);
     both.sort();
     assert_eq!(both, healthy(&[A, B]));

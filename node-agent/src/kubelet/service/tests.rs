@@ -1,4 +1,5 @@
 use super::*;
+use crate::collector::tests::{pod, recorded};
 
 #[test]
 fn an_allocation_counts_until_the_kubelet_lists_it() {
@@ -17,16 +18,7 @@ fn an_allocation_counts_until_the_kubelet_lists_it() {
 #[test]
 fn a_former_holder_is_one_until_the_kubelet_lists_it_with_the_device_again() {
     let (ledger, device): (_, DeviceId) = (Ledger::default(), "dataplaneMvp0".parse().unwrap());
-    let holder = Holder::Pod {
-        container_id: "c".into(),
-        ifname: "net1".into(),
-        pod_uid: "u".into(),
-        pod_namespace: "default".into(),
-        pod_name: "vm".into(),
-        netns: "/run/netns/x".into(),
-        netns_inode: 1,
-    };
-    let pod = |name: &str| PodName { namespace: "default".into(), name: name.into() };
+    let holder = recorded("dataplaneMvp0").holder;
     let asked_before = Instant::now();
     ledger.note_former(&device, Some(holder.clone()));
     let later = Instant::now() + Duration::from_secs(1);

@@ -94,12 +94,7 @@ impl World {
                 }
             }
             Fate::Restart => {
-                let mut next = Engine::new(engine.table().clone(), "boot".into(), false);
-                next.pools.clone_from(&engine.pools);
-                next.in_use.clone_from(&engine.in_use);
-                next.in_pods.clone_from(&engine.in_pods);
-                let _ = next.inventory.reset(engine.inventory.present().cloned());
-                *engine = next;
+                *engine = restarted(engine, "boot", engine.inventory.present().cloned());
             }
             Fate::Here(_) | Fate::Exchanged(_) | Fate::Freed | Fate::Stranger(..) => {}
         }
