@@ -175,7 +175,7 @@ fn nics_are_listed_by_pci_address_with_their_memory_node_and_allocated_without_a
     let told = kubelet.allocate_nics("nics", &[B, A]).unwrap();
     assert_eq!(told.envs, [("VIRT-PCI-ADDR".to_owned(), format!("{B},{A},"))].into());
     assert_eq!((told.devices.len(), told.mounts.len()), (0, 0));
-    let told = kubelet.allocate_nics_of("nics", &[&[A], &[B]]).unwrap();
+    let told = kubelet.allocate_told("nics", &[&[A], &[B]]).unwrap();
     assert_eq!(told[1].envs, [("VIRT-PCI-ADDR".to_owned(), format!("{B},"))].into(), "not its own only");
     assert_eq!(kubelet.prefer("nics", &[B, A], 1), [A]);
     kubelet.pre_start("nics", &[A]).unwrap();

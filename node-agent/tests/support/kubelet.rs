@@ -1,19 +1,14 @@
 //! The kubelet's side of the device plugin interface, and its pod resources.
 
+// By path, because the tests of the guest lab take this file by its path too, and would look for its parts beside it.
+#[path = "kubelet/calls.rs"]
+mod calls;
+#[path = "kubelet/served.rs"]
+mod served;
+
 use super::{DEADLINE, Node, eventually};
 use macvtap_proto::deviceplugin::device_plugin_client::DevicePluginClient;
-use macvtap_proto::deviceplugin::registration_server::{Registration, RegistrationServer};
-use macvtap_proto::deviceplugin::{
-    AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse,
-    ContainerPreferredAllocationRequest, Device, DevicePluginOptions, Empty, PreStartContainerRequest,
-    PreferredAllocationRequest, RegisterRequest,
-};
-use macvtap_proto::podresources::pod_resources_lister_server::{
-    PodResourcesLister, PodResourcesListerServer,
-};
-use macvtap_proto::podresources::{
-    ContainerDevices, ContainerResources, ListPodResourcesRequest, ListPodResourcesResponse, PodResources,
-};
+use macvtap_proto::deviceplugin::{Device, DevicePluginOptions};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -21,8 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::{Channel, Endpoint, Server};
-use tonic::{Request, Response, Status};
+use tonic::transport::{Channel, Server};
 
 /// What the double knows of one resource.
 #[derive(Clone, Debug)]
@@ -96,15 +90,13 @@ impl Kubelet {
         let state = Arc::new(Mutex::new(State { pods, ..State::default() }));
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let double = Double { directory: directory.clone(), state: Arc::clone(&state) };
         let guard = runtime.enter();
-        let lister = UnixListener::bind(&pod_resources).unwrap();
-        let pods = PodResourcesListerServer::new(Pods(Arc::clone(&state)));
-        runtime
-            .spawn(Server::builder().add_service(pods).serve_with_incoming(UnixListenerStream::new(lister)));
-        let listener = UnixListener::bind(directory.join("kubelet.sock")).unwrap();
-        let server = Server::builder().add_service(RegistrationServer::new(double));
-        runtime.spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
+        let incoming = |path: &Path| UnixListenerStream::new(UnixListener::bind(path).unwrap());
+        let lister = Server::builder().add_service(served::pods(Arc::clone(&state)));
+        runtime.spawn(lister.serve_with_incoming(incoming(&pod_resources)));
+        let registration = served::registration(directory.clone(), Arc::clone(&state));
+        let registration = Server::builder().add_service(registration);
+        runtime.spawn(registration.serve_with_incoming(incoming(&directory.join("kubelet.sock"))));
         drop(guard);
         Self { directory, pod_resources, state, runtime: Some(runtime) }
     }
@@ -188,82 +180,8 @@ impl Kubelet {
         self.state.lock().unwrap().pods.push((name.to_owned(), resource, id.to_owned()));
     }
 
-    /// Allocates whole NICs for one container; gives what the container is told.
-    pub(crate) fn allocate_nics(
-        &self,
-        resource: &str,
-        ids: &[&str],
-    ) -> Result<ContainerAllocateResponse, Status> {
-        self.allocate_nics_of(resource, &[ids]).map(|mut containers| containers.remove(0))
-    }
-
-    /// The same for a pod's containers in one request.
-    pub(crate) fn allocate_nics_of(
-        &self,
-        resource: &str,
-        containers: &[&[&str]],
-    ) -> Result<Vec<ContainerAllocateResponse>, Status> {
-        let mut client = self.client(resource);
-        let requests = containers.iter().map(|ids| ContainerAllocateRequest {
-            devices_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
-        });
-        let request = AllocateRequest { container_requests: requests.collect() };
-        Ok(self.block_on(client.allocate(request))?.into_inner().container_responses)
-    }
-
     pub(crate) fn remove_pod(&self, name: &str) {
         self.state.lock().unwrap().pods.retain(|(pod, ..)| pod != name);
-    }
-
-    /// Allocates devices for one container; gives host and container paths.
-    pub(crate) fn allocate(&self, resource: &str, ids: &[&str]) -> Result<Vec<(String, String)>, Status> {
-        self.allocate_pod(resource, &[ids]).map(|mut containers| containers.remove(0))
-    }
-
-    /// Allocates for a pod's containers in one request.
-    pub(crate) fn allocate_pod(
-        &self,
-        resource: &str,
-        containers: &[&[&str]],
-    ) -> Result<Vec<Vec<(String, String)>>, Status> {
-        let mut client = self.client(resource);
-        let container_requests = containers
-            .iter()
-            .map(|ids| ContainerAllocateRequest {
-                devices_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
-            })
-            .collect();
-        let answer = self.block_on(client.allocate(AllocateRequest { container_requests }))?.into_inner();
-        let containers = answer.container_responses.into_iter().map(|container| {
-            assert!(
-                container.envs.is_empty() && container.mounts.is_empty() && container.cdi_devices.is_empty()
-            );
-            let devices = container.devices.into_iter().map(|device| {
-                assert_eq!(device.permissions, "rw");
-                (device.host_path, device.container_path)
-            });
-            devices.collect()
-        });
-        Ok(containers.collect())
-    }
-
-    pub(crate) fn pre_start(&self, resource: &str, ids: &[&str]) -> Result<(), Status> {
-        let mut client = self.client(resource);
-        let devices_ids = ids.iter().map(|id| (*id).to_owned()).collect();
-        self.block_on(client.pre_start_container(PreStartContainerRequest { devices_ids })).map(|_| ())
-    }
-
-    pub(crate) fn prefer(&self, resource: &str, available: &[&str], size: i32) -> Vec<String> {
-        let mut client = self.client(resource);
-        let request = PreferredAllocationRequest {
-            container_requests: vec![ContainerPreferredAllocationRequest {
-                available_device_i_ds: available.iter().map(|id| (*id).to_owned()).collect(),
-                must_include_device_i_ds: Vec::new(),
-                allocation_size: size,
-            }],
-        };
-        let answer = self.block_on(client.get_preferred_allocation(request)).unwrap().into_inner();
-        answer.container_responses.into_iter().next().unwrap().device_i_ds
     }
 
     pub(crate) fn client(&self, resource: &str) -> DevicePluginClient<Channel> {
@@ -278,129 +196,6 @@ impl Kubelet {
 impl Drop for Kubelet {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-struct Double {
-    directory: PathBuf,
-    state: Arc<Mutex<State>>,
-}
-
-#[tonic::async_trait]
-impl Registration for Double {
-    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
-        let request = request.into_inner();
-        if request.version != "v1beta1" {
-            return Err(Status::invalid_argument(format!("version {}", request.version)));
-        }
-        let socket = self.directory.join(&request.endpoint);
-        let channel = connect(&socket).await?;
-        // As the kubelet: calls back before it answers.
-        let mut client = DevicePluginClient::new(channel.clone());
-        let resource = request.resource_name;
-        self.state.lock().unwrap().clients.insert(resource.clone(), request.endpoint.clone());
-        let options = client.get_device_plugin_options(Empty {}).await;
-        if options.is_err() {
-            // The entry by name goes; endpoint and devices stay.
-            self.state.lock().unwrap().clients.remove(&resource);
-        }
-        let options = options?.into_inner();
-        assert_eq!(
-            Some(options),
-            request.options,
-            "options differ between Register and GetDevicePluginOptions"
-        );
-        {
-            let mut state = self.state.lock().unwrap();
-            state.registrations += 1;
-            state.plugins.insert(
-                resource.clone(),
-                Plugin {
-                    endpoint: request.endpoint.clone(),
-                    options,
-                    registered_at: Instant::now(),
-                    devices: None,
-                    lists: 0,
-                    listed_at: Instant::now(),
-                    connected: true,
-                    channel,
-                },
-            );
-        }
-        let (state, endpoint) = (Arc::clone(&self.state), request.endpoint);
-        if !state.lock().unwrap().registers_only {
-            tokio::spawn(async move { follow(client, state, resource, endpoint).await });
-        }
-        Ok(Response::new(Empty {}))
-    }
-}
-
-async fn connect(socket: &Path) -> Result<Channel, Status> {
-    let endpoint = Endpoint::try_from(format!("unix:{}", socket.display()));
-    let endpoint = endpoint.map_err(|error| Status::internal(error.to_string()))?;
-    endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))
-}
-
-async fn follow(
-    mut client: DevicePluginClient<Channel>,
-    state: Arc<Mutex<State>>,
-    resource: String,
-    endpoint: String,
-) {
-    let Ok(answer) = client.list_and_watch(Empty {}).await else { return };
-    let mut lists = answer.into_inner();
-    loop {
-        // Looks from time to time whether this stream was dropped by the test.
-        let next = tokio::time::timeout(Duration::from_millis(5), lists.message()).await;
-        if matches!(next, Ok(Ok(None) | Err(_))) {
-            let late = state.lock().unwrap().notices_after;
-            tokio::time::sleep(late).await;
-        }
-        let mut state = state.lock().unwrap();
-        let dropped = !state.plugins.contains_key(&resource);
-        let current = state.plugins.get_mut(&resource).filter(|plugin| plugin.endpoint == endpoint);
-        match (next, current) {
-            (Err(_), _) if dropped => return,
-            (Err(_), _) | (Ok(Ok(Some(_))), None) => {}
-            (Ok(Ok(Some(list))), Some(plugin)) => {
-                plugin.devices = Some(list.devices);
-                plugin.lists += 1;
-                plugin.listed_at = Instant::now();
-            }
-            (Ok(_), _) => {
-                if state.clients.remove(&resource).is_some() {
-                    state.losses += 1;
-                    if let Some(plugin) = state.plugins.get_mut(&resource) {
-                        plugin.connected = false;
-                    }
-                }
-                return;
-            }
-        }
-    }
-}
-
-struct Pods(Arc<Mutex<State>>);
-
-#[tonic::async_trait]
-impl PodResourcesLister for Pods {
-    async fn list(
-        &self,
-        _request: Request<ListPodResourcesRequest>,
-    ) -> Result<Response<ListPodResourcesResponse>, Status> {
-        let state = self.0.lock().unwrap();
-        let pods = state.pods.iter().map(|(name, resource, device)| PodResources {
-            name: name.clone(),
-            namespace: "default".to_owned(),
-            containers: vec![ContainerResources {
-                name: "c".to_owned(),
-                devices: vec![ContainerDevices {
-                    resource_name: resource.clone(),
-                    device_ids: vec![device.clone()],
-                }],
-            }],
-        });
-        Ok(Response::new(ListPodResourcesResponse { pod_resources: pods.collect() }))
     }
 }
 

@@ -1,0 +1,150 @@
+//! What the kubelet serves: registration, and the list of pods.
+
+use super::{Plugin, State};
+use macvtap_proto::deviceplugin::device_plugin_client::DevicePluginClient;
+use macvtap_proto::deviceplugin::registration_server::{Registration, RegistrationServer};
+use macvtap_proto::deviceplugin::{Empty, RegisterRequest};
+use macvtap_proto::podresources::pod_resources_lister_server::{
+    PodResourcesLister, PodResourcesListerServer,
+};
+use macvtap_proto::podresources::{
+    ContainerDevices, ContainerResources, ListPodResourcesRequest, ListPodResourcesResponse, PodResources,
+};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+/// Takes registrations for sockets in this directory.
+pub(super) fn registration(directory: PathBuf, state: Arc<Mutex<State>>) -> RegistrationServer<Double> {
+    RegistrationServer::new(Double { directory, state })
+}
+
+/// Lists pods and their devices.
+pub(super) fn pods(state: Arc<Mutex<State>>) -> PodResourcesListerServer<Pods> {
+    PodResourcesListerServer::new(Pods(state))
+}
+
+pub(super) struct Double {
+    directory: PathBuf,
+    state: Arc<Mutex<State>>,
+}
+
+#[tonic::async_trait]
+impl Registration for Double {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
+        let request = request.into_inner();
+        if request.version != "v1beta1" {
+            return Err(Status::invalid_argument(format!("version {}", request.version)));
+        }
+        let socket = self.directory.join(&request.endpoint);
+        let channel = connect(&socket).await?;
+        // As the kubelet: calls back before it answers.
+        let mut client = DevicePluginClient::new(channel.clone());
+        let resource = request.resource_name;
+        self.state.lock().unwrap().clients.insert(resource.clone(), request.endpoint.clone());
+        let options = client.get_device_plugin_options(Empty {}).await;
+        if options.is_err() {
+            // The entry by name goes; endpoint and devices stay.
+            self.state.lock().unwrap().clients.remove(&resource);
+        }
+        let options = options?.into_inner();
+        assert_eq!(
+            Some(options),
+            request.options,
+            "options differ between Register and GetDevicePluginOptions"
+        );
+        {
+            let mut state = self.state.lock().unwrap();
+            state.registrations += 1;
+            state.plugins.insert(
+                resource.clone(),
+                Plugin {
+                    endpoint: request.endpoint.clone(),
+                    options,
+                    registered_at: Instant::now(),
+                    devices: None,
+                    lists: 0,
+                    listed_at: Instant::now(),
+                    connected: true,
+                    channel,
+                },
+            );
+        }
+        let (state, endpoint) = (Arc::clone(&self.state), request.endpoint);
+        if !state.lock().unwrap().registers_only {
+            tokio::spawn(async move { follow(client, state, resource, endpoint).await });
+        }
+        Ok(Response::new(Empty {}))
+    }
+}
+
+async fn connect(socket: &Path) -> Result<Channel, Status> {
+    let endpoint = Endpoint::try_from(format!("unix:{}", socket.display()));
+    let endpoint = endpoint.map_err(|error| Status::internal(error.to_string()))?;
+    endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))
+}
+
+async fn follow(
+    mut client: DevicePluginClient<Channel>,
+    state: Arc<Mutex<State>>,
+    resource: String,
+    endpoint: String,
+) {
+    let Ok(answer) = client.list_and_watch(Empty {}).await else { return };
+    let mut lists = answer.into_inner();
+    loop {
+        // Looks from time to time whether this stream was dropped by the test.
+        let next = tokio::time::timeout(Duration::from_millis(5), lists.message()).await;
+        if matches!(next, Ok(Ok(None) | Err(_))) {
+            let late = state.lock().unwrap().notices_after;
+            tokio::time::sleep(late).await;
+        }
+        let mut state = state.lock().unwrap();
+        let dropped = !state.plugins.contains_key(&resource);
+        let current = state.plugins.get_mut(&resource).filter(|plugin| plugin.endpoint == endpoint);
+        match (next, current) {
+            (Err(_), _) if dropped => return,
+            (Err(_), _) | (Ok(Ok(Some(_))), None) => {}
+            (Ok(Ok(Some(list))), Some(plugin)) => {
+                plugin.devices = Some(list.devices);
+                plugin.lists += 1;
+                plugin.listed_at = Instant::now();
+            }
+            (Ok(_), _) => {
+                if state.clients.remove(&resource).is_some() {
+                    state.losses += 1;
+                    if let Some(plugin) = state.plugins.get_mut(&resource) {
+                        plugin.connected = false;
+                    }
+                }
+                return;
+            }
+        }
+    }
+}
+
+pub(super) struct Pods(Arc<Mutex<State>>);
+
+#[tonic::async_trait]
+impl PodResourcesLister for Pods {
+    async fn list(
+        &self,
+        _request: Request<ListPodResourcesRequest>,
+    ) -> Result<Response<ListPodResourcesResponse>, Status> {
+        let state = self.0.lock().unwrap();
+        let pods = state.pods.iter().map(|(name, resource, device)| PodResources {
+            name: name.clone(),
+            namespace: "default".to_owned(),
+            containers: vec![ContainerResources {
+                name: "c".to_owned(),
+                devices: vec![ContainerDevices {
+                    resource_name: resource.clone(),
+                    device_ids: vec![device.clone()],
+                }],
+            }],
+        });
+        Ok(Response::new(ListPodResourcesResponse { pod_resources: pods.collect() }))
+    }
+}
