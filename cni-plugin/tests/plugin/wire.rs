@@ -1,5 +1,6 @@
 //! What is on the wire, and what reaches the guest: frames at the far end of the lower link's cable, and at the tap.
 
+use crate::host_device;
 use crate::support::{
     Call, Frame, Holder, Node, bare_node_and_pods, frames_until, link, node_and_pods, octets, pod, record,
 };
@@ -113,6 +114,26 @@ fn new_addresses_are_announced_unless_the_network_says_never() {
         let addresses = Node::ip(pod, "-o addr show dev net1");
         let ours = addresses.lines().find(|line| line.contains(&v6(slot).to_string())).unwrap();
         assert!(!ours.contains("tentative"), "{ours}");
+    }
+}
+
+#[test]
+fn the_addresses_of_a_whole_nic_are_announced_by_the_kernel_alone() {
+    let Some((node, pod)) = host_device::ready_node() else { return };
+    let wire = far_end(&node);
+    let addresses = json!([{"address": "10.5.0.10/24"}, {"address": "fd05::10/64"}]);
+    let ipam = json!({"ipam": {"type": "static", "addresses": addresses}});
+    let result = host_device::call(&node, &pod, "c1").with(ipam).ok("ADD");
+    let mac = octets(&result["interfaces"][0]["mac"]);
+    // Sent after whatever ADD sent.
+    far_end(&node).send(&[&BROADCAST[..], &FAR_END, &[0x88, 0xb5], &[0; 46]].concat()).unwrap();
+    let seen = frames_until(&wire, 0, "the last frame", from(FAR_END));
+    let told = seen.iter().filter(|frame| is_gratuitous_arp(frame, mac, v4(0))).count();
+    assert_eq!(told, 1, "{seen:02x?}");
+    // The kernel's comes once the address is found unique.
+    let is_told = |frame: &[u8]| is_advertisement(frame, mac, v6(0));
+    if !seen.iter().any(|frame| is_told(frame)) {
+        frames_until(&wire, 0, "an advertisement", is_told);
     }
 }
 
