@@ -1,4 +1,5 @@
 use super::*;
+use crate::error_chain;
 use crate::inventory::Inventory;
 use crate::inventory::tests::link;
 use crate::link::Kind;
@@ -6,8 +7,7 @@ use crate::pool::Naming;
 use crate::selection::{Holdings, select};
 
 fn error(text: &str) -> String {
-    let error = anyhow::Error::from(Standalone::parse(text).expect_err(text));
-    format!("{error:#}")
+    error_chain(&Standalone::parse(text).expect_err(text))
 }
 
 fn pool(text: &str) -> Pool {
