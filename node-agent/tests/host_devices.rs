@@ -1,5 +1,5 @@
-//! Whole NICs and a kubelet. This kernel has no NIC to give away, so the links are made up; what decides, the socket, the
-//! files and the kubelet's side are real. The virtual machines of `e2e/guest-lab` have NICs.
+//! NICs, mostly whole ones, and a kubelet. This kernel has no NIC to give away, so the links are made up; what decides,
+//! the socket, the files and the kubelet's side are real. The virtual machines of `e2e/guest-lab` have NICs.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, its helpers too")]
 
@@ -21,7 +21,7 @@ use macvtap_node_agent::offer::Offer;
 use macvtap_node_agent::pool::Pool;
 use macvtap_node_agent::{checkpoint, devices};
 use prost::Message as _;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,8 +70,13 @@ struct Agent {
 }
 
 impl Agent {
-    /// Starts with what is on the disk.
+    /// Starts with what is on the disk, and gives whole NICs.
     fn start(node: &Node, links: Vec<Link>) -> Self {
+        Self::start_as(node, links, &json!({"type": "HostDevice"}))
+    }
+
+    /// Starts with what is on the disk, and with a pool that says this.
+    fn start_as(node: &Node, links: Vec<Link>, says: &Value) -> Self {
         let paths = node.paths();
         let table = table_file::load(&paths).unwrap().unwrap_or_else(|| devices::empty(BOOT, false));
         let shared = Arc::new(Shared {
@@ -82,10 +87,11 @@ impl Agent {
             allocated: tokio::sync::Notify::new(),
             lost: watch::Sender::default(),
         });
-        let pool = json!({
+        let mut pool = json!({
             "name": "nics", "uid": "u", "generation": 1, "phase": "Active", "resourceName": "nics",
-            "links": [{"kinds": ["Physical"]}], "type": "HostDevice",
+            "links": [{"kinds": ["Physical"]}],
         });
+        pool.as_object_mut().unwrap().extend(says.as_object().unwrap().clone());
         let mut engine = Engine::new(table, BOOT.to_owned(), false);
         engine.pools = vec![Pool::compile(serde_json::from_value::<NodePool>(pool).unwrap()).unwrap()];
         engine.in_use = checkpoint::devices(&node.plugins(), &shared.nics.borrow());
@@ -152,6 +158,7 @@ fn record(agent: &Agent, address: &str) -> Attachment {
     }
 }
 
+/// Name, health and memory node of each device; node -1 for none.
 fn list(kubelet: &Kubelet, healthy: usize) -> Vec<(String, String, i64)> {
     let devices = kubelet.await_healthy("nics", healthy).devices.unwrap();
     let described = devices.into_iter().map(|device| {
@@ -190,6 +197,25 @@ fn nics_are_listed_by_pci_address_with_their_memory_node_and_allocated_without_a
     }
     assert_eq!(kubelet.registrations(), 1, "the agent has lost its stream");
     agent.end();
+}
+
+#[test]
+fn macvtaps_on_nics_are_listed_with_the_nics_memory_nodes_unless_their_pool_says_none() {
+    if !is_root() {
+        return;
+    }
+    for (topology, nodes) in [("Hint", [0, 1]), ("None", [-1, -1])] {
+        let node = Node::new();
+        let kubelet = Kubelet::start(&node);
+        let on = |ifindex, name, slot| Link { admin_up: true, carrier: true, ..nic(ifindex, name, slot) };
+        let links = vec![on(3, "eth1", 0xa), on(4, "eth2", 0xb)];
+        let says = json!({"topology": topology, "capacity": {"perLink": 1}});
+        let agent = Agent::start_as(&node, links, &says);
+        let listed = list(&kubelet, 2);
+        let listed: Vec<_> = listed.iter().map(|(id, _, node)| (id.as_str(), *node)).collect();
+        assert_eq!(listed, [("nicsMvp0", nodes[0]), ("nicsMvp1", nodes[1])], "{topology}");
+        agent.end();
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 mod nics;
 
 use super::*;
-use crate::inventory::tests::link;
+use crate::inventory::tests::{link, nic};
 use crate::link::Kind;
 use crate::offer::Counts;
 use crate::selection::tests::pool;
@@ -133,6 +133,25 @@ fn an_mtu_the_link_cannot_have_and_a_master_make_its_devices_unhealthy() {
     let step = step(&mut engine, Instant::now());
     let offer = &step.offers[&"a".parse().unwrap()];
     assert_eq!(offer.runs[0].state, LinkState::Unhealthy(LinkReason::MtuTooSmall));
+}
+
+#[test]
+fn devices_carry_the_memory_node_of_their_link_unless_the_pool_says_none() {
+    for (topology, told) in [("Hint", Some(1)), ("None", None)] {
+        for device_type in ["Macvtap", "HostDevice"] {
+            let fields = json!({"topology": topology, "type": device_type, "capacity": {"perLink": 1}});
+            let mut engine = engine(vec![pool("a", &fields)]);
+            let (mut near, far) = (nic(3, "eth1", 0xa), nic(4, "eth2", 0xb));
+            near.hardware.numa_node = Some(1);
+            let _ = engine.inventory.reset([near, far]);
+            let devices = step(&mut engine, Instant::now()).offers[&"a".parse().unwrap()].devices();
+            let nodes = devices.into_iter().map(|device| {
+                device.topology.map(|topology| topology.nodes.iter().map(|node| node.id).collect::<Vec<_>>())
+            });
+            let nodes: Vec<_> = nodes.collect();
+            assert_eq!(nodes, [told.map(|node| vec![node]), None], "{topology} {device_type}");
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,6 @@
 mod fates;
 
 use super::*;
-use crate::inventory::tests::nic;
 use crate::nics::Names;
 use crate::nics::tests::in_pod;
 
