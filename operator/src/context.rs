@@ -108,6 +108,7 @@ impl Context {
                 .map(|time| time.0),
             agent_down_since: self.agents.down_since(name),
             state,
+            is_terminating: node.metadata.deletion_timestamp.is_some(),
         }
     }
 

@@ -34,13 +34,15 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
     let Some(node) = context.nodes.get(&ObjectRef::new(name)) else {
         return Ok(None);
     };
-    if node.metadata.deletion_timestamp.is_some() {
-        return Ok(None);
-    }
     let catalog = context.catalog();
     let current = context.states.get(name);
     let current = current.as_deref();
     let view = context.view(&node, current);
+    // Pods may run on a Node that is being deleted, so it hears of drains and changes as long as it has a state. A new one
+    // would be deleted again where what depends on a Node is deleted before it.
+    if node.metadata.deletion_timestamp.is_some() && current.is_none() {
+        return Ok(None);
+    }
     let target = render::Target {
         name,
         labels: node.labels(),

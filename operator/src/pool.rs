@@ -173,9 +173,6 @@ async fn observe_and_publish(
     context: &Context,
 ) -> Result<(Option<Duration>, Plan), PoolError> {
     let catalog = context.catalog();
-    let uid = pool.uid().unwrap_or_default();
-    let wanted = catalog.active(&uid);
-    let granted = wanted.map(|wanted| context.grants.given(&wanted.entry)).unwrap_or_default();
     let nodes = context.nodes.state();
     let states: Vec<Option<Arc<KnownState>>> =
         nodes.iter().map(|node| context.states.get(&node.name_any())).collect();
@@ -185,8 +182,8 @@ async fn observe_and_publish(
         pool,
         verdict,
         nodes: &views,
-        wanted,
-        granted: &granted,
+        catalog: &catalog,
+        grants: &context.grants,
         networks,
         now: jiff::Timestamp::now(),
     };

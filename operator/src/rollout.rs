@@ -19,8 +19,17 @@ pub struct Member<'m> {
     pub told: bool,
     /// Whether it is its turn.
     pub granted: bool,
+    /// Whether it could do nothing with its turn: it has no room for the pool, or another one of its name.
+    pub is_blocked: bool,
     /// How it stands.
     pub standing: Standing,
+}
+
+impl Member<'_> {
+    /// Whether it can hear of the change.
+    fn can_hear(&self) -> bool {
+        self.standing != Standing::Unreachable && !self.is_blocked
+    }
 }
 
 /// How a staged rollout goes on.
@@ -38,8 +47,8 @@ pub struct Plan {
 
 /// Gives the next nodes their turn, in the order of their names, once all before them have applied the change and are
 /// well, except for as many as may be degraded. A node that does not answer gets its turn when it does: what it was
-/// told is not why it is silent. A turn ends when the node was told or is not meant any more: one that comes back
-/// later waits like others.
+/// told is not why it is silent; and one that could do nothing with it gets it when it can. A turn ends when the node
+/// was told, cannot be told or is not meant any more: one that comes back later waits like others.
 pub fn plan<'m>(members: impl Iterator<Item = Member<'m>>, staged: &Staged) -> Plan {
     let (mut all, mut bad, mut busy) = (0, 0, 0);
     let mut waiting = Vec::new();
@@ -50,11 +59,11 @@ pub fn plan<'m>(members: impl Iterator<Item = Member<'m>>, staged: &Staged) -> P
             (true, Standing::Ready) => {}
             (true, Standing::Updating) => busy += 1,
             (true, Standing::Degraded | Standing::NotReady | Standing::Unreachable) => bad += 1,
-            (false, standing) if member.granted && standing != Standing::Unreachable => {
+            (false, _) if member.granted && member.can_hear() => {
                 busy += 1;
                 plan.turns.push(member.node.to_owned());
             }
-            (false, standing) => waiting.push((member.node, standing)),
+            (false, _) => waiting.push(member),
         }
     }
     plan.waiting = waiting.len();
@@ -64,10 +73,10 @@ pub fn plan<'m>(members: impl Iterator<Item = Member<'m>>, staged: &Staged) -> P
     if bad > usize::try_from(staged.max_degraded).unwrap_or(usize::MAX) {
         plan.halted = Some(bad);
     } else if busy == 0 {
-        waiting.retain(|(_, standing)| *standing != Standing::Unreachable);
-        waiting.sort_unstable_by_key(|(node, _)| *node);
+        waiting.retain(Member::can_hear);
+        waiting.sort_unstable_by_key(|member| member.node);
         let next = waiting.iter().take(batch(&staged.batch, all));
-        plan.next = next.map(|(node, _)| (*node).to_owned()).collect();
+        plan.next = next.map(|member| member.node.to_owned()).collect();
         plan.turns.extend(plan.next.iter().cloned());
     }
     plan
@@ -154,7 +163,7 @@ mod tests {
     }
 
     fn member(node: &'static str, told: bool, standing: Standing) -> Member<'static> {
-        Member { node, told, granted: false, standing }
+        Member { node, told, granted: false, is_blocked: false, standing }
     }
 
     fn next(members: &[Member<'static>], staged: &Staged) -> Plan {
@@ -216,6 +225,17 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_could_do_nothing_with_its_turn_neither_gets_nor_keeps_it() {
+        let one = staged(IntOrString::Int(1), 0);
+        let blocked =
+            |granted, standing| Member { granted, is_blocked: true, ..member("a", false, standing) };
+        let others = member("b", false, Ready);
+        assert_eq!(next(&[blocked(false, NotReady), others], &one), turn(&["b"], 2));
+        assert_eq!(next(&[blocked(true, Updating), others], &one), turn(&["b"], 2));
+        assert_eq!(next(&[blocked(true, NotReady)], &one), turn(&[], 1));
+    }
+
+    #[test]
     fn a_rollout_that_is_through_is_not_halted_by_what_happens_later() {
         let members = [member("a", true, NotReady), member("b", true, NotReady)];
         assert_eq!(next(&members, &staged(IntOrString::Int(1), 0)), Plan::default());
@@ -250,7 +270,7 @@ mod tests {
             let limit = staged(IntOrString::Int(size), 0);
             for round in 0..=count {
                 let members = names.iter().zip(&told).map(|(node, told)| Member {
-                    node, told: *told, granted: false, standing: Ready,
+                    node, told: *told, granted: false, is_blocked: false, standing: Ready,
                 });
                 let plan = plan(members, &limit);
                 prop_assert!(plan.next.len() <= usize::try_from(size).unwrap());

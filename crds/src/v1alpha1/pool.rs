@@ -178,7 +178,7 @@ pub struct NodeCounts {
     /// ready / matched, to read.
     #[schemars(length(max = 32))]
     pub summary: String,
-    /// Nodes the pool selects.
+    /// Nodes the pool selects, without those that are being deleted and did not hear of its last change.
     pub matched: u32,
     /// Those that have applied the pool as it is now.
     pub updated: u32,

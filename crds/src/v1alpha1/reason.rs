@@ -195,12 +195,24 @@ reasons! {
         Unreachable,
         /// The agent of the node has not applied the last change yet.
         Updating,
-        /// A staged rollout has not reached the node yet.
+        /// A staged rollout has not reached the node yet, or an earlier pool of this name or resource is still there.
         Waiting,
         /// What the agent says of the pool cannot be read: operator and agent are of different releases.
         StatusNotReadable,
-        /// A node can have 64 pools, and those before this one are as many.
+        /// A node can have 64 pools, and it has as many that come first or still have devices in use.
         TooManyPools,
+        /// The Node is being deleted and did not hear of the last change; it is not waited for.
+        NodeTerminating,
+    }
+}
+
+reasons! {
+    /// Reasons of the operator's Events about a pool, besides those of its conditions.
+    pub enum EventReason {
+        /// A network attachment definition of the pool had been changed, and is again as the pool has it.
+        NetworkRepaired,
+        /// An unreachable node was not waited for, as an annotation of the deleted pool asks.
+        ReleasedWithoutDrain,
     }
 }
 
@@ -216,7 +228,8 @@ mod tests {
             .chain(NodePoolReason::ALL.iter().map(|r| r.as_str()))
             .chain(NodeReason::ALL.iter().map(|r| r.as_str()))
             .chain(PoolReason::ALL.iter().map(|r| r.as_str()))
-            .chain(SampleReason::ALL.iter().map(|r| r.as_str()));
+            .chain(SampleReason::ALL.iter().map(|r| r.as_str()))
+            .chain(EventReason::ALL.iter().map(|r| r.as_str()));
         for word in words {
             assert!(word.starts_with(|c: char| c.is_ascii_uppercase()), "{word}");
             assert!(word.bytes().all(|b| b.is_ascii_alphanumeric()) && word.len() <= 64, "{word}");

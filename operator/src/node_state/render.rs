@@ -66,6 +66,20 @@ pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool)
     entries
 }
 
+/// Whether it makes a difference to the node that it is its turn to hear of a staged pool. None while it has no room for
+/// the pool and could not make any.
+pub fn turn_matters(
+    node: Target<'_>,
+    catalog: &Catalog,
+    staged: &ActivePool,
+    granted: impl Fn(&ActivePool) -> bool,
+) -> bool {
+    let told = |turn: bool| {
+        render(node, catalog, |pool| if pool.entry.uid == staged.entry.uid { turn } else { granted(pool) })
+    };
+    told(true) != told(false)
+}
+
 /// Keeps to so many entries. The last in precedence go; one that the node still holds goes by draining, and until it
 /// has, those that the node does not have yet wait.
 fn fit(room: usize, entries: &mut Vec<Arc<Entry>>, draining: &mut Vec<Arc<Entry>>, held: &[&Arc<Entry>]) {

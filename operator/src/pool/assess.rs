@@ -1,6 +1,9 @@
 //! Pure: how one node stands to one pool.
 
-use crate::catalog::{ActivePool, Nodes};
+use crate::catalog::{ActivePool, Catalog, Nodes};
+use crate::node_state::entry::Entry;
+use crate::node_state::render::{Target, turn_matters};
+use crate::rollout::Grants;
 use crate::states::{KnownPool, KnownState};
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -28,6 +31,8 @@ pub struct NodeView<'v> {
     pub not_ready_since: Option<Timestamp>,
     /// Since when no agent of it is ready, if none is.
     pub agent_down_since: Option<Timestamp>,
+    /// Whether the Node is being deleted.
+    pub is_terminating: bool,
     /// Its state, if it has one.
     pub state: Option<&'v KnownState>,
 }
@@ -39,19 +44,24 @@ pub struct Subject<'s> {
     uid: String,
     everywhere: bool,
     nodes: Option<Nodes>,
+    catalog: &'s Catalog,
+    grants: &'s Grants,
     /// What nodes shall be told, if it has an effect.
     pub wanted: Option<&'s ActivePool>,
 }
 
 impl<'s> Subject<'s> {
-    /// The pool, with what nodes shall be told of it, if it has an effect.
-    pub fn new(pool: &'s MacvtapResourcePool, wanted: Option<&'s ActivePool>) -> Self {
+    /// The pool among all others, with the turns that were given in staged rollouts.
+    pub fn new(pool: &'s MacvtapResourcePool, catalog: &'s Catalog, grants: &'s Grants) -> Self {
+        let uid = pool.uid().unwrap_or_default();
         Self {
             name: pool.metadata.name.as_deref().unwrap_or_default(),
-            uid: pool.uid().unwrap_or_default(),
             everywhere: pool.spec.node_selector.is_none(),
             nodes: Nodes::new(pool.spec.node_selector.as_ref()),
-            wanted,
+            catalog,
+            grants,
+            wanted: catalog.active(&uid),
+            uid,
         }
     }
 }
@@ -71,6 +81,17 @@ pub enum Standing {
     Ready,
 }
 
+/// Why a node cannot be told of a pool as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The Node is being deleted: a staged rollout leaves it out, and without a state it gets none any more.
+    Terminating,
+    /// It has as many pools as it can have.
+    NoRoom,
+    /// An earlier pool of the same name or resource is still there.
+    NameTaken,
+}
+
 /// One node that the pool selects.
 #[derive(Clone, Debug)]
 pub struct Assessment<'v> {
@@ -78,6 +99,10 @@ pub struct Assessment<'v> {
     pub node: &'v str,
     /// Whether its spec has the pool as it is now.
     pub told: bool,
+    /// Why it cannot be told of it now, if it cannot.
+    pub obstacle: Option<Obstacle>,
+    /// Whether the Node is being deleted.
+    pub is_terminating: bool,
     /// How it stands.
     pub standing: Standing,
     /// Whether it offers a healthy device.
@@ -99,30 +124,40 @@ pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>, now: Timestamp) ->
         return None;
     }
     let told = node.state.and_then(|state| told(state, subject));
+    let silent = silent(node, now);
+    let obstacle = obstacle(subject, node, told, silent.is_ok());
     let status = if answered { node.state.and_then(|state| state.pool(subject.name)) } else { None };
     let sample = |reason: &str, message: &str| Some(sample(node.name, reason, message));
 
     let mut assessment = Assessment {
         node: node.name,
         told: told == Some(Told::Current),
+        obstacle,
+        is_terminating: node.is_terminating,
         standing: Standing::Updating,
         ready: false,
         sample: None,
         status,
-        deadline: None,
+        deadline: silent.err().flatten(),
     };
-    let silent = silent(node, now);
-    assessment.deadline = silent.err().flatten();
     let entry = node.state.and_then(|state| state.entry(&subject.uid));
     let applied = node.state.zip(entry).is_some_and(|(state, entry)| state.applied_entry(entry));
-    if let Ok(since) = silent {
+    if obstacle == Some(Obstacle::Terminating) {
+        let message = "the Node is being deleted and did not hear of the last change";
+        assessment.sample = sample(SampleReason::NodeTerminating.as_str(), message);
+    } else if let Ok(since) = silent {
         let message = format!("no answer since {since}");
         assessment.standing = Standing::Unreachable;
         assessment.sample = sample(SampleReason::Unreachable.as_str(), &message);
-    } else if told == Some(Told::NoRoom) {
+    } else if obstacle == Some(Obstacle::NoRoom) {
         assessment.standing = Standing::NotReady;
-        let message = format!("the node has {POOLS_MAX} pools of higher precedence");
+        let message = format!(
+            "the node has as many pools as it can have, {POOLS_MAX}: of higher precedence, or with devices in use"
+        );
         assessment.sample = sample(SampleReason::TooManyPools.as_str(), &message);
+    } else if obstacle == Some(Obstacle::NameTaken) {
+        let message = "the node still has an earlier pool of this name or resource";
+        assessment.sample = sample(SampleReason::Waiting.as_str(), message);
     } else if let (true, Some(Told::Current), Some(status)) = (applied, told, status) {
         assessment.ready = status.ready.as_ref().map_or(status.allocatable > 0, |ready| ready.holds);
         let degraded = status.degraded.as_ref().filter(|degraded| degraded.holds);
@@ -165,8 +200,6 @@ enum Told {
     Current,
     /// The pool as it was.
     Earlier,
-    /// The spec is full.
-    NoRoom,
 }
 
 fn told(state: &KnownState, subject: &Subject<'_>) -> Option<Told> {
@@ -175,9 +208,34 @@ fn told(state: &KnownState, subject: &Subject<'_>) -> Option<Told> {
             let current = subject.wanted.is_none_or(|wanted| wanted.entry.says_the_same(entry));
             Some(if current { Told::Current } else { Told::Earlier })
         }
-        None if state.pools.len() >= POOLS_MAX => Some(Told::NoRoom),
         Some(_) | None => None,
     }
+}
+
+fn obstacle(
+    subject: &Subject<'_>,
+    node: &NodeView<'_>,
+    told: Option<Told>,
+    is_silent: bool,
+) -> Option<Obstacle> {
+    let wanted = subject.wanted.filter(|_| told != Some(Told::Current))?;
+    if node.is_terminating && (wanted.staged || node.state.is_none()) {
+        return Some(Obstacle::Terminating);
+    }
+    let state = node.state.filter(|state| state.entry(&subject.uid).is_none())?;
+    let resource = wanted.entry.resource_name.as_ref();
+    let has_name = |old: &Entry| {
+        old.name == subject.name || (resource.is_some() && old.resource_name.as_ref() == resource)
+    };
+    if state.pools.iter().any(|old| has_name(old)) {
+        return Some(Obstacle::NameTaken);
+    }
+    let is_full = state.pools.len() >= POOLS_MAX;
+    let target = Target { name: node.name, labels: node.labels, silent: is_silent, current: Some(state) };
+    let granted = |pool: &ActivePool| subject.grants.has(&pool.entry, node.name);
+    // Whether lower ones could make room is asked of a staged pool only: every other has asked them already.
+    let can_have_room = || wanted.staged && turn_matters(target, subject.catalog, wanted, granted);
+    (is_full && !can_have_room()).then_some(Obstacle::NoRoom)
 }
 
 fn unreadable(state: Option<&KnownState>) -> Option<&str> {

@@ -1,10 +1,10 @@
 //! Pure: everything known of a pool to its status.
 
-use super::assess::{Assessment, NodeView, Standing, Subject, assess};
+use super::assess::{Assessment, NodeView, Obstacle, Standing, Subject, assess};
 use crate::acceptance::Rejection;
-use crate::catalog::ActivePool;
+use crate::catalog::Catalog;
 use crate::network::NetworkReport;
-use crate::rollout::{self, Member, Plan};
+use crate::rollout::{self, Grants, Member, Plan};
 use crate::states::KnownState;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -16,7 +16,6 @@ use macvtap_crds::v1alpha1::pool::{
 use macvtap_crds::v1alpha1::reason::PoolReason;
 use macvtap_crds::v1alpha1::settings::Advertisement;
 use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus, network::LINK_PLACEHOLDER};
-use std::collections::HashSet;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -32,10 +31,10 @@ pub struct Observed<'o> {
     pub verdict: &'o Result<(), Rejection>,
     /// All nodes of the cluster.
     pub nodes: &'o [NodeView<'o>],
-    /// What nodes shall be told of it, if it has an effect.
-    pub wanted: Option<&'o ActivePool>,
-    /// The nodes whose turn it is in a staged rollout.
-    pub granted: &'o HashSet<String>,
+    /// All pools as nodes are told of them.
+    pub catalog: &'o Catalog,
+    /// The turns that were given in staged rollouts.
+    pub grants: &'o Grants,
     /// What became of its networks.
     pub networks: &'o NetworkReport,
     /// The time.
@@ -61,10 +60,10 @@ pub fn holds_entry(state: &KnownState, pool: &MacvtapResourcePool) -> bool {
 /// The status of a pool.
 pub fn report(observed: &Observed<'_>) -> Report {
     let Observed { pool, nodes, networks, now, .. } = observed;
-    let subject = Subject::new(pool, observed.wanted);
+    let subject = Subject::new(pool, observed.catalog, observed.grants);
     let assessments: Vec<Assessment<'_>> =
         nodes.iter().filter_map(|node| assess(&subject, node, *now)).collect();
-    let rollout = plan_rollout(observed, &assessments);
+    let rollout = plan_rollout(observed, &subject, &assessments);
     let counts = count_nodes(&assessments);
     let samples = samples(&assessments);
     let old = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
@@ -90,15 +89,19 @@ pub fn report(observed: &Observed<'_>) -> Report {
     Report { status, recheck, rollout }
 }
 
-fn plan_rollout(observed: &Observed<'_>, assessments: &[Assessment<'_>]) -> Plan {
-    if observed.wanted.is_none_or(|wanted| !wanted.staged) {
+fn plan_rollout(observed: &Observed<'_>, subject: &Subject<'_>, assessments: &[Assessment<'_>]) -> Plan {
+    let Some(wanted) = subject.wanted.filter(|wanted| wanted.staged) else {
         return Plan::default();
-    }
+    };
     let settings = observed.pool.spec.rollout.staged.clone().unwrap_or_default();
-    let members = assessments.iter().map(|assessment| Member {
+    let granted = observed.grants.given(&wanted.entry);
+    // How a node ends that is being deleted tells nothing about the change.
+    let staying = assessments.iter().filter(|assessment| !assessment.is_terminating);
+    let members = staying.map(|assessment| Member {
         node: assessment.node,
         told: assessment.told,
-        granted: observed.granted.contains(assessment.node),
+        granted: granted.contains(assessment.node),
+        is_blocked: assessment.obstacle.is_some(),
         standing: assessment.standing,
     });
     rollout::plan(members, &settings)
@@ -245,7 +248,8 @@ fn terminating(observed: &Observed<'_>) -> Finding {
 fn count_nodes(assessments: &[Assessment<'_>]) -> NodeCounts {
     let count =
         |standing: &[Standing]| small(assessments.iter().filter(|a| standing.contains(&a.standing)).count());
-    let matched = small(assessments.len());
+    let is_waited_for = |assessment: &&Assessment<'_>| assessment.obstacle != Some(Obstacle::Terminating);
+    let matched = small(assessments.iter().filter(is_waited_for).count());
     let ready = small(assessments.iter().filter(|assessment| assessment.ready).count());
     NodeCounts {
         summary: format!("{ready}/{matched}"),

@@ -17,6 +17,8 @@ pub(crate) enum Event {
         zone: u8,
     },
     NodeGone(u8),
+    /// Somebody's finalizer keeps a node that is being deleted.
+    NodeEnding(u8),
     /// A pool is made or edited.
     Pool(Wish),
     PoolGone(u8),
@@ -90,6 +92,7 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (name(), 0u8..2).prop_map(|(name, zone)| Event::Node { name, zone }),
         1 => name().prop_map(Event::NodeGone),
+        1 => name().prop_map(Event::NodeEnding),
         6 => wish().prop_map(Event::Pool),
         2 => name().prop_map(Event::PoolGone),
         3 => (name(), 0u8..2).prop_map(|(name, zone)| Event::Space { name, zone }),
@@ -135,6 +138,11 @@ impl Cluster {
         match *event {
             Event::Node { name, zone } => self.node(&node_name(name), zone),
             Event::NodeGone(name) => drop(self.server.nodes.remove(&node_name(name))),
+            Event::NodeEnding(name) => {
+                if let Some(node) = self.server.nodes.get_mut(&node_name(name)) {
+                    node.metadata.deletion_timestamp = Some(at(self.second));
+                }
+            }
             Event::Pool(wish) => self.pool(wish),
             Event::PoolGone(name) => self.delete(&pool_name(name)),
             Event::Space { name, zone: place } => {

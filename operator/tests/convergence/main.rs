@@ -150,6 +150,24 @@ fn a_rollout_stops_at_a_node_that_is_not_well_and_goes_on_when_it_is() -> Result
 }
 
 #[test]
+fn a_rollout_goes_on_beside_a_node_that_is_being_deleted_for_ever() -> Result<(), TestCaseError> {
+    let mut cluster = Cluster::default();
+    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));
+    cluster.happen(&Event::Pool(STAGED));
+    cluster.settle()?;
+    cluster.happen(&Event::NodeEnding(0));
+    cluster.happen(&Event::Pool(Wish { mtu: 1, ..STAGED }));
+    cluster.settle()?;
+    assert_eq!((told(&cluster, 1), progress(&cluster)), (vec!["node-1", "node-2", "node-3"], "UpToDate"));
+
+    // The pool can go nevertheless: the node hears of the drain.
+    cluster.happen(&Event::PoolGone(STAGED.name));
+    cluster.settle()?;
+    assert!(cluster.server.pools.is_empty() && cluster.server.nodes.len() == usize::from(NAMES));
+    Ok(())
+}
+
+#[test]
 fn a_node_that_comes_back_waits_for_its_turn_like_others() -> Result<(), TestCaseError> {
     let mut cluster = Cluster::default();
     (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));

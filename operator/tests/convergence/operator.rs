@@ -32,6 +32,9 @@ impl Cluster {
     pub(crate) fn look_at_node(&mut self, name: &str) {
         let Some(node) = self.cache.nodes.get(name).cloned() else { return };
         let current = self.known(name);
+        if node.metadata.deletion_timestamp.is_some() && current.is_none() {
+            return;
+        }
         let catalog = self.cache.catalog();
         let silent = self.cache.down.contains(name);
         let target = Target { name, labels: node.labels(), silent, current: current.as_ref() };
@@ -159,7 +162,6 @@ impl Cluster {
     fn publish(&mut self, pool: &MacvtapResourcePool) {
         let catalog = self.cache.catalog();
         let wanted = catalog.active(&pool.uid().unwrap_or_default());
-        let granted = wanted.map(|wanted| self.grants.given(&wanted.entry)).unwrap_or_default();
         let nodes: Vec<(Node, Option<KnownState>)> = self
             .cache
             .nodes
@@ -179,6 +181,7 @@ impl Cluster {
                     labels: node.labels(),
                     not_ready_since: None,
                     agent_down_since: away.then(|| at(AWAY_SINCE).0),
+                    is_terminating: node.metadata.deletion_timestamp.is_some(),
                     state: state.as_ref(),
                 }
             })
@@ -187,8 +190,8 @@ impl Cluster {
             pool,
             verdict: &catalog.verdict(&pool.name_any()),
             nodes: &views,
-            wanted,
-            granted: &granted,
+            catalog: &catalog,
+            grants: &self.grants,
             networks: &NetworkReport::default(),
             now: at(self.second).0,
         });
@@ -225,7 +228,7 @@ impl Cluster {
         let everywhere = pool.spec.node_selector.is_none();
         let members: Vec<&NodeView<'_>> = views
             .iter()
-            .filter(|view| wanted.nodes.selects(view.labels))
+            .filter(|view| wanted.nodes.selects(view.labels) && !view.is_terminating)
             .filter(|view| !everywhere || view.state.is_some_and(KnownState::answered))
             .collect();
         let turns =
@@ -234,7 +237,17 @@ impl Cluster {
             *turns = (Arc::clone(&wanted.entry), BTreeSet::new());
         }
         let silent = |name: &str| self.cache.down.contains(name);
-        turns.1.retain(|node| members.iter().any(|member| member.name == node) && !silent(node));
+        // Who still has another pool of this name or resource can take no turn.
+        let is_blocked = |state: &KnownState| {
+            let is_same = |old: &Entry| {
+                old.name == wanted.entry.name || old.resource_name == wanted.entry.resource_name
+            };
+            state.entry(uid).is_none() && state.pools.iter().any(|old| is_same(old))
+        };
+        let can_hear =
+            |member: &&&NodeView<'_>| !silent(member.name) && !member.state.is_some_and(is_blocked);
+        let able: BTreeSet<&str> = members.iter().filter(can_hear).map(|member| member.name).collect();
+        turns.1.retain(|node| able.contains(node.as_str()));
         if next.is_empty() {
             return;
         }

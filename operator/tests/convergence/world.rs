@@ -125,8 +125,9 @@ impl Cluster {
         Err(TestCaseError::fail(format!("{} writes in round {ROUNDS}: {:#?}", self.writes, self.server)))
     }
 
-    /// Every node is well again, and every agent answers.
+    /// Every node is well again or gone, and every agent answers.
     pub(crate) fn heal(&mut self) {
+        self.server.nodes.retain(|_, node| node.metadata.deletion_timestamp.is_none());
         self.health.clear();
         self.server.down.clear();
     }

@@ -152,6 +152,26 @@ fn a_pool_that_must_make_room_drains_first_and_the_new_one_waits() {
 }
 
 #[test]
+fn a_turn_matters_as_long_as_there_is_or_can_be_made_room() {
+    let mut pools: Vec<_> = (0..64).map(|i| created(pool(&format!("p{i:02}"), json!({})), i)).collect();
+    let full = known(&applied(rendered(&pools, None), 1));
+    let matters = |pools: &[MacvtapResourcePool], state: &KnownState| {
+        let (catalog, labels) = (Catalog::new(pools.iter()), labels(&[]));
+        let target = Target { name: "n1", labels: &labels, silent: false, current: Some(state) };
+        turn_matters(target, &catalog, catalog.active("uid-new").unwrap(), |_| false)
+    };
+    let staged = |priority: u32| pool("new", json!({"priority": priority, "rollout": {"type": "Staged"}}));
+    pools.push(created(staged(0), 99));
+    assert!(!matters(&pools, &full), "64 pools come first");
+    pools[64] = created(staged(9), 99);
+    assert!(matters(&pools, &full), "the last one makes room");
+    let draining =
+        with(&Catalog::new(pools.iter()), &labels(&[]), Some(&applied(spec(&full.pools), 1)), false, true);
+    assert_eq!(names(&draining)[63], ("p63", PoolPhase::Draining));
+    assert!(matters(&pools, &known(&applied(draining, 1))), "without the turn it would come back");
+}
+
+#[test]
 fn a_change_of_a_staged_pool_waits_for_the_nodes_turn() {
     let staged = |mtu: u32| {
         let rollout = json!({"type": "Staged"});

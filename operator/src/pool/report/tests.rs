@@ -9,6 +9,7 @@ use macvtap_crds::condition::find;
 use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateStatus, NodePoolStatus};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 const NOW: i64 = 10_000;
 
@@ -18,7 +19,21 @@ struct TestNode {
     labels: BTreeMap<String, String>,
     not_ready_since: Option<Timestamp>,
     agent_down_since: Option<Timestamp>,
+    is_terminating: bool,
     state: Option<MacvtapNodeState>,
+}
+
+impl TestNode {
+    fn view<'v>(&'v self, state: Option<&'v KnownState>) -> NodeView<'v> {
+        NodeView {
+            name: self.name,
+            labels: &self.labels,
+            not_ready_since: self.not_ready_since,
+            agent_down_since: self.agent_down_since,
+            is_terminating: self.is_terminating,
+            state,
+        }
+    }
 }
 
 /// A node that was told of the pool so many seconds ago and has not answered.
@@ -27,7 +42,7 @@ fn told(name: &'static str, pool: &MacvtapResourcePool, seconds_ago: i64) -> Tes
     let target = Target { name, labels: &labels, silent: false, current: None };
     let entries = render::render(target, &Catalog::new([pool].into_iter()), |_| true);
     let state = Some(state(name, spec(&entries), NOW - seconds_ago));
-    TestNode { name, labels, not_ready_since: None, agent_down_since: None, state }
+    TestNode { name, labels, not_ready_since: None, agent_down_since: None, is_terminating: false, state }
 }
 
 /// The same after its agent answered with this entry for the pool.
@@ -65,22 +80,12 @@ fn status_with(
     networks: &NetworkReport,
 ) -> Report {
     let states: Vec<_> = nodes.iter().map(|node| node.state.as_ref().map(known)).collect();
-    let views: Vec<NodeView<'_>> = nodes
-        .iter()
-        .zip(&states)
-        .map(|(node, state)| NodeView {
-            name: node.name,
-            labels: &node.labels,
-            not_ready_since: node.not_ready_since,
-            agent_down_since: node.agent_down_since,
-            state: state.as_ref(),
-        })
-        .collect();
+    let views: Vec<NodeView<'_>> =
+        nodes.iter().zip(&states).map(|(node, state)| node.view(state.as_ref())).collect();
     let now = Timestamp::from_second(NOW).unwrap();
     let catalog = Catalog::new([pool].into_iter());
-    let wanted = catalog.active(&pool.uid().unwrap());
-    let granted = HashSet::new();
-    report(&Observed { pool, verdict, nodes: &views, wanted, granted: &granted, networks, now })
+    let grants = Grants::default();
+    report(&Observed { pool, verdict, nodes: &views, catalog: &catalog, grants: &grants, networks, now })
 }
 
 fn status(pool: &MacvtapResourcePool, nodes: &[TestNode]) -> MacvtapResourcePoolStatus {
@@ -304,6 +309,74 @@ fn a_staged_rollout_says_who_waits_who_is_next_and_why_it_stopped() {
     let report = status_with(&after, &healed, &Ok(()), &NetworkReport::default());
     says(&report.status, Progressing, true, PoolReason::NodesUpdating);
     assert_eq!(report.rollout.next, ["n2"]);
+}
+
+#[test]
+fn a_node_that_is_being_deleted_holds_up_neither_rollout_nor_readiness() {
+    let before = pool("dp", json!({}));
+    let after = edited(&json!({"type": "Staged", "staged": {"batch": 1, "maxDegraded": 0}}));
+    let leaving = |node: TestNode| TestNode { is_terminating: true, ..node };
+    let look = |nodes: &[TestNode]| status_with(&after, nodes, &Ok(()), &NetworkReport::default());
+    let waiting = look(&[leaving(healthy("n1", &before)), healthy("n2", &before)]);
+    assert_eq!(waiting.rollout.next, ["n2"]);
+    let done = look(&[leaving(healthy("n1", &before)), healthy("n2", &after)]);
+    assert_eq!(done.rollout, Plan::default());
+    says(&done.status, Ready, true, PoolReason::AllNodesReady);
+    says(&done.status, Progressing, false, PoolReason::UpToDate);
+    assert_eq!(done.status.nodes.summary, "1/1");
+    assert_eq!(done.status.samples[0].reason, "NodeTerminating");
+    assert_eq!(done.status.devices.allocated, 4, "its pods still have devices");
+
+    let bad = json!({"conditions": conditions(&[("Ready", "False", "NoHealthyLink")])});
+    for told in [leaving(answered("n1", &after, &bad)), leaving(told("n1", &after, 5))] {
+        assert_eq!(look(&[told, healthy("n2", &before)]).rollout.next, ["n2"]);
+    }
+}
+
+#[test]
+fn a_node_that_cannot_have_the_pool_holds_up_no_rollout_and_says_why() {
+    let after =
+        pool("dp", json!({"nodeSelector": {}, "rollout": {"type": "Staged", "staged": {"batch": 1}}}));
+    let mut others: Vec<_> = (0..64).map(|i| pool(&format!("p{i:02}"), json!({"priority": 5}))).collect();
+    let look = |others: &[MacvtapResourcePool]| {
+        let (mut full, empty) = (told("n1", &after, 0), told("n2", &pool("gone", json!({})), 0));
+        let entries: Vec<_> = others.iter().map(|pool| Arc::new(render::entry_of(pool))).collect();
+        full.state = Some(state("n1", spec(&entries), NOW));
+        let all: Vec<_> = others.iter().chain([&after]).collect();
+        let catalog = Catalog::new(all.iter().copied());
+        let states = [&full, &empty].map(|node| known(node.state.as_ref().unwrap()));
+        let views =
+            [&full, &empty].map(|node| node.view(states.iter().find(|state| state.name == node.name)));
+        let observed = Observed {
+            pool: &after,
+            verdict: &Ok(()),
+            nodes: &views,
+            catalog: &catalog,
+            grants: &Grants::default(),
+            networks: &NetworkReport::default(),
+            now: Timestamp::from_second(NOW).unwrap(),
+        };
+        report(&observed)
+    };
+    let found = look(&others);
+    assert_eq!(found.rollout.next, ["n2"]);
+    assert_eq!(found.status.samples[0].reason, "TooManyPools");
+    says(&found.status, Degraded, true, PoolReason::NodesDegraded);
+    others[9].spec.settings.priority = 0;
+    others[9].metadata.creation_timestamp = Some(crate::testing::at(5));
+    let found = look(&others);
+    assert_eq!(found.rollout.next, ["n1"], "the last one of the others makes room");
+    assert_eq!(found.status.samples[0].reason, "Waiting");
+
+    let heir = pool("heir", json!({"resourceName": "dp", "nodeSelector": {}, "rollout": {"type": "Staged"}}));
+    let report = status_with(
+        &heir,
+        &[told("n1", &after, 0), told("n2", &pool("gone", json!({})), 0)],
+        &Ok(()),
+        &NetworkReport::default(),
+    );
+    assert_eq!(report.rollout.next, ["n2"]);
+    assert!(report.status.samples[0].message.contains("earlier pool"), "{:?}", report.status.samples);
 }
 
 #[test]

@@ -1,0 +1,103 @@
+//! Nodes that do not go as they should, on a real API server.
+
+mod api;
+#[path = "api/scene.rs"]
+mod scene;
+
+use anyhow::{Context as _, Result, ensure};
+use scene::{DEADLINE, Scene};
+use serde_json::{Value, json};
+
+/// Deletes a Node that somebody's finalizer keeps.
+fn delete_but_keep(scene: &Scene, node: &str) -> Result<()> {
+    let keep = r#"{"metadata": {"finalizers": ["test.example/keep"]}}"#;
+    scene.api.kubectl.run(&["patch", "node", node, "--type=merge", "-p", keep])?;
+    scene.api.kubectl.run(&["delete", "node", node, "--wait=false"]).map(drop)
+}
+
+#[test]
+fn a_node_that_is_being_deleted_for_long_holds_up_no_rollout_and_no_deletion() -> Result<()> {
+    let scene = Scene::new(&["n1", "n2"], false)?;
+    for node in ["n1", "n2"] {
+        scene.told(node, &[])?;
+        scene.answer(node, 0)?;
+    }
+    delete_but_keep(&scene, "n1")?;
+    let rollout = |kind: &str| json!({"rollout": {"type": kind}});
+    scene.pool("dp", &rollout("Staged"))?;
+    scene.told("n2", &[("dp", "Active")]).context("n1 is the first by name, and gets no turn")?;
+    scene.answer("n2", 0)?;
+    let message = scene.says("dp", "Ready", "True", "AllNodesReady")?;
+    assert_eq!(message, "1 of 1 nodes offer devices");
+    scene.api.kubectl.wait_until("", "mrp/dp", DEADLINE, |pool| {
+        let sample = pool.pointer("/status/samples/0")?;
+        (sample["node"] == "n1" && sample["reason"] == "NodeTerminating").then_some(())
+    })?;
+    assert_eq!(scene.spec_of("n1")?, json!([]));
+
+    // Pods may run there: it hears of what is not staged, and of the end of the pool.
+    scene.pool("dp", &rollout("AllAtOnce"))?;
+    scene.told("n1", &[("dp", "Active")])?;
+    scene.answer("n1", 1)?;
+    scene.ready_nodes("dp", "2/2")?;
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;
+    for node in ["n1", "n2"] {
+        scene.told(node, &[("dp", "Draining")])?;
+        scene.answer(node, 0)?;
+    }
+    scene.gone("", "mrp/dp")?;
+    scene.told("n1", &[])?;
+    // Without a state it gets none any more.
+    scene.api.kubectl.run(&["delete", "mns", "n1"])?;
+    scene.pool("probe", &json!({}))?;
+    scene.told("n2", &[("probe", "Active")])?;
+    scene.gone("", "mns/n1")
+}
+
+#[test]
+fn a_change_of_a_pool_is_written_to_no_node_that_it_does_not_concern() -> Result<()> {
+    let scene = Scene::new(&[], false)?;
+    for zone in ["a", "b"] {
+        scene.node(zone, &json!({"zone": zone}))?;
+    }
+    let zoned = |zone: &str, mtu: u32| json!({"nodeSelector": {"matchLabels": {"zone": zone}}, "macvtap": {"mtu": mtu}});
+    for zone in ["a", "b"] {
+        scene.pool(&format!("dp-{zone}"), &zoned(zone, 1500))?;
+        scene.told(zone, &[(&format!("dp-{zone}"), "Active")])?;
+    }
+    let generation = |state: &Value| state.pointer("/metadata/generation")?.as_i64();
+    let before = scene.api.kubectl.wait_until("", "mns/b", DEADLINE, generation)?;
+    scene.pool("dp-a", &zoned("a", 9000))?;
+    scene.api.kubectl.wait_until("", "mns/a", DEADLINE, |state| {
+        (state.pointer("/spec/pools/0/macvtap/mtu")? == 9000).then_some(())
+    })?;
+    // Nodes are looked at in turn: a later change of b shows that the earlier one did nothing to it.
+    scene.pool("dp-b", &zoned("b", 9000))?;
+    scene.api.kubectl.wait_until("", "mns/b", DEADLINE, |state| {
+        (state.pointer("/spec/pools/0/macvtap/mtu")? == 9000).then_some(())
+    })?;
+    let after = scene.api.kubectl.wait_until("", "mns/b", DEADLINE, generation)?;
+    assert_eq!(after, before + 1, "the change of the other pool was written too");
+    Ok(())
+}
+
+#[test]
+fn a_node_may_have_the_longest_name() -> Result<()> {
+    let part = "n".repeat(63);
+    let long = format!("{part}.{part}.{part}.{}", "n".repeat(61));
+    ensure!(long.len() == 253);
+    let scene = Scene::new(&[&long], false)?;
+    scene.pool("dp", &json!({}))?;
+    scene.told(&long, &[("dp", "Active")])?;
+    scene.answer(&long, 1)?;
+    scene.ready_nodes("dp", "1/1")?;
+    scene.not_ready(&long)?;
+    let message = scene.says("dp", "Degraded", "True", "NodesUnreachable")?;
+    ensure!(message.contains(&long), "{message}");
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;
+    let message = scene.says("dp", "Terminating", "True", "DevicesInUse")?;
+    ensure!(message.ends_with(&format!("{long} (1)")), "{message}");
+    let release = format!("macvtap.network.kubevirt.io/release-without-drain={long}");
+    scene.api.kubectl.run(&["annotate", "mrp", "dp", &release])?;
+    scene.gone("", "mrp/dp")
+}
