@@ -55,6 +55,33 @@ fn a_node_that_is_being_deleted_for_long_holds_up_no_rollout_and_no_deletion() -
 }
 
 #[test]
+fn each_node_that_is_let_go_without_a_drain_has_an_event_of_its_own() -> Result<()> {
+    let scene = Scene::new(&["n1", "n2", "kept"], false)?;
+    scene.pool("dp", &json!({}))?;
+    for node in ["n1", "n2", "kept"] {
+        scene.told(node, &[("dp", "Active")])?;
+        scene.answer(node, 1)?;
+    }
+    delete_but_keep(&scene, "kept")?;
+    for node in ["n1", "n2", "kept"] {
+        scene.not_ready(node)?;
+    }
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;
+    let release = "macvtap.network.kubevirt.io/release-without-drain=n1,n2,kept";
+    scene.api.kubectl.run(&["annotate", "mrp", "dp", release])?;
+    scene.gone("", "mrp/dp")?;
+    e2e::wait::until("an event for each node", DEADLINE, || {
+        let args = ["get", "events", "-A", "--field-selector=reason=ReleasedWithoutDrain", "-o", "json"];
+        let events: Value = serde_json::from_str(&scene.api.kubectl.run(&args)?)?;
+        let events = events["items"].as_array().map_or(&[][..], Vec::as_slice);
+        let mut nodes: Vec<&str> =
+            events.iter().filter_map(|event| event["related"]["name"].as_str()).collect();
+        nodes.sort_unstable();
+        Ok((nodes == ["kept", "n1", "n2"]).then_some(()))
+    })
+}
+
+#[test]
 fn a_change_of_a_pool_is_written_to_no_node_that_it_does_not_concern() -> Result<()> {
     let scene = Scene::new(&[], false)?;
     for zone in ["a", "b"] {

@@ -46,6 +46,14 @@ struct Released {
     nodes: BTreeSet<String>,
 }
 
+impl Released {
+    fn new(meta: &ObjectMeta) -> Option<Self> {
+        meta.deletion_timestamp.as_ref()?;
+        let nodes = released(meta);
+        (!nodes.is_empty()).then_some(Self { uid: meta.uid.clone()?, nodes })
+    }
+}
+
 impl Nodes {
     /// Those a label selector means; absent it means all, and one that cannot be read none.
     pub fn new(selector: Option<&LabelSelector>) -> Option<Self> {
@@ -88,18 +96,16 @@ impl Catalog {
                 && matches!(verdicts.get(&pool.name_any()), Some(Err(Rejection::InvalidSelector { .. })))
         };
         let frozen = pools.clone().filter(meaningless).filter_map(ResourceExt::uid).collect();
-        let ending = pools.filter(|pool| pool.metadata.deletion_timestamp.is_some());
-        let released = ending
-            .filter_map(|pool| Some(Released { uid: pool.uid()?, nodes: released(pool) }))
-            .filter(|released| !released.nodes.is_empty());
+        let released = pools.filter_map(|pool| Released::new(&pool.metadata));
         Self { active, verdicts, released: released.collect(), frozen }
     }
 
-    /// The same, with pools that cannot be read and are not being deleted: nodes keep what they were told of them.
+    /// The same, with pools that cannot be read: unless they are being deleted, nodes keep what they were told of them.
     #[must_use]
-    pub fn with_unreadable<'p>(mut self, pools: impl Iterator<Item = &'p ObjectMeta>) -> Self {
-        let alive = pools.filter(|meta| meta.deletion_timestamp.is_none());
+    pub fn with_unreadable<'p>(mut self, pools: impl Iterator<Item = &'p ObjectMeta> + Clone) -> Self {
+        let alive = pools.clone().filter(|meta| meta.deletion_timestamp.is_none());
         self.frozen.extend(alive.filter_map(|meta| meta.uid.clone()));
+        self.released.extend(pools.filter_map(Released::new));
         self
     }
 
@@ -125,8 +131,9 @@ impl Catalog {
 }
 
 /// The nodes that a pool being deleted does not wait for.
-pub fn released(pool: &MacvtapResourcePool) -> BTreeSet<String> {
-    let names = pool.annotations().get(RELEASE_ANNOTATION).map(String::as_str).unwrap_or_default();
+pub fn released(pool: &ObjectMeta) -> BTreeSet<String> {
+    let annotations = pool.annotations.as_ref();
+    let names = annotations.and_then(|all| all.get(RELEASE_ANNOTATION)).map_or("", String::as_str);
     names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
@@ -176,5 +183,7 @@ mod tests {
         let catalog = Catalog::new([&ending].into_iter());
         assert!(catalog.released("uid-dp", "n1") && catalog.released("uid-dp", "n2"));
         assert!(!catalog.released("uid-dp", "n3") && !catalog.released("uid-other", "n1"));
+        let unreadable = Catalog::default().with_unreadable([&ending.metadata].into_iter());
+        assert!(unreadable.released("uid-dp", "n1") && !unreadable.frozen("uid-dp"));
     }
 }

@@ -12,6 +12,7 @@ use crate::refusal;
 use crate::rollout::Grants;
 use crate::states::{KnownState, States};
 use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference};
+use kube::api::ObjectMeta;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::events::{Event, Recorder};
 use kube::runtime::reflector::Store;
@@ -108,6 +109,7 @@ impl Context {
                 .map(|time| time.0),
             agent_down_since: self.agents.down_since(name),
             state,
+            state,
             is_terminating: node.metadata.deletion_timestamp.is_some(),
         }
     }
@@ -118,6 +120,15 @@ impl Context {
             self.queues.pools.add(&pool.name_any());
         }
     }
+    /// Asks for a look at pools that were looked at before and are gone, so that they are forgotten.
+    pub fn pools_that_are_gone(&self) {
+        for name in self.pace.pools() {
+            if self.pools.get(&ObjectRef::new(&name)).is_none() {
+                self.queues.pools.add(&name);
+            }
+        }
+    }
+
 
     /// Asks for a look at every node.
     pub fn every_node(&self) {

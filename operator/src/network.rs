@@ -6,9 +6,11 @@ pub mod kind;
 pub mod plan;
 
 use crate::context::Context;
+use kind::NetworkAttachmentDefinition;
 use kube::runtime::events::{Event, EventType};
+use kube::runtime::reflector::ObjectRef;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
-use macvtap_crds::v1alpha1::reason::PoolReason;
+use macvtap_crds::v1alpha1::reason::{EventReason, PoolReason};
 use std::sync::Arc;
 
 /// What became of a pool's networks.
@@ -62,19 +64,21 @@ pub async fn reconcile(pool: &MacvtapResourcePool, context: &Context) -> Network
             let note = format!(
                 "NetworkAttachmentDefinition {namespace}/{name} had been changed and is again as the pool has it; change the pool instead"
             );
-            context.announce(&repaired(note), pool).await;
+            context.announce(&repaired(note, namespace, name), pool).await;
         }
     }
     report
 }
 
-fn repaired(note: String) -> Event {
+fn repaired(note: String, namespace: &str, name: &str) -> Event {
+    let network = ObjectRef::<NetworkAttachmentDefinition>::new(name).within(namespace);
     Event {
         type_: EventType::Warning,
-        reason: "NetworkRepaired".to_owned(),
+        reason: EventReason::NetworkRepaired.to_string(),
         note: Some(note),
         action: "Repair".to_owned(),
-        secondary: None,
+        // Each network has an event of its own.
+        secondary: Some(network.into()),
     }
 }
 

@@ -4,14 +4,16 @@ pub mod apply;
 pub mod entry;
 pub mod render;
 
-use crate::context::Context;
+use crate::context::{Context, pool_reference};
 use crate::pool::assess;
 use crate::states::KnownState;
 use entry::Entry;
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::Node;
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
 use macvtap_crds::RELEASE_ANNOTATION;
+use macvtap_crds::v1alpha1::reason::EventReason;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,13 +38,13 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
     };
     let catalog = context.catalog();
     let current = context.states.get(name);
-    let current = current.as_deref();
-    let view = context.view(&node, current);
     // Pods may run on a Node that is being deleted, so it hears of drains and changes as long as it has a state. A new one
     // would be deleted again where what depends on a Node is deleted before it.
     if node.metadata.deletion_timestamp.is_some() && current.is_none() {
         return Ok(None);
     }
+    let current = current.as_deref();
+    let view = context.view(&node, current);
     let target = render::Target {
         name,
         labels: node.labels(),
@@ -54,30 +56,32 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
         let hash = apply::apply(&context.client, &node, &entries).await?;
         tracing::debug!(node = name, pools = entries.len(), hash, "node state written");
         if let Some(current) = current {
-            announce_released(current, &entries, context).await;
+            announce_released(&node, current, &entries, context).await;
         }
     }
     Ok(None)
 }
 
 /// Says that devices of an unreachable node were not waited for.
-async fn announce_released(before: &KnownState, entries: &[Arc<Entry>], context: &Context) {
+async fn announce_released(node: &Node, before: &KnownState, entries: &[Arc<Entry>], context: &Context) {
     let gone = before.pools.iter().filter(|old| !entries.iter().any(|new| new.uid == old.uid));
     for old in gone.filter(|old| !render::drained(before, old)) {
-        let Some(pool) = context.pools.get(&ObjectRef::new(&old.name)) else { continue };
-        let Ok(pool) = &pool.0 else { continue };
+        let Some(pool) = context.pools.get(&ObjectRef::new(&old.name)) else {
+            continue;
+        };
         let allocated = before.pool(&old.name).map_or(0, |pool| pool.allocated);
-        let note = format!(
+        let text = format!(
             "node {} is unreachable and was let go as annotation {RELEASE_ANNOTATION} asks; {allocated} devices were in use when it reported last",
             before.name
         );
         let event = Event {
             type_: EventType::Warning,
-            reason: "ReleasedWithoutDrain".to_owned(),
-            note: Some(note),
+            reason: EventReason::ReleasedWithoutDrain.to_string(),
+            note: Some(text),
             action: "Drain".to_owned(),
-            secondary: None,
+            // Events of a pool with one reason are one event, unless they are about different objects.
+            secondary: Some(node.object_ref(&())),
         };
-        context.announce(&event, pool).await;
+        context.announce_on(&event, &pool_reference(pool.meta())).await;
     }
 }

@@ -142,13 +142,13 @@ async fn terminate(
         left = Some(networks);
     }
     let retry = left.map(|_| RETRY_REMOVAL);
+    // A node that need not be waited for is let go once it is unreachable, which no event tells.
+    for node in released(meta) {
+        context.queues.nodes.add(&node);
+    }
     let Some(pool) = readable else {
         return Ok(retry.or(Some(RETRY)));
     };
-    // A node that need not be waited for is let go once it is unreachable, which no event tells.
-    for node in released(pool) {
-        context.queues.nodes.add(&node);
-    }
     let networks = NetworkReport { desired: left.unwrap_or_default(), ..NetworkReport::default() };
     let (recheck, _) = observe_and_publish(pool, &Ok(()), &networks, context).await?;
     Ok(retry.into_iter().chain(recheck).min())
