@@ -18,7 +18,8 @@ pub enum Part {
 
 /// Writes the part of the object that `body` has, whoever else claims it.
 ///
-/// A status has one writer, which knows it whole, so it is replaced as a whole. A spec is applied. Where a value of the
+/// A status has one writer, which knows it whole, so it is replaced as a whole; if `body` has a UID, only that of the
+/// object with this UID, for another one of its name may have come in its place. A spec is applied. Where a value of the
 /// object is of another type than the schema's, the API server can compare nothing with it and answers 500 whatever is
 /// applied: the spec is replaced as a whole then, which it takes also while another part is wrong, for a rule that was
 /// broken before may stay broken. The lists of a spec are atomic: in others, what was once replaced could never again
@@ -62,15 +63,17 @@ where
     }
 }
 
-/// The same as a JSON patch: `add` replaces what is there.
+/// The same as a JSON patch: `add` replaces what is there, and `test` refuses the whole patch.
 fn replacement(part: Part, body: &Value) -> Value {
     let paths: &[&str] = match part {
         Part::Spec => &["/spec", "/metadata/ownerReferences"],
         Part::Status => &["/status"],
     };
-    let operations = paths.iter().filter_map(|path| {
+    let same = ("test", "/metadata/uid");
+    let all = std::iter::once(same).chain(paths.iter().map(|path| ("add", *path)));
+    let operations = all.filter_map(|(op, path)| {
         let value = body.pointer(path)?;
-        Some(json!({"op": "add", "path": path, "value": value}))
+        Some(json!({"op": op, "path": path, "value": value}))
     });
     operations.collect()
 }
@@ -86,5 +89,12 @@ mod tests {
         let spec = json!([add("/spec", json!({"a": 2})), add("/metadata/ownerReferences", json!([1]))]);
         assert_eq!(replacement(Part::Spec, &body), spec);
         assert_eq!(replacement(Part::Status, &body), json!([add("/status", json!(3))]));
+    }
+
+    #[test]
+    fn what_is_meant_for_one_object_is_not_written_to_another_of_its_name() {
+        let body = json!({"metadata": {"name": "dp", "uid": "u"}, "status": 3});
+        let same = json!({"op": "test", "path": "/metadata/uid", "value": "u"});
+        assert_eq!(replacement(Part::Status, &body)[0], same);
     }
 }

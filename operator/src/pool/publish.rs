@@ -63,11 +63,16 @@ pub async fn publish(
     let body = json!({
         "apiVersion": MacvtapResourcePool::api_version(&()),
         "kind": MacvtapResourcePool::kind(&()),
-        "metadata": {"name": name},
+        "metadata": {"name": name, "uid": pool.uid()},
         "status": status,
     });
     let pools: Api<MacvtapResourcePool> = Api::all(context.client.clone());
-    overwrite::apply(&pools, &name, Part::Status, &body).await?;
+    match overwrite::apply(&pools, &name, Part::Status, &body).await {
+        Ok(()) => {}
+        // It has just gone, and so has what is to be said of it.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+        Err(error) => return Err(error),
+    }
     let before = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
     for event in announce::events(before, &status.conditions) {
         tracing::info!(pool = %name, reason = %event.reason, "{}", event.note.as_deref().unwrap_or_default());

@@ -1,14 +1,13 @@
 //! A pool that cannot be read: another release or a looser schema let it in. Nodes keep what they were told of it.
 
 use super::PoolError;
-use crate::context::Context;
+use crate::context::{Context, pool_reference};
 use crate::overwrite::{self, Part};
 use crate::pool::announce;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::Resource;
 use kube::api::{Api, ApiResource, DynamicObject, ObjectMeta};
-use kube::{Resource, ResourceExt};
 use macvtap_crds::condition::{self, ConditionStatus, ConditionType, Finding};
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::reason::PoolReason;
@@ -19,7 +18,8 @@ use std::time::Duration;
 /// Says so in the pool's conditions, or at least in an event.
 pub async fn say(meta: &ObjectMeta, problem: &str, context: &Context) -> Result<Option<Duration>, PoolError> {
     let name = meta.name.clone().unwrap_or_default();
-    let trouble = format!("generation {}: {problem}", meta.generation.unwrap_or_default());
+    let (uid, generation) = (meta.uid.as_deref().unwrap_or_default(), meta.generation.unwrap_or_default());
+    let trouble = format!("{uid} of generation {generation}: {problem}");
     if context.pace.has_said(&name, &trouble) {
         return Ok(None);
     }
@@ -40,19 +40,18 @@ pub async fn say(meta: &ObjectMeta, problem: &str, context: &Context) -> Result<
     let body = json!({
         "apiVersion": MacvtapResourcePool::api_version(&()),
         "kind": MacvtapResourcePool::kind(&()),
-        "metadata": {"name": name},
+        "metadata": {"name": name, "uid": pool.metadata.uid},
         "status": {"observedGeneration": pool.metadata.generation, "conditions": after},
     });
-    let written = overwrite::apply(&pools, &name, Part::Status, &body).await;
-    let reference = ObjectReference { uid: pool.uid(), ..pool.object_ref(&kind) };
-    for event in announce::events(&before, &after) {
-        context.announce_on(&event, &reference).await;
-    }
-    match written {
+    match overwrite::apply(&pools, &name, Part::Status, &body).await {
         Ok(()) => {}
         // Its schema may refuse the object as it is, whoever changes it; the event must do.
         Err(kube::Error::Api(status)) if status.code == 422 => {}
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
         Err(error) => return Err(failed(error)),
+    }
+    for event in announce::events(&before, &after) {
+        context.announce_on(&event, &pool_reference(&pool.metadata)).await;
     }
     context.pace.say(&name, trouble);
     Ok(None)
