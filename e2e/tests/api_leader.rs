@@ -11,8 +11,6 @@ use api::Program;
 use relay::{Fault, Relay};
 use scene::{DEADLINE, Scene};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 /// Within this time another operator leads.
@@ -32,19 +30,8 @@ fn another(scene: &Scene, name: &str, kubeconfig: Option<&Value>) -> Result<Prog
     Program::start("macvtap-operator", &args, &own)
 }
 
-/// Asks an operator over HTTP, at the address that its log names.
-fn ask(operator: &Program, path: &str) -> Result<String> {
-    let log = operator.log();
-    let address = log.split("address=").nth(1).and_then(|rest| rest.split_whitespace().next());
-    let mut stream = TcpStream::connect(address.context("no address in the log")?)?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
 fn metric(operator: &Program, prefix: &str) -> Result<u64> {
-    let text = ask(operator, "/metrics")?;
+    let text = operator.ask("/metrics")?;
     let values = text.lines().filter(|line| line.starts_with(prefix));
     values.map(|line| Ok(line.rsplit(' ').next().context("no value")?.parse::<u64>()?)).sum()
 }
@@ -66,7 +53,7 @@ fn leads(scene: &Scene, name: &str, deadline: Duration) -> Result<()> {
 
 fn says(operator: &Program, path: &str, words: &str) -> Result<()> {
     e2e::wait::until(&format!("{path} to say {words}"), DEADLINE, || {
-        let answer = ask(operator, path)?;
+        let answer = operator.ask(path)?;
         ensure!(answer.contains(words), "{answer}");
         Ok(Some(()))
     })
@@ -83,7 +70,7 @@ fn when_the_leader_dies_in_mid_rollout_the_standby_goes_on() -> Result<()> {
     let second = another(&scene, "second", None)?;
     says(&first, "/readyz", "leading")?;
     says(&second, "/readyz", "standing by")?;
-    ensure!(ask(&second, "/readyz")?.starts_with("HTTP/1.1 200"), "a standby is ready");
+    ensure!(second.ask("/readyz")?.starts_with("HTTP/1.1 200"), "a standby is ready");
     for node in nodes {
         scene.told(node, &[])?;
         scene.answer(node, 0)?;
@@ -100,7 +87,7 @@ fn when_the_leader_dies_in_mid_rollout_the_standby_goes_on() -> Result<()> {
         scene.answer(node, 0)?;
     }
     scene.says("dp", "Ready", "True", "AllNodesReady")?;
-    ensure!(metric(&second, "macvtap_operator_leading")? == 1, "{}", ask(&second, "/metrics")?);
+    ensure!(metric(&second, "macvtap_operator_leading")? == 1, "{}", second.ask("/metrics")?);
     ensure!(metric(&second, "macvtap_operator_pool_nodes{pool=\"dp\",state=\"ready\"}")? == 3);
     Ok(())
 }

@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference};
 use kube::api::ObjectMeta;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::events::{Event, Recorder};
-use kube::runtime::reflector::Store;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::settings::ResourcePer;
@@ -108,9 +108,8 @@ impl Context {
                 .and_then(|condition| condition.last_transition_time.as_ref())
                 .map(|time| time.0),
             agent_down_since: self.agents.down_since(name),
-            state,
-            state,
             is_terminating: node.metadata.deletion_timestamp.is_some(),
+            state,
         }
     }
 
@@ -120,6 +119,7 @@ impl Context {
             self.queues.pools.add(&pool.name_any());
         }
     }
+
     /// Asks for a look at pools that were looked at before and are gone, so that they are forgotten.
     pub fn pools_that_are_gone(&self) {
         for name in self.pace.pools() {
@@ -128,7 +128,6 @@ impl Context {
             }
         }
     }
-
 
     /// Asks for a look at every node.
     pub fn every_node(&self) {
@@ -162,7 +161,7 @@ impl Context {
 
     /// Publishes an event about a pool; a failure is logged, for nothing depends on it.
     pub async fn announce(&self, event: &Event, pool: &MacvtapResourcePool) {
-        self.announce_on(event, &pool.object_ref(&())).await;
+        self.announce_on(event, &pool_reference(&pool.metadata)).await;
     }
 
     /// Publishes an event about any object.
@@ -171,6 +170,17 @@ impl Context {
             let error = refusal::text(&error);
             tracing::warn!(object = object.name, reason = %event.reason, error, "event not published");
         }
+    }
+}
+
+/// A pool as events refer to it, also one that cannot be read.
+pub fn pool_reference(meta: &ObjectMeta) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(MacvtapResourcePool::api_version(&()).into_owned()),
+        kind: Some(MacvtapResourcePool::kind(&()).into_owned()),
+        name: meta.name.clone(),
+        uid: meta.uid.clone(),
+        ..ObjectReference::default()
     }
 }
 

@@ -51,6 +51,11 @@ impl Pace {
         self.said().remove(pool);
     }
 
+    /// The pools that had a turn and were not forgotten.
+    pub fn pools(&self) -> Vec<String> {
+        self.turns().keys().cloned().collect()
+    }
+
     /// Forgets a pool that is gone.
     pub fn forget(&self, pool: &str) {
         self.turns().remove(pool);

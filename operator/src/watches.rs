@@ -129,8 +129,8 @@ where
     Watched { store, events: events.modify(prune).reflect(writer).boxed() }
 }
 
-/// Tells of pools. A pool's acceptance depends on the others, and every node's state on all of them; its own status
-/// concerns nobody.
+/// Tells of pools. A pool's acceptance depends on the others, and every node's state on all of them; its status concerns
+/// itself only, for somebody else may have written it.
 pub async fn follow_pools(mut events: Events<Guarded<MacvtapResourcePool>>, context: Arc<Context>) {
     let mut seen = Seen::default();
     while let Some(event) = events.next().await {
@@ -150,7 +150,10 @@ pub async fn follow_pools(mut events: Events<Guarded<MacvtapResourcePool>>, cont
         if changed {
             context.refresh_catalog();
             context.every_pool();
+            context.pools_that_are_gone();
             context.every_node();
+        } else if let Event::Apply(pool) = &event {
+            context.queues.pools.add(&pool.name_any());
         }
     }
 }

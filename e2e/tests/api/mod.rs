@@ -9,6 +9,8 @@ use e2e::layout::Checkout;
 use e2e::{ApiServer, Kubectl, process};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -141,6 +143,17 @@ impl Program {
     /// What it has logged.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Asks it over HTTP, at the address that its log names.
+    pub(crate) fn ask(&self, path: &str) -> Result<String> {
+        let log = self.log();
+        let address = log.split("address=").nth(1).and_then(|rest| rest.split_whitespace().next());
+        let mut stream = TcpStream::connect(address.context("no address in the log")?)?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     /// Asks it to end, and gives its exit code.
