@@ -52,10 +52,12 @@ pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<usize,
     };
     let mut left = 0;
     for network in found.iter().filter(|network| is_ours(*network, pool, uid)) {
-        let key = key(network);
-        delete(client, &key, network.uid()).await?;
-        let (namespace, name) = key;
-        tracing::info!(namespace, network = %name, "network removed");
+        if network.metadata.deletion_timestamp.is_none() {
+            let key = key(network);
+            delete(client, &key, network.uid()).await?;
+            let (namespace, name) = key;
+            tracing::info!(namespace, network = %name, "network removed");
+        }
         // A finalizer of somebody else may keep it; the pool then waits.
         left += usize::from(
             network.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty()),
