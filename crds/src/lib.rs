@@ -13,7 +13,7 @@ pub mod v1alpha1;
 /// The API group, also the default prefix of resource names.
 pub const GROUP: &str = "macvtap.network.kubevirt.io";
 
-/// Field manager of everything the operator applies.
+/// Field manager of everything the operator writes.
 pub const OPERATOR_FIELD_MANAGER: &str = "macvtap-operator";
 
 /// Field manager of a node state's status.

@@ -1,4 +1,4 @@
-//! Writes node states by server-side apply.
+//! Writes the specs of node states: by server-side apply, or as a whole where that cannot be done.
 
 use super::NodeStateError;
 use super::entry::{Entry, config_hash};
