@@ -10,7 +10,8 @@ use crate::pci::PciAddress;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The version this program writes, and the only one it reads.
+/// The version this program writes, and the only one it reads. A field that readers can do without leaves it as it is:
+/// they pass over fields that they do not know.
 pub const VERSION: u32 = 1;
 
 /// Indexes of the links we make. Kernels number links from 1 upwards, so no other link comes near for a long time.
@@ -43,6 +44,9 @@ pub struct DeviceTable {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Resource {
+    /// The pool that has it, for the agent that starts next; absent in tables of agents that did not know it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
     /// What stands before the `/` in the resource's full name.
     pub prefix: String,
     /// What a device of it is.

@@ -161,10 +161,17 @@ impl Engine {
         self.seen.retain(|address, _| nics.iter().any(|nic| nic.address == *address));
     }
 
-    /// The table tells no pool. Where it fits one alone, that one had the resource when the last agent ended.
-    fn only_pool_like(&self, stored: &Resource) -> Option<String> {
-        let entry = Resource { links: Vec::new(), ..stored.clone() };
-        let mut alike = self.pools.iter().filter(|pool| pool.table_entry() == entry);
+    /// The pool that had the resource when the last agent ended. A table that was rebuilt, or is of an earlier release, does
+    /// not tell: then it is the one whose entry it is, if there is only one.
+    fn last_owner(&self, stored: &Resource) -> Option<String> {
+        if stored.pool.is_some() {
+            return stored.pool.clone();
+        }
+        let is_of = |pool: &&Pool| {
+            let entry = pool.table_entry();
+            entry == Resource { pool: entry.pool.clone(), links: Vec::new(), ..stored.clone() }
+        };
+        let mut alike = self.pools.iter().filter(is_of);
         alike.next().filter(|_| alike.next().is_none()).map(|pool| pool.name.clone())
     }
 
@@ -196,7 +203,7 @@ impl Engine {
                 continue;
             };
             let resource = device.resource();
-            let pool = self.owners.get(resource).cloned().or_else(|| self.only_pool_like(found.resource));
+            let pool = self.owners.get(resource).cloned().or_else(|| self.last_owner(found.resource));
             let holding = Holding { resource: resource.clone(), mode: found.link.mode, pool };
             let moved = found.link.pci.and_then(|_| devices::find_nic(found.link, links));
             let list = holdings.entry(moved.unwrap_or(found.link.ifindex)).or_default();

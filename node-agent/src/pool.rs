@@ -165,6 +165,7 @@ impl Pool {
     pub fn table_entry(&self) -> table::Resource {
         let macvtap = self.settings.macvtap.clone().unwrap_or_default();
         table::Resource {
+            pool: Some(self.name.clone()),
             prefix: self.settings.resource_prefix.clone(),
             device_type: match self.settings.device_type {
                 DeviceType::Macvtap => table::DeviceType::Macvtap,

@@ -130,6 +130,7 @@ fn split(resource: &str) -> Result<(&str, ResourceName), DeviceIdError> {
 /// What stands in the table until a pool says better.
 fn unknown() -> Resource {
     Resource {
+        pool: None,
         prefix: macvtap_crds::GROUP.to_owned(),
         device_type: DeviceType::Macvtap,
         mtu: None,

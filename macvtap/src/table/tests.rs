@@ -15,6 +15,7 @@ fn table(ranges: &[(u32, u32, u32)]) -> Vec<u8> {
         pci: None,
     };
     let resource = Resource {
+        pool: None,
         prefix: "macvtap.network.kubevirt.io".into(),
         device_type: DeviceType::Macvtap,
         mtu: None,
@@ -130,4 +131,27 @@ proptest! {
 fn a_table_of_another_version_is_refused_with_the_version() {
     let json = String::from_utf8(table(&[])).unwrap().replace("\"version\":1", "\"version\":2");
     assert!(matches!(DeviceTable::parse(json.as_bytes()), Err(TableError::Version(2))));
+}
+
+#[test]
+fn what_a_later_release_adds_is_passed_over() {
+    let json = table(&[(0, 2, IFINDEX_FIRST)]);
+    let known = DeviceTable::parse(&json).unwrap();
+    let mut later: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    later["added"] = "x".into();
+    later["resources"]["dataplane"]["added"] = "x".into();
+    later["resources"]["dataplane"]["links"][0]["added"] = "x".into();
+    later["resources"]["dataplane"]["links"][0]["ranges"][0]["added"] = "x".into();
+    assert_eq!(DeviceTable::parse(later.to_string().as_bytes()).unwrap(), known);
+}
+
+#[test]
+fn a_resource_that_names_no_pool_is_read_and_written_as_it_always_was() {
+    let without = table(&[(0, 2, IFINDEX_FIRST)]);
+    assert!(!String::from_utf8(without.clone()).unwrap().contains("pool"));
+    let mut known = DeviceTable::parse(&without).unwrap();
+    for resource in known.resources.values_mut() {
+        resource.pool = Some("fabric".into());
+    }
+    assert_eq!(DeviceTable::parse(&serde_json::to_vec(&known).unwrap()).unwrap(), known);
 }

@@ -177,6 +177,7 @@ impl Node {
             pci: None,
         };
         let resource = Resource {
+            pool: None,
             prefix: "macvtap.network.kubevirt.io".into(),
             device_type: DeviceType::Macvtap,
             mtu: None,

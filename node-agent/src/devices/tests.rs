@@ -12,6 +12,7 @@ fn device(text: &str) -> DeviceId {
 
 fn entry() -> Resource {
     Resource {
+        pool: None,
         prefix: "example.com".into(),
         device_type: DeviceType::Macvtap,
         mtu: None,

@@ -194,6 +194,28 @@ fn a_pool_that_comes_before_another_one_does_not_get_its_resources_while_they_ar
 }
 
 #[test]
+fn an_agent_that_starts_knows_whose_resource_it_is_although_two_pools_are_alike() {
+    let per_link = |name: &str| pool(name, &json!({"resourcePer": "Link"}));
+    let mut engine = engine(vec![per_link("old")]);
+    let eth1 = || [link(1, "eth1", Kind::Physical)];
+    let _ = engine.inventory.reset(eth1());
+    step(&mut engine, Instant::now());
+    engine.in_use = ["eth1Mvp0".parse().unwrap()].into();
+    engine.pools.insert(0, per_link("new"));
+    let name: ResourceName = "eth1".parse().unwrap();
+    let mut next = restarted(&engine, "boot", eth1());
+    let owner = |engine: &mut Engine| {
+        let claimed = step(engine, Instant::now()).selection.resources[&name].pool;
+        let told = engine.table().resources[&name].pool.clone();
+        assert_eq!(told.as_ref(), Some(&engine.pools[claimed].name), "the next agent would be told another");
+        told.unwrap()
+    };
+    assert_eq!(owner(&mut next), "old");
+    next.in_use.clear();
+    assert_eq!(owner(&mut next), "new");
+}
+
+#[test]
 fn a_limit_for_the_node_holds_over_all_links() {
     let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 10, "perNode": 15}}))]);
     for ifindex in 1..=3 {
