@@ -194,15 +194,20 @@ fn a_pool_that_drains_keeps_what_is_in_use_and_goes_when_it_is_free() {
     }
     let scene = Scene::new();
     scene.tell("h1", &[pool("dataplane", &json!({}))]);
+    // Known by the kubelet's list alone, so that the pod's end is known by it too.
+    scene.kubelet.add_pod("vm", "dataplaneMvp3");
     let _agent = scene.agent();
     scene.kubelet.await_healthy("dataplane", 20);
-    scene.kubelet.allocate("dataplane", &["dataplaneMvp3"]).unwrap();
-    scene.kubelet.add_pod("vm", "dataplaneMvp3");
+    await_true("the pod is known", || {
+        metric(&scene.node, r#"macvtap_devices{resource="dataplane",state="allocated"}"#) == Some(1)
+    });
     scene.tell("h2", &[pool("dataplane", &json!({"phase": "Draining"}))]);
     scene.kubelet.await_healthy("dataplane", 1);
     scene.await_status("it drains", |status| {
         status["observedHash"] == "h2" && condition(&status["pools"][0], "Ready") == ("False", "Draining")
     });
+    scene.kubelet.remove_pods();
+    scene.kubelet.await_healthy("dataplane", 0);
 }
 
 #[test]
@@ -264,9 +269,11 @@ fn a_link_that_vanished_under_a_pod_is_counted_and_told_on_the_pod_and_on_the_no
         let events = scene.events();
         count(&events, "vm", "LinkLost") == 1 && count(&events, NODE, "DevicesDead") == 1
     });
-    assert!(agent.log().contains("link lost under a pod"), "{}", agent.log());
+    await_true("it is in the log", || agent.log().contains("link lost under a pod"));
     assert!(scene.record(3).exists(), "the record guards the tap's number");
-    assert_eq!(metric(&scene.node, r#"macvtap_devices{resource="dataplane",state="dead"}"#), Some(1));
+    await_true("it is in the metrics", || {
+        metric(&scene.node, r#"macvtap_devices{resource="dataplane",state="dead"}"#) == Some(1)
+    });
 }
 
 #[test]

@@ -3,19 +3,24 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, its helpers too")]
 
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
 
-fn agent() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_macvtap-node-agent"));
-    let dir = std::env::temp_dir();
-    command.env_clear().arg("--state-dir").arg(dir.join("nobody")).arg("--run-dir").arg(dir.join("nobody"));
-    command
+/// The agent with these arguments and this configuration in the environment. One that serves instead of ending is ended,
+/// with another exit code.
+fn run(arguments: &[&str], configuration: Option<&str>) -> Output {
+    let mut command = Command::new("timeout");
+    command.args(["20", env!("CARGO_BIN_EXE_macvtap-node-agent")]).args(arguments);
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command.envs(configuration.map(|text| ("DP_MACVTAP_CONF", text)));
+    command.output().unwrap()
 }
 
-fn run(command: &mut Command) -> (Output, Duration) {
-    let begun = Instant::now();
-    let output = command.output().unwrap();
-    (output, begun.elapsed())
+/// The same with directories that nobody else has; it leaves nothing there.
+fn start(arguments: &[&str], configuration: Option<&str>) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let output = run(&[&["--state-dir", path, "--run-dir", path][..], arguments].concat(), configuration);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "{arguments:?} {configuration:?}");
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
 #[test]
@@ -30,10 +35,8 @@ fn a_wrong_configuration_ends_the_agent_with_a_message_that_helps() {
         (r#"[{"lowerDevice":"b"}]"#, &["entry 1:", "\"name\" is missing"]),
         (r#"[{"name":"a","lowerDevice":"b"},{"name":"a","lowerDevice":"c"}]"#, &["entry 2", "entry 1 too"]),
     ] {
-        let (output, took) = run(agent().args(["-v", "3", "-logtostderr"]).env("DP_MACVTAP_CONF", text));
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(78), "{text}: {stderr}");
-        assert!(took < Duration::from_secs(2), "{text}: {took:?}");
+        let (code, stderr) = start(&["-v", "3", "-logtostderr"], Some(text));
+        assert_eq!(code, Some(78), "{text}: {stderr}");
         for part in parts {
             assert!(stderr.contains(part), "{text}: {stderr:?} lacks {part:?}");
         }
@@ -42,32 +45,29 @@ fn a_wrong_configuration_ends_the_agent_with_a_message_that_helps() {
 
 #[test]
 fn a_file_that_is_not_there_and_a_command_line_that_says_nothing_are_told_too() {
-    let (output, _) = run(agent().args(["--config", "/nonexistent/conf"]));
-    assert_eq!(output.status.code(), Some(78));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("read /nonexistent/conf"));
-    let (output, _) = run(&mut agent());
-    assert_eq!(output.status.code(), Some(78));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--node-name"));
-    let (output, _) = run(agent().args(["--config", "/x"]).env("DP_MACVTAP_CONF", "[]"));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("keep one"));
-    let (output, _) = run(agent().arg("--no-such-flag"));
-    assert_eq!(output.status.code(), Some(2));
-    let (output, _) = run(agent().args(["--log-level", "{"]).env("DP_MACVTAP_CONF", "[]"));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--log-level"));
+    for (arguments, configuration, exit, part) in [
+        (&["--config", "/nonexistent/conf"][..], None, 78, "read /nonexistent/conf"),
+        (&[], None, 78, "--node-name"),
+        (&["--config", "/x"], Some("[]"), 78, "keep one"),
+        (&["--no-such-flag"], None, 2, "--no-such-flag"),
+        (&["--log-level", "{"], Some("[]"), 78, "--log-level"),
+    ] {
+        let (code, stderr) = start(arguments, configuration);
+        assert_eq!(code, Some(exit), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(part), "{arguments:?}: {stderr:?} lacks {part:?}");
+    }
 }
 
 #[test]
 fn a_probe_without_an_agent_fails_and_says_so() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_macvtap-node-agent"));
-    let (output, _) = run(command.args(["probe", "live", "--run-dir", "/nonexistent"]));
+    let output = run(&["probe", "live", "--run-dir", "/nonexistent"], None);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("is it running"));
 }
 
 #[test]
 fn links_can_be_listed_without_anything_else() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_macvtap-node-agent"));
-    let (output, _) = run(command.args(["links", "-o", "json"]));
+    let output = run(&["links", "-o", "json"], None);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let links: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(links.as_array().unwrap().iter().any(|link| link["name"] == "lo"));

@@ -54,7 +54,9 @@ fn the_kubelets_own_library_is_served_in_every_call() {
         })
     );
     assert_eq!(seen["Options"], options);
-    for (authority, outcome) in seen["Authorities"].as_object().unwrap() {
+    let authorities = seen["Authorities"].as_object().unwrap();
+    assert_eq!(authorities.len(), 4);
+    for (authority, outcome) in authorities {
         // Kubelets before 1.26 call us by the path of the socket, which HTTP/2 does not allow: the oldest we serve is 1.26.
         let wanted = if authority.contains('%') { "Internal: " } else { "OK: " };
         assert!(

@@ -38,12 +38,14 @@ fn a_full_disk_leaves_the_old_list_in_force_and_is_told() {
     node.add_link("dp5");
     await_true("it is told", || agent.log().contains("device table not written"));
     let ready = || node.agent_command().arg("probe").output().unwrap();
-    assert!(!ready().status.success());
-    assert!(String::from_utf8_lossy(&ready().stderr).contains("devices.json"), "{:?}", ready());
+    await_true("it is not ready", || {
+        let output = ready();
+        !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("devices.json")
+    });
     assert_eq!(kubelet.plugin("a").unwrap().healthy(), Some(5));
     assert_eq!(kubelet.plugin("b").unwrap().healthy(), Some(0));
     assert!(kubelet.allocate("a", &["aMvp1"]).is_ok());
-    assert!(metric(&node, "macvtap_table_write_failures_total") > Some(0));
+    await_true("it is counted", || metric(&node, "macvtap_table_write_failures_total") > Some(0));
     node.sh("rm /var/lib/macvtap/filler");
     kubelet.await_healthy("b", 100);
     await_true("it is ready again", || ready().status.success());
@@ -107,7 +109,7 @@ fn rebuild(lost: bool) {
     }
     let agent = node.agent(CONFIGURATION);
     kubelet.await_plugin("dataplane", |plugin| plugin.connected && plugin.healthy() == Some(50));
-    assert!(agent.log().contains("rebuilding it from what"), "{}", agent.log());
+    await_true("it is told", || agent.log().contains("rebuilding it from what"));
     assert_eq!(node.path("/var/lib/macvtap/devices.json.damaged").exists(), !lost);
     // The pod's container starts again and finds its tap.
     kubelet.pre_start("dataplane", &["dataplaneMvp7"]).unwrap();
