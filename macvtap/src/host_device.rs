@@ -25,7 +25,7 @@ use crate::claim::{self, Claim, ClaimError};
 use crate::detach::{self, DetachError};
 use crate::device_id::DeviceId;
 use crate::kernel::{Home, Kernel, Place, Rtnl};
-use crate::link::{Change, IfName, Link};
+use crate::link::{BadIfName, Change, IfName, Link};
 use crate::lock::{self, Lock, LockError};
 use crate::mac::MacAddr;
 use crate::netlink::{Kind, NetlinkError};
@@ -155,6 +155,16 @@ pub enum TakeError {
         /// The name.
         wanted: IfName,
     },
+    /// Its name could not be given back.
+    #[error(
+        "NIC {pci} is called {name:?} on the node, which cannot be given back to it; give it another name"
+    )]
+    OddName {
+        /// Its name.
+        name: String,
+        /// Its address.
+        pci: PciAddress,
+    },
     /// A lock could not be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -195,6 +205,7 @@ pub fn begin<'k>(paths: &'k Paths, kernel: &'k mut Rtnl, request: Request) -> Re
     }
     let before = find_free(paths, kernel, &request)?;
     let nic = before.as_nic(request.pci, request.identity.clone());
+    let nic = nic.map_err(|BadIfName(name)| TakeError::OddName { name, pci: request.pci })?;
     let record = Attachment {
         version: record::VERSION,
         device: request.device.clone(),

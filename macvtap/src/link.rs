@@ -12,7 +12,7 @@ use crate::mode::Mode;
 use message::kernel_mode;
 use netlink_packet_core::NlasIterator;
 use std::fmt;
-use value::{text, word};
+use value::{lossy, text, word};
 
 /// Length of `struct ifinfomsg`.
 pub(crate) const HEADER_LEN: usize = 16;
@@ -40,7 +40,8 @@ const IFF_ALLMULTI: u32 = 0x200;
 pub struct Link {
     /// Its index in its namespace.
     pub index: u32,
-    /// Its name.
+    /// Its name. The kernel takes any bytes, and a pod may choose them: what is no text has [`char::REPLACEMENT_CHARACTER`]
+    /// in it.
     pub name: String,
     /// rtnetlink kind; absent for hardware.
     pub kind: Option<String>,
@@ -168,7 +169,7 @@ impl Link {
             let attribute = attribute.map_err(|_| "has a broken attribute")?;
             let value = attribute.value();
             match attribute.kind() {
-                attribute::IFNAME => link.name = text(value).ok_or("has a broken name")?,
+                attribute::IFNAME => link.name = lossy(value),
                 attribute::ADDRESS => link.mac = value.try_into().ok(),
                 attribute::MTU => link.mtu = word(value).ok_or("has a broken MTU")?,
                 attribute::LINK => link.lower = word(value),
@@ -256,6 +257,15 @@ mod tests {
             all_multicast: true,
         };
         assert_eq!(link, wanted);
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_makes_no_link_unreadable() {
+        let mut bytes = bytes(&create_macvtap(&macvtap(), None));
+        let at = bytes.windows(4).position(|part| part == b"net1").unwrap();
+        bytes[at..at + 4].copy_from_slice(b"n\xff\xfe1");
+        let link = Link::parse(&bytes).unwrap();
+        assert_eq!((link.index, link.name.as_str()), (0x0100_0007, "n\u{fffd}\u{fffd}1"));
     }
 
     #[test]

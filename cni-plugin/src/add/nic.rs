@@ -128,6 +128,7 @@ impl From<TakeError> for CniError {
             | TakeError::Tied { .. } => Code::TryAgain,
             TakeError::NameTaken { .. }
             | TakeError::OwnOtherName { .. }
+            | TakeError::OddName { .. }
             | TakeError::Lock(_)
             | TakeError::Record(_)
             | TakeError::TakeOver(_)

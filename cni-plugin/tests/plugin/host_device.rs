@@ -52,7 +52,7 @@ fn shape(link: &Value) -> Value {
     json!({
         "index": link["ifindex"], "name": link["ifname"], "names": link["altnames"], "mac": link["address"],
         "mtu": link["mtu"], "alias": link["ifalias"],
-        "flags": [is("UP"), is("PROMISC"), is("ALLMULTI")],
+        "flags": [is("UP"), is("PROMISC"), is("ALLMULTI")], "arp": !is("NOARP"), "multicast": is("MULTICAST"),
     })
 }
 

@@ -5,7 +5,7 @@
 
 use super::link::{self, Move, NicLink, Wanted};
 use crate::kernel::{Home, Kernel, Place, Rtnl};
-use crate::link::{BadIfName, IfName};
+use crate::link::{BadIfName, IfName, Link};
 use crate::netlink::{Kind, NetlinkError, Socket};
 use crate::netns::{self, Netns, NetnsError, NetnsId};
 use crate::record::{Attachment, Holder, Nic};
@@ -100,6 +100,9 @@ pub(crate) fn give_back(kernel: &mut Rtnl, record: &Attachment, nic: &Nic) -> Re
         Some(mut pod) => {
             let links = list(&mut pod, None, "list the pod's links").map_err(refused)?;
             if let Some(found) = link::known(&links, &nic.identity) {
+                for upper in links.iter().filter(|link| link.is_on(found.link.index)) {
+                    delete_upper(&mut pod, upper, nic).map_err(refused)?;
+                }
                 fetch(kernel, &mut pod, found.clone(), nic, record.lower_ifindex, &name)?;
             }
         }
@@ -199,6 +202,18 @@ fn fetch(
     }
 }
 
+/// Deletes a link that the pod built on its NIC (a VLAN, a macvlan). Such links stay on a NIC that moves, so a pod that lives on
+/// would hear and send through what is the node's or another pod's.
+fn delete_upper(pod: &mut Socket, upper: &NicLink, nic: &Nic) -> Result<(), NetlinkError> {
+    let Link { index, name, .. } = &upper.link;
+    let what = format_args!("delete link {name} on NIC {} in the pod", nic.name);
+    match pod.act(Kind::DelLink, &crate::link::delete(*index, None), 0, &what) {
+        // Gone with another one.
+        Err(error) if error.errno() == Some(Errno::NODEV) => Ok(()),
+        outcome => unless_refused(outcome, nic),
+    }
+}
+
 /// Takes from a NIC the other names that it did not have on the node, or may not keep: each is a name that no other link
 /// of the namespace can have, and by which pools may choose.
 fn remove_names(
@@ -259,6 +274,9 @@ fn restore(node: &mut Socket, found: &NicLink, nic: &Nic, name: Option<&IfName>)
         Wanted {
             promiscuous: differs(nic.promiscuous, now.promiscuous),
             all_multicast: differs(nic.all_multicast, now.all_multicast),
+            // As every NIC is made.
+            arp: differs(true, found.arp),
+            multicast: differs(true, found.multicast),
             ..Wanted::default()
         },
         Wanted {

@@ -1,7 +1,7 @@
 //! NICs as the kernel describes them, and the messages that move them. Pure: nothing here is sent.
 
-use crate::link::value::{text, until_zero, word};
-use crate::link::{HEADER_LEN, IfName, Link, relocate};
+use crate::link::value::{lossy, text, until_zero, word};
+use crate::link::{BadIfName, HEADER_LEN, IfName, Link, relocate};
 use crate::mac::MacAddr;
 use crate::netns::NetnsId;
 use crate::record::Nic;
@@ -21,6 +21,11 @@ mod attribute {
     pub(super) const PERM_ADDRESS: u16 = 54;
     pub(super) const PARENT_DEV_NAME: u16 = 56;
 }
+
+/// Where the flags are in `struct ifinfomsg`, and the kernel's bits of `linux/if.h` that only whole NICs need.
+const FLAGS: std::ops::Range<usize> = 8..12;
+const IFF_NOARP: u32 = 0x80;
+const IFF_MULTICAST: u32 = 0x1000;
 
 /// A link with what tells whether it is a certain NIC, and what becomes of it in another namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +48,10 @@ pub struct NicLink {
     pub lower_elsewhere: bool,
     /// The largest MTU it takes; none for no limit.
     pub max_mtu: Option<u32>,
+    /// Whether it asks for its neighbours' addresses and tells its own. A pod can turn that off.
+    pub arp: bool,
+    /// Whether it sends to groups. A pod can turn that off.
+    pub multicast: bool,
 }
 
 /// How a link of one namespace becomes one of another.
@@ -66,6 +75,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) mtu: Option<u32>,
     pub(crate) promiscuous: Option<bool>,
     pub(crate) all_multicast: Option<bool>,
+    pub(crate) arp: Option<bool>,
+    pub(crate) multicast: Option<bool>,
     /// Empty: none.
     pub(crate) alias: Option<&'a str>,
     pub(crate) up: Option<bool>,
@@ -74,8 +85,10 @@ pub(crate) struct Wanted<'a> {
 impl NicLink {
     /// Reads the payload of an `RTM_NEWLINK`. The error is the rest of a sentence about the answer.
     pub fn parse(payload: &[u8]) -> Result<Self, &'static str> {
+        let link = Link::parse(payload)?;
+        let flags = payload.get(FLAGS).and_then(word).unwrap_or_default();
         let mut nic = Self {
-            link: Link::parse(payload)?,
+            link,
             permanent_mac: None,
             parent: None,
             alias: None,
@@ -84,13 +97,15 @@ impl NicLink {
             master: None,
             lower_elsewhere: false,
             max_mtu: None,
+            arp: flags & IFF_NOARP == 0,
+            multicast: flags & IFF_MULTICAST != 0,
         };
         for attribute in NlasIterator::new(payload.get(HEADER_LEN..).unwrap_or_default()) {
             let attribute = attribute.map_err(|_| "has a broken attribute")?;
             let value = attribute.value();
             match attribute.kind() {
                 attribute::MASTER => nic.master = word(value).filter(|index| *index != 0),
-                attribute::IFALIAS => nic.alias = text(value).filter(|alias| !alias.is_empty()),
+                attribute::IFALIAS => nic.alias = Some(lossy(value)).filter(|alias| !alias.is_empty()),
                 attribute::LINK_NETNSID => nic.lower_elsewhere = true,
                 attribute::MAX_MTU => nic.max_mtu = word(value).filter(|mtu| *mtu != 0),
                 attribute::PERM_ADDRESS => nic.permanent_mac = mac(value),
@@ -151,14 +166,25 @@ impl NicLink {
         self.link.kind.as_deref().unwrap_or_default() == kind
     }
 
+    /// Whether this is built on the link with that index.
+    pub(crate) fn is_on(&self, index: u32) -> bool {
+        // A veth's other end is no link on it.
+        self.link.lower == Some(index) && !self.lower_elsewhere && self.link.kind.as_deref() != Some("veth")
+    }
+
     /// All its names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         std::iter::once(self.link.name.as_str()).chain(self.alt_names.iter().map(String::as_str))
     }
 
-    /// What of it changes while a pod has it, for the way back.
-    pub(crate) fn as_nic(&self, pci: crate::pci::PciAddress, identity: LinkIdentity) -> Nic {
-        Nic {
+    /// What of it changes while a pod has it, for the way back. An error if it could not be called again as it is called.
+    pub(crate) fn as_nic(
+        &self,
+        pci: crate::pci::PciAddress,
+        identity: LinkIdentity,
+    ) -> Result<Nic, BadIfName> {
+        self.link.name.parse::<IfName>()?;
+        Ok(Nic {
             pci,
             identity,
             name: self.link.name.clone(),
@@ -169,7 +195,7 @@ impl NicLink {
             all_multicast: self.link.all_multicast,
             alias: self.alias.clone(),
             alt_names: self.alt_names.clone(),
-        }
+        })
     }
 
     /// The other names that do not pass a test, as the kernel has them.
@@ -208,6 +234,8 @@ pub(crate) fn set(index: u32, wanted: Wanted<'_>) -> LinkMessage {
         (wanted.up, LinkFlags::Up),
         (wanted.promiscuous, LinkFlags::Promisc),
         (wanted.all_multicast, LinkFlags::Allmulti),
+        (wanted.arp.map(|on| !on), LinkFlags::Noarp),
+        (wanted.multicast, LinkFlags::Multicast),
     ];
     for (wanted, flag) in flags {
         let Some(on) = wanted else { continue };
@@ -343,6 +371,30 @@ mod tests {
         assert_eq!(nic.names().collect::<Vec<_>>(), ["ens5", "enp0s5", "lan"]);
         assert_eq!((nic.master, nic.max_mtu, nic.lower_elsewhere), (Some(7), Some(9000), true));
         assert_eq!(named(std::slice::from_ref(&nic), "lan"), Some(&nic));
+    }
+
+    #[test]
+    fn a_nic_is_only_given_away_under_a_name_that_can_be_given_back() {
+        let pci = "0000:00:0a.0".parse().unwrap();
+        let named = |name: &[u8; 4]| {
+            let mut bytes = bytes(vec![LinkAttribute::PermAddress(PERMANENT.to_vec())]);
+            let at = bytes.windows(4).position(|part| part == b"ens5").unwrap();
+            bytes[at..at + 4].copy_from_slice(name);
+            NicLink::parse(&bytes).unwrap().as_nic(pci, hardware(PERMANENT, "virtio1"))
+        };
+        assert_eq!(named(b"lan7").unwrap().name, "lan7");
+        assert!(named(b"n\xff\xfe1").is_err() && named(b"n\x01\x021").is_err());
+    }
+
+    #[test]
+    fn what_is_built_on_a_nic_is_told_from_the_other_end_of_a_cable() {
+        let on = |kind: InfoKind, more: Option<LinkAttribute>| {
+            let info = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
+            nic([LinkAttribute::Link(7), info].into_iter().chain(more).collect())
+        };
+        assert!(on(InfoKind::Vlan, None).is_on(7) && on(InfoKind::IpVlan, None).is_on(7));
+        assert!(!on(InfoKind::Vlan, None).is_on(8) && !on(InfoKind::Veth, None).is_on(7));
+        assert!(!on(InfoKind::MacVtap, Some(LinkAttribute::LinkNetNsId(0))).is_on(7));
     }
 
     #[test]

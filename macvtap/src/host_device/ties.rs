@@ -86,11 +86,7 @@ pub(crate) fn find(
         let name = links.iter().find(|link| link.link.index == master).map(|link| link.link.name.clone());
         return Ok(Some(Tie::Master(name.unwrap_or_else(|| format!("link {master}")))));
     }
-    // A veth's other end is no link on it.
-    let is_upper = |link: &&NicLink| {
-        link.link.lower == Some(index) && !link.lower_elsewhere && link.link.kind.as_deref() != Some("veth")
-    };
-    if let Some(upper) = links.iter().find(is_upper) {
+    if let Some(upper) = links.iter().find(|link| link.is_on(index)) {
         return Ok(Some(Tie::Upper(upper.link.name.clone())));
     }
     // A macvtap in a pod is not to be seen from here, and would end with the move.

@@ -28,7 +28,10 @@ impl FromStr for IfName {
     type Err = BadIfName;
 
     fn from_str(text: &str) -> Result<Self, BadIfName> {
-        let forbidden = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':');
+        // The last stands for what was no text.
+        let forbidden = |c: char| {
+            c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | char::REPLACEMENT_CHARACTER)
+        };
         let valid =
             (1..=15).contains(&text.len()) && !text.contains(forbidden) && !matches!(text, "." | "..");
         if valid { Ok(Self(text.to_owned())) } else { Err(BadIfName(text.to_owned())) }
@@ -47,7 +50,7 @@ mod tests {
 
     #[test]
     fn only_names_the_kernel_takes_are_names() {
-        for text in ["", ".", "..", "a/b", "a b", "a:b", "a\n", "abcdefghijklmnop", "\u{a0}x"] {
+        for text in ["", ".", "..", "a/b", "a b", "a:b", "a\n", "abcdefghijklmnop", "\u{a0}x", "\u{fffd}"] {
             assert_eq!(text.parse::<IfName>(), Err(BadIfName(text.into())));
         }
         for text in ["net1", "pod0123456789a", "abcdefghijklmno", "eth0.100"] {

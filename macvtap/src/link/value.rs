@@ -10,6 +10,11 @@ pub(crate) fn text(value: &[u8]) -> Option<String> {
     String::from_utf8(until_zero(value).to_vec()).ok()
 }
 
+/// The same, with a substitute for what is no text.
+pub(crate) fn lossy(value: &[u8]) -> String {
+    String::from_utf8_lossy(until_zero(value)).into_owned()
+}
+
 /// What stands before the first zero.
 pub(crate) fn until_zero(value: &[u8]) -> &[u8] {
     value.split(|byte| *byte == 0).next().unwrap_or_default()

@@ -1,9 +1,17 @@
 //! What a pod with `NET_ADMIN` can do to a NIC that it has, and what the way back makes of it. A pod's links that pass for
 //! the NIC are a matter of hardware, which the readers' own tests show.
 
-use super::{call, current, ready_node, state};
+use super::{call, current, nic, ready_node, state};
 use crate::support::{Holder, Node, record};
 use macvtap::records;
+
+/// For a shell: bytes that are no text.
+const NO_TEXT: &str = "$(printf '\\377\\376')";
+
+/// Runs `ip` in the pod, with the words as a shell understands them.
+fn in_pod(node: &Node, pod: &Holder, words: &str) {
+    node.sh(&format!("nsenter --net={} ip {words}", pod.netns().display()));
+}
 
 /// Gives the NIC other names in the pod.
 fn name(pod: &Holder, names: &[&str]) {
@@ -60,12 +68,9 @@ fn more_names_than_fit_into_one_request_and_names_that_are_no_text_are_removed()
     let before = state(&node, &pod);
     let call = call(&node, &pod, "c1");
     call.ok("ADD");
-    let names = format!(
-        "for n in $(seq 490); do printf 'link property add dev net1 altname %0127d\\n' $n; done | nsenter --net={0} ip -batch -;
-         nsenter --net={0} ip link property add dev net1 altname $(printf '\\377\\376')",
-        pod.netns().display()
-    );
-    node.sh(&names);
+    let batch = "for n in $(seq 490); do printf 'link property add dev net1 altname %0127d\\n' $n; done";
+    node.sh(&format!("{batch} | nsenter --net={} ip -batch -", pod.netns().display()));
+    in_pod(&node, &pod, &format!("link property add dev net1 altname {NO_TEXT}"));
     call.ok("DEL");
     assert_eq!(state(&node, &pod), before);
 }
@@ -85,4 +90,52 @@ fn a_setting_that_the_driver_refuses_is_told_and_the_nic_is_back_none_the_less()
     assert!(answer.success && answer.stderr.contains("not in all as it was"), "{answer:?}");
     assert_eq!(state(&node, &pod), before, "all that can be as before");
     assert_eq!(self::record(&node, 0), None);
+}
+
+#[test]
+fn a_name_that_is_no_text_does_not_keep_the_nic_in_the_pod() {
+    let Some((node, pod)) = ready_node() else { return };
+    let before = state(&node, &pod);
+    let call = call(&node, &pod, "c1");
+    call.ok("ADD");
+    in_pod(&node, &pod, &format!("link set net1 down name {NO_TEXT}"));
+    in_pod(&node, &pod, &format!("link add {NO_TEXT}1 type veth peer name other"));
+    call.ok("DEL");
+    assert_eq!(nic(&node, "dp0"), before.0);
+    Node::ip(&pod, "link del other");
+    // The same when the namespace ended: the kernel puts the NIC on the node under the name it has.
+    call.ok("ADD");
+    in_pod(&node, &pod, &format!("link set net1 netns {} name {NO_TEXT}", node.holder.pid()));
+    call.ok("DEL");
+    assert_eq!(state(&node, &pod), before);
+    // Nor does such a link of the node disturb.
+    node.sh(&format!("ip link add {NO_TEXT} type veth peer name other"));
+    call.ok("ADD");
+    call.ok("DEL");
+    assert_eq!(nic(&node, "dp0"), before.0);
+}
+
+#[test]
+fn what_a_pod_built_on_the_nic_does_not_stay_on_it() {
+    let Some((node, pod)) = ready_node() else { return };
+    let before = state(&node, &pod);
+    let call = call(&node, &pod, "c1");
+    call.ok("ADD");
+    Node::ip(&pod, "link add link net1 name child type macvtap");
+    Node::ip(&pod, "link add link child name grandchild type macvtap");
+    Node::ip(&pod, "link add link net1 name greedy type macvtap mode private");
+    Node::ip(&pod, "link set greedy up promisc on");
+    call.ok("DEL");
+    assert_eq!(state(&node, &pod), before, "a pod that lives on hears nothing of the node's NIC");
+}
+
+#[test]
+fn a_pod_cannot_leave_the_nic_without_arp_or_multicast() {
+    let Some((node, pod)) = ready_node() else { return };
+    let before = state(&node, &pod);
+    let call = call(&node, &pod, "c1");
+    call.ok("ADD");
+    Node::ip(&pod, "link set net1 arp off multicast off");
+    call.ok("DEL");
+    assert_eq!(state(&node, &pod), before);
 }
