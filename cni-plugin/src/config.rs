@@ -10,9 +10,13 @@ use macvtap::mac::MacAddr;
 use macvtap::mode::Mode;
 use serde_json::{Map, Value};
 use std::path::{Component, Path};
+use tracing::warn;
 
 /// Ethernet's least MTU in Linux, and the largest a macvtap may have.
 const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65_535;
+
+/// The longest name of a network, in bytes: that of a file.
+const NAME_MAX: usize = 255;
 
 /// Plugins that must not be run as IPAM: they would run us.
 const NEVER_IPAM: [&str; 5] = ["macvtap", EHOST_DEVICE, "multus", "multus-shim", "multus-daemon"];
@@ -87,27 +91,27 @@ pub struct Ipam {
 impl Document {
     /// Reads standard input.
     pub fn parse(stdin: &[u8]) -> Result<Self, CniError> {
-        let json: Value = serde_json::from_slice(stdin).map_err(|error| {
-            CniError::new(
-                Code::Decode,
-                format!("the network configuration on standard input is not JSON: {error}"),
-            )
-        })?;
-        let Value::Object(json) = json else {
-            return Err(CniError::new(
-                Code::Decode,
-                "the network configuration on standard input is no JSON object",
-            ));
-        };
-        let version =
-            Version::of(string(&json, "", "cniVersion", "a version, for example \"1.0.0\"")?.as_deref())?;
-        let name = string(&json, "", "name", "the network's name")?.unwrap_or_default();
-        let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-        if !name.bytes().all(valid) || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
-            let want = "a name of letters, digits, '_', '.' and '-' that begins with a letter or digit";
-            return Err(wrong("name", &name.into(), want));
-        }
+        let json = object(stdin)?;
+        let version = version(&json)?;
+        let name = name(&json)?;
         Ok(Self { version, name, json })
+    }
+
+    /// Reads standard input for a DEL: a pod must be able to go whatever its author wrote. With a version that is none of
+    /// ours the rest still means something; with a name that is none, no ADD went further than to refuse it.
+    pub fn parse_for_del(stdin: &[u8]) -> Result<Self, CniError> {
+        let json = object(stdin)?;
+        let version = version(&json).unwrap_or_else(|error| {
+            warn!(%error, "taken for the newest version");
+            Version::NEWEST
+        });
+        match name(&json) {
+            Ok(name) => Ok(Self { version, name, json }),
+            Err(error) => {
+                warn!(%error, "configuration left aside");
+                Ok(Self { version, name: String::new(), json: Map::new() })
+            }
+        }
     }
 
     /// Everything ADD and CHECK need.
@@ -331,6 +335,35 @@ impl Document {
             None => Ok(()),
         }
     }
+}
+
+fn object(stdin: &[u8]) -> Result<Map<String, Value>, CniError> {
+    let undecoded = |problem: String| {
+        CniError::new(Code::Decode, format!("the network configuration on standard input is {problem}"))
+    };
+    match serde_json::from_slice(stdin) {
+        Ok(Value::Object(json)) => Ok(json),
+        Ok(_) => Err(undecoded("no JSON object".to_owned())),
+        Err(error) => Err(undecoded(format!("not JSON: {error}"))),
+    }
+}
+
+fn version(json: &Map<String, Value>) -> Result<Version, CniError> {
+    Version::of(string(json, "", "cniVersion", "a version, for example \"1.0.0\"")?.as_deref())
+}
+
+/// The network's name, which IPAM plugins take for the name of a directory.
+fn name(json: &Map<String, Value>) -> Result<String, CniError> {
+    let name = string(json, "", "name", "the network's name")?.unwrap_or_default();
+    let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    let begins_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if !begins_well || !name.bytes().all(valid) || name.len() > NAME_MAX {
+        let want = format!(
+            "a name of at most {NAME_MAX} letters, digits, '_', '.' and '-' that begins with a letter or digit"
+        );
+        return Err(wrong("name", &name.into(), &want));
+    }
+    Ok(name)
 }
 
 pub(crate) fn string(

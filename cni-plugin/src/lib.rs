@@ -73,11 +73,15 @@ fn serve(
     if command == Command::Version {
         return report_versions(&stdin).map(Some);
     }
+    if Attachment::cannot_exist(command, variables) {
+        return Ok(None);
+    }
     let attachment = command.has_attachment().then(|| Attachment::read(command, variables)).transpose()?;
     let paths = Paths::default();
     let settings = Settings::load(&paths);
     log::start(command, attachment.as_ref(), settings.as_ref().ok());
-    let document = Document::parse(&stdin)?;
+    let document =
+        if command == Command::Del { Document::parse_for_del(&stdin)? } else { Document::parse(&stdin)? };
     *version = document.version;
     let plugin_path = variables.get("CNI_PATH");
     let settings = match settings {

@@ -84,6 +84,10 @@ pub fn detach<K: Kernel>(
     device: &DeviceId,
     is_meant: impl FnOnce(&Attachment) -> bool,
 ) -> Result<Detached, DetachError> {
+    // No lock file for whatever a network configuration names: it would stay.
+    if !lock::was_taken(paths, device) && matches!(records::read(paths, device), Ok(None)) {
+        return Ok(Detached::Absent);
+    }
     let lock =
         lock::device(paths, device).map_err(|source| DetachError::Lock { device: device.clone(), source })?;
     let detached = detach_locked(paths, kernel, device, is_meant);

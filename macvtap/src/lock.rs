@@ -71,6 +71,11 @@ pub fn node(paths: &Paths) -> Result<Lock, LockError> {
     take(file, path, FlockOperation::LockExclusive)
 }
 
+/// Whether a device was ever worked on in this boot: lock files stay.
+pub(crate) fn was_taken(paths: &Paths, device: &DeviceId) -> bool {
+    paths.locks().join(device.to_string()).exists()
+}
+
 fn open(paths: &Paths, name: &str) -> Result<(File, PathBuf), FileError> {
     let directory = paths.locks();
     let path = directory.join(name);

@@ -58,10 +58,16 @@ pub struct Listing {
 /// Replaces the record of its device. The caller holds the device's lock.
 pub fn write(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
     let json = serde_json::to_vec(record).map_err(RecordError::Json)?;
+    let path = path(paths, &record.device);
+    if json.len() as u64 > SIZE_MAX {
+        // Nobody could read it, and so nobody undo what it stands for.
+        let too_long = io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {SIZE_MAX} bytes"));
+        return Err(file::failed("write", &path)(too_long).into());
+    }
     if let Some(tap) = record.tap {
         reserve_tap(paths, tap, &record.device)?;
     }
-    Ok(file::replace(&path(paths, &record.device), &json, Durability::Memory)?)
+    Ok(file::replace(&path, &json, Durability::Memory)?)
 }
 
 /// The record that has this tap number, whether its link still exists or not.
@@ -322,6 +328,17 @@ mod tests {
         remove(&paths, &with("bMvp0")).unwrap();
         assert_eq!(with_tap(&paths, tap).unwrap(), None);
         assert_eq!(std::fs::read_dir(paths.taps()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_record_that_nobody_could_read_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path());
+        let former = record("aMvp0");
+        write(&paths, &former).unwrap();
+        let name = "x".repeat(usize::try_from(SIZE_MAX).unwrap());
+        write(&paths, &Attachment { network: Some(name), ..former.clone() }).unwrap_err();
+        assert_eq!(read(&paths, &former.device).unwrap(), Some(former));
     }
 
     #[test]

@@ -96,6 +96,12 @@ impl Command {
 }
 
 impl Attachment {
+    /// Whether a DEL is about an interface that can never have been: no link has such a name, and an ADD was refused.
+    pub fn cannot_exist(command: Command, variables: &impl Variables) -> bool {
+        let name = text(variables, "CNI_IFNAME").ok().flatten().filter(|name| !name.is_empty());
+        command == Command::Del && name.is_some_and(|name| name.parse::<IfName>().is_err())
+    }
+
     /// From `CNI_CONTAINERID`, `CNI_IFNAME`, `CNI_NETNS` and `CNI_ARGS`.
     pub fn read(command: Command, variables: &impl Variables) -> Result<Self, CniError> {
         let container_id = required(variables, "CNI_CONTAINERID")?;
@@ -232,6 +238,18 @@ mod tests {
         let mut variables = complete();
         variables.insert("CNI_COMMAND", "add");
         assert_eq!(Command::read(&variables).unwrap_err().code, 4);
+    }
+
+    #[test]
+    fn a_del_of_what_has_no_possible_name_has_nothing_to_do() {
+        let cannot_exist = |command, name| {
+            let mut variables = complete();
+            variables.insert("CNI_IFNAME", name);
+            Attachment::cannot_exist(command, &variables)
+        };
+        assert!(cannot_exist(Command::Del, "a\u{1}") && cannot_exist(Command::Del, "sixteencharacter"));
+        assert!(!cannot_exist(Command::Del, "net1") && !cannot_exist(Command::Del, ""));
+        assert!(!cannot_exist(Command::Add, "a\u{1}"));
     }
 
     #[test]

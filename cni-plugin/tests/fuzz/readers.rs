@@ -22,6 +22,10 @@ fn known(code: u32, codes: &[Code]) {
 }
 
 pub(super) fn configuration(bytes: &[u8]) {
+    match Document::parse_for_del(bytes) {
+        Ok(document) => assert!(document.name.len() <= 255 && !document.name.contains('/')),
+        Err(error) => known(error.code, &[Code::Decode]),
+    }
     let document = match Document::parse(bytes) {
         Ok(document) => document,
         Err(error) => return known(error.code, &[Code::IncompatibleVersion, Code::Decode, Code::Config]),

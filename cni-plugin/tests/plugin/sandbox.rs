@@ -130,3 +130,48 @@ fn a_pod_that_took_an_index_in_its_namespace_hurts_only_itself() {
     assert_eq!(node.traces(), before);
     Call::new(&node, &other, "c2").ok("ADD");
 }
+
+#[test]
+fn a_name_that_is_no_text_does_not_keep_a_link_in_its_pod() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let before = state(&node, &pod);
+    let call = Call::new(&node, &pod, "c1");
+    call.ok("ADD");
+    let netns = pod.netns();
+    node.sh(&format!("nsenter --net={} ip link set net1 down name $(printf '\\377')", netns.display()));
+    call.ok("DEL");
+    assert_eq!(state(&node, &pod), before);
+}
+
+#[test]
+fn a_configuration_that_means_nothing_keeps_no_pod() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let call = Call::new(&node, &pod, "c1");
+    let before = state(&node, &pod);
+    for (keys, code) in [
+        (json!({"cniVersion": "9.9.9"}), 1),
+        (json!({"cniVersion": 1}), 7),
+        (json!({"name": "../x"}), 7),
+        (json!({"name": "x".repeat(70_000)}), 7),
+    ] {
+        let broken = call.clone().with(keys);
+        broken.fails("ADD", code);
+        broken.ok("DEL");
+        // Also when it meant something before.
+        call.ok("ADD");
+        broken.ok("DEL");
+        assert_eq!(state(&node, &pod), before);
+    }
+    let unnameable = call.var("CNI_IFNAME", "net\u{1}");
+    unnameable.fails("ADD", 4);
+    unnameable.ok("DEL");
+}
+
+#[test]
+fn a_device_that_only_a_configuration_knows_gets_no_lock() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let call = Call::new(&node, &pod, "c1").with(json!({"deviceID": "elsewhereMvp7"}));
+    call.fails("ADD", 7);
+    call.ok("DEL");
+    assert_eq!(node.sh("ls /run/macvtap/locks 2>/dev/null; true"), "");
+}
