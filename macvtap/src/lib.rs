@@ -14,6 +14,7 @@ pub mod file;
 pub mod fit;
 pub mod host_device;
 pub mod host_link;
+pub mod host_ties;
 pub mod kernel;
 pub mod link;
 pub mod lock;

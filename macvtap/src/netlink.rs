@@ -65,6 +65,13 @@ pub struct Socket {
     buffer: Vec<u8>,
 }
 
+/// Whether a list is what there was at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whole {
+    Yes,
+    No,
+}
+
 /// A request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
@@ -158,34 +165,57 @@ impl Socket {
         message: &impl Emitable,
         what: &dyn Display,
     ) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        let list = self.fold(kind, message, what, |list: &mut Vec<Vec<u8>>, object| {
+            if list.len() <= LIST_MAX {
+                list.push(object.to_vec());
+            }
+        })?;
+        if list.len() > LIST_MAX {
+            let problem = "is a list without an end";
+            return Err(NetlinkError::Answer { what: what.to_string(), problem });
+        }
+        Ok(list)
+    }
+
+    /// Asks for a list of any length, and hands on the payload of each object as it comes, with what has come of those
+    /// before. Begins anew when the list changes while the kernel writes it; that time and again is an error.
+    pub fn fold<T: Default>(
+        &mut self,
+        kind: Kind,
+        message: &impl Emitable,
+        what: &dyn Display,
+        mut add: impl FnMut(&mut T, &[u8]),
+    ) -> Result<T, NetlinkError> {
         for _ in 0..LIST_TRIES {
-            let list = self.list_once(kind, message, what)?;
-            if !list.is_torn {
-                return Ok(list.objects);
+            let mut found = T::default();
+            if self.fold_once(kind, message, what, |object| add(&mut found, object))? == Whole::Yes {
+                return Ok(found);
             }
         }
         Err(NetlinkError::Answer { what: what.to_string(), problem: "changed each time it was read" })
     }
 
     /// Reads a list to its end, also a torn one: the kernel writes one list for a socket at a time.
-    fn list_once(
+    fn fold_once(
         &mut self,
         kind: Kind,
         message: &impl Emitable,
         what: &dyn Display,
-    ) -> Result<List, NetlinkError> {
+        mut add: impl FnMut(&[u8]),
+    ) -> Result<Whole, NetlinkError> {
         self.send(kind, message, NLM_F_DUMP, what)?;
-        let mut list = List::default();
+        let mut whole = Whole::Yes;
         loop {
             self.receive(what)?;
-            let read = read_list(&self.buffer, self.sequence, &mut list);
+            let mut part = List::default();
+            let read = read_list(&self.buffer, self.sequence, &mut part);
+            part.objects.iter().for_each(|object| add(object));
+            if part.is_torn {
+                whole = Whole::No;
+            }
             match read.map_err(|problem| NetlinkError::Answer { what: what.to_string(), problem })? {
-                ListEnd::NotYet if list.objects.len() <= LIST_MAX => {}
-                ListEnd::NotYet => {
-                    let problem = "is a list without an end";
-                    return Err(NetlinkError::Answer { what: what.to_string(), problem });
-                }
-                ListEnd::Complete => return Ok(list),
+                ListEnd::NotYet => {}
+                ListEnd::Complete => return Ok(whole),
                 ListEnd::Refused { errno, said } => {
                     let errno = Errno::from_raw_os_error(errno);
                     return Err(NetlinkError::Refused { what: what.to_string(), said, errno });

@@ -4,17 +4,17 @@
 use crate::kubelet::Shared;
 use crate::link::{Hardware, Kind, Link};
 use crate::sysfs;
-use futures::{StreamExt, TryStream, TryStreamExt};
-use macvtap::park;
-use netlink_packet_core::NetlinkPayload;
-use netlink_packet_route::address::AddressScope;
-use netlink_packet_route::link::{LinkExtentMask, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use futures::StreamExt;
+use macvtap::netlink::{Kind as Request, NetlinkError, Socket};
+use macvtap::{host_ties, park};
+use netlink_packet_core::{NetlinkPayload, Parseable};
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::MulticastGroup;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,21 +47,24 @@ pub enum LinksError {
     #[error("open a netlink socket")]
     Open(#[source] io::Error),
     /// No list.
-    #[error("list {what}")]
-    List {
-        /// Of what.
-        what: &'static str,
-        /// Why not.
-        #[source]
-        source: rtnetlink::Error,
-    },
+    #[error(transparent)]
+    List(#[from] NetlinkError),
     /// No answer.
-    #[error("the kernel did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
+    #[error("the kernel did not list its links within {} s", ANSWER_TIMEOUT.as_secs())]
     Silent,
     /// The socket ended.
     #[error("the netlink socket was closed")]
     Closed,
 }
+
+/// What is heard of.
+const GROUPS: [MulticastGroup; 5] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+];
 
 /// Between full lists.
 const RESYNC: Duration = Duration::from_mins(1);
@@ -72,24 +75,21 @@ const TIES_DELAY: Duration = Duration::from_millis(100);
 /// Between tries after a failure.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// An answer that was lost with an overflow never comes.
+/// How long all links may take: events wait meanwhile. Routes may take as long as they do.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads every link of the caller's namespace once.
 pub async fn list() -> Result<(Vec<Link>, News), LinksError> {
-    let (connection, handle, _events) = rtnetlink::new_connection().map_err(LinksError::Open)?;
-    let task = tokio::spawn(connection);
-    let mut reader = Reader::default();
-    let lists = async { Ok((reader.links(&handle).await?, ties(&handle).await?)) };
-    let lists = within(lists).await;
-    task.abort();
-    lists
+    let links = Reader::default().complete(aside(links).await?);
+    Ok((links, aside(ties).await?))
 }
 
 /// Follows for ever. The first news is every link.
 pub async fn follow(news: mpsc::Sender<News>, shared: Arc<Shared>) {
     let mut reader = Reader::default();
+    let mut told = None;
     loop {
+        let lists = shared.metrics.resyncs.get();
         match follow_once(&news, &shared, &mut reader).await {
             Ok(End::Unheard) => return,
             // What the old socket still holds is older than what it lost: a link that is gone would be back.
@@ -98,8 +98,12 @@ pub async fn follow(news: mpsc::Sender<News>, shared: Arc<Shared>) {
                 continue;
             }
             Err(error) => {
-                let reason = crate::error_chain(&error);
-                warn!(%reason, "links not followed, trying again");
+                let reason = Some(crate::error_chain(&error));
+                let same = told == reason && shared.metrics.resyncs.get() == lists;
+                if !same {
+                    warn!(reason, "links not followed, trying again");
+                }
+                told = reason;
             }
         }
         tokio::time::sleep(RETRY).await;
@@ -119,33 +123,39 @@ async fn follow_once(
     shared: &Shared,
     reader: &mut Reader,
 ) -> Result<End, LinksError> {
-    let groups = [
-        MulticastGroup::Link,
-        MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Ipv6Ifaddr,
-        MulticastGroup::Ipv4Route,
-        MulticastGroup::Ipv6Route,
-    ];
-    let opened = rtnetlink::new_multicast_connection(&groups).map_err(LinksError::Open)?;
-    let (connection, handle, mut events) = opened;
+    // The handle keeps the connection open; nothing is asked here.
+    let opened = rtnetlink::new_multicast_connection(&GROUPS).map_err(LinksError::Open)?;
+    let (connection, _handle, mut events) = opened;
     let _task = AbortOnDrop(tokio::spawn(connection));
     // Subscribed before listed: what changes in between is told twice, not never.
     let mut resync_at = Instant::now();
     let mut ties_at = None;
+    let mut reading: Option<Reading> = None;
     loop {
-        let ties_due = ties_at;
+        let ties_due = ties_at.filter(|_| reading.is_none());
         // A list first: however often the kernel overflows, each socket gets to one.
         tokio::select! {
             biased;
             room = room(news, Some(resync_at)) => {
                 let Ok(room) = room else { return Ok(End::Unheard) };
-                let links = within(reader.links(&handle)).await?;
+                let listed = tokio::time::timeout(ANSWER_TIMEOUT, aside(links)).await;
+                let links = reader.complete(listed.unwrap_or(Err(LinksError::Silent))?);
                 shared.metrics.resyncs.inc();
                 (resync_at, ties_at) = (Instant::now() + RESYNC, Some(Instant::now()));
                 room.send(News::All(links));
             }
+            read = finished(&mut reading) => {
+                reading = None;
+                read?;
+            }
+            () = sleep_until(ties_due) => {
+                ties_at = None;
+                reading = Some(AbortOnDrop(tokio::spawn(tell_ties(news.clone()))));
+            }
             event = events.next() => match event {
                 None => return Err(LinksError::Closed),
+                // Processes with CAP_NET_ADMIN here can write to the socket, too.
+                Some((_, sender)) if sender.port_number() != 0 => {}
                 Some((message, _)) => match reader.read(message.payload) {
                     Heard::Nothing => {}
                     Heard::News(heard) => {
@@ -162,12 +172,25 @@ async fn follow_once(
                     Heard::Overflow => return Ok(End::Overflow),
                 },
             },
-            room = room(news, ties_due) => {
-                let Ok(room) = room else { return Ok(End::Unheard) };
-                ties_at = None;
-                room.send(within(ties(&handle)).await?);
-            }
         }
+    }
+}
+
+/// Routes and addresses being read.
+type Reading = AbortOnDrop<Result<(), LinksError>>;
+
+/// Reads routes and addresses, which takes seconds where a node knows all of the Internet's. Links are heard of meanwhile.
+async fn tell_ties(news: mpsc::Sender<News>) -> Result<(), LinksError> {
+    let ties = aside(ties).await?;
+    // Whoever reads the events notices if nobody listens.
+    let _ = news.send(ties).await;
+    Ok(())
+}
+
+async fn finished(reading: &mut Option<Reading>) -> Result<(), LinksError> {
+    match reading {
+        Some(AbortOnDrop(task)) => task.await.unwrap_or(Err(LinksError::Closed)),
+        None => std::future::pending().await,
     }
 }
 
@@ -224,7 +247,8 @@ impl Reader {
         match message {
             // A bridge tells of its ports by messages of its own family: losing a port is not losing a link.
             RouteNetlinkMessage::NewLink(link) if is_link(&link) => {
-                self.link(&link).map_or(Heard::Nothing, |link| Heard::News(News::Changed(Box::new(link))))
+                let link = self::link(&link).map(|link| self.with_hardware(link));
+                link.map_or(Heard::Nothing, |link| Heard::News(News::Changed(Box::new(link))))
             }
             RouteNetlinkMessage::DelLink(link) if is_link(&link) => {
                 self.devices.remove(&link.header.index);
@@ -240,28 +264,16 @@ impl Reader {
         }
     }
 
-    async fn links(&mut self, handle: &Handle) -> Result<Vec<Link>, LinksError> {
-        let request = handle.link().get();
-        let request = request.set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
-        let messages = collect("links", request.execute()).await?;
-        let links: Vec<Link> = messages.iter().filter_map(|message| self.link(message)).collect();
+    /// Takes a full list in place of everything known.
+    fn complete(&mut self, links: Vec<Link>) -> Vec<Link> {
+        let links: Vec<Link> = links.into_iter().map(|link| self.with_hardware(link)).collect();
         let present: BTreeSet<u32> = links.iter().map(|link| link.ifindex).collect();
         self.devices.retain(|ifindex, _| present.contains(ifindex));
-        Ok(links)
+        links
     }
 
-    fn link(&mut self, message: &LinkMessage) -> Option<Link> {
-        let mut link = match Link::parse(message) {
-            Ok(link) => link,
-            Err(error) => {
-                debug!(%error, "link message skipped");
-                return None;
-            }
-        };
-        // Links that only keep a tap's number busy.
-        if park::is_ours(&link.name) {
-            return None;
-        }
+    /// Adds what sysfs tells.
+    fn with_hardware(&mut self, mut link: Link) -> Link {
         // Only what may have a device: on a node with many pods most links are veths.
         let kindless =
             matches!(&link.kind, Kind::Physical | Kind::Other(_)) && link.kind.rtnetlink().is_empty();
@@ -278,7 +290,18 @@ impl Reader {
             }
             self.devices.insert(link.ifindex, (seen, hardware));
         }
-        Some(link)
+        link
+    }
+}
+
+/// The link that a message tells of; none of a damaged message, and none of a link that only keeps a tap's number busy.
+fn link(message: &LinkMessage) -> Option<Link> {
+    match Link::parse(message) {
+        Ok(link) => Some(link).filter(|link| !park::is_ours(&link.name)),
+        Err(error) => {
+            debug!(%error, "link message skipped");
+            None
+        }
     }
 }
 
@@ -294,51 +317,39 @@ fn is_link(message: &LinkMessage) -> bool {
     message.header.interface_family == AddressFamily::Unspec
 }
 
-async fn ties(handle: &Handle) -> Result<News, LinksError> {
-    let mut addressed = BTreeSet::new();
-    for address in collect("addresses", handle.address().get().execute()).await? {
-        // Every link that is up has a link-local address.
-        if matches!(address.header.scope, AddressScope::Universe | AddressScope::Site) {
-            addressed.insert(address.header.index);
-        }
-    }
-    let mut default_routes = BTreeSet::new();
-    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
-    for family in [v4, v6] {
-        for route in collect("routes", handle.route().get(family).execute()).await? {
-            default_routes.extend(default_links(&route));
-        }
+/// Every link of the caller's namespace, without what sysfs tells.
+fn links() -> Result<Vec<Link>, LinksError> {
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let add = |links: &mut Vec<Link>, payload: &[u8]| match LinkMessage::parse(payload) {
+        Ok(message) => links.extend(link(&message)),
+        Err(error) => debug!(%error, "link message skipped"),
+    };
+    Ok(Socket::open()?.fold(Request::GetLink, &request, &"list links", add)?)
+}
+
+/// What ties links of the caller's namespace to the node. Nothing is kept of all other routes and addresses, of which
+/// there may be a million.
+fn ties() -> Result<News, LinksError> {
+    let mut socket = Socket::open()?;
+    let (mut addressed, mut default_routes) = (BTreeSet::new(), BTreeSet::new());
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = AddressMessage::default();
+        request.header.family = family;
+        let add = |links: &mut BTreeSet<u32>, payload: &[u8]| links.extend(host_ties::addressed(payload));
+        addressed.append(&mut socket.fold(Request::GetAddress, &request, &"list addresses", add)?);
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        let add =
+            |links: &mut BTreeSet<u32>, payload: &[u8]| links.extend(host_ties::default_routes(payload));
+        default_routes.append(&mut socket.fold(Request::GetRoute, &request, &"list routes", add)?);
     }
     Ok(News::Ties { addressed, default_routes })
 }
 
-/// The links of a default route, of every next hop; none of any other route.
-fn default_links(route: &RouteMessage) -> Vec<u32> {
-    if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
-        return Vec::new();
-    }
-    let mut links = Vec::new();
-    for attribute in &route.attributes {
-        if let RouteAttribute::Oif(ifindex) = attribute {
-            links.push(*ifindex);
-        }
-        if let RouteAttribute::MultiPath(hops) = attribute {
-            links.extend(hops.iter().map(|hop| hop.interface_index));
-        }
-    }
-    links
-}
-
-async fn collect<T>(
-    what: &'static str,
-    stream: impl TryStream<Ok = T, Error = rtnetlink::Error>,
-) -> Result<Vec<T>, LinksError> {
-    stream.try_collect().await.map_err(|source| LinksError::List { what, source })
-}
-
-async fn within<T>(answer: impl Future<Output = Result<T, LinksError>>) -> Result<T, LinksError> {
-    tokio::time::timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(LinksError::Silent))
+/// Asks the kernel on another thread: its lock may be taken for seconds, and the kubelet does not wait for that.
+async fn aside<T: Send + 'static>(ask: fn() -> Result<T, LinksError>) -> Result<T, LinksError> {
+    tokio::task::spawn_blocking(ask).await.unwrap_or(Err(LinksError::Closed))
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -348,9 +359,9 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
 
-impl Drop for AbortOnDrop {
+impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
     }

@@ -121,6 +121,7 @@ impl Serving {
         mut usage: mpsc::Receiver<Seen>,
     ) {
         let Some(mut registrations) = self.registration_news.take() else { return };
+        self.tell();
         let mut wake: Option<Instant> = None;
         // What is held back until then is told without any other reason.
         let mut late = Some(self.started + REGISTERED_SOON);
@@ -159,8 +160,10 @@ impl Serving {
                     self.tell();
                 }
             }
-            if change == Change::Something && self.knows_enough() {
-                wake = self.step().await;
+            match (change, self.missing()) {
+                (Change::Nothing, _) => {}
+                (Change::Something, None) => wake = self.step().await,
+                (Change::Something, Some(_)) => self.tell(),
             }
         }
     }
@@ -189,9 +192,21 @@ impl Serving {
         }
     }
 
-    /// Whether anything can be decided. Before routes and addresses are known the node's uplink looks free.
-    fn knows_enough(&self) -> bool {
-        self.has_links && self.has_ties && self.configuration.is_some()
+    /// What must be known before anything can be decided. Before routes and addresses are known the node's uplink looks
+    /// free.
+    fn missing(&self) -> Option<&'static str> {
+        if !self.has_links {
+            return Some("links of the node not read yet");
+        }
+        if !self.has_ties {
+            return Some("routes and addresses of the node not read yet");
+        }
+        if self.configuration.is_none() {
+            return Some(
+                "no configuration yet: the API server has not told it since the agent was installed; its log says why",
+            );
+        }
+        None
     }
 
     fn hear(&mut self, news: News) -> Change {
@@ -429,11 +444,8 @@ impl Serving {
         if let Some(reason) = &self.table_error {
             return Readiness::NotReady(reason.clone());
         }
-        if self.configuration.is_none() {
-            return Readiness::NotReady("no configuration yet".to_owned());
-        }
-        if !self.has_links || !self.has_ties {
-            return Readiness::NotReady("links not read yet".to_owned());
+        if let Some(missing) = self.missing() {
+            return Readiness::NotReady(missing.to_owned());
         }
         let waiting = registrations.iter().find_map(|(resource, registration)| match registration {
             Registration::Done => None,

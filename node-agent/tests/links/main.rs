@@ -10,6 +10,7 @@ mod configuration;
 mod events;
 mod leftovers;
 mod offered;
+mod routes;
 mod table;
 mod tap_only;
 

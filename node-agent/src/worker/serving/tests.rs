@@ -178,15 +178,30 @@ async fn a_table_that_was_rebuilt_is_stored_although_nothing_in_it_changes() {
     assert_eq!(table_file::load(&paths).unwrap(), Some(rebuilt));
 }
 
-#[test]
-fn nothing_is_decided_before_links_routes_and_addresses_are_known() {
+#[tokio::test]
+async fn nothing_is_decided_before_links_routes_and_addresses_are_known_and_whoever_asks_is_told() {
     let mut serving = serving();
-    serving.configure(Configuration::default());
-    assert!(!serving.knows_enough());
-    let _ = serving.hear(News::All(Vec::new()));
-    assert!(!serving.knows_enough(), "the uplink would be taken");
-    let none = BTreeSet::new();
-    let heard = serving.hear(News::Ties { addressed: none.clone(), default_routes: none });
-    assert!(serving.knows_enough());
-    assert_eq!(heard, Change::Something, "a node without addresses is served too");
+    let (news, heard) = mpsc::channel(1);
+    let (pools, configured) = mpsc::channel(1);
+    let (_usage, used) = mpsc::channel(1);
+    let mut readiness = serving.readiness.subscribe();
+    let asking = async {
+        let mut says = async |part: &str| {
+            let said = |now: &Readiness| matches!(now, Readiness::NotReady(why) if why.contains(part));
+            let said = tokio::time::timeout(DEADLINE, readiness.wait_for(said)).await;
+            assert!(said.is_ok(), "not said: {part}");
+        };
+        says("links of the node").await;
+        pools.send(configuration(&[("a", 1)])).await.unwrap();
+        news.send(News::All(vec![link(1, "dp0", Kind::Veth)])).await.unwrap();
+        // The uplink would be taken.
+        says("routes and addresses").await;
+        news.send(ties()).await.unwrap();
+        // Also on a node without addresses; here nothing can be stored.
+        says("device table").await;
+    };
+    tokio::select! {
+        () = serving.run(heard, configured, used) => panic!("it ended"),
+        () = asking => {}
+    }
 }

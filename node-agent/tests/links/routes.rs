@@ -1,0 +1,34 @@
+//! Routing tables as large as the Internet's.
+
+use crate::support::kubelet::Kubelet;
+use crate::support::{Node, is_root};
+
+/// So many routes, each of one address.
+const ROUTES: u32 = 200_000;
+
+/// What parent and worker may have had at any time, in KiB: a few times what they have on a node without routes, and a
+/// fraction of what so many routes take.
+const MEMORY: u64 = 64 << 10;
+
+#[test]
+fn a_default_route_is_found_behind_any_number_of_others_and_they_cost_no_memory() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    for link in ["dp0", "dp1"] {
+        node.add_link(link);
+    }
+    node.sh(&format!(
+        "awk 'BEGIN {{ for (i = 0; i < {ROUTES}; i++) \
+         printf \"route add 10.%d.%d.%d/32 dev dp1\\n\", i / 65536, i / 256 % 256, i % 256 }}' | ip -batch - && \
+         ip route add default dev dp0 table 77"
+    ));
+    let kubelet = Kubelet::start(&node);
+    let passthru = |name, link| format!(r#"{{"name":"{name}","lowerDevice":"{link}","mode":"passthru"}}"#);
+    let agent = node.agent(&format!("[{},{}]", passthru("uplink", "dp0"), passthru("other", "dp1")));
+    kubelet.await_healthy("other", 1);
+    kubelet.await_healthy("uplink", 0);
+    let memory = agent.memory("VmHWM");
+    assert!(memory < MEMORY, "{memory} KiB");
+}
