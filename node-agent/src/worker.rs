@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 /// Why the worker ends.
@@ -147,15 +148,16 @@ async fn lead(
     socket::remove_dead(&arguments.device_plugin_dir, socket::PREFIX).await;
     let (happened_sender, happened) = watch::channel(directory::Happened::default());
     tokio::spawn(directory::watch(arguments.device_plugin_dir.clone(), happened_sender));
+    // What only the holder of the node's lock may do.
+    let mut tasks = JoinSet::new();
     let (news_sender, news) = mpsc::channel::<News>(NEWS);
-    tokio::spawn(netlink::follow(news_sender, Arc::clone(&shared)));
+    tasks.spawn(netlink::follow(news_sender, Arc::clone(&shared)));
     let (pools_sender, pools) = mpsc::channel(1);
     let (status_sender, status) = watch::channel(None);
-    let source = tokio::spawn(source.follow(pools_sender, status, Arc::clone(&shared)));
+    tasks.spawn(source.follow(pools_sender, status, Arc::clone(&shared)));
     let (usage_sender, used) = mpsc::channel(1);
-    tokio::spawn(usage::follow(arguments.clone(), Arc::clone(&shared), happened.clone(), usage_sender));
-    let admin = crate::admin::serve(arguments.listen, Arc::clone(&shared), readiness.subscribe());
-    let admin = tokio::spawn(admin);
+    tasks.spawn(usage::follow(arguments.clone(), Arc::clone(&shared), happened.clone(), usage_sender));
+    tasks.spawn(crate::admin::serve(arguments.listen, Arc::clone(&shared), readiness.subscribe()));
     if let Some(directory) = arguments.cni_bin_dir.clone() {
         tokio::task::spawn_blocking({
             let plugin = arguments.cni_plugin.clone();
@@ -175,12 +177,9 @@ async fn lead(
     if lock::successor_waits(&arguments.state_dir) {
         info!("handing over to the agent that stands by");
         serving.hand_over().await;
-        // The successor begins as soon as it has the lock. It listens at the same address, and what this agent has not
-        // reported yet would replace what that one reports.
-        for task in [admin, source] {
-            task.abort();
-            let _ = task.await;
-        }
+        // The successor begins as soon as it has the lock. It listens at the same address, it looks for leftovers, and what
+        // this agent has not reported yet would replace what that one reports.
+        tasks.shutdown().await;
         drop(lock);
         // The kubelet asks here until the successor has registered.
         tokio::time::sleep(LINGER).await;

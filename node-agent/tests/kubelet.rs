@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod support;
 
+use macvtap_proto::deviceplugin::{AllocateRequest, ContainerAllocateRequest};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 use support::kubelet::{Kubelet, await_true};
@@ -298,6 +299,31 @@ fn a_hand_over_to_an_agent_that_stands_by_leaves_no_gap() {
         // Both live for some seconds, and there is one address.
         assert!(!serving.log().contains("metrics not served"), "{}", serving.log());
     }
+}
+
+#[test]
+fn an_agent_that_has_handed_over_answers_the_kubelet_and_looks_after_nothing() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let mut former = node.agent(CONFIGURATION);
+    let endpoint = kubelet.await_healthy("dataplane", 50).endpoint;
+    let mut client = kubelet.client("dataplane");
+    let worker = former.worker().unwrap();
+    await_true("it looks after devices", || kubelet.asked_by(worker) > 0);
+    let next = node.agent(CONFIGURATION);
+    eventually("the next stands by", || next.log().contains("standing by").then_some(()));
+    former.signal(Signal::TERM);
+    kubelet.await_plugin("dataplane", |plugin| plugin.endpoint != endpoint && plugin.healthy() == Some(50));
+    let asked = kubelet.asked_by(worker);
+    // The kubelet still had the former one's socket. Who looks after devices looks a second later.
+    let container = ContainerAllocateRequest { devices_ids: vec!["dataplaneMvp1".to_owned()] };
+    let request = AllocateRequest { container_requests: vec![container] };
+    kubelet.block_on(client.allocate(request)).unwrap();
+    former.wait();
+    assert_eq!(kubelet.asked_by(worker), asked);
 }
 
 #[test]

@@ -54,6 +54,8 @@ struct State {
     losses: usize,
     registrations: usize,
     pods: Vec<(String, String, String)>,
+    /// Processes that asked which pod has which device, each as often as it did.
+    askers: Vec<i32>,
 }
 
 /// A kubelet, until it is dropped.
@@ -117,6 +119,12 @@ impl Kubelet {
 
     pub(crate) fn registrations(&self) -> usize {
         self.state.lock().unwrap().registrations
+    }
+
+    /// How often a process asked which pod has which device.
+    pub(crate) fn asked_by(&self, process: u32) -> usize {
+        let state = self.state.lock().unwrap();
+        state.askers.iter().filter(|asker| u32::try_from(**asker) == Ok(process)).count()
     }
 
     /// How often a stream's end made devices unhealthy.

@@ -13,6 +13,7 @@ use macvtap_proto::podresources::{
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tonic::transport::server::UdsConnectInfo;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
@@ -131,9 +132,11 @@ pub(super) struct Pods(Arc<Mutex<State>>);
 impl PodResourcesLister for Pods {
     async fn list(
         &self,
-        _request: Request<ListPodResourcesRequest>,
+        request: Request<ListPodResourcesRequest>,
     ) -> Result<Response<ListPodResourcesResponse>, Status> {
-        let state = self.0.lock().unwrap();
+        let asker = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
+        let mut state = self.0.lock().unwrap();
+        state.askers.extend(asker);
         let pods = state.pods.iter().map(|(name, resource, device)| PodResources {
             name: name.clone(),
             namespace: "default".to_owned(),
