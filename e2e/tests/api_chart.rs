@@ -62,10 +62,16 @@ fn state(api: &Api, name: &str) -> Result<()> {
     }))
 }
 
-/// Writes a status as the agent does: all of it, whatever is there.
+/// Writes a status without reading it first, as the agent does: kubectl can only do so by applying it.
 fn report(agent: &Kubectl, node: &str) -> Result<String> {
-    let status = r#"[{"op": "add", "path": "/status", "value": {"agentVersion": "test"}}]"#;
-    agent.run(&["patch", "mns", node, "--subresource=status", "--type=json", "-p", status])
+    let state = json!({
+        "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
+        "kind": "MacvtapNodeState",
+        "metadata": {"name": node},
+        "status": {"agentVersion": "test"},
+    });
+    let args = ["apply", "--server-side", "--subresource=status", "-f", "-"];
+    process::output_with_input(agent.command().args(args), &state.to_string())
 }
 
 fn refused<T>(result: Result<T>, words: &str) -> Result<()> {
