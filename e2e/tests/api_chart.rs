@@ -202,7 +202,12 @@ fn exactly_what_is_called(api: &Api, account: &str) -> Result<()> {
         called.insert((text("/objectRef/apiGroup"), text("/objectRef/resource") + &part, text("/verb")));
     }
     let mut granted = BTreeSet::new();
-    for role in [format!("clusterrole/release-{account}"), format!("role/{account}")] {
+    let roles = [
+        format!("clusterrole/release-{account}"),
+        format!("role/{account}"),
+        format!("role/{account}-agents"),
+    ];
+    for role in roles {
         let role = api.kubectl.get(NAMESPACE, &role)?;
         for rule in role["rules"].as_array().into_iter().flatten() {
             let words = |key: &str| -> Vec<String> {
@@ -302,7 +307,44 @@ fn values_that_are_not_known_or_not_possible_are_refused() -> Result<()> {
     refused(install(&api, &["operator.imag=x"]), "imag")?;
     refused(install(&api, &["imagePullPolicy=Sometimes"]), "imagePullPolicy")?;
     refused(install(&api, &["agent.cniBinDir=relative/path"]), "cniBinDir")?;
-    refused(install(&api, &["agent.ehostDevice=ehost-device"]), "ehostDevice")
+    refused(install(&api, &["agent.ehostDevice=ehost-device"]), "ehostDevice")?;
+    refused(install(&api, &["operator.replicas=0"]), "replicas")
+}
+
+#[test]
+fn an_argument_that_the_chart_sets_itself_is_refused_with_the_value_to_use() -> Result<()> {
+    let api = Api::shared()?;
+    let listen = ["operator.extraArgs={--listen=127.0.0.1:1}"];
+    refused(
+        install(&api, &listen),
+        "operator.extraArgs: the chart sets --listen itself; it cannot be another",
+    )?;
+    refused(install(&api, &["operator.extraArgs={--log-level,debug}"]), "use logLevel")?;
+    refused(install(&api, &["agent.extraArgs={--listen,[::]:1}"]), "use agent.listen")?;
+    let path = Checkout::here().path("charts/macvtap-operator");
+    let path = path.to_string_lossy();
+    let further = "operator.extraArgs={--identity=a=b}";
+    let rendered = helm(&api, &["template", "release", &path, "--kube-version=1.35.0", "--set", further])?;
+    ensure!(rendered.contains("            - \"--identity=a=b\"\n          env:"), "{rendered}");
+    // Every argument that a template sets is among those it refuses.
+    for part in ["operator", "agent"] {
+        let template = std::fs::read_to_string(format!("{path}/templates/{part}.yaml"))?;
+        let set: BTreeSet<&str> = template
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("- ")?.trim_matches('"').split_once('='))
+            .map(|(name, _)| name)
+            .filter(|name| name.starts_with("--"))
+            .collect();
+        ensure!(set.len() >= 4, "{set:?}");
+        for name in set {
+            let given = format!("{part}.extraArgs={{{name}=x}}");
+            refused(
+                helm(&api, &["template", "release", &path, "--kube-version=1.35.0", "--set", &given]),
+                "sets",
+            )?;
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -25,6 +25,17 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{- /* Further arguments. One that the chart sets itself is refused: a program does not start with an argument given twice. */ -}}
+{{- define "macvtap.extraArgs" -}}
+{{- range .given }}
+{{- $name := splitList "=" . | first }}
+{{- if hasKey $.own $name }}
+{{- fail (printf "%s: the chart sets %s itself; %s" $.key $name (get $.own $name)) }}
+{{- end }}
+- {{ . | quote }}
+{{- end }}
+{{- end }}
+
 {{- define "macvtap.agent.namespace" -}}
 {{ .Values.agent.namespace | default .Release.Namespace }}
 {{- end }}
