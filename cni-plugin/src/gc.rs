@@ -28,13 +28,16 @@ pub fn gc(call: &Call) -> Result<(), CniError> {
             first_error.get_or_insert_with(|| failed(&error));
         }
     }
-    let ipam = call.document.ipam(&call.settings)?;
-    if let Some(delegate) = Delegate::new(call, ipam.as_ref())?
-        && let Err(error) = delegate.gc()
-    {
+    if let Err(error) = leases(call) {
         first_error.get_or_insert(error);
     }
     first_error.map_or(Ok(()), Err)
+}
+
+fn leases(call: &Call) -> Result<(), CniError> {
+    let ipam = call.document.ipam(&call.settings)?;
+    let delegate = Delegate::new(call, ipam.as_ref())?;
+    delegate.map_or(Ok(()), |delegate| delegate.gc())
 }
 
 fn failed(error: &dyn std::error::Error) -> CniError {

@@ -101,6 +101,20 @@ fn gc_removes_what_the_runtime_does_not_name_of_this_network_only() {
 }
 
 #[test]
+fn a_gc_tells_its_first_error() {
+    let Some((node, [gone])) = node_and_pods() else { return };
+    let call = Call::new(&node, &gone, "gone").with(json!({"cniVersion": "1.1.0"}));
+    call.ok("ADD");
+    let path = format!("/run/macvtap/dev/{}", node.first_ifindex);
+    node.sh(&format!("rm {path}; mkdir {path}"));
+    let broken = call.clone().with(json!({"ipam": {"type": "nosuch"}}));
+    assert!(broken.fails("GC", 103).contains(&format!("remove {path}")));
+    node.sh(&format!("rmdir {path}"));
+    assert!(broken.fails("GC", 101).contains("IPAM plugin nosuch"));
+    assert_eq!(record(&node, 0), None);
+}
+
+#[test]
 fn a_pod_that_lost_its_link_never_meets_the_next_pod_on_its_tap() {
     let Some((node, [lost, next])) = node_and_pods() else { return };
     Call::new(&node, &lost, "lost").ok("ADD");
