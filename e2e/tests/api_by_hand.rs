@@ -79,7 +79,10 @@ fn a_finalizer_of_somebody_else_keeps_a_pool_without_a_write_and_a_network_is_wa
     let keep = json!({"metadata": {"finalizers": [theirs]}}).to_string();
     scene.api.kubectl.run(&["-n", "default", "patch", NETWORKS, "net", "--type=merge", "-p", &keep])?;
     scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;
-    scene.says("dp", "Terminating", "True", "RemovingNetworks")?;
+    e2e::wait::until("the pool to name the network", DEADLINE, || {
+        let message = scene.says("dp", "Terminating", "True", "RemovingNetworks")?;
+        Ok(message.ends_with("kept by finalizers: default/net").then_some(()))
+    })?;
     let release = r#"{"metadata": {"finalizers": []}}"#;
     scene.api.kubectl.run(&["-n", "default", "patch", NETWORKS, "net", "--type=merge", "-p", release])?;
     scene.gone("default", &format!("{NETWORKS}/net"))?;

@@ -24,6 +24,8 @@ pub struct NetworkReport {
     pub problems: Vec<Problem>,
     /// Those that somebody had changed, and that are as they should be again.
     pub repaired: Vec<plan::Key>,
+    /// Those of a pool that is being deleted which somebody's finalizer keeps.
+    pub kept: Vec<plan::Key>,
 }
 
 /// Something that is wrong with a pool's networks.
@@ -82,8 +84,8 @@ fn repaired(note: String, namespace: &str, name: &str) -> Event {
     }
 }
 
-/// Removes every network of a pool that is being deleted; says how many are left.
-pub async fn remove(pool: &str, uid: &str, context: &Context) -> Result<usize, kube::Error> {
+/// Removes every network of a pool that is being deleted; gives those that are left.
+pub async fn remove(pool: &str, uid: &str, context: &Context) -> Result<Vec<plan::Key>, kube::Error> {
     apply::remove_all(&context.client, pool, uid).await
 }
 
@@ -93,5 +95,5 @@ fn missing_kind(pool: &MacvtapResourcePool) -> NetworkReport {
         reason: PoolReason::NADKindMissing,
         message: "the cluster has no NetworkAttachmentDefinitions; install Multus".to_owned(),
     });
-    NetworkReport { desired, ready: 0, problems: problems.into_iter().collect(), repaired: Vec::new() }
+    NetworkReport { desired, problems: problems.into_iter().collect(), ..NetworkReport::default() }
 }

@@ -121,13 +121,13 @@ async fn terminate(
     if !has_finalizer(meta) {
         return Ok(None);
     }
-    let mut left = None;
+    let mut kept = Vec::new();
     if holders(&uid, context).is_empty() {
         // Networks go last: pods being started and machines being migrated still look them up.
-        let networks = network::remove(&name, &uid, context)
+        kept = network::remove(&name, &uid, context)
             .await
             .map_err(|source| PoolError::Networks { pool: name.clone(), source: Box::new(source) })?;
-        if networks == 0 {
+        if kept.is_empty() {
             let others =
                 meta.finalizers.iter().flatten().map(String::as_str).filter(|f| *f != POOL_FINALIZER);
             let again = set_finalizers(meta, others, context).await?;
@@ -139,9 +139,8 @@ async fn terminate(
             }
             return Ok(again);
         }
-        left = Some(networks);
     }
-    let retry = left.map(|_| RETRY_REMOVAL);
+    let retry = (!kept.is_empty()).then_some(RETRY_REMOVAL);
     // A node that need not be waited for is let go once it is unreachable, which no event tells.
     for node in released(meta) {
         context.queues.nodes.add(&node);
@@ -149,7 +148,7 @@ async fn terminate(
     let Some(pool) = readable else {
         return Ok(retry.or(Some(RETRY)));
     };
-    let networks = NetworkReport { desired: left.unwrap_or_default(), ..NetworkReport::default() };
+    let networks = NetworkReport { desired: kept.len(), kept, ..NetworkReport::default() };
     let (recheck, _) = observe_and_publish(pool, &Ok(()), &networks, context).await?;
     Ok(retry.into_iter().chain(recheck).min())
 }

@@ -37,31 +37,31 @@ pub async fn apply(client: &Client, desired: Desired, plan: Plan) -> NetworkRepo
         }
     }
     problems.extend(unusable);
-    NetworkReport { desired: networks.len(), ready, problems, repaired }
+    NetworkReport { desired: networks.len(), ready, problems, repaired, kept: Vec::new() }
 }
 
 /// Deletes every network of a pool. Asks the API server, not the cache: what the cache has not seen yet would remain
-/// for ever. Says how many are still there.
-pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<usize, kube::Error> {
+/// for ever. Gives those that are still there.
+pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<Vec<Key>, kube::Error> {
     let all: Api<NetworkAttachmentDefinition> = Api::all(client.clone());
     let found = match all.list(&ListParams::default().labels(&format!("{POOL_LABEL}={pool}"))).await {
         Ok(found) => found.items,
         // No such kind, hence no such object.
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(0),
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let mut left = 0;
+    let mut left = Vec::new();
     for network in found.iter().filter(|network| is_ours(*network, pool, uid)) {
+        let key = key(network);
         if network.metadata.deletion_timestamp.is_none() {
-            let key = key(network);
             delete(client, &key, network.uid()).await?;
-            let (namespace, name) = key;
+            let (namespace, name) = &key;
             tracing::info!(namespace, network = %name, "network removed");
         }
         // A finalizer of somebody else may keep it; the pool then waits.
-        left += usize::from(
-            network.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty()),
-        );
+        if network.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty()) {
+            left.push(key);
+        }
     }
     Ok(left)
 }

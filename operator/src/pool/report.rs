@@ -19,7 +19,7 @@ use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus, net
 use std::fmt::Write;
 use std::time::Duration;
 
-/// How many nodes a message names.
+/// How many nodes or networks a message names.
 const NAMED_IN_MESSAGE: usize = 3;
 
 /// Everything known of a pool.
@@ -232,7 +232,13 @@ fn terminating(observed: &Observed<'_>) -> Finding {
         })
         .collect();
     if holders.is_empty() {
-        let message = format!("{} networks are being removed", observed.networks.desired);
+        let kept = &observed.networks.kept;
+        let mut message = format!("{} networks are being removed", kept.len());
+        for (i, (namespace, name)) in kept.iter().take(NAMED_IN_MESSAGE).enumerate() {
+            // Writing to a String cannot fail.
+            let _ =
+                write!(message, "{} {namespace}/{name}", if i == 0 { ", kept by finalizers:" } else { "," });
+        }
         return finding(ConditionType::Terminating, true, PoolReason::RemovingNetworks, message);
     }
     holders.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));

@@ -204,7 +204,7 @@ fn the_first_problem_of_the_networks_is_the_reason() {
         desired: 2,
         ready: 1,
         problems: vec![problem(PoolReason::NADConflict), problem(PoolReason::NamespaceNotFound)],
-        repaired: Vec::new(),
+        ..NetworkReport::default()
     };
     let found = status_with(&dp, &[], &Ok(()), &report).status;
     says(&found, NetworksReady, false, PoolReason::NADConflict);
@@ -223,7 +223,12 @@ fn a_pool_that_is_being_deleted_names_the_nodes_it_waits_for() {
     says(&found, Ready, false, PoolReason::Terminating);
     let message = &find(&found.conditions, Terminating).unwrap().message;
     assert_eq!(message, "9 devices in use on 2 nodes: n2 (7), n1 (2)");
-    says(&status(&gone, &[]), Terminating, true, PoolReason::RemovingNetworks);
+    let kept = ["a", "b"].map(|name| ("tenant".to_owned(), name.to_owned())).to_vec();
+    let networks = NetworkReport { desired: 2, kept, ..NetworkReport::default() };
+    let found = status_with(&gone, &[], &Ok(()), &networks).status;
+    says(&found, Terminating, true, PoolReason::RemovingNetworks);
+    let message = &find(&found.conditions, Terminating).unwrap().message;
+    assert_eq!(message, "2 networks are being removed, kept by finalizers: tenant/a, tenant/b");
 }
 
 #[test]
