@@ -15,6 +15,20 @@ fn serve() -> Agent {
     Agent::with_pools(&[pool("virt", &json!({"drivers": ["virtio_net"]}), &fields)])
 }
 
+/// The machine as a node that offers its four NICs, after these commands of `ip`, and what the kubelet calls the NICs.
+fn offering(prepared: &[&str]) -> Option<(Kubelet, Agent, BTreeSet<String>)> {
+    if !in_guest() {
+        return None;
+    }
+    for words in prepared {
+        ip(words);
+    }
+    let kubelet = Kubelet::start(&Node);
+    let agent = serve();
+    let all = offered(&kubelet, 4);
+    Some((kubelet, agent, all))
+}
+
 /// Waits until so many NICs are on offer, and gives what the kubelet calls them.
 fn offered(kubelet: &Kubelet, healthy: usize) -> BTreeSet<String> {
     let devices = kubelet.await_healthy("virt", healthy).devices.unwrap();
@@ -29,6 +43,16 @@ fn admitted(kubelet: &Kubelet, name: &'static str, nic: u8) -> Pod {
     assert!(told.devices.is_empty(), "a NIC has no device node");
     kubelet.add_pod_of(name, "virt", &address);
     Pod::new(name, &address)
+}
+
+/// A pod comes and goes with a NIC, and gives the MAC address that it had there.
+fn serves_another_pod(kubelet: &Kubelet, nic: u8) -> Value {
+    let pod = admitted(kubelet, "another", nic);
+    let answer = pod.ok("ADD");
+    pod.ok("DEL");
+    kubelet.remove_pod("another");
+    ip("netns del another");
+    answer["interfaces"][0]["mac"].clone()
 }
 
 /// Addresses for all pods of a test.
@@ -56,6 +80,10 @@ fn as_on_the_node(name: &str) -> Option<Value> {
     Some(json!([link["address"], link["mtu"], up, link.get("ifalias"), link["promiscuity"]]))
 }
 
+fn both_on_the_node(nics: [u8; 2]) -> [Value; 2] {
+    nics.map(|nic| as_on_the_node(&format!("eth{nic}")).unwrap())
+}
+
 fn await_as_before(name: &str, before: &Value) {
     eventually(&format!("{name} is as it was before"), || {
         (as_on_the_node(name).as_ref() == Some(before)).then_some(())
@@ -64,16 +92,10 @@ fn await_as_before(name: &str, before: &Value) {
 
 #[test]
 fn nics_are_listed_by_pci_address_carry_pods_traffic_and_come_back_under_their_names() {
-    if !in_guest() {
-        return;
-    }
     // One is in use on the node as far as its settings go, the other one is as the kernel found it.
-    ip("link set eth1 mtu 1400 up");
-    let kubelet = Kubelet::start(&Node);
-    let agent = serve();
-    let all: BTreeSet<String> = (0..4).map(pci_address).collect();
-    assert_eq!(offered(&kubelet, 4), all);
-    let before = [1, 3].map(|nic| as_on_the_node(&format!("eth{nic}")).unwrap());
+    let Some((kubelet, agent, all)) = offering(&["link set eth1 mtu 1400 up"]) else { return };
+    assert_eq!(all, (0..4).map(pci_address).collect::<BTreeSet<_>>());
+    let before = both_on_the_node([1, 3]);
 
     let keys = |own: Value| {
         let mut keys = addresses();
@@ -111,7 +133,7 @@ fn nics_are_listed_by_pci_address_carry_pods_traffic_and_come_back_under_their_n
         assert_eq!(pod.link(), None);
         kubelet.remove_pod(name);
     }
-    assert_eq!([1, 3].map(|nic| as_on_the_node(&format!("eth{nic}")).unwrap()), before);
+    assert_eq!(both_on_the_node([1, 3]), before);
     one.ok("DEL");
     assert_eq!(offered(&kubelet, 4), all);
     agent.await_devices("virt", "allocated", 0);
@@ -119,13 +141,7 @@ fn nics_are_listed_by_pci_address_carry_pods_traffic_and_come_back_under_their_n
 
 #[test]
 fn a_nic_whose_pod_could_not_be_made_is_on_the_node_as_before() {
-    if !in_guest() {
-        return;
-    }
-    ip("link set eth1 up");
-    let kubelet = Kubelet::start(&Node);
-    let _agent = serve();
-    offered(&kubelet, 4);
+    let Some((kubelet, _agent, _)) = offering(&["link set eth1 up"]) else { return };
     let before = as_on_the_node("eth1").unwrap();
     let pod = admitted(&kubelet, "vm", 1);
     let index = link("eth1").unwrap()["ifindex"].clone();
@@ -145,15 +161,9 @@ fn a_nic_whose_pod_could_not_be_made_is_on_the_node_as_before() {
 
 #[test]
 fn a_nic_whose_pods_namespace_vanished_gets_its_name_back_and_is_offered_again() {
-    if !in_guest() {
-        return;
-    }
-    ip("link set eth1 mtu 1400 up");
-    ip("link set eth2 up");
-    let kubelet = Kubelet::start(&Node);
-    let agent = serve();
-    let all = offered(&kubelet, 4);
-    let before = [1, 2].map(|nic| as_on_the_node(&format!("eth{nic}")).unwrap());
+    let prepared = ["link set eth1 mtu 1400 up", "link set eth2 up"];
+    let Some((kubelet, agent, all)) = offering(&prepared) else { return };
+    let before = both_on_the_node([1, 2]);
     let pods = [("one", 1), ("two", 2)].map(|(name, nic)| {
         let pod = admitted(&kubelet, name, nic).with(addresses());
         pod.ok("ADD");
@@ -175,9 +185,7 @@ fn a_nic_whose_pods_namespace_vanished_gets_its_name_back_and_is_offered_again()
         pod.ok("DEL");
     }
     assert_eq!(as_on_the_node("eth1").as_ref(), Some(&before[0]));
-    let next = admitted(&kubelet, "next", 1);
-    next.ok("ADD");
-    next.ok("DEL");
+    serves_another_pod(&kubelet, 1);
 
     // A DEL that comes first does it itself.
     let late = admitted(&kubelet, "late", 2);
@@ -189,13 +197,8 @@ fn a_nic_whose_pods_namespace_vanished_gets_its_name_back_and_is_offered_again()
 
 #[test]
 fn a_nic_that_is_unplugged_in_a_pod_is_a_dead_device_until_a_new_pod_gets_its_successor() {
-    if !in_guest() {
-        return;
-    }
+    let Some((kubelet, agent, all)) = offering(&[]) else { return };
     let mut hardware = Hardware::new();
-    let kubelet = Kubelet::start(&Node);
-    let agent = serve();
-    let all = offered(&kubelet, 4);
     let pod = admitted(&kubelet, "old", 1).with(addresses());
     pod.ok("ADD");
     agent.await_devices("virt", "allocated", 1);
@@ -211,9 +214,7 @@ fn a_nic_that_is_unplugged_in_a_pod_is_a_dead_device_until_a_new_pod_gets_its_su
     agent.await_devices("virt", "dead", 0);
     hardware.plug(1);
     assert_eq!(offered(&kubelet, 4), all);
-    let next = admitted(&kubelet, "next", 1).with(addresses());
-    assert_eq!(next.ok("ADD")["interfaces"][0]["mac"], mac(1));
-    next.ok("DEL");
+    assert_eq!(serves_another_pod(&kubelet, 1), mac(1));
     assert!(link("eth1").is_some());
 }
 
@@ -253,20 +254,24 @@ fn an_agent_that_starts_while_a_nic_is_in_a_pod_offers_it_as_before() {
     assert_eq!(as_on_the_node("eth1").unwrap(), before);
     let agent = start_again();
     agent.await_devices("virt", "allocated", 0);
-    let next = admitted(&kubelet, "next", 1);
-    next.ok("ADD");
-    next.ok("DEL");
+    serves_another_pod(&kubelet, 1);
+
+    // The pod's namespace ends while nobody looks, and nobody calls DEL.
+    admitted(&kubelet, "lost", 1).ok("ADD");
+    agent.await_devices("virt", "allocated", 1);
+    drop(agent);
+    ip("netns del lost");
+    kubelet.remove_pod("lost");
+    let agent = start_again();
+    await_as_before("eth1", &before);
+    agent.await_devices("virt", "allocated", 0);
+    serves_another_pod(&kubelet, 1);
 }
 
 #[test]
 fn another_nic_at_the_address_of_one_that_a_pod_lost_waits_until_that_pod_is_gone() {
-    if !in_guest() {
-        return;
-    }
+    let Some((kubelet, agent, all)) = offering(&[]) else { return };
     let mut hardware = Hardware::new();
-    let kubelet = Kubelet::start(&Node);
-    let agent = serve();
-    let all = offered(&kubelet, 4);
     let old = admitted(&kubelet, "old", 1);
     old.ok("ADD");
     hardware.unplug(1);
@@ -284,8 +289,6 @@ fn another_nic_at_the_address_of_one_that_a_pod_lost_waits_until_that_pod_is_gon
     assert_eq!(as_on_the_node("eth1").unwrap(), plugged, "the former pod's DEL is about another NIC");
     kubelet.remove_pod("old");
     assert_eq!(offered(&kubelet, 4), all);
-    let next = admitted(&kubelet, "next", 1);
-    assert_eq!(next.ok("ADD")["interfaces"][0]["mac"], other);
-    next.ok("DEL");
+    assert_eq!(serves_another_pod(&kubelet, 1), other);
     assert!(link("eth1").is_some());
 }
