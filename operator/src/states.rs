@@ -4,6 +4,7 @@
 //! out and said, and never stops the watch.
 
 mod known;
+mod metadata;
 
 pub use known::{KnownPool, KnownState, KnownStatus, Verdict};
 
@@ -22,8 +23,8 @@ use tokio::sync::watch;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, Resource)]
 #[resource(inherit = "MacvtapNodeState")]
 pub struct RawState {
-    /// Metadata.
-    #[serde(default)]
+    /// Metadata, without the fields that each manager has.
+    #[serde(default, deserialize_with = "metadata::without_fields")]
     pub metadata: ObjectMeta,
     /// What the operator wrote, most likely.
     #[serde(default)]
