@@ -6,7 +6,8 @@ use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
 use crate::network::plan::is_ours;
 use crate::pace::Pace;
-use crate::pool::assess::NodeView;
+use crate::pool::assess::{NodeView, SILENCE};
+use crate::pool::concern::Change;
 use crate::queue::Queue;
 use crate::refusal;
 use crate::rollout::Grants;
@@ -21,6 +22,7 @@ use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::settings::ResourcePer;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// An object of ours, or what is wrong with it: one that cannot be read must not stop a watch.
@@ -117,6 +119,19 @@ impl Context {
     pub fn every_pool(&self) {
         for pool in self.pools.state() {
             self.queues.pools.add(&pool.name_any());
+        }
+    }
+
+    /// Asks for a look at the pools that a change of a node's state concerns, and at the others in time to notice that its
+    /// agent does not answer.
+    pub fn pools_of(&self, change: &Change<'_>) {
+        for pool in self.pools.state() {
+            let name = pool.name_any();
+            if change.concerns(&name, pool.meta().uid.as_deref().unwrap_or_default()) {
+                self.queues.pools.add(&name);
+            } else if change.awaits() {
+                self.queues.pools.add_within(&name, SILENCE + Duration::from_secs(1));
+            }
         }
     }
 

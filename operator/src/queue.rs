@@ -50,6 +50,17 @@ impl Queue {
         }
     }
 
+    /// Asks for a look within this time.
+    pub fn add_within(&self, key: &str, wait: Duration) {
+        let Some(due) = Instant::now().checked_add(wait) else { return };
+        let mut state = self.state();
+        if state.open {
+            state.ask(key.into(), due);
+            drop(state);
+            self.changed.notify_one();
+        }
+    }
+
     /// The next key that is due, for as long as it takes. [`Self::done`] must follow.
     pub async fn next(&self) -> Key {
         loop {
@@ -180,6 +191,20 @@ mod tests {
         assert_eq!(ready(&queue).as_deref(), Some("a"));
         queue.done(&key, None);
         assert_eq!(queue.state().take(later(3600)), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_within_a_time_puts_off_nothing_that_is_asked_for_sooner() {
+        let queue = open();
+        queue.add_within("a", Duration::from_mins(1));
+        queue.add_within("a", Duration::from_secs(90));
+        assert_eq!((ready(&queue), queue.depth()), (None, 0));
+        let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+        assert_eq!(queue.state().take(later(61)).as_deref(), Some("a"));
+        queue.done(&"a".into(), None);
+        queue.add("a");
+        queue.add_within("a", Duration::from_mins(1));
+        assert_eq!(ready(&queue).as_deref(), Some("a"));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use crate::agents;
 use crate::context::{Context, Guarded, NetworkKind};
 use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
+use crate::pool::concern::Change;
 use crate::refresh::{Need, Refresh};
 use crate::states::RawState;
 use futures::StreamExt;
@@ -75,7 +76,7 @@ pub fn nodes(client: &Client, refresh: &Refresh) -> Watched<Node> {
 pub fn states(client: &Client, refresh: &Refresh) -> Events<RawState> {
     let api: Api<RawState> = Api::all(client.clone());
     // A page holds whole objects until each is read, and these are the largest.
-    let config = watcher::Config::default().page_size(200);
+    let config = watcher::Config::default().page_size(100);
     refresh.watch(Need::Vital, move || watch_objects(api.clone(), config.clone()).default_backoff().boxed())
 }
 
@@ -194,6 +195,10 @@ pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) 
         let Some(event) = logged("node states", event, &context.metrics) else {
             continue;
         };
+        let before = match &event {
+            Event::Apply(state) => context.states.get(&state.name_any()),
+            Event::Init | Event::InitApply(_) | Event::InitDone | Event::Delete(_) => None,
+        };
         match context.states.take(event) {
             Event::InitDone => {
                 for state in context.states.all() {
@@ -205,12 +210,17 @@ pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) 
             Event::Apply(state) => {
                 unreadable.tell("node state", &state.name, state.unreadable.as_deref(), &context.metrics);
                 context.queues.nodes.add(&state.name);
-                // Also pools the state no longer names wait for it: those being deleted.
-                context.every_pool();
+                match before {
+                    Some(before) => {
+                        context.pools_of(&Change::new(&before, &state, jiff::Timestamp::now()));
+                    }
+                    None => context.every_pool(),
+                }
             }
             Event::Delete(state) => {
                 unreadable.tell("node state", &state.name, None, &context.metrics);
                 context.queues.nodes.add(&state.name);
+                // Also pools that the state does not name wait for it: those being deleted.
                 context.every_pool();
             }
             Event::Init | Event::InitApply(_) => {}
