@@ -20,7 +20,7 @@ pub struct Pace {
 #[derive(Clone, Copy, Debug, Default)]
 struct Turns {
     run: Option<Instant>,
-    counts: Option<Instant>,
+    numbers: Option<Instant>,
 }
 
 impl Pace {
@@ -31,9 +31,9 @@ impl Pace {
         take(&mut self.turns().entry(pool.to_owned()).or_default().run, every, Instant::now())
     }
 
-    /// Takes the turn to write a pool's counts, or says how long to wait for it.
-    pub fn counts(&self, pool: &str, every: Duration) -> Option<Duration> {
-        take(&mut self.turns().entry(pool.to_owned()).or_default().counts, every, Instant::now())
+    /// Takes the turn to write a pool's numbers, or says how long to wait for it.
+    pub fn numbers(&self, pool: &str, every: Duration) -> Option<Duration> {
+        take(&mut self.turns().entry(pool.to_owned()).or_default().numbers, every, Instant::now())
     }
 
     /// Whether this was said of a pool already.

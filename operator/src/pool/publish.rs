@@ -9,20 +9,20 @@ use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus};
 use serde_json::json;
 use std::time::Duration;
 
-/// Counts alone are written at most this often on a large cluster.
-const COUNTS_EVERY_MAX: Duration = Duration::from_secs(30);
+/// Numbers alone are written at most this often on a large cluster.
+const NUMBERS_EVERY_MAX: Duration = Duration::from_secs(30);
 
 /// How often on the smallest, and how much longer for each node.
-const COUNTS_EVERY_MIN: Duration = Duration::from_secs(2);
-const COUNTS_PER_NODE: Duration = Duration::from_millis(10);
+const NUMBERS_EVERY_MIN: Duration = Duration::from_secs(2);
+const NUMBERS_PER_NODE: Duration = Duration::from_millis(10);
 
 /// How a new status differs from the one that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Not at all.
     Nothing,
-    /// In numbers of devices and links only.
-    Counts,
+    /// In numbers, in the words of conditions around them and in the samples: how far things are.
+    Numbers,
     /// In what people wait for.
     Facts,
 }
@@ -33,17 +33,26 @@ pub fn change(old: Option<&MacvtapResourcePoolStatus>, new: &MacvtapResourcePool
     if old == new {
         return Change::Nothing;
     }
-    let with_counts_of_new =
-        MacvtapResourcePoolStatus { devices: new.devices.clone(), links: new.links.clone(), ..old.clone() };
-    if with_counts_of_new == *new { Change::Counts } else { Change::Facts }
+    let mut with_numbers_of_new = MacvtapResourcePoolStatus {
+        devices: new.devices.clone(),
+        links: new.links.clone(),
+        nodes: new.nodes.clone(),
+        networks: new.networks.clone(),
+        samples: new.samples.clone(),
+        ..old.clone()
+    };
+    for (old, new) in with_numbers_of_new.conditions.iter_mut().zip(&new.conditions) {
+        old.message.clone_from(&new.message);
+    }
+    if with_numbers_of_new == *new { Change::Numbers } else { Change::Facts }
 }
 
-/// How often counts alone are written: they change with every pod, so the more nodes a pool has, the rarer.
-fn counts_every(nodes: u32) -> Duration {
-    COUNTS_EVERY_MIN.saturating_add(COUNTS_PER_NODE.saturating_mul(nodes)).min(COUNTS_EVERY_MAX)
+/// How often numbers alone are written: they change with every pod and every node, so the more nodes a pool has, the rarer.
+fn numbers_every(nodes: u32) -> Duration {
+    NUMBERS_EVERY_MIN.saturating_add(NUMBERS_PER_NODE.saturating_mul(nodes)).min(NUMBERS_EVERY_MAX)
 }
 
-/// Writes the status if need be and announces what changed; says how long counts must wait for their turn.
+/// Writes the status if need be and announces what changed; says how long numbers must wait for their turn.
 pub async fn publish(
     pool: &MacvtapResourcePool,
     status: MacvtapResourcePoolStatus,
@@ -53,8 +62,8 @@ pub async fn publish(
     context.metrics.pool(&name, &status);
     match change(pool.status.as_ref(), &status) {
         Change::Nothing => return Ok(None),
-        Change::Counts => {
-            if let Some(wait) = context.pace.counts(&name, counts_every(status.nodes.matched)) {
+        Change::Numbers => {
+            if let Some(wait) = context.pace.numbers(&name, numbers_every(status.nodes.matched)) {
                 return Ok(Some(wait));
             }
         }
@@ -84,25 +93,43 @@ pub async fn publish(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
     use macvtap_crds::v1alpha1::pool::{DeviceCounts, NodeCounts};
 
     #[test]
-    fn counts_are_written_the_rarer_the_more_nodes_there_are() {
-        assert_eq!(counts_every(0), Duration::from_secs(2));
-        assert_eq!(counts_every(1000), Duration::from_secs(12));
-        assert_eq!(counts_every(u32::MAX), COUNTS_EVERY_MAX);
+    fn numbers_are_written_the_rarer_the_more_nodes_there_are() {
+        assert_eq!(numbers_every(0), Duration::from_secs(2));
+        assert_eq!(numbers_every(1000), Duration::from_secs(12));
+        assert_eq!(numbers_every(u32::MAX), NUMBERS_EVERY_MAX);
     }
 
     #[test]
-    fn numbers_of_devices_can_wait_and_everything_else_cannot() {
-        let old = MacvtapResourcePoolStatus::default();
-        let devices = DeviceCounts { allocated: 1, ..Default::default() };
-        let counts = MacvtapResourcePoolStatus { devices: devices.clone(), ..Default::default() };
+    fn how_far_things_are_can_wait_and_everything_else_cannot() {
+        let condition = |status: &str, reason: &str, message: &str| Condition {
+            type_: "Ready".to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            observed_generation: Some(1),
+            last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),
+        };
+        let with =
+            |conditions: Vec<Condition>| MacvtapResourcePoolStatus { conditions, ..Default::default() };
+        let old = with(vec![condition("False", "NodesNotReady", "2 of 3 nodes not ready")]);
         let nodes = NodeCounts { ready: 1, ..Default::default() };
-        let facts = MacvtapResourcePoolStatus { devices, nodes, ..Default::default() };
+        let devices = DeviceCounts { allocated: 1, ..Default::default() };
+        let on = with(vec![condition("False", "NodesNotReady", "1 of 3 nodes not ready")]);
+        let on = MacvtapResourcePoolStatus { nodes, devices, ..on };
         assert_eq!(change(None, &old), Change::Facts);
         assert_eq!(change(Some(&old), &old.clone()), Change::Nothing);
-        assert_eq!(change(Some(&old), &counts), Change::Counts);
-        assert_eq!(change(Some(&old), &facts), Change::Facts);
+        assert_eq!(change(Some(&old), &on), Change::Numbers);
+        for other in [
+            with(vec![condition("True", "NodesNotReady", "2 of 3 nodes not ready")]),
+            with(vec![condition("False", "NoMatchingNodes", "2 of 3 nodes not ready")]),
+            with(vec![]),
+            MacvtapResourcePoolStatus { observed_generation: Some(2), ..old.clone() },
+        ] {
+            assert_eq!(change(Some(&old), &other), Change::Facts, "{other:?}");
+        }
     }
 }
