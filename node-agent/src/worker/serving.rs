@@ -1,5 +1,7 @@
 //! The loop around the engine: takes news, lets it decide, acts.
 
+mod report;
+
 use super::findings::Findings;
 use super::usage::{Seen, Usage};
 use crate::devices::GRACE;
@@ -8,19 +10,16 @@ use crate::inventory::Change;
 use crate::kubelet::Shared;
 use crate::kubelet::directory::Happened;
 use crate::kubelet::endpoint::{Registration, Resource};
-use crate::metrics::DeviceCounts;
 use crate::netlink::News;
 use crate::nics::{self, InPod, Names};
-use crate::nodestate::{self, View};
 use crate::offer::Offer;
 use crate::probe::Readiness;
 use crate::source::Configuration;
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::table::LowerLink;
 use macvtap::table_file;
 use macvtap_crds::v1alpha1::MacvtapNodeStateStatus;
+use report::REGISTERED_SOON;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,9 +39,6 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// than of the new registration blames that one, and takes all devices for lost. It does not say when it has learnt of the
 /// end; allocations come here meanwhile, so the wait costs nothing. On a busy machine 1 ms was once not enough.
 const NOTICED: Duration = Duration::from_millis(500);
-
-/// A kubelet that takes a resource does so in milliseconds; one that never asks for its list is given up later than this.
-const REGISTERED_SOON: Duration = Duration::from_secs(4);
 
 /// Between tries to write a table that could not be written.
 const TABLE_RETRY: Duration = Duration::from_secs(1);
@@ -374,88 +370,6 @@ impl Serving {
             }
         });
         Running { offer, stop, hand_over, registered, task, relay }
-    }
-
-    /// Tells everybody who asks how things are.
-    fn tell(&self) {
-        let registrations: BTreeMap<ResourceName, Registration> = self
-            .resources
-            .iter()
-            .map(|(resource, running)| (resource.clone(), running.registered.borrow().clone()))
-            .collect();
-        let readiness = self.readiness_of(&registrations);
-        self.readiness.send_if_modified(|before| {
-            let changed = *before != readiness;
-            if changed {
-                info!(?readiness, "readiness changed");
-                *before = readiness;
-            }
-            changed
-        });
-        for (resource, running) in &self.resources {
-            let counts = running.offer.borrow().counts();
-            let of = |devices: &mut dyn Iterator<Item = &macvtap::device_id::DeviceId>| {
-                u32::try_from(devices.filter(|device| device.resource() == resource).count())
-                    .unwrap_or(u32::MAX)
-            };
-            self.shared.metrics.devices(
-                resource,
-                DeviceCounts {
-                    healthy: counts.allocatable,
-                    unhealthy: counts.capacity.saturating_sub(counts.allocatable),
-                    allocated: of(&mut self.usage.in_use.iter()),
-                    dead: of(&mut self.usage.dead.iter()),
-                },
-            );
-        }
-        let Some(configuration) = self.configuration.as_ref().filter(|c| c.hash.is_some()) else {
-            self.status.send_if_modified(|before| before.take().is_some());
-            return;
-        };
-        let Some(step) = &self.last else { return };
-        let before = self.status.borrow().clone();
-        // The first report is complete: trouble that an agent does not know yet is not over.
-        let registering = self.started.elapsed() < REGISTERED_SOON
-            && registrations.values().any(|registration| *registration == Registration::Pending);
-        if before.is_none() && (registering || !self.has_looked) {
-            return;
-        }
-        let view = View {
-            engine: &self.engine,
-            step,
-            configuration,
-            registrations: &registrations,
-            in_use: &self.usage.in_use,
-            dead: &self.usage.dead,
-            table_error: self.table_error.as_deref(),
-            boot_id: self.engine.boot_id(),
-            before: before.as_ref(),
-            now: &Time(Timestamp::now()),
-        };
-        let status = nodestate::status(&view);
-        self.status.send_if_modified(|before| {
-            let changed = before.as_ref() != Some(&status);
-            *before = Some(status);
-            changed
-        });
-    }
-
-    fn readiness_of(&self, registrations: &BTreeMap<ResourceName, Registration>) -> Readiness {
-        if let Some(reason) = &self.table_error {
-            return Readiness::NotReady(reason.clone());
-        }
-        if let Some(missing) = self.missing() {
-            return Readiness::NotReady(missing.to_owned());
-        }
-        let waiting = registrations.iter().find_map(|(resource, registration)| match registration {
-            Registration::Done => None,
-            Registration::Pending => Some(format!("resource {resource} is being registered")),
-            Registration::Failed(reason) | Registration::Unreachable(reason) => {
-                Some(format!("resource {resource}: {reason}"))
-            }
-            Registration::HandedOver => Some(format!("resource {resource} is handed over")),
-        });
-        waiting.map_or(Readiness::Ready, Readiness::NotReady)
     }
 }
 
