@@ -5,13 +5,17 @@
 use macvtap::mac::MacAddr;
 use macvtap::pci::PciAddress;
 use macvtap_crds::v1alpha1::LinkKind;
+use netlink_packet_core::{NlasIterator, ParseableParametrized};
 use netlink_packet_route::link::{
-    InfoData, InfoMacVlan, InfoMacVtap, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
-    MacVlanMode, Prop,
+    InfoData, InfoMacVlan, InfoMacVtap, LinkAttribute, LinkFlags, LinkHeader, LinkInfo, LinkLayerType,
+    LinkMessage, MacVlanMode, Prop,
 };
 
 /// The longest link name the kernel gives, in bytes.
 pub const NAME_MAX: usize = 15;
+
+/// Length of `struct ifinfomsg` of `linux/rtnetlink.h`.
+const HEADER_LEN: usize = 16;
 
 /// A link of the node's network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +120,19 @@ pub enum LinkError {
 }
 
 impl Link {
+    /// Reads the payload of a message, without what of it cannot be read: the kernel takes any bytes for an alias or
+    /// another name, and a link with such is a link all the same.
+    pub fn read(payload: &[u8]) -> Result<Self, LinkError> {
+        let mut message = LinkMessage::default();
+        message.header = LinkHeader::parse(payload).map_err(|_| LinkError::Index)?;
+        let family = message.header.interface_family;
+        let attributes = NlasIterator::new(payload.get(HEADER_LEN..).unwrap_or_default()).flatten();
+        let attributes =
+            attributes.filter_map(|attribute| LinkAttribute::parse_with_param(&attribute, family).ok());
+        message.attributes.extend(attributes);
+        Self::parse(&message)
+    }
+
     /// Reads a message of a dump or an event.
     pub fn parse(message: &LinkMessage) -> Result<Self, LinkError> {
         let ifindex = Some(message.header.index).filter(|index| *index > 0 && i32::try_from(*index).is_ok());

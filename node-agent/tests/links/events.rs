@@ -7,6 +7,8 @@ use macvtap::paths::Paths;
 use macvtap_node_agent::kubelet::{Ledger, Shared};
 use macvtap_node_agent::metrics::Metrics;
 use macvtap_node_agent::netlink::{self, News};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -139,4 +141,58 @@ fn events_that_a_busy_listener_does_not_take_are_made_up_for_by_a_full_list() {
         let has = |name| links.values().any(|link| link == name);
         has("last") && !has("dp0")
     });
+}
+
+/// `RTM_DELLINK` for the link with this index.
+fn end_of(index: u32) -> Vec<u8> {
+    const DEL_LINK: u16 = 17;
+    let mut message = 32_u32.to_ne_bytes().to_vec();
+    message.extend(DEL_LINK.to_ne_bytes());
+    message.resize(16 + 4, 0);
+    message.extend(index.to_ne_bytes());
+    message.resize(32, 0);
+    message
+}
+
+#[test]
+fn what_a_process_says_of_links_is_not_believed() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(CONFIGURATION);
+    let lists = kubelet.await_healthy("dataplane", 50).lists;
+    // Sockets that are in groups: the agent's, and nobody else's in this namespace.
+    let ports = node.sh("awk '$2 == 0 && $4 !~ /^0+$/ { print $3 }' /proc/net/netlink");
+    let index = node.sh("cat /sys/class/net/dp0/ifindex").trim().parse().unwrap();
+    let netns = std::fs::File::open(node.netns()).unwrap();
+    move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    let socket = Socket::new(NETLINK_ROUTE).unwrap();
+    for port in ports.lines() {
+        socket.send_to(&end_of(index), &SocketAddr::new(port.parse().unwrap(), 0), 0).unwrap();
+    }
+    assert!(!ports.is_empty());
+    // Heard after everything that came before.
+    let heard = || metric(&node, "macvtap_link_events_total");
+    let before = heard();
+    node.sh("ip link set dp0 mtu 1400");
+    await_true("the event", || heard() > before);
+    assert_eq!(kubelet.await_healthy("dataplane", 50).lists, lists);
+}
+
+#[test]
+fn a_link_whose_alias_is_no_text_is_offered_and_heard_of() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    node.sh("printf '\\377\\376' > /sys/class/net/dp0/ifalias");
+    let kubelet = Kubelet::start(&node);
+    let _agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    node.sh("ip link set dp0 down");
+    kubelet.await_healthy("dataplane", 0);
 }
