@@ -169,10 +169,12 @@ impl Serving {
         for running in self.resources.values() {
             running.hand_over.cancel();
         }
+        // For all together: the kubelet that does not answer is one.
+        let deadline = tokio::time::Instant::now() + HAND_OVER_TIMEOUT;
         for running in self.resources.values_mut() {
             let handed =
                 running.registered.wait_for(|registration| *registration == Registration::HandedOver);
-            let _ = tokio::time::timeout(HAND_OVER_TIMEOUT, handed).await;
+            let _ = tokio::time::timeout_at(deadline, handed).await;
         }
         tokio::time::sleep(NOTICED).await;
     }

@@ -205,3 +205,12 @@ async fn nothing_is_decided_before_links_routes_and_addresses_are_known_and_whoe
         () = asking => {}
     }
 }
+
+#[tokio::test]
+async fn a_hand_over_waits_for_a_kubelet_that_does_not_answer_once_and_not_for_each_resource() {
+    let mut serving = serving();
+    let names: Vec<String> = (0..10).map(|number| format!("r{number}")).collect();
+    let _pending: Vec<_> = names.iter().map(|name| running(&mut serving, name)).collect();
+    let handed = tokio::time::timeout(HAND_OVER_TIMEOUT * 5, serving.hand_over()).await;
+    assert!(handed.is_ok());
+}
