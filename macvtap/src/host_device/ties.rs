@@ -1,33 +1,15 @@
 //! What forbids taking a NIC from the node: somebody there uses it.
 
 use super::link::NicLink;
+use crate::host_ties;
 use crate::kernel::Rtnl;
-use crate::link::value::word;
 use crate::netlink::{Kind, NetlinkError};
 use crate::paths::Paths;
 use crate::records::{self, RecordError};
-use netlink_packet_core::NlasIterator;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use std::fmt;
-
-/// `struct ifaddrmsg`: where the scope and the index are, and its length.
-const ADDRESS_SCOPE: usize = 3;
-const ADDRESS_INDEX: std::ops::Range<usize> = 4..8;
-
-/// `RT_SCOPE_LINK` of `linux/rtnetlink.h`: addresses of this scope the kernel gives by itself.
-const SCOPE_LINK: u8 = 253;
-
-/// `struct rtmsg`: where the prefix length is, and its length; `RTA_OIF` and `RTA_MULTIPATH` of `linux/rtnetlink.h`.
-const ROUTE_PREFIX: usize = 1;
-const ROUTE_LEN: usize = 12;
-const RTA_OIF: u16 = 4;
-const RTA_MULTIPATH: u16 = 9;
-
-/// `struct rtnexthop`: its length, and where its index is.
-const HOP_LEN: usize = 8;
-const HOP_INDEX: std::ops::Range<usize> = 4..8;
 
 /// By what the node holds a NIC.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,12 +93,7 @@ fn has_address(kernel: &mut Rtnl, index: u32, family: AddressFamily) -> Result<b
     message.header.family = family;
     message.header.index = index;
     let found = kernel.node_socket().list(Kind::GetAddress, &message, &"list the node's addresses")?;
-    Ok(found.iter().any(|payload| is_address_of(payload, index)))
-}
-
-fn is_address_of(payload: &[u8], index: u32) -> bool {
-    let scope = payload.get(ADDRESS_SCOPE).copied();
-    payload.get(ADDRESS_INDEX).and_then(word) == Some(index) && scope.is_some_and(|scope| scope < SCOPE_LINK)
+    Ok(found.iter().any(|payload| host_ties::addressed(payload) == Some(index)))
 }
 
 fn has_default_route(kernel: &mut Rtnl, index: u32, family: AddressFamily) -> Result<bool, NetlinkError> {
@@ -125,69 +102,5 @@ fn has_default_route(kernel: &mut Rtnl, index: u32, family: AddressFamily) -> Re
     // Fewer to read where the kernel sorts them out.
     message.attributes.push(RouteAttribute::Oif(index));
     let found = kernel.node_socket().list(Kind::GetRoute, &message, &"list the node's routes")?;
-    Ok(found.iter().any(|payload| is_default_through(payload, index)))
-}
-
-fn is_default_through(payload: &[u8], index: u32) -> bool {
-    let everything = payload.get(ROUTE_PREFIX) == Some(&0);
-    let attributes = NlasIterator::new(payload.get(ROUTE_LEN..).unwrap_or_default()).flatten();
-    let mut attributes = attributes.filter(|_| everything);
-    attributes.any(|attribute| match attribute.kind() {
-        RTA_OIF => word(attribute.value()) == Some(index),
-        RTA_MULTIPATH => hops(attribute.value()).any(|hop| hop == index),
-        _ => false,
-    })
-}
-
-/// The indexes of a route's next hops.
-fn hops(mut value: &[u8]) -> impl Iterator<Item = u32> {
-    std::iter::from_fn(move || {
-        let index = value.get(HOP_INDEX).and_then(word)?;
-        let length = value.get(..2).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes)?;
-        // Each is aligned to four bytes.
-        let next = usize::from(length).max(HOP_LEN).next_multiple_of(4);
-        value = value.get(next..).unwrap_or_default();
-        Some(index)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use netlink_packet_core::Emitable;
-    use netlink_packet_route::route::{RouteHeader, RouteNextHop};
-    use proptest::prelude::*;
-
-    fn route(prefix: u8, attributes: Vec<RouteAttribute>) -> Vec<u8> {
-        let mut message = RouteMessage::default();
-        message.header = RouteHeader { destination_prefix_length: prefix, ..RouteHeader::default() };
-        message.attributes = attributes;
-        let mut bytes = vec![0; message.buffer_len()];
-        message.emit(&mut bytes);
-        bytes
-    }
-
-    fn hop(index: u32) -> RouteNextHop {
-        let mut hop = RouteNextHop::default();
-        hop.interface_index = index;
-        hop.attributes = vec![RouteAttribute::Priority(1)];
-        hop
-    }
-
-    #[test]
-    fn only_a_default_route_through_the_nic_ties_it() {
-        assert!(is_default_through(&route(0, vec![RouteAttribute::Oif(7)]), 7));
-        assert!(!is_default_through(&route(0, vec![RouteAttribute::Oif(8)]), 7));
-        assert!(!is_default_through(&route(24, vec![RouteAttribute::Oif(7)]), 7));
-        let multipath = route(0, vec![RouteAttribute::MultiPath(vec![hop(8), hop(7)])]);
-        assert!(is_default_through(&multipath, 7) && is_default_through(&multipath, 8));
-        assert!(!is_default_through(&multipath, 9));
-    }
-
-    proptest! {
-        #[test]
-        fn no_answer_makes_the_readers_panic_or_hang(noise in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (is_default_through(&noise, 7), is_address_of(&noise, 7), hops(&noise).count());
-        }
-    }
+    Ok(found.iter().any(|payload| host_ties::default_routes(payload).contains(&index)))
 }
