@@ -3,7 +3,6 @@
 pub mod announce;
 pub mod assess;
 pub mod concern;
-pub mod concern;
 pub mod publish;
 pub mod report;
 pub mod unreadable;
