@@ -52,6 +52,32 @@ fn a_full_disk_leaves_the_old_list_in_force_and_is_told() {
 }
 
 #[test]
+fn an_agent_that_starts_with_a_full_disk_serves_the_devices_that_are_on_it() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    node.sh("mkdir -p /var/lib/macvtap && mount -t tmpfs -o size=64k tmpfs /var/lib/macvtap");
+    let kubelet = Kubelet::start(&node);
+    let resource =
+        |name, capacity| format!(r#"{{"name":"{name}","lowerDevice":"dp0","capacity":{capacity}}}"#);
+    let mut former = node.agent(&format!("[{}]", resource("a", 5)));
+    kubelet.await_healthy("a", 5);
+    let before = kubelet.allocate("a", &["aMvp1"]).unwrap();
+    former.terminate();
+    node.sh("dd if=/dev/zero of=/var/lib/macvtap/filler bs=1k count=1000 2>/dev/null || true");
+    let _agent = node.agent(&format!("[{},{}]", resource("a", 8), resource("b", 3)));
+    kubelet.await_healthy("a", 5);
+    kubelet.await_healthy("b", 0);
+    assert_eq!(kubelet.allocate("a", &["aMvp1"]).unwrap(), before);
+    kubelet.allocate("a", &["aMvp7"]).unwrap_err();
+    node.sh("rm /var/lib/macvtap/filler");
+    kubelet.await_healthy("a", 8);
+    kubelet.await_healthy("b", 3);
+}
+
+#[test]
 fn a_table_of_another_boot_is_written_anew_before_its_devices_are_advertised() {
     if !is_root() {
         return;
