@@ -65,6 +65,10 @@ impl WorkerError {
 /// News are small and handled in microseconds; what comes while more than this wait is made up for by a full list.
 const NEWS: usize = 1024;
 
+/// Threads for what may block, each there only while it is needed. Four may wait for the kernel's lock of links at a time
+/// (links, routes, leftovers, taps of pods); the device table must not wait for it.
+const BLOCKING: usize = 8;
+
 /// How long allocations are answered after a hand-over.
 const LINGER: Duration = Duration::from_secs(3);
 
@@ -78,7 +82,7 @@ pub fn run(arguments: Run, worker: Worker) -> Result<(), WorkerError> {
     let source = Source::open(&arguments, worker)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(4)
+        .max_blocking_threads(BLOCKING)
         .thread_stack_size(256 << 10)
         .build()
         .map_err(WorkerError::Runtime)?;
