@@ -228,9 +228,8 @@ async fn answer(client: Client, queue: mpsc::UnboundedReceiver<Slim>) {
         .for_each_concurrent(AGENTS_AT_ONCE, |state| {
             let api = Arc::clone(&api);
             async move {
-                let params = PatchParams::apply(AGENT_FIELD_MANAGER).force();
                 let name = &state.metadata.name;
-                while let Err(error) = api.patch_status(name, &params, &Patch::Apply(status(&state))).await {
+                while let Err(error) = report(&api, &state).await {
                     if matches!(&error, kube::Error::Api(status) if status.code == 404) {
                         break;
                     }
@@ -240,6 +239,14 @@ async fn answer(client: Client, queue: mpsc::UnboundedReceiver<Slim>) {
             }
         })
         .await;
+}
+
+/// Replaces the status as a whole, as agents do.
+async fn report(api: &Api<MacvtapNodeState>, state: &Slim) -> Result<(), kube::Error> {
+    let params = PatchParams { field_manager: Some(AGENT_FIELD_MANAGER.to_owned()), ..Default::default() };
+    let replaced = json!([{"op": "add", "path": "/status", "value": status(state)}]);
+    let patch = serde_json::from_value(replaced).map_err(kube::Error::SerdeError)?;
+    api.patch_status(&state.metadata.name, &params, &Patch::<()>::Json(patch)).await.map(drop)
 }
 
 /// What an agent with two links in every pool would say.
@@ -266,19 +273,14 @@ fn status(state: &Slim) -> Value {
         .map(|name| json!({"name": name, "kind": "Physical", "mac": "02:00:00:00:00:01", "mtu": 9000, "carrier": true, "pools": names}))
         .collect();
     json!({
-        "apiVersion": "macvtap.network.kubevirt.io/v1alpha1",
-        "kind": "MacvtapNodeState",
-        "metadata": {"name": state.metadata.name},
-        "status": {
-            "observedHash": state.spec.config_hash, "agentVersion": "simulated",
-            "bootID": "5d4ff3a0-0000-4000-8000-000000000001",
-            "totals": {"pools": format!("{count}/{count}"), "links": "2/2", "capacity": 200, "allocatable": 200, "allocated": 7, "dead": 0},
-            "links": links, "pools": pools,
-            "conditions": [
-                condition("Ready", "True", "AsExpected", "every pool is ready"),
-                condition("Degraded", "False", "AsExpected", "nothing is wrong"),
-            ],
-        },
+        "observedHash": state.spec.config_hash, "agentVersion": "simulated",
+        "bootID": "5d4ff3a0-0000-4000-8000-000000000001",
+        "totals": {"pools": format!("{count}/{count}"), "links": "2/2", "capacity": 200, "allocatable": 200, "allocated": 7, "dead": 0},
+        "links": links, "pools": pools,
+        "conditions": [
+            condition("Ready", "True", "AsExpected", "every pool is ready"),
+            condition("Degraded", "False", "AsExpected", "nothing is wrong"),
+        ],
     })
 }
 

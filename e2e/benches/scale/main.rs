@@ -195,7 +195,7 @@ impl Bench {
         tokio::time::sleep(Duration::from_secs(5)).await;
         let mut written = Requests::read(&self.client).await?.since(&before).writes();
         // Late answers of agents to the floor.
-        written.remove("APPLY macvtapnodestates/status");
+        written.remove("PATCH macvtapnodestates/status");
         println!("  writes after that start: {written:?}");
         self.writes_at_start += total(&written);
 
