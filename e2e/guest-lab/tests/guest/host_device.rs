@@ -3,7 +3,7 @@
 use crate::support::agent::{Agent, pool, table_links};
 use crate::support::cni::Pod;
 use crate::support::kubelet::Kubelet;
-use crate::support::machine::{Hardware, ip, link, mac, pci_address};
+use crate::support::machine::{Hardware, ip, link, link_in, mac, pci_address};
 use crate::support::{Node, eventually, in_guest};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -193,6 +193,23 @@ fn a_nic_whose_pods_namespace_vanished_gets_its_name_back_and_is_offered_again()
     ip("netns del late");
     late.ok("DEL");
     await_as_before("eth2", &before[1]);
+}
+
+#[test]
+fn what_a_pod_built_on_its_nic_is_gone_when_the_nic_is_back() {
+    let Some((kubelet, _agent, _)) = offering(&[]) else { return };
+    let before = as_on_the_node("eth1").unwrap();
+    let pod = admitted(&kubelet, "pod", 1);
+    pod.ok("ADD");
+    for (name, kind) in [("tagged", "vlan id 7"), ("own", "macvlan mode private")] {
+        ip(&format!("-n pod link add link net1 name {name} type {kind}"));
+        ip(&format!("-n pod link set {name} up"));
+    }
+    pod.ok("DEL");
+    for name in ["tagged", "own"] {
+        assert_eq!(link_in("pod", name), None, "a pod that lives on hears nothing of the node's NIC");
+    }
+    assert_eq!(as_on_the_node("eth1").unwrap(), before, "{:#}", link("eth1").unwrap());
 }
 
 #[test]
