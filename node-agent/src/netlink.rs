@@ -1,18 +1,18 @@
 //! Follows the links of the node's namespace: events as they come, a full list at the start, every minute, and
 //! whenever the kernel could not deliver an event.
 
-mod events;
-
 use crate::kubelet::Shared;
-use crate::link::{Hardware, Kind, Link};
+use crate::link::{Hardware, Kind, Link, LinkError};
 use crate::sysfs;
-use events::{Event, Events};
+use futures::StreamExt;
 use macvtap::netlink::{Kind as Request, NetlinkError, Socket};
 use macvtap::{host_ties, park};
-use netlink_packet_route::AddressFamily;
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::MulticastGroup;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
@@ -43,19 +43,28 @@ pub enum News {
 /// The kernel could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LinksError {
-    /// No events.
-    #[error("hear of links from the kernel")]
-    Listen(#[source] io::Error),
+    /// No socket.
+    #[error("open a netlink socket")]
+    Open(#[source] io::Error),
     /// No list.
     #[error(transparent)]
     List(#[from] NetlinkError),
     /// No answer.
     #[error("the kernel did not list its links within {} s", ANSWER_TIMEOUT.as_secs())]
     Silent,
-    /// A list was given up.
-    #[error("the thread that listed links has ended")]
-    Ended,
+    /// The socket ended.
+    #[error("the netlink socket was closed")]
+    Closed,
 }
+
+/// What is heard of.
+const GROUPS: [MulticastGroup; 5] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+];
 
 /// Between full lists.
 const RESYNC: Duration = Duration::from_mins(1);
@@ -114,7 +123,10 @@ async fn follow_once(
     shared: &Shared,
     reader: &mut Reader,
 ) -> Result<End, LinksError> {
-    let mut events = Events::subscribe().map_err(LinksError::Listen)?;
+    // The handle keeps the connection open; nothing is asked here.
+    let opened = rtnetlink::new_multicast_connection(&GROUPS).map_err(LinksError::Open)?;
+    let (connection, _handle, mut events) = opened;
+    let _task = AbortOnDrop(tokio::spawn(connection));
     // Subscribed before listed: what changes in between is told twice, not never.
     let mut resync_at = Instant::now();
     let mut ties_at = None;
@@ -140,23 +152,26 @@ async fn follow_once(
                 ties_at = None;
                 reading = Some(AbortOnDrop(tokio::spawn(tell_ties(news.clone()))));
             }
-            event = events.next() => {
-                let heard = match event.map_err(LinksError::Listen)? {
-                    Event::Lost => return Ok(End::Overflow),
-                    Event::Ties => {
-                        ties_at.get_or_insert(Instant::now() + TIES_DELAY);
-                        continue;
+            event = events.next() => match event {
+                None => return Err(LinksError::Closed),
+                // Processes with CAP_NET_ADMIN here can write to the socket, too.
+                Some((_, sender)) if sender.port_number() != 0 => {}
+                Some((message, _)) => match reader.read(message.payload) {
+                    Heard::Nothing => {}
+                    Heard::News(heard) => {
+                        shared.metrics.link_events.inc();
+                        match tell(news, heard).await {
+                            Ok(()) => {}
+                            Err(TrySendError::Full(())) => resync_at = Instant::now(),
+                            Err(TrySendError::Closed(())) => return Ok(End::Unheard),
+                        }
                     }
-                    Event::Link(link) => News::Changed(Box::new(reader.with_hardware(*link))),
-                    Event::Gone(ifindex) => reader.without(ifindex),
-                };
-                shared.metrics.link_events.inc();
-                match tell(news, heard).await {
-                    Ok(()) => {}
-                    Err(TrySendError::Full(())) => resync_at = Instant::now(),
-                    Err(TrySendError::Closed(())) => return Ok(End::Unheard),
-                }
-            }
+                    Heard::TiesChanged => {
+                        ties_at.get_or_insert(Instant::now() + TIES_DELAY);
+                    }
+                    Heard::Overflow => return Ok(End::Overflow),
+                },
+            },
         }
     }
 }
@@ -174,7 +189,7 @@ async fn tell_ties(news: mpsc::Sender<News>) -> Result<(), LinksError> {
 
 async fn finished(reading: &mut Option<Reading>) -> Result<(), LinksError> {
     match reading {
-        Some(AbortOnDrop(task)) => task.await.unwrap_or(Err(LinksError::Ended)),
+        Some(AbortOnDrop(task)) => task.await.unwrap_or(Err(LinksError::Closed)),
         None => std::future::pending().await,
     }
 }
@@ -197,7 +212,7 @@ async fn tell(news: &mpsc::Sender<News>, heard: News) -> Result<(), TrySendError
     news.try_reserve().map(|room| room.send(heard))
 }
 
-/// Adds what sysfs tells of links. Remembers it, so that an event that says nothing new costs no look there.
+/// Turns messages into links. Remembers devices, so that an event that says nothing new costs no look into sysfs.
 #[derive(Debug, Default)]
 struct Reader {
     devices: BTreeMap<u32, (Seen, Option<Hardware>)>,
@@ -211,19 +226,50 @@ struct Seen {
     carrier: bool,
 }
 
+enum Heard {
+    Nothing,
+    News(News),
+    TiesChanged,
+    Overflow,
+}
+
 impl Reader {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "a socket carries more kinds of message than we ask for"
+    )]
+    fn read(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Heard {
+        let message = match payload {
+            NetlinkPayload::InnerMessage(message) => message,
+            NetlinkPayload::Overrun(_) => return Heard::Overflow,
+            _ => return Heard::Nothing,
+        };
+        match message {
+            // A bridge tells of its ports by messages of its own family: losing a port is not losing a link.
+            RouteNetlinkMessage::NewLink(link) if is_link(&link) => {
+                let link = self::link(Link::parse(&link)).map(|link| self.with_hardware(link));
+                link.map_or(Heard::Nothing, |link| Heard::News(News::Changed(Box::new(link))))
+            }
+            RouteNetlinkMessage::DelLink(link) if is_link(&link) => {
+                self.devices.remove(&link.header.index);
+                Heard::News(News::Gone(link.header.index))
+            }
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)
+                if route.header.destination_prefix_length == 0 =>
+            {
+                Heard::TiesChanged
+            }
+            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Heard::TiesChanged,
+            _ => Heard::Nothing,
+        }
+    }
+
     /// Takes a full list in place of everything known.
     fn complete(&mut self, links: Vec<Link>) -> Vec<Link> {
         let links: Vec<Link> = links.into_iter().map(|link| self.with_hardware(link)).collect();
         let present: BTreeSet<u32> = links.iter().map(|link| link.ifindex).collect();
         self.devices.retain(|ifindex, _| present.contains(ifindex));
         links
-    }
-
-    /// Forgets a link that is gone.
-    fn without(&mut self, ifindex: u32) -> News {
-        self.devices.remove(&ifindex);
-        News::Gone(ifindex)
     }
 
     /// Adds what sysfs tells.
@@ -249,8 +295,8 @@ impl Reader {
 }
 
 /// The link that a message tells of; none of a damaged message, and none of a link that only keeps a tap's number busy.
-fn read_link(payload: &[u8]) -> Option<Link> {
-    match Link::read(payload) {
+fn link(read: Result<Link, LinkError>) -> Option<Link> {
+    match read {
         Ok(link) => Some(link).filter(|link| !park::is_ours(&link.name)),
         Err(error) => {
             debug!(%error, "link message skipped");
@@ -267,11 +313,15 @@ fn probe(link: &Link, kindless: bool) -> Option<Hardware> {
     Some(Hardware { speed_mbps: sysfs::speed(links, &link.name), ..Hardware::default() })
 }
 
+fn is_link(message: &LinkMessage) -> bool {
+    message.header.interface_family == AddressFamily::Unspec
+}
+
 /// Every link of the caller's namespace, without what sysfs tells.
 fn links() -> Result<Vec<Link>, LinksError> {
     let mut request = LinkMessage::default();
     request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let add = |links: &mut Vec<Link>, payload: &[u8]| links.extend(read_link(payload));
+    let add = |links: &mut Vec<Link>, payload: &[u8]| links.extend(link(Link::read(payload)));
     Ok(Socket::open()?.fold(Request::GetLink, &request, &"list links", add)?)
 }
 
@@ -296,7 +346,7 @@ fn ties() -> Result<News, LinksError> {
 
 /// Asks the kernel on another thread: its lock may be taken for seconds, and the kubelet does not wait for that.
 async fn aside<T: Send + 'static>(ask: fn() -> Result<T, LinksError>) -> Result<T, LinksError> {
-    tokio::task::spawn_blocking(ask).await.unwrap_or(Err(LinksError::Ended))
+    tokio::task::spawn_blocking(ask).await.unwrap_or(Err(LinksError::Closed))
 }
 
 async fn sleep_until(at: Option<Instant>) {
