@@ -107,9 +107,12 @@ pub struct Run {
     /// The kubelet's pod resources socket.
     #[arg(long, value_name = "FILE", default_value = "/var/lib/kubelet/pod-resources/kubelet.sock")]
     pub pod_resources_socket: PathBuf,
-    /// The runtime's CNI binary directory: the plugin is installed there.
+    /// The runtime's CNI binary directory: the plugin is installed there, and again when it is missing.
     #[arg(long, value_name = "DIR")]
     pub cni_bin_dir: Option<PathBuf>,
+    /// Where the parent of --cni-bin-dir is mounted below, under its own path, so that an exchange of that directory is seen.
+    #[arg(long, value_name = "DIR", requires = "cni_bin_dir")]
+    pub node_root: Option<PathBuf>,
     /// The plugin to install.
     #[arg(long, value_name = "FILE", default_value = PLUGIN)]
     pub cni_plugin: PathBuf,

@@ -4,11 +4,12 @@
 //! executed can be replaced. The version stands in a trailer behind the program, which the kernel does not read; that
 //! is how an agent of an older release knows to leave a newer plugin alone.
 
+pub mod keep;
+
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use tracing::{error, info};
 
 /// What networks call the plugin by (`type` of their configuration); also the name of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,20 +62,6 @@ pub struct InstallError {
     source: io::Error,
 }
 
-/// Installs, and says in the log what came of it.
-pub fn install_and_tell(plugin: &Path, directory: &Path, names: &[PluginName]) {
-    for name in names {
-        let path = directory.join(name.as_str()).display().to_string();
-        match install(plugin, directory, *name, env!("CARGO_PKG_VERSION")) {
-            Ok(installed) => info!(%path, result = ?installed, "CNI plugin installed"),
-            Err(problem) => {
-                let reason = crate::error_chain(&problem);
-                error!(%path, %reason, "CNI plugin not installed");
-            }
-        }
-    }
-}
-
 /// Puts `plugin`, of this version, into the directory under this name, unless a newer one is there.
 pub fn install(
     plugin: &Path,
@@ -87,7 +74,8 @@ pub fn install(
     let mut wanted = fs::read(plugin).map_err(failed("read", plugin))?;
     wanted.extend_from_slice(format!("{MARK}{version}\n").as_bytes());
     let present = match fs::read(&target) {
-        Ok(present) => Some(present),
+        Ok(present) if is_executable(&target) => Some(present),
+        Ok(_) => None,
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(failed("read", &target)(error)),
     };
@@ -114,6 +102,25 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(path)?;
     file.write_all(content)?;
     file.sync_all()
+}
+
+/// Whether a runtime finds a plugin of ours here that is at least of this version.
+fn serves(target: &Path, version: &str) -> bool {
+    let found = tail(target).ok().and_then(|tail| trailer(&tail));
+    is_executable(target) && found.is_some_and(|found| !is_newer(version, &found))
+}
+
+fn is_executable(target: &Path) -> bool {
+    fs::metadata(target).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+fn tail(target: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(target)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TRAILER_MAX as u64)))?;
+    let mut tail = Vec::new();
+    file.read_to_end(&mut tail)?;
+    Ok(tail)
 }
 
 /// The version of an installed plugin; none of a foreign one.
@@ -207,7 +214,12 @@ mod tests {
         let place = Place::new();
         let plugin = place.dir.path().join("plugin");
         fs::write(&plugin, "one").unwrap();
-        install_and_tell(&plugin, &place.bin(), PluginName::wanted(false));
+        let install_all = |names: &[PluginName]| {
+            for name in names {
+                install(&plugin, &place.bin(), *name, "0.1.0").unwrap();
+            }
+        };
+        install_all(PluginName::wanted(false));
         let files = || {
             let entries = fs::read_dir(place.bin()).unwrap();
             let mut names: Vec<_> =
@@ -218,9 +230,32 @@ mod tests {
         assert_eq!(files(), ["macvtap"]);
         // A plugin of somebody else has that name.
         fs::write(place.bin().join("ehost-device"), "foreign").unwrap();
-        install_and_tell(&plugin, &place.bin(), PluginName::wanted(true));
+        install_all(PluginName::wanted(true));
         assert_eq!(files(), ["ehost-device", "macvtap"]);
         assert_eq!(fs::read_to_string(place.bin().join("ehost-device")).unwrap(), place.installed());
+    }
+
+    #[test]
+    fn a_plugin_that_cannot_be_executed_is_replaced() {
+        let place = Place::new();
+        place.install("one", "0.1.0");
+        let target = place.bin().join("macvtap");
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(!serves(&target, "0.1.0"));
+        assert_eq!(place.install("one", "0.1.0"), Installed::Replaced);
+        assert!(serves(&target, "0.1.0"));
+    }
+
+    #[test]
+    fn a_plugin_serves_when_it_is_ours_and_not_older() {
+        let place = Place::new();
+        let target = place.bin().join("macvtap");
+        assert!(!serves(&target, "0.1.0"), "there is none");
+        place.install("one", "0.1.0");
+        assert!(serves(&target, "0.1.0") && serves(&target, "0.0.9") && !serves(&target, "0.2.0"));
+        let whole = fs::read(&target).unwrap();
+        fs::write(&target, &whole[..whole.len() - 1]).unwrap();
+        assert!(!serves(&target, "0.1.0"), "cut off");
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod links;
 mod pools;
 
 use crate::engine::{Engine, Step};
+use crate::install::keep::Presence;
 use crate::kubelet::endpoint::Registration;
 use crate::offer::{LinkState, OfferedRun};
 use crate::source::Configuration;
@@ -37,6 +38,8 @@ pub struct View<'v> {
     pub dead: &'v BTreeSet<DeviceId>,
     /// Why the table could not be written.
     pub table_error: Option<&'v str>,
+    /// Whether runtimes find the CNI plugin.
+    pub plugin: &'v Presence,
     /// The boot.
     pub boot_id: &'v str,
     /// What was reported last: conditions keep their times.
@@ -130,13 +133,16 @@ fn node_findings(view: &View<'_>, status: &MacvtapNodeStateStatus) -> [Finding; 
         None if unreachable.is_some() => {
             (NodeReason::KubeletUnreachable, short(unreachable.unwrap_or_default()))
         }
+        None if view.plugin.missing.is_some() => {
+            (NodeReason::PluginMissing, short(view.plugin.missing.clone().unwrap_or_default()))
+        }
         None if unready.is_empty() => (NodeReason::AsExpected, "every pool is ready".to_owned()),
         None => (NodeReason::PoolsNotReady, format!("not ready: {}", unready.join(", "))),
     };
-    let (sick_reason, sick_message) = if sick.is_empty() {
-        (NodeReason::AsExpected, "no pool is degraded".to_owned())
-    } else {
-        (NodeReason::PoolsDegraded, format!("degraded: {}", sick.join(", ")))
+    let (sick_reason, sick_message) = match &view.plugin.doubt {
+        _ if !sick.is_empty() => (NodeReason::PoolsDegraded, format!("degraded: {}", sick.join(", "))),
+        Some(doubt) => (NodeReason::NoOtherPlugin, short(doubt.clone())),
+        None => (NodeReason::AsExpected, "no pool is degraded".to_owned()),
     };
     [
         Finding {

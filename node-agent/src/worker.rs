@@ -9,6 +9,7 @@ mod usage;
 use crate::args::{LogFormat, Run};
 use crate::engine::Engine;
 use crate::install::PluginName;
+use crate::install::keep::{Keeper, Presence};
 use crate::kubelet::{Ledger, Shared, directory, socket};
 use crate::lock::{self, NodeLock, NodeLockError};
 use crate::metrics::Metrics;
@@ -162,12 +163,15 @@ async fn lead(
     let (usage_sender, used) = mpsc::channel(1);
     tasks.spawn(usage::follow(arguments.clone(), Arc::clone(&shared), happened.clone(), usage_sender));
     tasks.spawn(crate::admin::serve(arguments.listen, Arc::clone(&shared), readiness.subscribe()));
+    let (presence, plugin) = watch::channel(Presence::default());
     if let Some(directory) = arguments.cni_bin_dir.clone() {
-        tokio::task::spawn_blocking({
-            let plugin = arguments.cni_plugin.clone();
-            let names = PluginName::wanted(arguments.ehost_device);
-            move || crate::install::install_and_tell(&plugin, &directory, names)
-        });
+        let keeper = Keeper {
+            plugin: arguments.cni_plugin.clone(),
+            names: PluginName::wanted(arguments.ehost_device),
+            directory,
+            node_root: arguments.node_root.clone(),
+        };
+        tasks.spawn(keeper.keep(presence));
     }
     let names = Arc::clone(&shared.nics.borrow());
     engine.in_use = usage::at_start(&shared.paths, &arguments.device_plugin_dir, &names);
@@ -175,7 +179,7 @@ async fn lead(
     let mut serving =
         Serving::new(engine, directory, happened, Arc::clone(&shared), readiness.clone(), status_sender);
     tokio::select! {
-        () = serving.run(news, pools, used) => {}
+        () = serving.run(news, pools, used, plugin) => {}
         _ = end.recv() => {}
     }
     if lock::successor_waits(&arguments.state_dir) {

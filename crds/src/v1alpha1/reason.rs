@@ -97,6 +97,8 @@ reasons! {
         RegistrationFailed,
         /// The device table could not be written; the last list is served.
         TableNotWritten,
+        /// Runtimes do not find the CNI plugin.
+        PluginMissing,
         /// Another resource on this node has its name.
         ResourceNameTaken,
         /// The changed mode waits for devices in use.
@@ -125,6 +127,10 @@ reasons! {
         PoolsDegraded,
         /// The kubelet does not answer.
         KubeletUnreachable,
+        /// Runtimes do not find the CNI plugin.
+        PluginMissing,
+        /// Nobody else's plugin is in the CNI directory: it is the wrong one, most likely.
+        NoOtherPlugin,
         /// The spec cannot be read by this version of the agent; the last one is served.
         SpecNotReadable,
     }

@@ -91,6 +91,9 @@ fn ready(
     if let Some(reason) = view.table_error {
         return unready(NodePoolReason::TableNotWritten, reason.to_owned());
     }
+    if let Some(reason) = &view.plugin.missing {
+        return unready(NodePoolReason::PluginMissing, reason.clone());
+    }
     if outcome.links.is_empty() {
         let pools = &view.engine.pools;
         let index = pools.iter().position(|other| other.name == pool.name).unwrap_or_default();

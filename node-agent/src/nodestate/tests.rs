@@ -16,6 +16,7 @@ struct Scene {
     registrations: BTreeMap<ResourceName, Registration>,
     dead: BTreeSet<DeviceId>,
     table_error: Option<&'static str>,
+    plugin: Presence,
 }
 
 impl Scene {
@@ -26,7 +27,14 @@ impl Scene {
         let registrations = pools.iter().map(registered).collect();
         engine.pools = pools;
         let configuration = Configuration { hash: Some("h".into()), ..Configuration::default() };
-        Self { engine, configuration, registrations, dead: BTreeSet::new(), table_error: None }
+        Self {
+            engine,
+            configuration,
+            registrations,
+            dead: BTreeSet::new(),
+            table_error: None,
+            plugin: Presence::default(),
+        }
     }
 
     fn status_at(&mut self, before: Option<&MacvtapNodeStateStatus>, second: i64) -> MacvtapNodeStateStatus {
@@ -40,6 +48,7 @@ impl Scene {
             in_use: &self.engine.in_use,
             dead: &self.dead,
             table_error: self.table_error,
+            plugin: &self.plugin,
             boot_id: "boot",
             before,
             now: &Time(Timestamp::from_second(second).unwrap()),
@@ -100,6 +109,23 @@ fn what_is_wrong_with_a_pool_is_its_reason() {
     let status = scene.status();
     assert_eq!(says(&status, 0, ConditionType::Ready), (false, "DryRun"));
     assert_eq!(status.pools[0].links, ["dp0"]);
+}
+
+#[test]
+fn a_plugin_that_runtimes_do_not_find_is_why_pools_are_not_ready() {
+    let mut scene = Scene::new(vec![pool("a", &json!({}))], vec![veth(2, "dp0")]);
+    scene.plugin.missing = Some("CNI plugin is not in /opt/cni/bin: read-only file system".into());
+    let status = scene.status();
+    let node = |status: &MacvtapNodeStateStatus, kind| {
+        condition::find(&status.conditions, kind).map(|found| (found.status == "True", found.reason.clone()))
+    };
+    assert_eq!(says(&status, 0, ConditionType::Ready), (false, "PluginMissing"));
+    assert_eq!(node(&status, ConditionType::Ready), Some((false, "PluginMissing".into())));
+    scene.plugin = Presence { missing: None, doubt: Some("no other CNI plugin is in /opt/cni/bin".into()) };
+    let status = scene.status();
+    assert_eq!(says(&status, 0, ConditionType::Ready), (true, "Serving"));
+    assert_eq!(node(&status, ConditionType::Ready), Some((true, "AsExpected".into())));
+    assert_eq!(node(&status, ConditionType::Degraded), Some((true, "NoOtherPlugin".into())));
 }
 
 #[test]

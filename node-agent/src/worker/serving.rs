@@ -6,6 +6,7 @@ use super::findings::Findings;
 use super::usage::{Seen, Usage};
 use crate::devices::GRACE;
 use crate::engine::{Engine, Step};
+use crate::install::keep::Presence;
 use crate::inventory::Change;
 use crate::kubelet::Shared;
 use crate::kubelet::directory::Happened;
@@ -63,6 +64,7 @@ pub(super) struct Serving {
     last: Option<Step>,
     started: Instant,
     table_error: Option<String>,
+    plugin: Presence,
     findings: Findings,
 }
 
@@ -105,6 +107,7 @@ impl Serving {
             last: None,
             started: Instant::now(),
             table_error: None,
+            plugin: Presence::default(),
             findings: Findings::default(),
         }
     }
@@ -115,6 +118,7 @@ impl Serving {
         mut news: mpsc::Receiver<News>,
         mut pools: mpsc::Receiver<Configuration>,
         mut usage: mpsc::Receiver<Seen>,
+        mut plugin: watch::Receiver<Presence>,
     ) {
         let Some(mut registrations) = self.registration_news.take() else { return };
         self.tell();
@@ -148,6 +152,11 @@ impl Serving {
                 }
                 _ = registrations.recv() => {
                     while registrations.try_recv().is_ok() {}
+                    self.tell();
+                }
+                // Nobody tells where nobody installs it.
+                Ok(()) = plugin.changed() => {
+                    self.plugin = plugin.borrow_and_update().clone();
                     self.tell();
                 }
                 () = sleep_until(wake) => change = Change::Something,

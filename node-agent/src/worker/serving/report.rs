@@ -89,6 +89,7 @@ impl Serving {
             in_use: &self.usage.in_use,
             dead: &self.usage.dead,
             table_error: self.table_error.as_deref(),
+            plugin: &self.plugin,
             boot_id: self.engine.boot_id(),
             before: before.as_ref(),
             now: &Time(Timestamp::now()),
@@ -97,6 +98,9 @@ impl Serving {
 
     fn readiness_of(&self, registrations: &Registrations) -> Readiness {
         if let Some(reason) = &self.table_error {
+            return Readiness::NotReady(reason.clone());
+        }
+        if let Some(reason) = &self.plugin.missing {
             return Readiness::NotReady(reason.clone());
         }
         if let Some(missing) = self.missing() {

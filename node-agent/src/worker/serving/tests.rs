@@ -96,7 +96,7 @@ async fn a_resource_that_stays_pending_keeps_the_first_report_back_for_some_seco
     let mut status = serving.status.subscribe();
     let reported = tokio::time::timeout(DEADLINE, status.wait_for(Option::is_some));
     tokio::select! {
-        () = serving.run(heard, configured, used) => panic!("it ended"),
+        () = serving.run(heard, configured, used, watch::channel(Presence::default()).1) => panic!("it ended"),
         reported = reported => assert!(reported.is_ok(), "nothing is reported"),
     }
 }
@@ -201,7 +201,7 @@ async fn nothing_is_decided_before_links_routes_and_addresses_are_known_and_whoe
         says("device table").await;
     };
     tokio::select! {
-        () = serving.run(heard, configured, used) => panic!("it ended"),
+        () = serving.run(heard, configured, used, watch::channel(Presence::default()).1) => panic!("it ended"),
         () = asking => {}
     }
 }
