@@ -8,6 +8,7 @@ mod breaks;
 mod churn;
 mod kubelet;
 mod links;
+mod plugin;
 #[allow(dead_code, reason = "shared with the tests of the product, which use all of it")]
 #[path = "../product/pods.rs"]
 mod pods;
