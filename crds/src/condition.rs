@@ -100,6 +100,15 @@ pub fn holds(conditions: &[Condition], condition: ConditionType) -> bool {
     find(conditions, condition).is_some_and(|c| c.status == ConditionStatus::True.as_str())
 }
 
+/// Whether a condition of a node state says that nothing is wrong: Ready is True, Degraded is False.
+pub fn is_normal(condition: &Condition) -> bool {
+    let normal =
+        [(ConditionType::Ready, ConditionStatus::True), (ConditionType::Degraded, ConditionStatus::False)];
+    normal
+        .iter()
+        .any(|(kind, status)| condition.type_ == kind.as_str() && condition.status == status.as_str())
+}
+
 /// The conditions that state these findings: `lastTransitionTime` is kept where the status did not change. Types that
 /// have no finding are dropped, so an old condition never outlives its subject.
 pub fn conditions(

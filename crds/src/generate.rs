@@ -62,8 +62,16 @@ fn tidied(name: &'static str, crd: &CustomResourceDefinition) -> Result<Value, G
         for schema in versions.iter_mut().filter_map(|version| version.pointer_mut("/schema/openAPIV3Schema"))
         {
             schema::tidy(schema);
+            schema::without_item_defaults(schema);
             if let Some(status) = schema.pointer_mut("/properties/status") {
                 schema::without_defaults(status);
+            }
+            if name == MacvtapNodeState::crd_name() {
+                // Spec and status have one writer each, which replaces them as a whole: the API server then tracks the
+                // owner of each, not of every field below.
+                for part in ["spec", "status"] {
+                    schema["properties"][part]["x-kubernetes-map-type"] = "atomic".into();
+                }
             }
         }
     }

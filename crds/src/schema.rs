@@ -114,6 +114,15 @@ pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Kubernetes' conditions as one value: their only writer replaces them together, and the API server need not track an
+/// owner for each field.
+pub(crate) fn atomic_conditions(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = conditions(generator);
+    schema.remove("x-kubernetes-list-map-keys");
+    schema.insert("x-kubernetes-list-type".to_owned(), "atomic".into());
+    schema
+}
+
 /// A number of nodes, or a share of them in percent; at least one of them, at most all.
 pub(crate) fn batch(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
@@ -151,6 +160,20 @@ pub(crate) fn tidy(schema: &mut Value) {
         }
         Value::Array(items) => items.iter_mut().for_each(tidy),
         Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
+}
+
+/// Removes the defaults of list items: tools such as Argo CD compare items as a whole, so an object whose items the API server
+/// completed would count as changed for ever.
+pub(crate) fn without_item_defaults(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            for (key, value) in fields.iter_mut() {
+                if key == "items" { without_defaults(value) } else { without_item_defaults(value) }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_item_defaults),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

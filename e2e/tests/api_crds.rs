@@ -317,7 +317,7 @@ fn what_names_a_resource_never_changes() -> Result<()> {
 }
 
 #[test]
-fn defaults_are_stored_with_the_object() -> Result<()> {
+fn defaults_are_stored_with_the_object_but_not_in_items_of_lists() -> Result<()> {
     let api = Api::shared()?;
     let spec = json!({
         "health": {"carrier": "Ignored"},
@@ -355,14 +355,8 @@ fn defaults_are_stored_with_the_object() -> Result<()> {
         "mode": "Bridge", "promiscuous": false, "allMulticast": true, "owner": {"uid": 1000, "gid": 107},
     });
     some["rollout"] = json!({"type": "Staged", "staged": {"batch": "10%", "maxDegraded": 1}});
-    some["networks"] = json!([{
-        "name": "net",
-        "namespaces": {"names": ["a"]},
-        "cniVersion": "1.0.0",
-        "announce": "Auto",
-        "ipam": {"kubeOVN": {"serverSocket": "/run/openvswitch/kube-ovn-daemon.sock"}},
-        "capabilities": {"mac": true, "ips": false},
-    }]);
+    // Argo CD compares items as a whole: what was added to one would be a difference for ever.
+    some["networks"] = spec["networks"].clone();
     assert_eq!(stored("defaults-some")?, some);
     api.kubectl.run(&["delete", "mrp", "defaults-none", "defaults-some"])?;
     Ok(())

@@ -63,6 +63,7 @@ pub fn status(view: &View<'_>) -> MacvtapNodeStateStatus {
         }
     });
     let mut status = MacvtapNodeStateStatus {
+        observed_generation: view.configuration.generation,
         observed_hash: view.configuration.hash.clone(),
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         boot_id: Some(view.boot_id.to_owned()),

@@ -9,7 +9,7 @@ use macvtap::mac::{MacAddr, MacAddrError};
 use macvtap::mode::Mode;
 use macvtap::table;
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
-use macvtap_crds::v1alpha1::settings::{self, Advertisement, DeviceType, Overlap, ResourcePer};
+use macvtap_crds::v1alpha1::settings::{self, Advertisement, DeviceType, Overlap};
 use macvtap_crds::v1alpha1::{LinkKind, LinkSelector, NodePool, PoolSettings};
 
 /// One pool of this node.
@@ -63,9 +63,6 @@ pub enum PoolError {
         #[source]
         source: DeviceIdError,
     },
-    /// No resource name where one is needed.
-    #[error("pool {0} has no resourceName; only pools with resourcePer: Link do without")]
-    ResourceNameMissing(String),
     /// A name pattern cannot be read.
     #[error("pool {pool}: name pattern {pattern:?}")]
     Pattern {
@@ -91,14 +88,13 @@ pub enum PoolError {
 impl Pool {
     /// Checks and compiles a pool of a node state.
     pub fn compile(pool: NodePool) -> Result<Self, PoolError> {
-        let NodePool { name, uid: _, generation, phase, resource_name, settings } = pool;
-        let naming = match (settings.resource_per, resource_name) {
-            (ResourcePer::Link, _) => Naming::AfterLink,
-            (ResourcePer::Pool, None) => return Err(PoolError::ResourceNameMissing(name)),
-            (ResourcePer::Pool, Some(text)) => Naming::Fixed(
-                text.parse().map_err(|source| PoolError::ResourceName { pool: name.clone(), source })?,
+        let naming = match pool.resource() {
+            None => Naming::AfterLink,
+            Some(text) => Naming::Fixed(
+                text.parse().map_err(|source| PoolError::ResourceName { pool: pool.name.clone(), source })?,
             ),
         };
+        let NodePool { name, generation, phase, settings, .. } = pool;
         let compile = |entries: &[LinkSelector]| -> Result<Vec<Selector>, PoolError> {
             entries.iter().map(|entry| Selector::compile(&name, entry)).collect()
         };

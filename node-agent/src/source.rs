@@ -26,6 +26,8 @@ pub struct Configuration {
     pub refused: Vec<RefusedPool>,
     /// The hash the operator gave it; none standalone.
     pub hash: Option<String>,
+    /// The generation of the node state it comes from; none standalone, and while it comes from the disk.
+    pub generation: Option<i64>,
     /// Why a later configuration is not applied.
     pub problem: Option<String>,
 }

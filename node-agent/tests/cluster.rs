@@ -142,10 +142,15 @@ fn what_the_operator_writes_is_served_and_reported() {
     let status = scene.await_status("the pool is ready", |status| {
         status["observedHash"] == "h1"
             && status["pools"][0]["allocatable"] == 20
-            && condition(&status["pools"][0], "Ready").0 == "True"
+            && condition(status, "Ready").0 == "True"
     });
     assert_eq!(condition(&status, "Ready"), ("True", "AsExpected"));
-    assert_eq!(condition(&status["pools"][0], "Ready"), ("True", "Serving"));
+    assert_eq!(
+        status["pools"][0].get("conditions"),
+        None,
+        "a pool that is well says no more than its numbers"
+    );
+    assert!(status["observedGeneration"].as_i64() == Some(1), "{status:#}");
     assert_eq!(status["totals"]["pools"], "1/1");
     let link = status["links"].as_array().unwrap().iter().find(|link| link["name"] == "dp0").unwrap();
     assert_eq!((&link["kind"], &link["pools"]), (&json!("Veth"), &json!(["dataplane"])));

@@ -53,7 +53,7 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
     };
     let entries = render::render(target, &catalog, |pool| context.grants.has(&pool.entry, name));
     if !apply::unchanged(&node, &entries, current) {
-        let hash = apply::apply(&context.client, &node, &entries).await?;
+        let hash = apply::apply(&context.client, &node, &entries, current).await?;
         tracing::debug!(node = name, pools = entries.len(), hash, "node state written");
         if let Some(current) = current {
             announce_released(&node, current, &entries, context).await;

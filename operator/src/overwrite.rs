@@ -1,8 +1,9 @@
 //! Writes of what is the operator's in an object, also where the object is not as its schema has it.
 
 use kube::Error;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use macvtap_crds::OPERATOR_FIELD_MANAGER;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt::Debug;
@@ -18,52 +19,46 @@ pub enum Part {
 
 /// Writes the part of the object that `body` has, whoever else claims it.
 ///
-/// A status has one writer, which knows it whole, so it is replaced as a whole; if `body` has a UID, only that of the
-/// object with this UID, for another one of its name may have come in its place. A spec is applied. Where a value of the
-/// object is of another type than the schema's, the API server can compare nothing with it and answers 500 whatever is
-/// applied: the spec is replaced as a whole then, which it takes also while another part is wrong, for a rule that was
-/// broken before may stay broken. The lists of a spec are atomic: in others, what was once replaced could never again
-/// be removed by applying.
+/// Spec and status have one writer each, which knows them whole, so they are replaced as a whole. That also works where
+/// a value is of another type than the schema's, with which the API server could not compare anything, and costs it
+/// less than a server-side apply. If `body` has a UID, only the object with this UID is written: another one of its name
+/// may have come in its place.
 pub async fn apply<K>(api: &Api<K>, name: &str, part: Part, body: &Value) -> Result<(), Error>
 where
     K: Clone + DeserializeOwned + Debug,
 {
-    let refusal = match part {
-        Part::Status => None,
-        Part::Spec => {
-            let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
-            match write(api, name, part, &params, &Patch::Apply(body)).await {
-                Err(Error::Api(refusal)) if refusal.code == 500 => Some(Error::Api(refusal)),
-                applied => return applied,
-            }
-        }
-    };
     let operations = serde_json::from_value(replacement(part, body)).map_err(Error::SerdeError)?;
     let params = PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
-    match (write(api, name, part, &params, &Patch::<&Value>::Json(operations)).await, refusal) {
-        (Err(Error::Api(status)), Some(refusal)) if status.code == 404 => Err(refusal),
-        (replaced, _) => replaced,
-    }
-}
-
-async fn write<K>(
-    api: &Api<K>,
-    name: &str,
-    part: Part,
-    params: &PatchParams,
-    patch: &Patch<&Value>,
-) -> Result<(), Error>
-where
-    K: Clone + DeserializeOwned + Debug,
-{
+    let patch = Patch::<&Value>::Json(operations);
     match part {
         // What is there then comes by the watch.
-        Part::Spec => api.patch_metadata(name, params, patch).await.map(drop),
-        Part::Status => api.patch_status(name, params, patch).await.map(drop),
+        Part::Spec => api.patch_metadata(name, &params, &patch).await.map(drop),
+        Part::Status => api.patch_status(name, &params, &patch).await.map(drop),
     }
 }
 
-/// The same as a JSON patch: `add` replaces what is there, and `test` refuses the whole patch.
+/// Writes the spec of an object that may not exist yet. `exists` is what the cache says; where it is wrong, the other
+/// request follows.
+pub async fn put<K>(api: &Api<K>, name: &str, body: &Value, exists: bool) -> Result<(), Error>
+where
+    K: Clone + DeserializeOwned + Serialize + Debug,
+{
+    let object = || serde_json::from_value(body.clone()).map_err(Error::SerdeError);
+    let params = PostParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
+    if exists {
+        match apply(api, name, Part::Spec, body).await {
+            Err(Error::Api(status)) if status.code == 404 => api.create(&params, &object()?).await.map(drop),
+            applied => applied,
+        }
+    } else {
+        match api.create(&params, &object()?).await {
+            Err(Error::Api(status)) if status.code == 409 => apply(api, name, Part::Spec, body).await,
+            created => created.map(drop),
+        }
+    }
+}
+
+/// The part as a JSON patch: `add` replaces what is there, and `test` refuses the whole patch.
 fn replacement(part: Part, body: &Value) -> Value {
     let paths: &[&str] = match part {
         Part::Spec => &["/spec", "/metadata/ownerReferences"],

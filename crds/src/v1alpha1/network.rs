@@ -23,7 +23,7 @@ pub struct NetworkTemplate {
     pub name: String,
     /// Where it is made.
     pub namespaces: NamespaceSelector,
-    /// CNI version of its configuration.
+    /// CNI version of its configuration. Absent: 1.0.0.
     #[serde(default)]
     pub cni_version: CniVersion,
     /// MTU in bytes. Absent: the pool's.
@@ -35,7 +35,7 @@ pub struct NetworkTemplate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promisc_mode: Option<bool>,
     /// Auto: tell the network about the addresses of a new interface (gratuitous ARP, unsolicited neighbour
-    /// advertisement). Never: do not, as live migration of a virtual machine needs it.
+    /// advertisement). Never: do not, as live migration of a virtual machine needs it. Absent: Auto.
     #[serde(default)]
     pub announce: Announce,
     /// DNS settings that the result of the plugin carries.
@@ -154,7 +154,7 @@ pub struct Ipam {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct KubeOvn {
-    /// Socket of the Kube-OVN daemon on the node.
+    /// Socket of the Kube-OVN daemon on the node. Absent: /run/openvswitch/kube-ovn-daemon.sock.
     #[schemars(length(min = 2, max = 107), regex(pattern = r"^/[^\s]+$"))]
     pub server_socket: String,
 }
@@ -169,8 +169,8 @@ impl Default for KubeOvn {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Capabilities {
-    /// A pod may choose its MAC address.
+    /// A pod may choose its MAC address. Absent: false.
     pub mac: bool,
-    /// A pod may choose its IP addresses.
+    /// A pod may choose its IP addresses. Absent: false.
     pub ips: bool,
 }

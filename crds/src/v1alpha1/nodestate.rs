@@ -4,7 +4,8 @@
 
 #![expect(clippy::duplicated_attributes, reason = "each printer column has a type and a path of its own")]
 
-use super::settings::PoolSettings;
+use super::settings::{PoolSettings, ResourcePer};
+use crate::condition::{self, ConditionType};
 use crate::schema;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
@@ -87,7 +88,7 @@ pub const LINKS_MAX: usize = 128;
 )]
 #[serde(rename_all = "camelCase", default)]
 pub struct MacvtapNodeStateSpec {
-    /// Changes whenever pools does; the agent repeats it in status.observedHash when it has applied them.
+    /// Identifies the content of pools. The agent repeats it in status.observedHash when it has applied them.
     #[schemars(length(max = 80))]
     pub config_hash: String,
     /// The pools of this node, in the order in which they choose links.
@@ -109,15 +110,27 @@ pub struct NodePool {
     pub uid: String,
     /// Generation of the pool in which these settings were changed last.
     pub generation: i64,
-    /// Active, or Draining: offer no free device, keep those in use until their pods are gone.
+    /// Active, or Draining: offer no free device, keep those in use until their pods are gone. Absent: Active.
+    #[serde(default, skip_serializing_if = "PoolPhase::is_active")]
     pub phase: PoolPhase,
-    /// Name of the resource, without prefix. Absent with resourcePer: Link.
+    /// Name of the resource, without prefix. Absent: the pool's name, or the link's with resourcePer: Link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub resource_name: Option<String>,
-    /// The settings of the pool, with every default filled in.
-    #[serde(flatten)]
+    /// The settings of the pool, without those that equal their default.
+    #[serde(flatten, serialize_with = "PoolSettings::serialize_brief")]
+    #[schemars(with = "PoolSettings")]
     pub settings: PoolSettings,
+}
+
+impl NodePool {
+    /// Returns the name of the pool's resource, without prefix; none when each link has its own.
+    pub fn resource(&self) -> Option<&str> {
+        match self.settings.resource_per {
+            ResourcePer::Pool => Some(self.resource_name.as_deref().unwrap_or(&self.name)),
+            ResourcePer::Link => None,
+        }
+    }
 }
 
 /// What a node does with a pool.
@@ -130,10 +143,21 @@ pub enum PoolPhase {
     Draining,
 }
 
+impl PoolPhase {
+    // serde hands `skip_serializing_if` a reference.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+    fn is_active(&self) -> bool {
+        *self == Self::Active
+    }
+}
+
 /// What one node does offer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MacvtapNodeStateStatus {
+    /// The generation of the object whose spec the agent has applied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
     /// spec.configHash of what the agent has applied.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
@@ -150,16 +174,16 @@ pub struct MacvtapNodeStateStatus {
     pub totals: NodeTotals,
     /// Links that could be used, with the pool that has each or the reason why none has: NICs, bonds, VLANs and what a
     /// pool matches. At most 128.
-    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "atomic"))]
     pub links: Vec<NodeLink>,
     /// How many links did not fit.
     #[serde(skip_serializing_if = "is_zero")]
     pub truncated_links: u32,
     /// The pools of spec, as they are on this node.
-    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
     pub pools: Vec<NodePoolStatus>,
     /// Ready, Degraded.
-    #[schemars(schema_with = "schema::conditions")]
+    #[schemars(schema_with = "schema::atomic_conditions")]
     pub conditions: Vec<Condition>,
 }
 
@@ -192,7 +216,7 @@ pub struct NodeLink {
     pub name: String,
     /// Alternative names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(max = 127)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 16), inner(length(max = 127)), extend("x-kubernetes-list-type" = "atomic"))]
     pub alt_names: Vec<String>,
     /// Physical, Bond, Vlan, Team, Bridge, Veth, Dummy or Other.
     #[schemars(length(max = 32))]
@@ -227,7 +251,7 @@ pub struct NodeLink {
     pub carrier: bool,
     /// The pools that have it: one, or several that share it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 64), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
     pub pools: Vec<String>,
     /// Why no pool has it, or why its devices are unhealthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -258,38 +282,55 @@ pub struct NodePoolStatus {
     #[serde(default)]
     pub allocated: u32,
     /// Devices whose link vanished under a running pod.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub dead: u32,
     /// Links the pool has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "atomic"))]
     pub links: Vec<String>,
     /// Those of links that are unhealthy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "atomic"))]
     pub unhealthy_links: Vec<String>,
     /// Links that the pool matches and another pool has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "atomic"))]
     pub contested_links: Vec<String>,
     /// Other pools that match a link this pool has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 64), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
     pub contenders: Vec<String>,
     /// Resources by bare name, with resourcePer: Link.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 128), inner(length(max = 63)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 128), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
     pub resources: Vec<String>,
-    /// Ready, Degraded.
-    #[serde(default)]
-    #[schemars(schema_with = "schema::conditions")]
+    /// Ready when it is not True, Degraded when it is not False. A pool without conditions offers healthy devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::atomic_conditions")]
     pub conditions: Vec<Condition>,
 }
 
 impl MacvtapNodeStateStatus {
+    /// Returns the status as it is written: without what a reader assumes. There are many nodes with many pools, nearly
+    /// all of them well, and each write costs the cluster the whole object.
+    #[must_use]
+    pub fn brief(mut self) -> Self {
+        for pool in &mut self.pools {
+            pool.conditions.retain(|condition| !condition::is_normal(condition));
+            for condition in &mut pool.conditions {
+                // The pool's own generation says it.
+                condition.observed_generation = None;
+            }
+        }
+        for condition in self.conditions.iter_mut().filter(|condition| condition::is_normal(condition)) {
+            condition.message.clear();
+        }
+        self
+    }
+
     /// Fills the sums from links and pools.
     pub fn count(&mut self) {
-        use crate::condition::{ConditionType, holds};
+        use crate::condition::holds;
         let ready = self.pools.iter().filter(|pool| holds(&pool.conditions, ConditionType::Ready)).count();
         let used = self.links.iter().filter(|link| !link.pools.is_empty()).count();
         let sum =
@@ -309,4 +350,67 @@ impl MacvtapNodeStateStatus {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn written(pool: &Value) -> Value {
+        let mut full = json!({"name": "dp", "uid": "u", "generation": 1, "links": [{"names": ["dp0"]}]});
+        full.as_object_mut().unwrap().extend(pool.as_object().unwrap().clone());
+        serde_json::to_value(serde_json::from_value::<NodePool>(full).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_equals_its_default_is_not_written_and_everything_else_is() {
+        let least = json!({"name": "dp", "uid": "u", "generation": 1, "links": [{"names": ["dp0"]}]});
+        let with = |pool: &Value| {
+            let mut full = least.clone();
+            full.as_object_mut().unwrap().extend(pool.as_object().unwrap().clone());
+            full
+        };
+        let defaults = json!({
+            "phase": "Active", "resourcePrefix": crate::GROUP, "priority": 0, "overlap": "Exclusive",
+            "type": "Macvtap", "health": {"carrier": "Required", "downDelaySeconds": 3, "upDelaySeconds": 5},
+            "macvtap": {"mode": "Bridge", "promiscuous": false, "allMulticast": true, "owner": {"uid": 107, "gid": 107}},
+        });
+        assert_eq!(written(&defaults), least);
+        for other in [
+            json!({"phase": "Draining"}),
+            json!({"resourceName": "other", "priority": 7, "overlap": "Shared"}),
+            json!({"health": {"downDelaySeconds": 0}, "capacity": {"perLink": 100}}),
+            json!({"macvtap": {"allMulticast": false, "mtu": 9000, "owner": {"gid": 0}}}),
+            json!({"type": "HostDevice", "tapOnly": "Allowed", "topology": "None", "allocation": "Pack"}),
+        ] {
+            assert_eq!(written(&other), with(&other));
+        }
+    }
+
+    #[test]
+    fn a_status_says_what_is_wrong_and_not_what_is_well() {
+        let condition = |kind: &str, status: &str| {
+            json!({"type": kind, "status": status, "reason": "R", "message": "m", "observedGeneration": 3,
+                "lastTransitionTime": "2026-01-01T00:00:00Z"})
+        };
+        let status: MacvtapNodeStateStatus = serde_json::from_value(json!({
+            "pools": [
+                {"name": "well", "generation": 3, "conditions": [condition("Ready", "True"), condition("Degraded", "False")]},
+                {"name": "sick", "generation": 3, "conditions": [condition("Ready", "True"), condition("Degraded", "True")]},
+            ],
+            "conditions": [condition("Ready", "False"), condition("Degraded", "False")],
+        }))
+        .unwrap();
+        let brief = status.brief();
+        assert_eq!(brief.pools[0].conditions, []);
+        let [sick] = brief.pools[1].conditions.as_slice() else { panic!("{:?}", brief.pools[1]) };
+        assert_eq!(
+            (sick.type_.as_str(), sick.message.as_str(), sick.observed_generation),
+            ("Degraded", "m", None)
+        );
+        let messages: Vec<&str> =
+            brief.conditions.iter().map(|condition| condition.message.as_str()).collect();
+        assert_eq!(messages, ["m", ""]);
+    }
 }

@@ -3,7 +3,9 @@
 use super::links::LinkSelector;
 use kube::KubeSchema;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::ser::Error as _;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value};
 
 /// How many devices a link offers when nothing is said: what macvtap-cni offers.
 pub const DEFAULT_PER_LINK: u32 = 100;
@@ -72,7 +74,43 @@ pub struct PoolSettings {
     pub host_device: Option<HostDevice>,
 }
 
+impl Default for PoolSettings {
+    fn default() -> Self {
+        Self {
+            resource_prefix: defaults::resource_prefix(),
+            priority: 0,
+            links: Vec::new(),
+            exclude: None,
+            exclude_default_route: false,
+            overlap: Overlap::default(),
+            resource_per: ResourcePer::default(),
+            advertisement: Advertisement::default(),
+            capacity: None,
+            allocation: Allocation::default(),
+            tap_only: TapOnly::default(),
+            topology: Topology::default(),
+            health: Health::default(),
+            device_type: DeviceType::default(),
+            macvtap: None,
+            host_device: None,
+        }
+    }
+}
+
 impl PoolSettings {
+    /// Serializes the settings without those that equal their default.
+    pub(super) fn serialize_brief<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let defaults = Self { macvtap: Some(Macvtap::default()), ..Self::default() };
+        let object = |settings: &Self| match serde_json::to_value(settings) {
+            Ok(Value::Object(fields)) => Ok(fields),
+            Ok(_) => Err(S::Error::custom("settings are not an object")),
+            Err(error) => Err(S::Error::custom(error)),
+        };
+        let mut fields = object(self)?;
+        without_defaults(&mut fields, &object(&defaults)?);
+        fields.serialize(serializer)
+    }
+
     /// How many devices a link offers.
     pub fn per_link(&self) -> u32 {
         let default = if self.takes_whole_links() { 1 } else { DEFAULT_PER_LINK };
@@ -288,6 +326,17 @@ impl Default for Owner {
 /// Settings of whole NICs; there are none yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostDevice {}
+
+fn without_defaults(fields: &mut Map<String, Value>, defaults: &Map<String, Value>) {
+    fields.retain(|key, value| match (value, defaults.get(key)) {
+        (value, Some(default)) if value == default => false,
+        (Value::Object(inner), Some(Value::Object(defaults))) => {
+            without_defaults(inner, defaults);
+            true
+        }
+        _ => true,
+    });
+}
 
 mod defaults {
     pub(super) fn resource_prefix() -> String {

@@ -93,8 +93,8 @@ fn a_link_deleted_under_a_pod_is_told_and_serves_again_when_it_is_made_anew() ->
         node_pool(stage, "lostlink", |pool| (pool["dead"] == 1 && pool["allocated"] == 2).then_some(()))?;
         pod.delete(stage)?;
         node_pool(stage, "lostlink", |pool| {
-            let well = condition(&serde_json::json!({"status": pool}), "Degraded", "False", "AsExpected");
-            well.filter(|_| pool["dead"].as_u64().unwrap_or(0) == 0).map(drop)
+            let degraded = condition(&serde_json::json!({"status": pool}), "Degraded", "True", "DevicesDead");
+            (degraded.is_none() && pool["dead"].as_u64().unwrap_or(0) == 0).then_some(())
         })?;
         churn::nothing_stays(stage, "lostlink")
     })

@@ -67,8 +67,10 @@ impl Scene {
     pub(crate) fn told(&self, node: &str, pools: &[(&str, &str)]) -> Result<()> {
         self.api.kubectl.wait_until("", &format!("mns/{node}"), DEADLINE, |state| {
             let entries = state.pointer("/spec/pools")?.as_array()?;
+            let phase = |pool: &'_ Value| pool["phase"].as_str().unwrap_or("Active").to_owned();
             let found: Vec<_> =
-                entries.iter().filter_map(|p| p["name"].as_str().zip(p["phase"].as_str())).collect();
+                entries.iter().filter_map(|p| Some((p["name"].as_str()?, phase(p)))).collect();
+            let found: Vec<_> = found.iter().map(|(name, phase)| (*name, phase.as_str())).collect();
             (found == pools).then_some(())
         })
     }

@@ -113,7 +113,16 @@ fn facts_of(object: &Value) -> BTreeSet<String> {
     }
     facts.extend(conditions(&format!("node {name}"), status));
     for pool in list(&status["pools"]) {
-        facts.extend(conditions(&format!("part {name}/{}", text(&pool["name"])), pool));
+        let part = format!("part {name}/{}", text(&pool["name"]));
+        let abnormal = conditions(&part, pool);
+        // A node state leaves out what is normal.
+        for (kind, normal) in [("Ready", "True Serving"), ("Degraded", "False AsExpected")] {
+            let prefix = format!("{part} {kind} ");
+            if !abnormal.iter().any(|fact| fact.starts_with(&prefix)) {
+                facts.insert(prefix + normal);
+            }
+        }
+        facts.extend(abnormal);
     }
     for link in list(&status["links"]) {
         let reason = link["reason"].as_str().unwrap_or("-");

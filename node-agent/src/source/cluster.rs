@@ -54,6 +54,8 @@ type State = DeserializeGuard<MacvtapNodeState>;
 #[derive(Debug, Default)]
 struct Served {
     spec: Option<MacvtapNodeStateSpec>,
+    /// The generation of the state that said it; none while it comes from the disk.
+    generation: Option<i64>,
     /// Why it is not what the state says now, if so.
     problem: Option<String>,
 }
@@ -69,10 +71,10 @@ impl Cluster {
         status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
         lost: watch::Receiver<Lost>,
     ) {
-        let served = Served { spec: self.load(), problem: None };
+        let served = Served { spec: self.load(), ..Served::default() };
         if let Some(spec) = &served.spec {
             info!(hash = spec.config_hash, "last configuration served until the API server answers");
-            let _ = pools.send(configuration(spec.clone())).await;
+            let _ = pools.send(served.configuration()).await;
         }
         self.follow_through(client().await, served, pools, status, lost).await;
     }
@@ -149,13 +151,13 @@ impl Cluster {
 impl Served {
     /// What to serve from now on; nothing when that is what is served.
     fn next(&mut self, state: Option<State>) -> Option<Configuration> {
-        let spec = match state {
+        let (spec, generation) = match state {
             // Nobody wants anything of this node: what is in use drains, and there is nowhere to report.
             None => {
                 *self = Self::default();
                 return Some(Configuration::default());
             }
-            Some(DeserializeGuard(Ok(state))) => state.spec,
+            Some(DeserializeGuard(Ok(state))) => (state.spec, state.metadata.generation),
             Some(DeserializeGuard(Err(invalid))) => {
                 if self.problem.as_ref() == Some(&invalid.error) {
                     return None;
@@ -165,21 +167,23 @@ impl Served {
                     "node state of another release, the last configuration stays in force"
                 );
                 self.problem = Some(invalid.error.clone());
-                let last = self.spec.clone().map(configuration).unwrap_or_default();
-                return Some(Configuration { problem: Some(invalid.error), ..last });
+                return Some(Configuration { problem: Some(invalid.error), ..self.configuration() });
             }
         };
         // Also what is served already must be told when it could not be read meanwhile.
-        if self.problem.take().is_none() && self.spec.as_ref() == Some(&spec) {
+        let served = self.spec.as_ref() == Some(&spec) && self.generation == generation;
+        if self.problem.take().is_none() && served {
             return None;
         }
-        self.spec = Some(spec.clone());
-        Some(configuration(spec))
+        (self.spec, self.generation) = (Some(spec), generation);
+        Some(self.configuration())
     }
-}
 
-fn configuration(spec: MacvtapNodeStateSpec) -> Configuration {
-    Configuration::compile(spec.pools, spec.config_hash)
+    fn configuration(&self) -> Configuration {
+        let Some(spec) = self.spec.clone() else { return Configuration::default() };
+        let compiled = Configuration::compile(spec.pools, spec.config_hash);
+        Configuration { generation: self.generation, ..compiled }
+    }
 }
 
 async fn client() -> Client {
@@ -283,6 +287,7 @@ async fn write(
 ) -> Result<(), kube::Error> {
     // The agent is the only writer and knows the status whole, so it replaces what is there, even if that is not as the
     // schema has it. To apply it would need an object that the API server can compare with its schema.
+    let status = status.cloned().map(MacvtapNodeStateStatus::brief);
     let operations = json!([{"op": "add", "path": "/status", "value": status}]);
     let operations = serde_json::from_value(operations).map_err(kube::Error::SerdeError)?;
     let parameters =

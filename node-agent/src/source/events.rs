@@ -146,7 +146,8 @@ fn notices(before: Option<&MacvtapNodeStateStatus>, after: &MacvtapNodeStateStat
             let is_good = now.status == good;
             let changed = match was {
                 Some(was) => was.status != now.status || (!is_good && was.reason != now.reason),
-                None => !is_good || before.is_some(),
+                // A node state leaves out what is normal.
+                None => !is_good || (before.is_some() && earlier.is_none()),
             };
             if changed && !(is_good && kind == ConditionType::Degraded && was.is_none()) {
                 let mut note = format!("pool {}: {}", pool.name, now.message);

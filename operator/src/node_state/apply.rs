@@ -1,8 +1,8 @@
-//! Writes the specs of node states: by server-side apply, or as a whole where that cannot be done.
+//! Writes the specs of node states.
 
 use super::NodeStateError;
 use super::entry::{Entry, config_hash};
-use crate::overwrite::{self, Part};
+use crate::overwrite;
 use crate::states::KnownState;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
@@ -22,8 +22,13 @@ pub fn unchanged(node: &Node, entries: &[Arc<Entry>], current: Option<&KnownStat
     })
 }
 
-/// Applies the spec of a node's state; its status is the agent's and is never sent. Gives the name of the spec.
-pub async fn apply(client: &Client, node: &Node, entries: &[Arc<Entry>]) -> Result<String, NodeStateError> {
+/// Writes the spec of a node's state; its status is the agent's and is never sent. Returns the name of the spec.
+pub async fn apply(
+    client: &Client,
+    node: &Node,
+    entries: &[Arc<Entry>],
+    current: Option<&KnownState>,
+) -> Result<String, NodeStateError> {
     let name = node.name_any();
     let hash = config_hash(entries);
     let pools: Vec<&NodePool> = entries.iter().map(|entry| entry.deref().deref()).collect();
@@ -43,7 +48,7 @@ pub async fn apply(client: &Client, node: &Node, entries: &[Arc<Entry>]) -> Resu
         "spec": {"configHash": hash, "pools": pools},
     });
     let states: Api<MacvtapNodeState> = Api::all(client.clone());
-    overwrite::apply(&states, &name, Part::Spec, &body)
+    overwrite::put(&states, &name, &body, current.is_some())
         .await
         .map_err(|source| NodeStateError::Apply { node: name, source: Box::new(source) })?;
     Ok(hash)

@@ -5,8 +5,7 @@ use crate::catalog::{ActivePool, Catalog};
 use crate::states::KnownState;
 use kube::ResourceExt;
 use macvtap_crds::v1alpha1::nodestate::{POOLS_MAX, PoolPhase};
-use macvtap_crds::v1alpha1::settings::{Capacity, DeviceType};
-use macvtap_crds::v1alpha1::{MacvtapResourcePool, NodePool, PoolSettings};
+use macvtap_crds::v1alpha1::{MacvtapResourcePool, NodePool};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -49,9 +48,10 @@ pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool)
         .collect();
     // A pool made anew under an old name, or with an old resource name, waits for the old one's last device.
     let taken = |new: &Entry| {
-        draining.iter().chain(frozen.iter().copied()).any(|old| {
-            old.name == new.name || (old.resource_name.is_some() && old.resource_name == new.resource_name)
-        })
+        draining
+            .iter()
+            .chain(frozen.iter().copied())
+            .any(|old| old.name == new.name || (old.resource().is_some() && old.resource() == new.resource()))
     };
     let mut entries: Vec<_> = wanted.into_iter().filter(|new| !taken(new)).collect();
     let room = POOLS_MAX.saturating_sub(frozen.len());
@@ -115,8 +115,8 @@ pub fn entry_of(pool: &MacvtapResourcePool) -> Entry {
         uid: pool.uid().unwrap_or_default(),
         generation: pool.metadata.generation.unwrap_or_default(),
         phase: PoolPhase::Active,
-        resource_name: pool.resource_name().map(str::to_owned),
-        settings: filled(&pool.spec.settings),
+        resource_name: pool.spec.resource_name.clone(),
+        settings: pool.spec.settings.clone(),
     })
 }
 
@@ -132,16 +132,6 @@ fn told(
         old if pool.staged && !granted(pool) => old.cloned(),
         _ => Some(Arc::clone(&pool.entry)),
     }
-}
-
-/// The settings with every default that depends on others filled in.
-fn filled(settings: &PoolSettings) -> PoolSettings {
-    let mut filled = settings.clone();
-    filled.capacity = Some(Capacity { per_link: Some(settings.per_link()), per_node: settings.per_node() });
-    if filled.device_type == DeviceType::Macvtap {
-        filled.macvtap.get_or_insert_default();
-    }
-    filled
 }
 
 #[cfg(test)]

@@ -223,10 +223,9 @@ fn obstacle(
         return Some(Obstacle::Terminating);
     }
     let state = node.state.filter(|state| state.entry(&subject.uid).is_none())?;
-    let resource = wanted.entry.resource_name.as_ref();
-    let has_name = |old: &Entry| {
-        old.name == subject.name || (resource.is_some() && old.resource_name.as_ref() == resource)
-    };
+    let resource = wanted.entry.resource();
+    let has_name =
+        |old: &Entry| old.name == subject.name || (resource.is_some() && old.resource() == resource);
     if state.pools.iter().any(|old| has_name(old)) {
         return Some(Obstacle::NameTaken);
     }

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::testing::{created, deleted, known, labels, pool, spec, state};
-use macvtap_crds::v1alpha1::settings::Mode;
 use macvtap_crds::v1alpha1::{
     MacvtapNodeState, MacvtapNodeStateSpec, MacvtapNodeStateStatus, NodePoolStatus,
 };
@@ -49,7 +48,7 @@ fn a_node_gets_the_pools_that_select_it_in_order_of_precedence() {
     ];
     let spec = with(&Catalog::new(pools.iter()), &labels(&[("zone", "a")]), None, false, true);
     assert_eq!(names(&spec), [("high", PoolPhase::Active), ("low", PoolPhase::Active)]);
-    assert_eq!(spec.pools[0].resource_name.as_deref(), Some("high"));
+    assert_eq!((spec.pools[0].resource(), spec.pools[0].resource_name.as_deref()), (Some("high"), None));
 }
 
 #[test]
@@ -61,16 +60,6 @@ fn a_pool_without_our_finalizer_or_without_acceptance_is_not_rendered() {
         names(&rendered(&[fresh, pool("first", json!({})), second], None)),
         [("first", PoolPhase::Active)]
     );
-}
-
-#[test]
-fn defaults_that_depend_on_other_fields_are_filled_in() {
-    let passthru = pool("p", json!({"macvtap": {"mode": "Passthru"}}));
-    let spec = rendered(&[pool("a", json!({"capacity": {"perNode": 7}})), passthru], None);
-    let settings = |i: usize| &spec.pools[i].settings;
-    assert_eq!(settings(0).capacity, Some(Capacity { per_link: Some(100), per_node: Some(7) }));
-    assert_eq!(settings(0).macvtap.as_ref().map(|m| m.mode), Some(Mode::Bridge));
-    assert_eq!(settings(1).capacity, Some(Capacity { per_link: Some(1), per_node: None }));
 }
 
 #[test]
