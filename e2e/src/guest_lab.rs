@@ -9,7 +9,7 @@ mod image;
 mod kernel;
 mod machine;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,7 +22,8 @@ use serde::Deserialize;
 
 use crate::layout::{self, Checkout};
 use crate::{prerequisites, process};
-use machine::Machine;
+use kernel::Flavour;
+use machine::{Machine, Variant};
 
 /// The package and its test program.
 const PACKAGE: &str = "guest-lab";
@@ -55,7 +56,6 @@ struct Outcome {
 pub fn run(checkout: &Checkout, matching: Option<&str>) -> Result<(String, bool)> {
     prerequisites::ensure_guest_lab(checkout)?;
     let start = Instant::now();
-    let kernel = kernel::unpack(checkout)?;
     let programs = build(checkout)?;
     let tests = list(&programs.test, matching)?;
     ensure!(!tests.is_empty(), "no test of {PACKAGE} matches");
@@ -63,16 +63,42 @@ pub fn run(checkout: &Checkout, matching: Option<&str>) -> Result<(String, bool)
     files.extend(programs.product);
     files.extend(TOOLS.map(|(file, place)| (checkout.debian().join(file), place)));
     let dir = own_directory(checkout)?;
-    let archive = dir.join("image.cpio");
-    let outcomes = image::write(&archive, &files, &kernel.modules).and_then(|()| {
+    let outcomes = machines(checkout, &dir, &files, &tests).and_then(|machines| {
         let built = start.elapsed();
-        let machine = Machine { kernel: kernel.image, archive, dir: dir.clone() };
-        Ok((run_all(&machine, &consoles(checkout), tests)?, built))
+        Ok((run_all(&machines, &consoles(checkout), tests)?, built))
     });
     layout::remove(&dir)?;
     let (outcomes, built) = outcomes?;
     let failed = outcomes.iter().any(|outcome| outcome.failure.is_some());
     Ok((report(&outcomes, built, start.elapsed()), failed))
+}
+
+/// The machines that these tests want, each with its kernel and files.
+fn machines(
+    checkout: &Checkout,
+    dir: &Path,
+    files: &[(PathBuf, &str)],
+    tests: &[String],
+) -> Result<Vec<Machine>> {
+    let mut kernels: BTreeMap<Flavour, (PathBuf, PathBuf)> = BTreeMap::new();
+    let mut machines: Vec<Machine> = Vec::new();
+    for variant in tests.iter().map(|test| Variant::of(test)) {
+        if machines.iter().any(|machine| machine.variant == variant) {
+            continue;
+        }
+        let flavour = variant.flavour();
+        let (kernel, archive) = if let Some(known) = kernels.get(&flavour) {
+            known.clone()
+        } else {
+            let kernel = kernel::unpack(checkout, flavour)?;
+            let archive = dir.join(format!("{}.cpio", flavour.name()));
+            image::write(&archive, files, &kernel.modules)?;
+            kernels.entry(flavour).or_insert((kernel.image, archive)).clone()
+        };
+        let emulator = prerequisites::emulator(checkout, variant.wants_recent_emulator())?;
+        machines.push(Machine { variant, emulator, kernel, archive, dir: dir.to_owned() });
+    }
+    Ok(machines)
 }
 
 /// Where what the machines said is kept, also after a success.
@@ -93,7 +119,7 @@ fn own_directory(checkout: &Checkout) -> Result<PathBuf> {
 }
 
 /// As many machines at a time as there are processors: each emulates one.
-fn run_all(machine: &Machine, consoles: &Path, tests: Vec<String>) -> Result<Vec<Outcome>> {
+fn run_all(machines: &[Machine], consoles: &Path, tests: Vec<String>) -> Result<Vec<Outcome>> {
     let waiting = Mutex::new(VecDeque::from(tests));
     let next = || waiting.lock().ok().and_then(|mut tests| tests.pop_front());
     let workers = thread::available_parallelism().map_or(1, usize::from);
@@ -101,7 +127,7 @@ fn run_all(machine: &Machine, consoles: &Path, tests: Vec<String>) -> Result<Vec
         let run = || -> Result<Vec<Outcome>> {
             let mut outcomes = Vec::new();
             while let Some(test) = next() {
-                outcomes.push(run_one(machine, consoles, test)?);
+                outcomes.push(run_one(machines, consoles, test)?);
             }
             Ok(outcomes)
         };
@@ -116,7 +142,10 @@ fn run_all(machine: &Machine, consoles: &Path, tests: Vec<String>) -> Result<Vec
     Ok(outcomes)
 }
 
-fn run_one(machine: &Machine, consoles: &Path, test: String) -> Result<Outcome> {
+fn run_one(machines: &[Machine], consoles: &Path, test: String) -> Result<Outcome> {
+    let variant = Variant::of(&test);
+    let machine = machines.iter().find(|machine| machine.variant == variant);
+    let machine = machine.with_context(|| format!("no machine for {test}"))?;
     let start = Instant::now();
     let console = machine.run(&test)?;
     let log = consoles.join(format!("{}.log", test.replace("::", "-")));

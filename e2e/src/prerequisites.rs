@@ -52,6 +52,9 @@ const UNPACKED: [(&str, &str, &str); 9] = [
     ("ovn-host", "usr/bin/ovn-controller", "the part of OVN on each node"),
 ];
 
+/// What Debian signs its archive with.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// What the tests in virtual machines need beside that.
 const GUEST_LAB: [(&str, &str, &str); 2] = [
     ("qemu-system-x86_64", "qemu-system-x86", "emulates the machines of the guest stage"),
@@ -113,6 +116,59 @@ pub fn ensure_guest_lab(checkout: &Checkout) -> Result<()> {
     install(&missing.map(|(_, package, reason)| (*package, *reason)).collect::<Vec<_>>())
 }
 
+/// The emulator, and what leads it to its files. A `recent` one knows NICs with virtual functions, which Debian 12 has in
+/// its backports only: that one is unpacked, not installed.
+pub fn emulator(checkout: &Checkout, recent: bool) -> Result<Vec<String>> {
+    const PROGRAM: &str = "qemu-system-x86_64";
+    let knows = |program: &str| {
+        let asked = Command::new(program).args(["-device", "igb,help"]).output();
+        // One that does not know the device says nothing, and is content.
+        asked.is_ok_and(|said| said.stdout.starts_with(b"igb options"))
+    };
+    if !recent || knows(PROGRAM) {
+        return Ok(vec![PROGRAM.to_owned()]);
+    }
+    let root = checkout.artefacts().join("guest-lab/emulator");
+    let place = |file: &str| root.join(file).display().to_string();
+    let program = place("usr/bin/qemu-system-x86_64");
+    let _lock = checkout.lock("guest-emulator")?;
+    if !knows(&program) {
+        say("  unpacking QEMU of Debian's backports below target/e2e: it has NICs with virtual functions");
+        let packages = ["qemu-system-x86", "qemu-system-data", "seabios"];
+        unpack_from(&root, &packages, &backports(checkout)?)?;
+    }
+    ensure!(knows(&program), "{program} has no NIC with virtual functions, or lacks libraries");
+    let [data, firmware] = ["usr/share/qemu", "usr/share/seabios"].map(place);
+    Ok(vec![program, "-L".to_owned(), data, "-L".to_owned(), firmware])
+}
+
+/// Options of apt for Debian's backports alone, with lists of their own.
+fn backports(checkout: &Checkout) -> Result<Vec<String>> {
+    let dir = checkout.artefacts().join("guest-lab/backports");
+    let lists = dir.join("lists");
+    fs::create_dir_all(lists.join("partial")).with_context(|| format!("create {}", lists.display()))?;
+    let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
+    let name = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let name = name.context("/etc/os-release names no release: this is no Debian")?;
+    // They are where this machine gets its release from.
+    let known = process::output(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        "$(RELEASE) $(REPO_URI)",
+    ]))?;
+    let place = known.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let place = place.with_context(|| format!("apt has no source of {name}"))?;
+    let source = dir.join("sources.list");
+    layout::write(&source, format!("deb [signed-by={KEYRING}] {place} {name}-backports main\n"))?;
+    let option = |key: &str, value: String| ["-o".to_owned(), format!("{key}={value}")];
+    let options = [
+        option("Dir::Etc::sourcelist", source.display().to_string()),
+        option("Dir::Etc::sourceparts", "-".to_owned()),
+        option("Dir::State::lists", lists.display().to_string()),
+    ];
+    Ok(options.concat())
+}
+
 /// Fails early, and says what is wrong, when this machine or user cannot run a cluster.
 pub fn check_root() -> Result<()> {
     ensure!(
@@ -163,17 +219,22 @@ fn download(checkout: &Checkout, packages: &[&str]) -> Result<()> {
 
 /// Downloads Debian packages and unpacks them below `root`.
 pub fn unpack(root: &Path, packages: &[&str]) -> Result<()> {
+    unpack_from(root, packages, &[])
+}
+
+/// As [`unpack`], with these options of apt.
+fn unpack_from(root: &Path, packages: &[&str], options: &[String]) -> Result<()> {
     let archives = root.with_file_name("archives");
     layout::remove(&archives)?;
     fs::create_dir_all(&archives).with_context(|| format!("create {}", archives.display()))?;
     let fetch = || {
         // apt would like to download as its own user, who cannot write here.
         let mut command = Command::new("apt-get");
-        command.args(["download", "-q", "-o", "APT::Sandbox::User=root"]).args(packages);
+        command.args(["download", "-q", "-o", "APT::Sandbox::User=root"]).args(options).args(packages);
         process::output(command.current_dir(&archives).stdin(Stdio::null()))
     };
     if fetch().is_err() {
-        process::output(Command::new("apt-get").args(["update", "-q"]))
+        process::output(Command::new("apt-get").args(["update", "-q"]).args(options))
             .context("update the package lists")?;
         fetch().context("download Debian packages")?;
     }

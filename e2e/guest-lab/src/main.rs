@@ -17,6 +17,9 @@ const MODULES: &str = "/modules";
 /// The word of the kernel's command line that names the test.
 const TEST: &str = "guest.test=";
 
+/// The word of the kernel's command line that names a module which this machine shall not have.
+const WITHOUT: &str = "guest.without=";
+
 /// Devices that these modules would make by themselves, under names that tests want.
 const PARAMETERS: [(&str, &str); 2] = [("bonding.ko", "max_bonds=0"), ("dummy.ko", "numdummies=0")];
 
@@ -40,11 +43,11 @@ fn main() -> ExitCode {
 fn run() -> Result<ExitStatus> {
     mount_all()?;
     applets()?;
-    load_modules()?;
-    loopback_up()?;
     let line = fs::read_to_string("/proc/cmdline").context("read the kernel's command line")?;
-    let test = line.split_whitespace().find_map(|word| word.strip_prefix(TEST));
-    let test = test.context("the kernel's command line names no test")?;
+    let word = |key| line.split_whitespace().find_map(|word| word.strip_prefix(key));
+    load_modules(word(WITHOUT))?;
+    loopback_up()?;
+    let test = word(TEST).context("the kernel's command line names no test")?;
     say(&format!("guest-lab: {test} begins after {} s", uptime()?));
     let mut program = Command::new("/test");
     program.args(["--exact", test, "--nocapture", "--test-threads=1"]);
@@ -84,7 +87,7 @@ fn applets() -> Result<()> {
     Ok(())
 }
 
-fn load_modules() -> Result<()> {
+fn load_modules(without: Option<&str>) -> Result<()> {
     let mut modules: Vec<_> = fs::read_dir(MODULES)
         .with_context(|| format!("list {MODULES}"))?
         .map(|entry| entry.map(|entry| entry.path()))
@@ -94,6 +97,9 @@ fn load_modules() -> Result<()> {
     ensure!(!modules.is_empty(), "{MODULES} is empty");
     for module in modules {
         let name = module.to_string_lossy();
+        if without.is_some_and(|without| name.ends_with(&format!("-{without}.ko"))) {
+            continue;
+        }
         let parameters = PARAMETERS.iter().find(|(suffix, _)| name.ends_with(suffix));
         let parameters = std::ffi::CString::new(parameters.map_or("", |(_, parameters)| parameters))?;
         let file = File::open(&module).with_context(|| format!("open {name}"))?;

@@ -1,4 +1,4 @@
-//! The kernel of the machines: Debian's for clouds, unpacked, not installed.
+//! The kernels of the machines: Debian's for clouds, and the one with the drivers of real NICs; unpacked, not installed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,43 @@ use anyhow::{Context as _, Result, ensure};
 use crate::layout::Checkout;
 use crate::{prerequisites, process};
 
-/// Names the package that has the kernel.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
+/// Which of Debian's kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Flavour {
+    /// For clouds: small, and without drivers of NICs that clouds do not have.
+    Cloud,
+    /// For every machine.
+    General,
+}
+
+impl Flavour {
+    /// Names the package that has the kernel.
+    fn package(self) -> &'static str {
+        match self {
+            Self::Cloud => "linux-image-cloud-amd64",
+            Self::General => "linux-image-amd64",
+        }
+    }
+
+    /// Its directory.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cloud => "kernel",
+            Self::General => "kernel-general",
+        }
+    }
+
+    fn modules(self) -> impl Iterator<Item = &'static str> {
+        let drivers = match self {
+            Self::Cloud => &[][..],
+            Self::General => &DRIVERS,
+        };
+        MODULES.iter().chain(drivers).copied()
+    }
+}
+
+/// Drivers of emulated NICs that are real ones elsewhere.
+const DRIVERS: [&str; 3] = ["e1000", "igb", "igbvf"];
 
 /// What a machine shall know; what these need comes with them.
 const MODULES: [&str; 15] = [
@@ -41,21 +76,21 @@ pub(super) struct Kernel {
 }
 
 /// Unpacks the kernel unless it is there.
-pub(super) fn unpack(checkout: &Checkout) -> Result<Kernel> {
+pub(super) fn unpack(checkout: &Checkout, flavour: Flavour) -> Result<Kernel> {
     ensure!(
         cfg!(target_arch = "x86_64"),
         "the machines of these tests are x86-64 ones, and they run the programs of this build"
     );
     let _lock = checkout.lock("guest-kernel")?;
-    let root = checkout.artefacts().join("guest-lab/kernel");
+    let root = checkout.artefacts().join("guest-lab").join(flavour.name());
     if find(&root).is_err() {
-        prerequisites::unpack(&root, &[&prerequisites::meaning(META_PACKAGE)?])?;
+        prerequisites::unpack(&root, &[&prerequisites::meaning(flavour.package())?])?;
     }
     let version = find(&root)?;
     if !root.join("lib/modules").join(&version).join("modules.dep.bin").exists() {
         process::output(Command::new("depmod").arg("-b").arg(&root).arg(&version))?;
     }
-    let modules = in_order(&root, &version)?;
+    let modules = in_order(&root, &version, flavour)?;
     Ok(Kernel { image: root.join("boot").join(format!("vmlinuz-{version}")), modules })
 }
 
@@ -68,9 +103,9 @@ fn find(root: &Path) -> Result<String> {
     version.with_context(|| format!("no kernel in {}", boot.display()))
 }
 
-fn in_order(root: &Path, version: &str) -> Result<Vec<PathBuf>> {
+fn in_order(root: &Path, version: &str, flavour: Flavour) -> Result<Vec<PathBuf>> {
     let mut modules: Vec<PathBuf> = Vec::new();
-    for module in MODULES {
+    for module in flavour.modules() {
         let mut command = Command::new("modprobe");
         command.arg("-d").arg(root).args(["-S", version, "--show-depends", module]);
         for line in process::output(&mut command)?.lines() {
