@@ -6,7 +6,7 @@ STATIC := --locked --release --target $(HOST) --config images/static.toml
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn bench bench-pods bench-scale chaos fuzz generate images cluster-up cluster-down fmt lint tool
+.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn bench bench-pods bench-idle bench-scale chaos fuzz generate images cluster-up cluster-down fmt lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -40,6 +40,9 @@ bench: tool ## Measure plugin and agent, each against a floor of the same run (r
 
 bench-pods: tool ## Measure 64 pods with a macvtap on the tests' cluster, beside a plugin that does nothing (root)
 	@$(CLUSTER) bench-pods
+
+bench-idle: tool ## Measure what an agent costs on a node with 512 links while others' pods come and go (root)
+	@$(CLUSTER) bench-idle
 
 bench-scale: tool ## Measure the operator with 5,000 simulated nodes and 20 pools, beside the API server's own limit
 	@$(CLUSTER) bench-scale

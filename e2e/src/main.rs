@@ -112,6 +112,15 @@ enum Command {
         #[arg(long)]
         repeat: Option<u32>,
     },
+    /// Measure what an agent costs on a node with 512 links while pods of others come and go
+    BenchIdle {
+        /// How long at rest, and how long with pods
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+        /// Another release's macvtap-node-agent, measured the same way
+        #[arg(long)]
+        beside: Option<PathBuf>,
+    },
     /// Break things under the agent on a cluster, as often as it takes, and print what that gave
     Chaos {
         /// Only tests whose name contains this
@@ -190,6 +199,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Chaos { matching } => break_things(matching)?,
         Command::Bench => return bench(&checkout),
         Command::BenchPods(size) => bench_pods::run(size)?,
+        Command::BenchIdle { seconds, beside } => return bench_idle(&checkout, seconds, beside),
         Command::BenchScale { nodes, pools } => return bench_scale(&checkout, nodes, pools),
         Command::Relay { netns, port_file, wanted } => relay::serve(&netns, &port_file, wanted)?,
     }
@@ -259,6 +269,16 @@ fn bench(checkout: &Checkout) -> Result<ExitCode> {
     command.args(["-p", "macvtap-cni", "-p", "macvtap-node-agent"]);
     command.args(["--bench", "calls", "--bench", "agent"]);
     command.env("MACVTAP_PLUGIN", plugin).env("MACVTAP_AGENT", agent);
+    exit(&mut command)
+}
+
+fn bench_idle(checkout: &Checkout, seconds: u32, beside: Option<PathBuf>) -> Result<ExitCode> {
+    prerequisites::ensure(checkout)?;
+    let (_, agent) = images::measured(checkout)?;
+    let mut command = images::cargo(checkout, "bench")?;
+    command.args(["-p", "macvtap-node-agent", "--bench", "idle"]);
+    command.env("MACVTAP_AGENT", agent).env("MACVTAP_SECONDS", seconds.to_string());
+    command.envs(beside.map(|beside| ("MACVTAP_BESIDE", beside)));
     exit(&mut command)
 }
 

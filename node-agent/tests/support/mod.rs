@@ -130,8 +130,12 @@ impl Node {
     pub(crate) fn agent_command(&self) -> Command {
         // A benchmark measures the program as it is shipped.
         let shipped = std::env::var("MACVTAP_AGENT").ok();
-        let mut command =
-            self.command(shipped.as_deref().unwrap_or(env!("CARGO_BIN_EXE_macvtap-node-agent")));
+        self.agent_of(shipped.as_deref())
+    }
+
+    /// The same with this program, or that of this build.
+    pub(crate) fn agent_of(&self, program: Option<&str>) -> Command {
+        let mut command = self.command(program.unwrap_or(env!("CARGO_BIN_EXE_macvtap-node-agent")));
         command.env_remove("DP_MACVTAP_CONF").env_remove("NODE_NAME");
         command
     }
