@@ -1,12 +1,13 @@
 //! The kubelet: its device plugin directory, one endpoint per resource in it, and its pod resources.
 
+pub mod checkpoint;
 pub mod directory;
 pub mod endpoint;
 pub mod podresources;
 mod service;
 pub mod socket;
 
-pub use service::{Ledger, Lost, LostLink, Shared};
+pub use service::{Ledger, Shared};
 
 /// The kubelet's socket in its device plugin directory.
 pub const KUBELET_SOCKET: &str = "kubelet.sock";

@@ -1,36 +1,24 @@
 //! The node agent: finds the links of a node, offers macvtaps on them to the kubelet, and keeps the node clean.
 //!
-//! What decides is pure and knows neither sockets nor files: [`link`], [`inventory`], [`pool`], [`selection`],
-//! [`devices`], [`health`],
-//! [`offer`], and [`engine`], which joins them. What acts is around it.
+//! One module for each room, from the lowest up; each knows those before it and none after it. What decides is pure and
+//! knows neither sockets nor files: [`pools`], [`devices`], [`links::inventory`], [`attachments::collector`].
 
-pub mod admin;
-pub mod args;
-pub mod checkpoint;
-pub mod collector;
+pub mod pods;
+pub mod process;
+
+pub mod links;
+pub mod pools;
+
 pub mod devices;
-pub mod engine;
-pub mod health;
-pub mod install;
-pub mod inventory;
+
+pub mod attachments;
+
 pub mod kubelet;
-pub mod link;
-pub mod lock;
-pub mod metrics;
-pub mod netlink;
-pub mod nics;
-pub mod nodestate;
-pub mod offer;
-pub mod pool;
-pub mod probe;
-pub mod recovery;
+
+pub mod config;
+
 pub mod report;
-pub mod selection;
-pub mod source;
-pub mod standalone;
-pub mod supervisor;
-pub mod sysfs;
-pub mod taps;
+
 pub mod worker;
 
 /// An error with its causes, `what: why: why`, for the one place where it is told.

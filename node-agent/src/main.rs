@@ -1,11 +1,13 @@
 //! Entry point: a parent process that does nothing but watch over its worker, the worker, and commands for people.
 
 use clap::Parser;
-use macvtap_node_agent::args::{Arguments, Command, Output, without_glog};
-use macvtap_node_agent::install::{self, PluginName};
-use macvtap_node_agent::supervisor::{self, EXIT_CONFIGURATION, PARENT, Worker};
+use macvtap_node_agent::config::args::{Arguments, Command, Output, without_glog};
+use macvtap_node_agent::error_chain;
+use macvtap_node_agent::process::install::{self, PluginName};
+use macvtap_node_agent::process::probe;
+use macvtap_node_agent::process::supervisor::{self, EXIT_CONFIGURATION, PARENT, Worker};
+use macvtap_node_agent::report::link_list;
 use macvtap_node_agent::worker::{self, WorkerError};
-use macvtap_node_agent::{error_chain, probe, report};
 use std::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -57,8 +59,8 @@ fn exit_code(error: &WorkerError) -> ExitCode {
 fn command(arguments: Vec<OsString>) -> Result<ExitCode, Box<dyn Error>> {
     match Arguments::parse_from(arguments).command {
         Some(Command::Probe { question, run_dir }) => println(&probe::ask(&run_dir, question)?),
-        Some(Command::Links { output: Output::Text }) => println(&report::text(&report::links()?)),
-        Some(Command::Links { output: Output::Json }) => println(&report::json(&report::links()?)?),
+        Some(Command::Links { output: Output::Text }) => println(&link_list::text(&link_list::links()?)),
+        Some(Command::Links { output: Output::Json }) => println(&link_list::json(&link_list::links()?)?),
         Some(Command::InstallCni { cni_bin_dir, cni_plugin, ehost_device }) => {
             for name in PluginName::wanted(ehost_device) {
                 let version = env!("CARGO_PKG_VERSION");

@@ -1,24 +1,24 @@
 //! The worker: joins what watches (links, configuration, kubelet, pods) to the engine, and what the engine decides to
 //! what acts (device table, sockets, status).
 
-mod findings;
-mod leftovers;
+mod problems;
+mod recovery;
 mod serving;
 mod usage;
 
-use crate::args::{LogFormat, Run};
-use crate::engine::Engine;
-use crate::install::PluginName;
-use crate::install::keep::{Keeper, Presence};
+use crate::config::args::{LogFormat, Run};
+use crate::config::{Source, SourceError};
+use crate::devices::assignment;
+use crate::devices::engine::Engine;
+use crate::devices::nics::Names;
 use crate::kubelet::{Ledger, Shared, directory, socket};
-use crate::lock::{self, NodeLock, NodeLockError};
-use crate::metrics::Metrics;
-use crate::netlink::{self, News};
-use crate::nics::Names;
-use crate::probe::{self, Readiness};
-use crate::source::{Source, SourceError};
-use crate::supervisor::Worker;
-use crate::{devices, recovery};
+use crate::links::netlink::{self, News};
+use crate::process::install::PluginName;
+use crate::process::install::keep::{Keeper, Presence};
+use crate::process::lock::{self, NodeLock, NodeLockError};
+use crate::process::probe::{self, Readiness};
+use crate::process::sockets;
+use crate::process::supervisor::Worker;
 use macvtap::boot::{self, BootIdError};
 use macvtap::paths::Paths;
 use macvtap::table_file::{self, TableFileError};
@@ -145,24 +145,28 @@ async fn lead(
     let shared = Arc::new(Shared {
         paths,
         ledger: Ledger::default(),
-        metrics: Metrics::default(),
+        metrics: Arc::default(),
         allocated: tokio::sync::Notify::new(),
         lost: watch::Sender::default(),
         nics: watch::Sender::new(Arc::new(Names::of(engine.table()))),
     });
-    socket::remove_dead(&arguments.device_plugin_dir, socket::PREFIX).await;
+    sockets::remove_dead(&arguments.device_plugin_dir, socket::PREFIX).await;
     let (happened_sender, happened) = watch::channel(directory::Happened::default());
     tokio::spawn(directory::watch(arguments.device_plugin_dir.clone(), happened_sender));
     // What only the holder of the node's lock may do.
     let mut tasks = JoinSet::new();
     let (news_sender, news) = mpsc::channel::<News>(NEWS);
-    tasks.spawn(netlink::follow(news_sender, Arc::clone(&shared)));
+    tasks.spawn(netlink::follow(news_sender, Arc::clone(&shared.metrics)));
     let (pools_sender, pools) = mpsc::channel(1);
     let (status_sender, status) = watch::channel(None);
-    tasks.spawn(source.follow(pools_sender, status, Arc::clone(&shared)));
+    tasks.spawn(source.follow(pools_sender, status, shared.lost.subscribe()));
     let (usage_sender, used) = mpsc::channel(1);
     tasks.spawn(usage::follow(arguments.clone(), Arc::clone(&shared), happened.clone(), usage_sender));
-    tasks.spawn(crate::admin::serve(arguments.listen, Arc::clone(&shared), readiness.subscribe()));
+    tasks.spawn(crate::report::admin::serve(
+        arguments.listen,
+        Arc::clone(&shared.metrics),
+        readiness.subscribe(),
+    ));
     let (presence, plugin) = watch::channel(Presence::default());
     if let Some(directory) = arguments.cni_bin_dir.clone() {
         let keeper = Keeper {
@@ -210,7 +214,7 @@ fn engine(paths: &Paths, plugins: &Path, boot_id: String, standalone: bool) -> E
             let rebuilt = recovery::rebuild(paths, plugins, &boot_id, standalone);
             // Nothing was ever given out: this is the first start.
             if rebuilt.resources.is_empty() {
-                return Engine::new(devices::empty(&boot_id, standalone), boot_id, standalone);
+                return Engine::new(assignment::empty(&boot_id, standalone), boot_id, standalone);
             }
             error!("no device table although pods have devices, rebuilding it from what they have");
             rebuilt

@@ -11,15 +11,16 @@ use macvtap::record::{Attachment, State};
 use macvtap::table::{DeviceTable, LowerLink};
 use macvtap::{records, table_file};
 use macvtap_crds::v1alpha1::NodePool;
-use macvtap_node_agent::engine::Engine;
+use macvtap_node_agent::devices::assignment;
+use macvtap_node_agent::devices::engine::Engine;
+use macvtap_node_agent::devices::nics::{self, Names};
+use macvtap_node_agent::devices::offer::Offer;
+use macvtap_node_agent::kubelet::checkpoint;
 use macvtap_node_agent::kubelet::directory::Happened;
 use macvtap_node_agent::kubelet::endpoint::{Registration, Resource};
 use macvtap_node_agent::kubelet::{Ledger, Shared, podresources};
-use macvtap_node_agent::link::{Hardware, Kind, Link};
-use macvtap_node_agent::nics::{self, Names};
-use macvtap_node_agent::offer::Offer;
-use macvtap_node_agent::pool::Pool;
-use macvtap_node_agent::{checkpoint, devices};
+use macvtap_node_agent::links::link::{Hardware, Kind, Link};
+use macvtap_node_agent::pools::pool::Pool;
 use prost::Message as _;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -78,12 +79,12 @@ impl Agent {
     /// Starts with what is on the disk, and with a pool that says this.
     fn start_as(node: &Node, links: Vec<Link>, says: &Value) -> Self {
         let paths = node.paths();
-        let table = table_file::load(&paths).unwrap().unwrap_or_else(|| devices::empty(BOOT, false));
+        let table = table_file::load(&paths).unwrap().unwrap_or_else(|| assignment::empty(BOOT, false));
         let shared = Arc::new(Shared {
             nics: watch::Sender::new(Arc::new(Names::of(&table))),
             paths,
             ledger: Ledger::default(),
-            metrics: macvtap_node_agent::metrics::Metrics::default(),
+            metrics: Arc::default(),
             allocated: tokio::sync::Notify::new(),
             lost: watch::Sender::default(),
         });
@@ -133,7 +134,7 @@ impl Agent {
 }
 
 fn decide(engine: &mut Engine, shared: &Shared) -> Offer {
-    engine.in_use.extend(shared.ledger.recent(devices::GRACE));
+    engine.in_use.extend(shared.ledger.recent(assignment::GRACE));
     let is_away = |nic: &LowerLink| engine.nic_on_node(nic).is_none();
     engine.in_pods = nics::in_pods(&shared.paths, engine.table(), is_away);
     let mut step = engine.step(Instant::now());

@@ -3,9 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, its helpers too")]
 
 use macvtap_crds::v1alpha1::LinkKind;
-use macvtap_node_agent::inventory::Inventory;
-use macvtap_node_agent::link::{Kind, Link, Master};
-use macvtap_node_agent::selection;
+use macvtap_node_agent::links::inventory::Inventory;
+use macvtap_node_agent::links::link::{Kind, Link, Master};
+use macvtap_node_agent::pools::selection;
 use netlink_packet_core::Parseable;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use std::collections::BTreeMap;

@@ -1,112 +1,148 @@
-//! The rules for NICs that are given away as a whole.
+//! NICs that pods get as a whole (type `HostDevice`): which the table has, what the kubelet calls them, and which are in
+//! pods now.
 //!
-//! Such a NIC leaves the node's namespace with its pod, and may come back under another index and name; meanwhile its
-//! index may be another link's. It has one slot, and to the kubelet its name is its PCI address, so an address is never in
-//! the table twice: another NIC at the address of one that a pod has, or had and lost, waits.
+//! A NIC that left the node's namespace looks like one that was unplugged. The attachment record tells the difference: it
+//! is written before the NIC is moved, and removed after it is back.
 
-use super::{Demand, Known, Surroundings, Work, wanted};
-use crate::devices::slots::Split;
+use crate::links::link::{Hardware, Kind, Link};
+use crate::links::sysfs;
+use crate::pods::PodName;
 use macvtap::device_id::DeviceId;
-use macvtap::mac::MacAddr;
+use macvtap::paths::Paths;
 use macvtap::pci::PciAddress;
-use macvtap::table::{DeviceTable, LinkIdentity, LowerLink};
-use std::collections::{BTreeMap, BTreeSet};
+use macvtap::record::{Attachment, Holder, Nic};
+use macvtap::records;
+use macvtap::table::{DeviceTable, DeviceType, LinkIdentity, LowerLink};
+use macvtap_proto::deviceplugin::ContainerAllocateResponse;
+use std::collections::BTreeMap;
+use std::path::Path;
 
-/// Addresses of NICs that pods have, with the device of each.
-pub(super) type Held = BTreeMap<PciAddress, DeviceId>;
-
-/// The index of a NIC of the table, among these links.
-pub fn find(nic: &LowerLink, links: &BTreeMap<u32, Known>) -> Option<u32> {
-    links.iter().find(|(_, known)| is_same(nic, known)).map(|(ifindex, _)| *ifindex)
+/// A NIC of the device table.
+#[derive(Clone, Debug)]
+pub struct TableNic<'t> {
+    /// What the kubelet calls it.
+    pub address: PciAddress,
+    /// What it is called among ourselves.
+    pub device: DeviceId,
+    /// The link that it is on the node.
+    pub link: &'t LowerLink,
+    /// The index that is kept for the device, which no link has.
+    pub ifindex: u32,
 }
 
-/// What in the table pods have, by address.
-pub(super) fn held(table: &DeviceTable, in_use: &BTreeSet<DeviceId>) -> Held {
-    let nics = in_use.iter().filter_map(|device| Some((table.device(device)?.link.pci?, device.clone())));
+/// A NIC that is in a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InPod {
+    /// The pod, as far as its runtime told.
+    pub pod: PodName,
+    /// The NIC as it was on the node.
+    pub nic: Nic,
+    /// What the machine still tells of it.
+    pub hardware: Hardware,
+}
+
+/// What the kubelet calls NICs, and what they are called among ourselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names(BTreeMap<(String, PciAddress), DeviceId>);
+
+/// The environment variable that tells a container its NICs.
+pub const VARIABLE: &str = "VIRT-PCI-ADDR";
+
+/// Its value: a comma after each address, also the last one, as virt-network-device-plugin writes it.
+pub fn tell(addresses: impl Iterator<Item = PciAddress>) -> String {
+    addresses.flat_map(|address| [address.to_string(), ",".to_owned()]).collect()
+}
+
+/// The NICs in an answer to Allocate.
+pub fn told(answer: &ContainerAllocateResponse) -> Vec<PciAddress> {
+    let value = answer.envs.get(VARIABLE).map(String::as_str).unwrap_or_default();
+    value.split(',').filter_map(|address| address.parse().ok()).collect()
+}
+
+/// Every NIC of the table that is offered as a whole.
+pub fn of(table: &DeviceTable) -> Vec<TableNic<'_>> {
+    let resources = table.resources.iter().filter(|(_, r)| r.device_type == DeviceType::HostDevice);
+    let links = resources.flat_map(|(name, resource)| resource.links.iter().map(move |link| (name, link)));
+    let nics = links.filter_map(|(name, link)| {
+        let range = link.ranges.first()?;
+        let device = DeviceId::new(name.clone(), range.first_slot);
+        Some(TableNic { address: link.pci?, device, link, ifindex: range.first_ifindex })
+    });
     nics.collect()
 }
 
-/// The NICs a resource had and those it shall have, each once, under its index of today.
-pub(super) fn adopt(
-    before: &[LowerLink],
-    demand: Option<&Demand>,
-    around: Surroundings<'_>,
-    same_boot: bool,
-) -> Vec<LowerLink> {
-    let mut nics: Vec<LowerLink> = before.to_vec();
-    for nic in &mut nics {
-        match find(nic, around.links) {
-            Some(ifindex) => nic.ifindex = ifindex,
-            // In a pod, or unplugged; its index is of another boot, or another link's by now.
-            None if !same_boot || around.links.contains_key(&nic.ifindex) => nic.ifindex = 0,
-            None => {}
-        }
-        if let Some(known) = around.links.get(&nic.ifindex) {
-            nic.name.clone_from(&known.name);
-            nic.identity.clone_from(&known.identity);
-        }
-    }
-    for wish in demand.map_or(&[][..], |demand| demand.links.as_slice()) {
-        let known = around.links.get(&wish.ifindex).filter(|known| known.pci.is_some());
-        if let (Some(known), Some(demand), false) =
-            (known, demand, nics.iter().any(|nic| nic.ifindex == wish.ifindex))
-        {
-            nics.push(LowerLink {
-                ifindex: wish.ifindex,
-                name: known.name.clone(),
-                identity: known.identity.clone(),
-                mode: demand.mode,
-                pci: known.pci,
-                ranges: Vec::new(),
-            });
-        }
-    }
-    nics
+/// The NICs of the table that are in pods, by their records. Reads one small file for each NIC that `is_away`.
+pub fn in_pods(
+    paths: &Paths,
+    table: &DeviceTable,
+    is_away: impl Fn(&LowerLink) -> bool,
+) -> BTreeMap<DeviceId, InPod> {
+    let away = of(table).into_iter().filter(|nic| is_away(nic.link));
+    let found = away.filter_map(|nic| {
+        let record = records::read(paths, &nic.device).ok()??;
+        Some((nic.device, InPod::of(record, Path::new(sysfs::FUNCTIONS))?))
+    });
+    found.collect()
 }
 
-impl Work<'_> {
-    /// Decides about the one device a NIC is. A free one that is no longer wanted goes at once: were it still honoured, two
-    /// pods could get the same NIC.
-    pub(super) fn keep_nic(&mut self, nic: &mut LowerLink, demand: Option<&Demand>) {
-        let present = self.around.links.contains_key(&nic.ifindex);
-        let in_use = self.in_use(nic).first().copied();
-        let free = nic.ranges.first().map(|range| range.first_slot);
-        let slot = in_use.or(free.filter(|_| present && wanted(demand, nic.ifindex) > 0));
-        let ifindex = slot.and_then(|slot| nic.ranges.iter().find_map(|range| range.ifindex_of(slot)));
-        let mut split = Split::default();
-        if let (Some(slot), Some(ifindex), true) = (slot, ifindex, nic.pci.is_some()) {
-            split.advertise(slot, ifindex);
-        }
-        nic.ranges = split.ranges();
-        let offer = self.next.offers.entry(self.name.clone()).or_default();
-        offer.extend(split.runs(nic.ifindex));
+impl InPod {
+    fn of(record: Attachment, functions: &Path) -> Option<Self> {
+        let nic = record.nic?;
+        let pod = match record.holder {
+            Holder::Pod { pod_namespace, pod_name, .. } => {
+                PodName { namespace: pod_namespace, name: pod_name }
+            }
+            Holder::Host => return None,
+        };
+        Some(Self { hardware: sysfs::function(functions, nic.pci), pod, nic })
     }
 
-    /// Whether a NIC without a device may get one: no pod has, or has lost, another one at its address.
-    pub(super) fn is_free(&mut self, nic: &LowerLink, held: &Held) -> bool {
-        let free = nic.pci.is_some_and(|address| !held.contains_key(&address));
-        if !free {
-            self.next.replaced.insert((self.name.clone(), nic.name.clone()));
+    /// The NIC as the link of the node that it was.
+    pub fn link(&self, ifindex: u32) -> Link {
+        let Nic { identity, name, alt_names, mac, mtu, up, .. } = &self.nic;
+        let (permanent_mac, parent) = match identity {
+            LinkIdentity::Hardware { mac, parent } => (Some(*mac), Some(parent.clone())),
+            LinkIdentity::Name { .. } => (None, self.hardware.parent.clone()),
+        };
+        Link {
+            ifindex,
+            name: name.clone(),
+            altnames: alt_names.clone(),
+            kind: Kind::Physical,
+            mac: *mac,
+            permanent_mac,
+            mtu: *mtu,
+            admin_up: *up,
+            carrier: *up,
+            master: None,
+            lower: None,
+            passthru: false,
+            hardware: Hardware { parent, ..self.hardware.clone() },
         }
-        free
     }
 }
 
-/// Whether the NIC of the table is this link. Its parent's name may change when it is plugged anew; where nobody noted
-/// its address, the place decides.
-pub fn is_same(nic: &LowerLink, known: &Known) -> bool {
-    match (nic.pci, known.pci) {
-        (Some(noted), Some(seen)) if noted == seen => {
-            let addresses = mac(&nic.identity).zip(mac(&known.identity));
-            addresses.is_none_or(|(noted, seen)| noted == seen)
+impl Names {
+    /// Those of a table.
+    pub fn of(table: &DeviceTable) -> Self {
+        let names = of(table).into_iter().filter_map(|nic| {
+            let prefix = &table.resources.get(nic.device.resource())?.prefix;
+            Some(((format!("{prefix}/{}", nic.device.resource()), nic.address), nic.device))
+        });
+        Self(names.collect())
+    }
+
+    /// The device of ours that the kubelet means. PCI addresses are other plugins' names too, so there the whole name of
+    /// the resource decides.
+    pub fn device(&self, resource: &str, id: &str) -> Option<DeviceId> {
+        if let Ok(address) = id.parse::<PciAddress>() {
+            return self.0.get(&(resource.to_owned(), address)).cloned();
         }
-        _ => false,
+        let device: DeviceId = id.parse().ok()?;
+        let name = resource.rsplit_once('/').map_or(resource, |(_, name)| name);
+        (device.resource().as_str() == name).then_some(device)
     }
 }
 
-fn mac(identity: &LinkIdentity) -> Option<MacAddr> {
-    match identity {
-        LinkIdentity::Hardware { mac, .. } => Some(*mac),
-        LinkIdentity::Name { .. } => None,
-    }
-}
+#[cfg(test)]
+pub(crate) mod tests;

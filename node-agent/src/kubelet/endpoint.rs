@@ -6,7 +6,7 @@
 use super::directory::Happened;
 use super::service::{Decoy, Service, Shared, StreamEvent, options};
 use super::{KUBELET_SOCKET, VERSION, socket};
-use crate::offer::Offer;
+use crate::devices::offer::Offer;
 use macvtap::device_id::ResourceName;
 use macvtap::table::TapOnly;
 use macvtap_proto::deviceplugin::RegisterRequest;

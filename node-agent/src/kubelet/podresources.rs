@@ -1,30 +1,12 @@
 //! Which devices pods have, as the kubelet says.
 
+use crate::pods::{Listing, PodName};
 use macvtap::device_id::DeviceId;
 use macvtap_proto::podresources::ListPodResourcesRequest;
 use macvtap_proto::podresources::pod_resources_lister_client::PodResourcesListerClient;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use tonic::transport::Endpoint;
-
-/// A pod by name. The interface tells no UID.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PodName {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
-/// What the kubelet says at a moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listing {
-    /// Devices of ours, with the pod that has each.
-    pub devices: BTreeMap<DeviceId, PodName>,
-    /// Every pod it knows, with devices or without.
-    pub pods: Vec<PodName>,
-}
 
 /// The kubelet did not tell.
 #[derive(Debug, thiserror::Error)]

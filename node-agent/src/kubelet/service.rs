@@ -1,14 +1,15 @@
 //! The device plugin interface of one resource.
 
-use super::podresources::PodName;
-use crate::collector::is_theirs;
-use crate::nics::{self, Names};
-use crate::offer::{Granted, Offer, Refusal};
-use crate::taps::{self, TapOnlyError};
+use crate::attachments::Lost;
+use crate::attachments::taps::{self, TapOnlyError};
+use crate::devices::nics::{self, Names};
+use crate::devices::offer::{Granted, Offer, Refusal};
+use crate::pods::{PodName, is_theirs};
+use crate::process::metrics::Metrics;
 use futures::Stream;
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::paths::Paths;
-use macvtap::record::{Attachment, Holder};
+use macvtap::record::Holder;
 use macvtap::table::TapOnly;
 use macvtap_proto::deviceplugin::device_plugin_server::DevicePlugin;
 use macvtap_proto::deviceplugin::{
@@ -43,44 +44,13 @@ pub struct Shared {
     /// Allocations.
     pub ledger: Ledger,
     /// Told of every allocation.
-    pub metrics: crate::metrics::Metrics,
+    pub metrics: Arc<Metrics>,
     /// Woken after every allocation: what is in use has changed.
     pub allocated: tokio::sync::Notify,
     /// Devices whose link vanished under a pod.
     pub lost: watch::Sender<Lost>,
     /// What the kubelet calls the NICs of the stored table.
     pub nics: watch::Sender<Arc<Names>>,
-}
-
-/// Devices whose link vanished under a pod.
-pub type Lost = BTreeMap<DeviceId, LostLink>;
-
-/// A link that vanished under a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LostLink {
-    /// The pod.
-    pub pod: PodName,
-    /// Its UID; empty when nobody tells it.
-    pub pod_uid: String,
-    /// The interface; none for a pod that has only the tap.
-    pub interface: Option<String>,
-    /// The sandbox it was in; empty for a tap.
-    pub sandbox: String,
-}
-
-impl LostLink {
-    /// What a record tells of the link of that pod.
-    pub fn of(record: &Attachment, pod: PodName) -> Self {
-        match &record.holder {
-            Holder::Pod { pod_uid, ifname, container_id, .. } => Self {
-                pod,
-                pod_uid: pod_uid.clone(),
-                interface: Some(ifname.clone()),
-                sandbox: container_id.clone(),
-            },
-            Holder::Host => Self { pod, pod_uid: String::new(), interface: None, sandbox: String::new() },
-        }
-    }
 }
 
 /// One resource on one socket.

@@ -1,26 +1,26 @@
 //! The loop around the engine: takes news, lets it decide, acts.
 
-mod report;
+mod status;
 
-use super::findings::Findings;
+use super::problems::Findings;
 use super::usage::{Seen, Usage};
-use crate::devices::GRACE;
-use crate::engine::{Engine, Step};
-use crate::install::keep::Presence;
-use crate::inventory::Change;
+use crate::config::Configuration;
+use crate::devices::assignment::GRACE;
+use crate::devices::engine::{Engine, Step};
+use crate::devices::nics::{self, InPod, Names};
+use crate::devices::offer::Offer;
 use crate::kubelet::Shared;
 use crate::kubelet::directory::Happened;
 use crate::kubelet::endpoint::{Registration, Resource};
-use crate::netlink::News;
-use crate::nics::{self, InPod, Names};
-use crate::offer::Offer;
-use crate::probe::Readiness;
-use crate::source::Configuration;
+use crate::links::inventory::Change;
+use crate::links::netlink::News;
+use crate::process::install::keep::Presence;
+use crate::process::probe::Readiness;
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::table::LowerLink;
 use macvtap::table_file;
 use macvtap_crds::v1alpha1::MacvtapNodeStateStatus;
-use report::REGISTERED_SOON;
+use status::REGISTERED_SOON;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,14 +1,16 @@
 //! Which devices pods have, from the kubelet, from records and from what was just allocated.
 
-use super::leftovers::{self, Troubles};
-use crate::args::Run;
-use crate::checkpoint;
-use crate::collector::{Collector, Liveness, Observation};
-use crate::devices::GRACE;
+use crate::attachments::cleanup::{self, Troubles};
+use crate::attachments::collector::{Collector, Liveness, Observation};
+use crate::attachments::{Lost, LostLink};
+use crate::config::args::Run;
+use crate::devices::assignment::GRACE;
+use crate::devices::nics::Names;
+use crate::kubelet::Shared;
+use crate::kubelet::checkpoint;
 use crate::kubelet::directory::Happened;
-use crate::kubelet::podresources::{self, Listing, PodName};
-use crate::kubelet::{Lost, LostLink, Shared};
-use crate::nics::Names;
+use crate::kubelet::podresources;
+use crate::pods::{Listing, PodName};
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::Rtnl;
 use macvtap::paths::Paths;
@@ -133,7 +135,7 @@ impl Look {
             let mut plan = collector.plan(&seen, &Node::new());
             // The records were read a while ago: a pod that is ending has lost its link by right.
             plan.dead.retain(|(record, _)| records::stands(&paths, record));
-            let done = leftovers::clean(&paths, &plan, &mut troubles);
+            let done = cleanup::clean(&paths, &plan, &mut troubles);
             let mut in_use = match listing {
                 Some(listing) => listing.devices.into_keys().collect(),
                 // Without pod resources its checkpoint is all the kubelet tells; it forgets late, never early.

@@ -3,10 +3,8 @@
 use crate::CONFIGURATION;
 use crate::support::kubelet::{Kubelet, await_true};
 use crate::support::{DEADLINE, Node, is_root, metric, signal_to};
-use macvtap::paths::Paths;
-use macvtap_node_agent::kubelet::{Ledger, Shared};
-use macvtap_node_agent::metrics::Metrics;
-use macvtap_node_agent::netlink::{self, News};
+use macvtap_node_agent::links::netlink::{self, News};
+use macvtap_node_agent::process::metrics::Metrics;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -14,7 +12,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 #[test]
 fn events_the_kernel_could_not_deliver_are_made_up_for() {
@@ -41,33 +39,26 @@ fn events_the_kernel_could_not_deliver_are_made_up_for() {
 /// socket is read in its own calls alone.
 struct Listener {
     news: mpsc::Receiver<News>,
-    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
     links: BTreeMap<u32, String>,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Listener {
     fn new(node: &Node) -> Self {
-        let shared = Arc::new(Shared {
-            paths: Paths::new("/nonexistent", "/nonexistent"),
-            ledger: Ledger::default(),
-            metrics: Metrics::default(),
-            allocated: tokio::sync::Notify::new(),
-            lost: watch::Sender::default(),
-            nics: watch::Sender::default(),
-        });
+        let metrics = Arc::new(Metrics::default());
         let netns = std::fs::File::open(node.netns()).unwrap();
         move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (sender, news) = mpsc::channel(4);
-        runtime.spawn(netlink::follow(sender, Arc::clone(&shared)));
-        Self { news, shared, links: BTreeMap::new(), runtime }
+        runtime.spawn(netlink::follow(sender, Arc::clone(&metrics)));
+        Self { news, metrics, links: BTreeMap::new(), runtime }
     }
 
     /// Reads the socket until it is so, and takes no news.
     fn read_until(&self, what: &str, so: impl Fn(&Metrics) -> bool) {
         let looking = async {
-            while !so(&self.shared.metrics) {
+            while !so(&self.metrics) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -78,7 +69,7 @@ impl Listener {
     /// Takes news one by one, each after a while, until it is so.
     fn take_until(&mut self, what: &str, so: impl Fn(&BTreeMap<u32, String>, &Metrics) -> bool) {
         let taking = async {
-            while !so(&self.links, &self.shared.metrics) {
+            while !so(&self.links, &self.metrics) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
                 match self.news.try_recv() {
                     Ok(News::All(links)) => {
@@ -131,7 +122,7 @@ fn events_that_a_busy_listener_does_not_take_are_made_up_for_by_a_full_list() {
     node.add_link("dp0");
     let mut listener = Listener::new(&node);
     listener.await_link("dp0");
-    let heard = listener.shared.metrics.link_events.get();
+    let heard = listener.metrics.link_events.get();
     node.sh("for i in $(seq 20); do ip link set dp0 mtu $((1400 + i)); done; ip link del dp0");
     node.add_link("last");
     listener.read_until("the socket is read although nobody listens", |metrics| {

@@ -1,9 +1,8 @@
 //! A resource, and kubelets that are away, refuse it, or take it.
 
 use super::*;
+use crate::devices::nics::Names;
 use crate::kubelet::{Ledger, directory};
-use crate::metrics::Metrics;
-use crate::nics::Names;
 use futures::StreamExt;
 use inotify::{EventMask, Inotify, WatchMask};
 use macvtap::paths::Paths;
@@ -46,7 +45,7 @@ impl Scene {
         let shared = Shared {
             paths: Paths::new(path, path),
             ledger: Ledger::default(),
-            metrics: Metrics::default(),
+            metrics: Arc::default(),
             allocated: tokio::sync::Notify::new(),
             lost: watch::Sender::default(),
             nics: watch::Sender::new(Arc::new(Names::default())),

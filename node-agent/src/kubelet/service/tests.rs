@@ -1,5 +1,5 @@
 use super::*;
-use crate::collector::tests::{pod, recorded};
+use crate::attachments::collector::tests::{pod, recorded};
 
 #[test]
 fn an_allocation_counts_until_the_kubelet_lists_it() {

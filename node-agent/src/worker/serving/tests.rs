@@ -1,10 +1,9 @@
 use super::*;
-use crate::devices;
-use crate::inventory::tests::link;
+use crate::devices::assignment;
 use crate::kubelet::Ledger;
-use crate::link::Kind;
-use crate::metrics::Metrics;
-use crate::selection::tests::pool;
+use crate::links::inventory::tests::link;
+use crate::links::link::Kind;
+use crate::pools::selection::tests::pool;
 use macvtap::paths::Paths;
 use macvtap::table::{DeviceTable, DeviceType, TapOnly};
 use macvtap_crds::v1alpha1::settings::Allocation;
@@ -22,13 +21,13 @@ fn serving_in(paths: Paths) -> Serving {
     let shared = Shared {
         paths,
         ledger: Ledger::default(),
-        metrics: Metrics::default(),
+        metrics: Arc::default(),
         allocated: tokio::sync::Notify::new(),
         lost: watch::Sender::default(),
         nics: watch::Sender::default(),
     };
     Serving::new(
-        Engine::new(devices::empty("one", true), "one".into(), true),
+        Engine::new(assignment::empty("one", true), "one".into(), true),
         "/nonexistent".into(),
         watch::channel(Happened::default()).1,
         Arc::new(shared),

@@ -1,0 +1,134 @@
+//! Acts on what the collector found: removes what pods left behind, writes lost records anew.
+
+use crate::attachments::collector::Plan;
+use crate::pods::PodName;
+use macvtap::adopt::{self, Unrecorded};
+use macvtap::detach::{self, Detached};
+use macvtap::device_id::DeviceId;
+use macvtap::kernel::Rtnl;
+use macvtap::paths::Paths;
+use macvtap::{park, table_file, tap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use tracing::{info, warn};
+
+/// Where runtimes keep the namespaces of this node's pods.
+const NAMESPACES: &str = "/run/netns";
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Done {
+    /// Leftovers removed.
+    pub(crate) removed: u64,
+    /// Records written anew.
+    pub(crate) adopted: u64,
+}
+
+/// Why leftovers could not be removed, so that each trouble is told once: a NIC in a namespace that somebody keeps stays
+/// there for as long as they do.
+pub(crate) type Troubles = BTreeMap<DeviceId, String>;
+
+/// Removes leftovers, then the placeholders nobody needs any more, and writes lost records anew. Goes on after an error.
+pub(crate) fn clean(paths: &Paths, plan: &Plan, troubles: &mut Troubles) -> Done {
+    let mut kernel = match Rtnl::node() {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            let reason = crate::error_chain(&error);
+            warn!(%reason, "leftovers not removed");
+            return Done::default();
+        }
+    };
+    let done = Done {
+        removed: remove(paths, &mut kernel, plan, troubles),
+        adopted: adopt(paths, &mut kernel, plan),
+    };
+    if let Err(error) = park::release(paths, &mut kernel) {
+        let reason = crate::error_chain(&error);
+        warn!(%reason, "placeholders not released");
+    }
+    done
+}
+
+fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan, troubles: &mut Troubles) -> u64 {
+    let mut removed = 0;
+    let mut now = Troubles::new();
+    for record in &plan.leftovers {
+        match detach::collect(paths, kernel, record) {
+            Ok(Detached::Removed(record)) => {
+                info!(device = %record.device, holder = ?record.holder, "leftover removed");
+                removed += 1;
+            }
+            Ok(Detached::NotTheirs(_) | Detached::Absent) => {}
+            Err(error) => {
+                let (device, reason) = (&record.device, crate::error_chain(&error));
+                if troubles.get(device) != Some(&reason) {
+                    warn!(%device, %reason, "leftover not removed, trying again");
+                }
+                now.insert(device.clone(), reason);
+            }
+        }
+    }
+    *troubles = now;
+    removed
+}
+
+fn adopt(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
+    if plan.unrecorded.is_empty() && plan.unreadable.is_empty() {
+        return 0;
+    }
+    // Pods that take no network of their device are without a record for as long as they live: only where the machine
+    // has a tap with the device's index, namespaces are looked into.
+    let (Ok(table), Ok(taps)) = (table_file::load_current(paths), tap::all()) else { return 0 };
+    let taps: BTreeSet<u32> = taps.into_iter().map(|(_, ifindex)| ifindex).collect();
+    let nobody = PodName { namespace: String::new(), name: String::new() };
+    let listed = plan.unrecorded.iter().map(|(device, pod)| (device, pod));
+    let mut adopted = 0;
+    for (device, pod) in listed.chain(plan.unreadable.iter().map(|device| (device, &nobody))) {
+        let Some(known) = table.device(device) else { continue };
+        let lost = Unrecorded {
+            device: device.clone(),
+            ifindex: known.ifindex,
+            lower_ifindex: known.link.ifindex,
+            owner: known.resource.owner,
+            pod_namespace: pod.namespace.clone(),
+            pod_name: pod.name.clone(),
+        };
+        if taps.contains(&lost.ifindex) && adopt_one(paths, kernel, &lost) {
+            adopted += 1;
+        } else if *pod == nobody {
+            discard(paths, kernel, &lost);
+        }
+    }
+    adopted
+}
+
+fn adopt_one(paths: &Paths, kernel: &mut Rtnl, lost: &Unrecorded) -> bool {
+    let Unrecorded { device, pod_namespace: namespace, pod_name: pod, .. } = lost;
+    match adopt::adopt(paths, kernel, lost, Path::new(NAMESPACES)) {
+        Ok(Some(record)) => {
+            warn!(%device, pod, namespace, holder = ?record.holder, "lost record written anew");
+            if record.tap.is_none() {
+                warn!(%device, "tap number not known: it is not kept from new links should this one vanish");
+            }
+            true
+        }
+        Ok(None) => false,
+        Err(error) => {
+            let reason = crate::error_chain(&error);
+            warn!(%device, %reason, "lost record not written anew");
+            false
+        }
+    }
+}
+
+fn discard(paths: &Paths, kernel: &mut Rtnl, lost: &Unrecorded) {
+    let device = &lost.device;
+    match adopt::discard(paths, kernel, device, lost.ifindex) {
+        Ok(true) => warn!(%device, "damaged attachment record of a device that no pod has discarded"),
+        Ok(false) => {}
+        Err(error) => {
+            let reason = crate::error_chain(&error);
+            warn!(%device, %reason, "damaged attachment record not discarded");
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! How the device table changes when links, pools or use change: a pure function.
+//!
+//! A device once advertised keeps its index for as long as it is in the table, and an index is never used again within
+//! a boot. Growing adds a range. Shrinking stops advertising free devices from the top; they stay in the table for
+//! [`GRACE`], so that an Allocate that was under way still ends well, and leave it after that.
+//!
+//! A link is known by its index within a boot. What was made anew (a NIC after its driver was reloaded, a bond that was
+//! deleted and set up again, everything after a reboot) is the same link when its [`LinkIdentity`] is, and gets its
+//! devices back.
+//!
+//! A NIC that is given away as a whole is known by what it is alone, never by its index, and is one device: its rules
+//! are in [`nics`].
+
+mod nics;
+mod slots;
+
+pub use nics::{find as find_nic, is_same as is_nic};
+pub use slots::Run;
+
+use crate::links::link::{Kind, Link};
+use macvtap::device_id::{DeviceId, ResourceName};
+use macvtap::mode::Mode;
+use macvtap::pci::PciAddress;
+use macvtap::table::{
+    DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Resource, SlotRange,
+    VERSION,
+};
+use slots::Split;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// How long a device that is no longer advertised can still be allocated.
+pub const GRACE: Duration = Duration::from_mins(1);
+
+/// What a resource shall have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Everything but links, as the table has it.
+    pub entry: Resource,
+    /// Mode of devices from now on.
+    pub mode: Mode,
+    /// Its links, in the order of discovery.
+    pub links: Vec<DemandedLink>,
+}
+
+/// A link of a resource, and how many devices it shall offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DemandedLink {
+    /// Its index.
+    pub ifindex: u32,
+    /// Devices.
+    pub count: u32,
+}
+
+/// What is known beside the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// This boot.
+    pub boot_id: &'a str,
+    /// Every link of the node, by index.
+    pub links: &'a BTreeMap<u32, Known>,
+    /// Devices that a pod has, as far as anybody knows.
+    pub in_use: &'a BTreeSet<DeviceId>,
+    /// Whether the agent runs without the API.
+    pub standalone: bool,
+    /// This moment.
+    pub now: Instant,
+}
+
+/// Name and identity of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its name now.
+    pub name: String,
+    /// What it is known by across boots.
+    pub identity: LinkIdentity,
+    /// The PCI function it is.
+    pub pci: Option<PciAddress>,
+}
+
+/// Since when each device is in the table without being advertised.
+pub type Withdrawals = BTreeMap<DeviceId, Instant>;
+
+/// The new table, and what follows from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evolution {
+    /// To be stored before anything new is advertised.
+    pub table: DeviceTable,
+    /// What to advertise, and what to honour besides, by resource.
+    pub offers: BTreeMap<ResourceName, Vec<Run>>,
+    /// Links (by resource and index) whose devices in use keep another mode than the resource's.
+    pub mode_pending: BTreeSet<(ResourceName, u32)>,
+    /// Links (by resource and name) that are gone while another one has their name.
+    pub replaced: BTreeSet<(ResourceName, String)>,
+    /// Whether indexes or slots ran out: some devices are missing.
+    pub exhausted: bool,
+    /// When the next withdrawn device leaves the table.
+    pub next_deadline: Option<Instant>,
+}
+
+/// An empty table.
+pub fn empty(boot_id: &str, standalone: bool) -> DeviceTable {
+    DeviceTable {
+        version: VERSION,
+        boot_id: boot_id.to_owned(),
+        next_ifindex: IFINDEX_FIRST,
+        standalone,
+        resources: BTreeMap::new(),
+    }
+}
+
+/// What a link is known by across boots: a NIC by the device it is on, everything else by kind and name.
+pub fn identity(link: &Link) -> LinkIdentity {
+    match (&link.kind, link.own_mac(), &link.hardware.parent) {
+        (Kind::Physical, Some(mac), Some(parent)) => LinkIdentity::Hardware { mac, parent: parent.clone() },
+        _ => LinkIdentity::Name { kind: link.kind.rtnetlink().to_owned(), name: link.name.clone() },
+    }
+}
+
+/// The identity of a link of which nobody has noted what it was.
+pub fn nowhere() -> LinkIdentity {
+    LinkIdentity::Name { kind: String::new(), name: String::new() }
+}
+
+/// Shares `per_node` out evenly over `links` links of at most `per_link` each; the first ones get the remainder.
+pub fn share(per_link: u32, per_node: Option<u32>, links: usize) -> Vec<u32> {
+    let links = u32::try_from(links).unwrap_or(u32::MAX);
+    let total = per_node.unwrap_or(u32::MAX);
+    let (Some(each), Some(rest)) = (total.checked_div(links), total.checked_rem(links)) else {
+        return Vec::new();
+    };
+    (0..links).map(|place| (each + u32::from(place < rest)).min(per_link)).collect()
+}
+
+/// The next table.
+pub fn evolve(
+    old: &DeviceTable,
+    demands: &BTreeMap<ResourceName, Demand>,
+    around: Surroundings<'_>,
+    withdrawals: &mut Withdrawals,
+) -> Evolution {
+    let mut next = Evolution {
+        table: empty(around.boot_id, around.standalone),
+        offers: BTreeMap::new(),
+        mode_pending: BTreeSet::new(),
+        replaced: BTreeSet::new(),
+        exhausted: false,
+        next_deadline: None,
+    };
+    next.table.next_ifindex = old.next_ifindex.max(IFINDEX_FIRST);
+    let same_boot = old.boot_id == around.boot_id;
+    let held = nics::held(old, around.in_use);
+    let mut still_withdrawn = Withdrawals::new();
+    let names: BTreeSet<&ResourceName> = old.resources.keys().chain(demands.keys()).collect();
+    for name in names {
+        let (before, demand) = settle_type(name, old.resources.get(name), demands.get(name), around.in_use);
+        let Some(entry) = demand.map(|d| &d.entry).or(before) else {
+            continue;
+        };
+        let mut resource = Resource { links: Vec::new(), ..entry.clone() };
+        let mut work =
+            Work { name, around, withdrawals, still_withdrawn: &mut still_withdrawn, next: &mut next };
+        let links = before.map_or(&[][..], |resource| resource.links.as_slice());
+        let mut links = match entry.device_type {
+            DeviceType::Macvtap => adopt(links, demand, around, same_boot),
+            DeviceType::HostDevice => nics::adopt(links, demand, around, same_boot),
+        };
+        for link in &mut links {
+            work.next.note_replaced(name, link, around.links);
+            match entry.device_type {
+                DeviceType::Macvtap => work.keep(link, demand),
+                DeviceType::HostDevice => work.keep_nic(link, demand),
+            }
+        }
+        if entry.device_type == DeviceType::HostDevice {
+            links.retain(|link| !link.ranges.is_empty() || work.is_free(link, &held));
+        }
+        links.retain(|link| !link.ranges.is_empty() || wanted(demand, link.ifindex) > 0);
+        for place in 0..links.len() {
+            work.grow(&mut links, place, demand);
+        }
+        links.retain(|link| !link.ranges.is_empty());
+        if !links.is_empty() {
+            resource.links = links;
+            next.table.resources.insert(name.clone(), resource);
+        }
+    }
+    let deadlines = still_withdrawn.values().map(|since| *since + GRACE);
+    next.next_deadline = deadlines.filter(|deadline| *deadline > around.now).min();
+    *withdrawals = still_withdrawn;
+    next
+}
+
+/// The resource before and the demand that count. What a device is does not change under a pod: as long as one has a
+/// device of the earlier type, the resource is what it was and offers nothing new. Free devices of it go at once.
+fn settle_type<'t>(
+    name: &ResourceName,
+    before: Option<&'t Resource>,
+    demand: Option<&'t Demand>,
+    in_use: &BTreeSet<DeviceId>,
+) -> (Option<&'t Resource>, Option<&'t Demand>) {
+    let same = |(before, demand): (&Resource, &Demand)| before.device_type == demand.entry.device_type;
+    if before.zip(demand).is_none_or(same) {
+        return (before, demand);
+    }
+    if in_use.iter().any(|device| device.resource() == name) { (before, None) } else { (None, demand) }
+}
+
+/// The links a resource had and those it shall have, each once, under its index of today.
+fn adopt(
+    before: &[LowerLink],
+    demand: Option<&Demand>,
+    around: Surroundings<'_>,
+    same_boot: bool,
+) -> Vec<LowerLink> {
+    let mut links: Vec<LowerLink> = before.to_vec();
+    for link in &mut links {
+        if !same_boot {
+            // An index of another boot may be any link's today.
+            link.ifindex = 0;
+        }
+        if let Some(known) = around.links.get(&link.ifindex) {
+            link.name.clone_from(&known.name);
+            link.identity.clone_from(&known.identity);
+        }
+    }
+    // First those that only changed their index, so that the demand below finds them under the new one.
+    for (ifindex, known) in around.links {
+        if links.iter().any(|link| link.ifindex == *ifindex) {
+            continue;
+        }
+        let lost = |link: &&mut LowerLink| !around.links.contains_key(&link.ifindex);
+        if let Some(link) = links.iter_mut().filter(lost).find(|link| link.identity == known.identity) {
+            link.ifindex = *ifindex;
+            link.name.clone_from(&known.name);
+        }
+    }
+    for wish in demand.map_or(&[][..], |demand| demand.links.as_slice()) {
+        let known = around.links.get(&wish.ifindex);
+        if let (Some(known), Some(demand), false) =
+            (known, demand, links.iter().any(|link| link.ifindex == wish.ifindex))
+        {
+            links.push(LowerLink {
+                ifindex: wish.ifindex,
+                name: known.name.clone(),
+                identity: known.identity.clone(),
+                mode: demand.mode,
+                ranges: Vec::new(),
+                pci: None,
+            });
+        }
+    }
+    settle(&mut links, demand);
+    links
+}
+
+/// Devices whose link nobody has noted are on the resource's link, if it has one only.
+fn settle(links: &mut Vec<LowerLink>, demand: Option<&Demand>) {
+    let Some([only]) = demand.map(|demand| demand.links.as_slice()) else { return };
+    let Some(place) = links.iter().position(|link| link.ifindex == 0 && link.identity == nowhere()) else {
+        return;
+    };
+    let stray = links.remove(place);
+    match links.iter_mut().find(|link| link.ifindex == only.ifindex) {
+        Some(link) => link.ranges.extend(stray.ranges),
+        None => links.push(stray),
+    }
+}
+
+fn wanted(demand: Option<&Demand>, ifindex: u32) -> u32 {
+    let links = demand.map_or(&[][..], |demand| demand.links.as_slice());
+    links.iter().find(|link| link.ifindex == ifindex).map_or(0, |link| link.count)
+}
+
+/// One resource on its way from the old table to the new one.
+struct Work<'w> {
+    name: &'w ResourceName,
+    around: Surroundings<'w>,
+    withdrawals: &'w Withdrawals,
+    still_withdrawn: &'w mut Withdrawals,
+    next: &'w mut Evolution,
+}
+
+impl Work<'_> {
+    /// Decides about every device a link has: advertised, withdrawn but honoured, or dropped.
+    fn keep(&mut self, link: &mut LowerLink, demand: Option<&Demand>) {
+        let present = self.around.links.contains_key(&link.ifindex);
+        let count = if present { wanted(demand, link.ifindex) } else { 0 };
+        let in_use = self.in_use(link);
+        if let Some(demand) = demand.filter(|demand| demand.mode != link.mode) {
+            if in_use.is_empty() {
+                link.mode = demand.mode;
+            } else {
+                self.next.mode_pending.insert((self.name.clone(), link.ifindex));
+            }
+        }
+        let used = u32::try_from(in_use.len()).unwrap_or(u32::MAX);
+        let mut free = count.saturating_sub(used);
+        let mut split = Split::default();
+        link.ranges.sort_unstable_by_key(|range| range.first_slot);
+        for range in &link.ranges {
+            for slot in range.slots() {
+                let Some(ifindex) = range.ifindex_of(slot) else {
+                    continue;
+                };
+                if in_use.contains(&slot) {
+                    split.advertise(slot, ifindex);
+                } else if free > 0 {
+                    free -= 1;
+                    split.advertise(slot, ifindex);
+                } else if self.honours(slot) {
+                    split.withdraw(slot, ifindex);
+                }
+            }
+        }
+        link.ranges = split.ranges();
+        let offer = self.next.offers.entry(self.name.clone()).or_default();
+        offer.extend(split.runs(link.ifindex));
+    }
+
+    /// Slots of the link that pods have.
+    fn in_use(&self, link: &LowerLink) -> BTreeSet<u32> {
+        let ours = self.around.in_use.iter().filter(|device| device.resource() == self.name);
+        let of_link = |slot: &u32| link.ranges.iter().any(|range| range.ifindex_of(*slot).is_some());
+        ours.map(DeviceId::slot).filter(of_link).collect()
+    }
+
+    /// Adds what is missing to the number of devices the link shall have.
+    fn grow(&mut self, links: &mut [LowerLink], place: usize, demand: Option<&Demand>) {
+        let Some(ifindex) = links.get(place).map(|link| link.ifindex) else {
+            return;
+        };
+        let offered = self.next.offers.get(self.name).map_or(0, |runs| slots::advertised(runs, ifindex));
+        let mut missing = wanted(demand, ifindex).saturating_sub(offered);
+        while missing > 0 {
+            let taken = links.iter().flat_map(|link| &link.ranges);
+            let Some((first_slot, gap)) = slots::first_gap(taken) else {
+                self.next.exhausted = true;
+                return;
+            };
+            let left = IFINDEX_LAST.saturating_add(1).saturating_sub(self.next.table.next_ifindex);
+            let count = missing.min(gap).min(left);
+            if count == 0 {
+                self.next.exhausted = true;
+                return;
+            }
+            let range = SlotRange { first_slot, count, first_ifindex: self.next.table.next_ifindex };
+            self.next.table.next_ifindex += count;
+            missing -= count;
+            // Another link's device of that name may be leaving.
+            let again = |id: &DeviceId| id.resource() == self.name && range.ifindex_of(id.slot()).is_some();
+            self.still_withdrawn.retain(|device, _| !again(device));
+            if let Some(link) = links.get_mut(place) {
+                link.ranges.push(range);
+            }
+            self.next.offers.entry(self.name.clone()).or_default().push(Run {
+                range,
+                lower: ifindex,
+                advertised: true,
+            });
+        }
+    }
+
+    /// Whether a device that is not advertised stays for now; notes since when.
+    fn honours(&mut self, slot: u32) -> bool {
+        let device = self.device(slot);
+        let since = self.withdrawals.get(&device).copied().unwrap_or(self.around.now);
+        // Also of one that leaves: it is in the stored table until the next one is stored, which may take several tries.
+        self.still_withdrawn.insert(device, since);
+        self.around.now.saturating_duration_since(since) < GRACE
+    }
+
+    fn device(&self, slot: u32) -> DeviceId {
+        DeviceId::new(self.name.clone(), slot)
+    }
+}
+
+impl Evolution {
+    fn note_replaced(&mut self, resource: &ResourceName, link: &LowerLink, links: &BTreeMap<u32, Known>) {
+        let gone = !links.contains_key(&link.ifindex);
+        if gone && links.values().any(|known| known.name == link.name) {
+            self.replaced.insert((resource.clone(), link.name.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

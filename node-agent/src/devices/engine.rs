@@ -1,0 +1,375 @@
+//! The agent's state and its one step: links, pools and use go in; table, offers and findings come out.
+//!
+//! No sockets, no files, no clock: the caller brings them. Whatever order changes come in, the next step depends only
+//! on where they ended, and on what pods have: who offered a device that is in use keeps it.
+
+use crate::devices::assignment::{
+    self, Demand, DemandedLink, Evolution, Known, Run, Surroundings, Withdrawals,
+};
+use crate::devices::nics::{self, InPod};
+use crate::devices::offer::{self, LinkState, Offer, OfferedRun};
+use crate::links::health::{Policy, Sight, Tracker};
+use crate::links::inventory::Inventory;
+use crate::links::link::{Kind, Link};
+use crate::pods::PodName;
+use crate::pools::pool::{Naming, Pool};
+use crate::pools::selection::{self, Holding, Holdings, Selection};
+use macvtap::device_id::{DeviceId, ResourceName};
+use macvtap::link::IfName;
+use macvtap::pci::PciAddress;
+use macvtap::table::{DeviceTable, DeviceType, LowerLink, Resource, SlotRange};
+use macvtap_crds::v1alpha1::reason::LinkReason;
+use macvtap_crds::v1alpha1::settings::{Allocation, Topology};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+/// Everything the agent knows.
+#[derive(Debug)]
+pub struct Engine {
+    /// The links.
+    pub inventory: Inventory,
+    /// The pools, in the order in which they choose.
+    pub pools: Vec<Pool>,
+    /// Devices that a pod has.
+    pub in_use: BTreeSet<DeviceId>,
+    /// Whole NICs that are in pods, as their records say.
+    pub in_pods: BTreeMap<DeviceId, InPod>,
+    table: DeviceTable,
+    /// Whether the table is on the disk.
+    is_stored: bool,
+    boot_id: String,
+    standalone: bool,
+    withdrawals: Withdrawals,
+    /// The pool that had each resource last.
+    owners: BTreeMap<ResourceName, String>,
+    /// Every NIC that is offered as a whole, as it looked when it was last seen on the node.
+    seen: BTreeMap<PciAddress, Link>,
+    tracker: Tracker<(ResourceName, u32)>,
+}
+
+/// What a step found.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Table and what became of devices.
+    pub evolution: Evolution,
+    /// Whether the table is another one than that on the disk.
+    pub table_changed: bool,
+    /// What to offer, by resource.
+    pub offers: BTreeMap<ResourceName, Offer>,
+    /// Who has which link.
+    pub selection: Selection,
+    /// When the next step is due although nothing happened.
+    pub wake: Option<Instant>,
+}
+
+impl Engine {
+    /// Starts from the stored table; an empty one when there is none.
+    pub fn new(table: DeviceTable, boot_id: String, standalone: bool) -> Self {
+        Self {
+            inventory: Inventory::default(),
+            pools: Vec::new(),
+            in_use: BTreeSet::new(),
+            in_pods: BTreeMap::new(),
+            table,
+            is_stored: true,
+            boot_id,
+            standalone,
+            withdrawals: Withdrawals::new(),
+            owners: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            tracker: Tracker::default(),
+        }
+    }
+
+    /// Starts from a table that is not on the disk.
+    pub fn rebuilt(table: DeviceTable, boot_id: String, standalone: bool) -> Self {
+        Self { is_stored: false, ..Self::new(table, boot_id, standalone) }
+    }
+
+    /// The table that was stored last, or the one that this began with.
+    pub fn table(&self) -> &DeviceTable {
+        &self.table
+    }
+
+    /// What the CNI plugin acts on: what stands of a resource in a table that is on the disk and of this boot.
+    pub fn on_disk(&self, resource: &ResourceName) -> Option<&Resource> {
+        let valid = self.is_stored && self.table.boot_id == self.boot_id;
+        self.table.resources.get(resource).filter(|_| valid)
+    }
+
+    /// The boot it runs in.
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    /// Takes over the table of a step, once it is on the disk.
+    pub fn stored(&mut self, table: DeviceTable) {
+        self.table = table;
+        self.is_stored = true;
+    }
+
+    /// Decides everything anew.
+    pub fn step(&mut self, now: Instant) -> Step {
+        self.remember_nics();
+        let links = self.inventory.iter().map(known).collect();
+        let selection = selection::select(&self.pools, &self.inventory, &self.holdings(&links));
+        self.remember_owners(&selection);
+        let demands = self.demands(&selection);
+        let around = Surroundings {
+            boot_id: &self.boot_id,
+            links: &links,
+            in_use: &self.in_use,
+            standalone: self.standalone,
+            now,
+        };
+        let mut evolution = assignment::evolve(&self.table, &demands, around, &mut self.withdrawals);
+        let mut wake = evolution.next_deadline;
+        let mut offers = BTreeMap::new();
+        let names: BTreeSet<ResourceName> = evolution.offers.keys().chain(demands.keys()).cloned().collect();
+        for resource in names {
+            let runs = evolution.offers.remove(&resource).unwrap_or_default();
+            let offer = self.offer(&resource, &runs, &demands, &evolution.table, &selection, now, &mut wake);
+            offers.extend(offer.map(|offer| (resource, offer)));
+        }
+        self.tracker.forget_unseen(now);
+        self.note_seen(&evolution.table);
+        let table_changed = !self.is_stored || evolution.table != self.table;
+        Step { evolution, table_changed, offers, selection, wake }
+    }
+
+    /// Puts the NICs that are in pods beside the links of the node, as they were before they left.
+    fn remember_nics(&mut self) {
+        let mut away = Vec::new();
+        let nics = nics::of(&self.table);
+        for nic in &nics {
+            let in_pod = self.in_pods.get(&nic.device);
+            if let Some(in_pod) = in_pod.filter(|_| self.nic_on_node(nic.link).is_none()) {
+                // Its index may be another link's by now; the one that is kept for the device is nobody's.
+                let index = nic.link.ifindex;
+                let index = if index == 0 || self.inventory.has(index) { nic.ifindex } else { index };
+                let seen = self.seen.get(&nic.address).cloned();
+                away.push(Link { ifindex: index, ..seen.unwrap_or_else(|| in_pod.link(index)) });
+            }
+        }
+        self.inventory.set_in_pods(away);
+    }
+
+    /// Notes how the NICs of a table look, for the time when they are in pods.
+    fn note_seen(&mut self, table: &DeviceTable) {
+        let nics = nics::of(table);
+        let now = nics.iter().filter_map(|nic| Some((nic.address, self.nic_on_node(nic.link)?.clone())));
+        let now: Vec<(PciAddress, Link)> = now.collect();
+        self.seen.extend(now);
+        self.seen.retain(|address, _| nics.iter().any(|nic| nic.address == *address));
+    }
+
+    /// The pool that had the resource when the last agent ended. A table that was rebuilt, or is of an earlier release, does
+    /// not tell: then it is the one whose entry it is, if there is only one.
+    fn last_owner(&self, stored: &Resource) -> Option<String> {
+        if stored.pool.is_some() {
+            return stored.pool.clone();
+        }
+        let is_of = |pool: &&Pool| {
+            let entry = pool.table_entry();
+            entry == Resource { pool: entry.pool.clone(), links: Vec::new(), ..stored.clone() }
+        };
+        let mut alike = self.pools.iter().filter(is_of);
+        alike.next().filter(|_| alike.next().is_none()).map(|pool| pool.name.clone())
+    }
+
+    /// A pool whose links are gone for a while still had the resource.
+    fn remember_owners(&mut self, selection: &Selection) {
+        let Self { owners, table, pools, .. } = self;
+        owners.retain(|resource, _| table.resources.contains_key(resource));
+        let claims = selection.resources.iter();
+        owners.extend(claims.map(|(resource, claim)| (resource.clone(), pools[claim.pool].name.clone())));
+    }
+
+    /// The link of a NIC of the table, while it is on the node.
+    pub fn nic_on_node(&self, nic: &LowerLink) -> Option<&Link> {
+        let mut nics = self.inventory.present().filter(|link| link.kind == Kind::Physical);
+        nics.find(|link| assignment::is_nic(nic, &known(link).1))
+    }
+
+    /// The pod that a NIC is in.
+    pub fn pod_of(&self, link: &Link) -> Option<&PodName> {
+        let address = link.pci_function().filter(|_| self.inventory.is_in_pod(link.ifindex))?;
+        self.in_pods.values().find(|in_pod| in_pod.nic.pci == address).map(|in_pod| &in_pod.pod)
+    }
+
+    /// Devices in use, by link.
+    fn holdings(&self, links: &BTreeMap<u32, Known>) -> Holdings {
+        let mut holdings = Holdings::new();
+        for device in &self.in_use {
+            let Some(found) = self.table.device(device) else {
+                continue;
+            };
+            let resource = device.resource();
+            let pool = self.owners.get(resource).cloned().or_else(|| self.last_owner(found.resource));
+            let holding = Holding { resource: resource.clone(), mode: found.link.mode, pool };
+            let moved = found.link.pci.and_then(|_| assignment::find_nic(found.link, links));
+            let list = holdings.entry(moved.unwrap_or(found.link.ifindex)).or_default();
+            if !list.contains(&holding) {
+                list.push(holding);
+            }
+        }
+        holdings
+    }
+
+    fn demands(&self, selection: &Selection) -> BTreeMap<ResourceName, Demand> {
+        let mut demands: BTreeMap<ResourceName, Demand> = BTreeMap::new();
+        for (index, pool) in self.pools.iter().enumerate() {
+            let outcome = &selection.pools[index];
+            if pool.is_dry_run() || outcome.name_taken_by.is_some() {
+                continue;
+            }
+            let demand = |links| Demand { entry: pool.table_entry(), mode: pool.mode(), links };
+            // Known to the kubelet even without a link, as a resource of which there is none.
+            if let Naming::Fixed(resource) = &pool.naming {
+                demands.insert(resource.clone(), demand(Vec::new()));
+            }
+            let listed = match &pool.naming {
+                Naming::Fixed(resource) => Some(offer::devices_max(resource)),
+                // The list of one link is never too long.
+                Naming::AfterLink => None,
+            };
+            let per_node = pool.settings.per_node().into_iter().chain(listed).min();
+            let shares = assignment::share(pool.settings.per_link(), per_node, outcome.links.len());
+            for (ifindex, count) in outcome.links.iter().zip(shares) {
+                let link = self.inventory.get(*ifindex);
+                let Some(resource) = link.and_then(|link| pool.resource_for(link).ok()) else {
+                    continue;
+                };
+                let count = if pool.draining { 0 } else { count };
+                let count = if pool.gives_nics() { count.min(1) } else { count };
+                let links = &mut demands.entry(resource).or_insert_with(|| demand(Vec::new())).links;
+                links.push(DemandedLink { ifindex: *ifindex, count });
+            }
+        }
+        demands
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the results of the earlier parts of one step")]
+    fn offer(
+        &mut self,
+        resource: &ResourceName,
+        runs: &[Run],
+        demands: &BTreeMap<ResourceName, Demand>,
+        table: &DeviceTable,
+        selection: &Selection,
+        now: Instant,
+        wake: &mut Option<Instant>,
+    ) -> Option<Offer> {
+        let stored = table.resources.get(resource);
+        let entry = stored.or_else(|| demands.get(resource).map(|demand| &demand.entry))?;
+        let nics = entry.device_type == DeviceType::HostDevice;
+        let claimed = selection.resources.get(resource).and_then(|claim| self.pools.get(claim.pool));
+        let pool = claimed.or_else(|| {
+            let named = |pool: &&Pool| pool.naming == Naming::Fixed(resource.clone());
+            self.pools.iter().find(named)
+        });
+        let settings = pool.map(|pool| pool.settings.clone());
+        let mut offered = Vec::with_capacity(runs.len());
+        for run in runs {
+            let slot = run.range.first_slot;
+            let has = |link: &&LowerLink| link.ranges.iter().any(|range| range.ifindex_of(slot).is_some());
+            let known = stored.and_then(|stored| stored.links.iter().find(has));
+            let name = known.map(|link| link.name.clone()).unwrap_or_default();
+            let pci = known.filter(|_| nics).and_then(|link| link.pci);
+            let hint = settings.as_ref().is_some_and(|s| s.topology == Topology::Hint);
+            let (state, numa_node) = match self.inventory.get(run.lower) {
+                None => (LinkState::Unhealthy(LinkReason::LinkGone), None),
+                Some(link) if self.inventory.is_in_pod(run.lower) => {
+                    (LinkState::Healthy, link.hardware.numa_node.filter(|_| hint))
+                }
+                Some(link) => {
+                    let policy = settings.as_ref().map_or_else(Policy::default, |s| Policy::from(&s.health));
+                    let sight = if nics { Sight::of_nic(link) } else { Sight::of(link) };
+                    let key = (resource.clone(), run.lower);
+                    let (healthy, due) = self.tracker.observe(key, policy, sight, now);
+                    *wake = (*wake).into_iter().chain(due).min();
+                    let state = link_state(&self.inventory, link, healthy, entry.mtu);
+                    (state, link.hardware.numa_node.filter(|_| hint))
+                }
+            };
+            let whole = OfferedRun { run: *run, link: name, state, numa_node, pci };
+            if state == LinkState::Healthy && !nics {
+                offered.extend(without_taken(&self.inventory, &whole));
+            } else {
+                offered.push(whole);
+            }
+        }
+        Some(Offer {
+            resource: resource.clone(),
+            full_name: format!("{}/{resource}", entry.prefix),
+            tap_only: entry.tap_only,
+            device_type: entry.device_type,
+            allocation: settings.as_ref().map_or(Allocation::default(), |s| s.allocation),
+            runs: offered,
+        })
+    }
+}
+
+/// A healthy run, cut at the devices whose index another link of the node's namespace has: the taps of pods without
+/// network are made there. Pods' namespaces have indexes of their own.
+fn without_taken(inventory: &Inventory, whole: &OfferedRun) -> Vec<OfferedRun> {
+    let range = whole.run.range;
+    let end = range.first_ifindex.saturating_add(range.count);
+    let foreign = |link: &&Link| !is_tap_of(link, whole.run.lower);
+    let mut cuts: Vec<OfferedRun> = Vec::new();
+    let mut next = range.first_ifindex;
+    let cut = |from: u32, to: u32, state| OfferedRun {
+        run: Run {
+            range: SlotRange {
+                first_slot: range.first_slot + (from - range.first_ifindex),
+                count: to - from,
+                first_ifindex: from,
+            },
+            ..whole.run
+        },
+        state,
+        ..whole.clone()
+    };
+    for link in inventory.within(range.first_ifindex..end).filter(foreign) {
+        if link.ifindex > next {
+            cuts.push(cut(next, link.ifindex, LinkState::Healthy));
+        }
+        next = link.ifindex + 1;
+        cuts.push(cut(link.ifindex, next, LinkState::Unhealthy(LinkReason::IndexTaken)));
+    }
+    if next < end {
+        cuts.push(cut(next, end, LinkState::Healthy));
+    }
+    cuts
+}
+
+/// Whether the link is the tap of a device of ours on that link.
+fn is_tap_of(link: &Link, lower: u32) -> bool {
+    let name = IfName::tap_only(link.ifindex);
+    link.kind == Kind::Macvtap && link.lower == Some(lower) && link.name == name.as_str()
+}
+
+fn known(link: &Link) -> (u32, Known) {
+    (
+        link.ifindex,
+        Known { name: link.name.clone(), identity: assignment::identity(link), pci: link.pci_function() },
+    )
+}
+
+fn link_state(inventory: &Inventory, link: &Link, healthy: bool, mtu: Option<u32>) -> LinkState {
+    let reason = if let Some(refusal) = selection::obstacle(inventory, link) {
+        refusal.reason
+    } else if mtu.is_some_and(|mtu| mtu > link.mtu) {
+        LinkReason::MtuTooSmall
+    } else if healthy {
+        return LinkState::Healthy;
+    } else if link.admin_up {
+        LinkReason::NoCarrier
+    } else {
+        LinkReason::AdminDown
+    };
+    LinkState::Unhealthy(reason)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,144 @@
+use super::*;
+use crate::links::link::{Hardware, Master};
+use proptest::prelude::*;
+
+/// A link as tests need it.
+pub(crate) fn link(ifindex: u32, name: &str, kind: Kind) -> Link {
+    let physical = kind == Kind::Physical;
+    Link {
+        ifindex,
+        name: name.to_owned(),
+        altnames: Vec::new(),
+        kind,
+        mac: None,
+        permanent_mac: None,
+        mtu: 1500,
+        admin_up: true,
+        carrier: true,
+        master: None,
+        lower: None,
+        passthru: false,
+        hardware: Hardware { parent: physical.then(|| format!("virtio{ifindex}")), ..Hardware::default() },
+    }
+}
+
+/// A NIC on virtio at this slot of the first bus, with an address of its own.
+pub(crate) fn nic(ifindex: u32, name: &str, slot: u8) -> Link {
+    let mut nic = link(ifindex, name, Kind::Physical);
+    nic.permanent_mac = Some([2, 0, 0, 0, 0, slot].try_into().unwrap());
+    nic.hardware.parent = Some(format!("virtio{slot}"));
+    nic.hardware.pci_address = Some(format!("0000:00:{slot:02x}.0"));
+    nic
+}
+
+fn inventory(links: Vec<Link>) -> Inventory {
+    let mut inventory = Inventory::default();
+    let _ = inventory.reset(links);
+    inventory
+}
+
+fn obstacle_of(links: Vec<Link>, ifindex: u32) -> Option<Obstacle> {
+    let inventory = inventory(links);
+    inventory.obstacle(inventory.get(ifindex).unwrap())
+}
+
+#[test]
+fn a_port_cannot_be_used_but_a_link_in_a_vrf_can() {
+    let port = |kind: &str| {
+        let mut port = link(1, "a", Kind::Physical);
+        port.master = Some(Master { ifindex: 2, kind: kind.into() });
+        obstacle_of(vec![port, link(2, "up", Kind::Other(kind.into()))], 1)
+    };
+    for kind in ["bond", "bridge", "team", "openvswitch", ""] {
+        assert_eq!(port(kind), Some(Obstacle::EnslavedTo("up".into())), "{kind}");
+    }
+    assert_eq!(port("vrf"), None);
+}
+
+#[test]
+fn an_ipvlan_or_vrf_carries_no_macvtap() {
+    for kind in ["ipvlan", "ipvtap", "vrf"].map(|kind| Kind::Other(kind.into())) {
+        assert_eq!(obstacle_of(vec![link(1, "a", kind.clone())], 1), Some(Obstacle::Kind(kind)));
+    }
+    assert_eq!(obstacle_of(vec![link(1, "a", Kind::Other("vxlan".into()))], 1), None);
+}
+
+#[test]
+fn children_that_take_the_whole_link_are_named() {
+    let child = |kind: Kind, passthru| {
+        let mut child = link(2, "child", kind);
+        (child.lower, child.passthru) = (Some(1), passthru);
+        obstacle_of(vec![link(1, "a", Kind::Physical), child], 1)
+    };
+    assert_eq!(child(Kind::Macvlan, true), Some(Obstacle::Passthru("child".into())));
+    assert_eq!(child(Kind::Macvtap, true), Some(Obstacle::Passthru("child".into())));
+    assert_eq!(child(Kind::Other("ipvlan".into()), false), Some(Obstacle::IpvlanParent("child".into())));
+    assert_eq!(child(Kind::Macvlan, false), None);
+    assert_eq!(child(Kind::Vlan, false), None);
+}
+
+#[test]
+fn a_device_of_ours_that_has_the_whole_link_does_not_take_it_from_its_own_pool() {
+    let mut tap = link(IFINDEX_FIRST + 1, "mvt01000001", Kind::Macvtap);
+    (tap.lower, tap.passthru) = (Some(1), true);
+    assert_eq!(obstacle_of(vec![link(1, "a", Kind::Physical), tap], 1), None);
+}
+
+#[test]
+fn what_ties_a_link_to_the_host_is_found() {
+    let mut inventory = inventory(vec![link(1, "a", Kind::Physical), link(2, "b", Kind::Veth)]);
+    let a = link(1, "a", Kind::Physical);
+    assert_eq!(inventory.tie(&a), None);
+    let mut vlan = link(3, "a.5", Kind::Vlan);
+    vlan.lower = Some(1);
+    assert_eq!(inventory.apply(vlan), Change::Something);
+    assert_eq!(inventory.tie(&a), Some(Tie::Upper("a.5".into())));
+    assert_eq!(inventory.set_addressed([1].into()), Change::Something);
+    assert_eq!(inventory.tie(&a), Some(Tie::HostAddress));
+    assert_eq!(inventory.set_default_routes([1].into()), Change::Something);
+    assert_eq!(inventory.tie(&a), Some(Tie::DefaultRoute));
+}
+
+#[test]
+fn the_other_end_of_a_veth_and_our_own_devices_tie_nothing() {
+    let (mut peer, mut tap) = (link(2, "peer", Kind::Veth), link(IFINDEX_FIRST, "tap", Kind::Macvtap));
+    (peer.lower, tap.lower) = (Some(1), Some(1));
+    let a = link(1, "a", Kind::Veth);
+    assert_eq!(inventory(vec![a.clone(), peer, tap]).tie(&a), None);
+}
+
+#[test]
+fn an_event_that_says_nothing_new_changes_nothing() {
+    let mut inventory = inventory(vec![link(1, "a", Kind::Physical)]);
+    assert_eq!(inventory.apply(link(1, "a", Kind::Physical)), Change::Nothing);
+    assert_eq!(inventory.remove(2), Change::Nothing);
+    assert_eq!(inventory.reset([link(1, "a", Kind::Physical)]), Change::Nothing);
+    assert_eq!(inventory.apply(link(1, "b", Kind::Physical)), Change::Something);
+}
+
+proptest! {
+    /// Links that come, change and go in any order leave what a fresh list shows.
+    #[test]
+    fn events_end_where_a_fresh_list_begins(
+        events in prop::collection::vec((1..8_u32, prop::option::of((0..3_u32, any::<bool>()))), 0..60)
+    ) {
+        let mut followed = Inventory::default();
+        let mut present: BTreeMap<u32, Link> = BTreeMap::new();
+        for (ifindex, state) in events {
+            let before = followed.clone();
+            let change = if let Some((name, carrier)) = state {
+                let mut link = link(ifindex, &format!("n{name}"), Kind::Veth);
+                link.carrier = carrier;
+                present.insert(ifindex, link.clone());
+                followed.apply(link)
+            } else {
+                present.remove(&ifindex);
+                followed.remove(ifindex)
+            };
+            prop_assert_eq!(change == Change::Something, before != followed);
+        }
+        let mut fresh = Inventory::default();
+        let _ = fresh.reset(present.into_values());
+        prop_assert_eq!(followed, fresh);
+    }
+}

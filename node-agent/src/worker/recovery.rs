@@ -1,0 +1,214 @@
+//! A device table from what pods have, for the day the table is damaged or lost.
+
+use crate::devices::assignment;
+use crate::kubelet::checkpoint::{self, Given};
+use macvtap::device_id::{DeviceId, DeviceIdError, ResourceName, SLOT_MAX};
+use macvtap::mode::Mode;
+use macvtap::paths::Paths;
+use macvtap::pci::PciAddress;
+use macvtap::record::Attachment;
+use macvtap::records;
+use macvtap::table::{
+    DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Owner, Resource,
+    SlotRange, TapOnly,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Indexes of the lost table that no record names may belong to pods whose networks are being set up right now. This
+/// many are left out above the highest one known.
+const GAP: u32 = 1 << 16;
+
+/// Every recorded device with its index, then every one the kubelet has given away; everything else is given anew.
+/// Which link the latter were on nobody has noted: the resource's, if it has one only.
+pub(super) fn rebuild(paths: &Paths, plugins: &Path, boot_id: &str, standalone: bool) -> DeviceTable {
+    let records = records::list(paths).map(|listing| listing.records).unwrap_or_default();
+    from_notes(&records, &checkpoint::given(plugins), boot_id, standalone)
+}
+
+fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone: bool) -> DeviceTable {
+    let mut table = assignment::empty(boot_id, standalone);
+    let mut highest = IFINDEX_FIRST;
+    let mut indexes = BTreeSet::new();
+    let mut add = |device: &DeviceId, ifindex: u32, lower_ifindex: u32| {
+        let ours = (IFINDEX_FIRST..=IFINDEX_LAST).contains(&ifindex);
+        if !ours || table.device(device).is_some() || !indexes.insert(ifindex) {
+            return;
+        }
+        highest = highest.max(ifindex);
+        let resource = table.resources.entry(device.resource().clone()).or_insert_with(unknown);
+        let range = SlotRange { first_slot: device.slot(), count: 1, first_ifindex: ifindex };
+        match resource.links.iter_mut().find(|link| link.ifindex == lower_ifindex) {
+            Some(link) => link.ranges.push(range),
+            None => resource.links.push(LowerLink {
+                ifindex: lower_ifindex,
+                name: String::new(),
+                identity: assignment::nowhere(),
+                mode: Mode::default(),
+                ranges: vec![range],
+                pci: None,
+            }),
+        }
+    };
+    for record in records.iter().filter(|record| record.nic.is_none()) {
+        add(&record.device, record.ifindex, record.lower_ifindex);
+    }
+    let known: BTreeMap<&DeviceId, u32> =
+        records.iter().map(|record| (&record.device, record.ifindex)).collect();
+    for given in given {
+        let devices: Vec<_> = given.devices.iter().filter(|device| !known.contains_key(device)).collect();
+        let promised =
+            given.ifindexes.iter().filter(|ifindex| !known.values().any(|known| known == *ifindex));
+        let promised: Vec<_> = promised.collect();
+        if devices.len() == promised.len() {
+            for (device, ifindex) in devices.into_iter().zip(promised) {
+                add(device, *ifindex, 0);
+            }
+        }
+    }
+    table.next_ifindex = highest.saturating_add(1).min(IFINDEX_LAST);
+    for record in records {
+        if let Some(nic) = &record.nic {
+            let at = Place { ifindex: record.lower_ifindex, name: &nic.name, identity: nic.identity.clone() };
+            add_nic(&mut table, record.device.resource(), record.device.slot(), nic.pci, at);
+        }
+    }
+    for given in given {
+        let Ok((prefix, name)) = split(&given.resource) else { continue };
+        for address in &given.nics {
+            if table.host_device(address).is_none() {
+                let taken = table.resources.get(&name).map_or(&[][..], |resource| &resource.links);
+                let slots = taken.iter().flat_map(|link| &link.ranges).map(|range| range.first_slot);
+                let slot = slots.max().map_or(0, |slot| slot.saturating_add(1));
+                let nowhere = Place { ifindex: 0, name: "", identity: assignment::nowhere() };
+                add_nic(&mut table, &name, slot, *address, nowhere);
+            }
+            // By its whole name the kubelet knows the NIC.
+            if let Some(resource) = table.resources.get_mut(&name) {
+                prefix.clone_into(&mut resource.prefix);
+            }
+        }
+    }
+    table.next_ifindex = table.next_ifindex.saturating_add(GAP).min(IFINDEX_LAST);
+    table
+}
+
+/// Where a NIC is on the node, as far as anybody has noted.
+struct Place<'n> {
+    ifindex: u32,
+    name: &'n str,
+    identity: LinkIdentity,
+}
+
+fn add_nic(table: &mut DeviceTable, resource: &ResourceName, slot: u32, pci: PciAddress, at: Place<'_>) {
+    if table.host_device(&pci).is_some() {
+        return;
+    }
+    let unknown = || Resource { device_type: DeviceType::HostDevice, ..unknown() };
+    let entry = table.resources.entry(resource.clone()).or_insert_with(unknown);
+    let taken = entry.links.iter().any(|link| link.ranges.iter().any(|range| range.first_slot == slot));
+    if entry.device_type != DeviceType::HostDevice || taken || slot > SLOT_MAX {
+        return;
+    }
+    entry.links.push(LowerLink {
+        ifindex: at.ifindex,
+        name: at.name.to_owned(),
+        identity: at.identity,
+        mode: Mode::Passthru,
+        ranges: vec![SlotRange { first_slot: slot, count: 1, first_ifindex: table.next_ifindex }],
+        pci: Some(pci),
+    });
+    table.next_ifindex = table.next_ifindex.saturating_add(1).min(IFINDEX_LAST);
+}
+
+/// Prefix and name of a resource.
+fn split(resource: &str) -> Result<(&str, ResourceName), DeviceIdError> {
+    let (prefix, name) = resource.rsplit_once('/').unwrap_or(("", resource));
+    Ok((prefix, name.parse()?))
+}
+
+/// What stands in the table until a pool says better.
+fn unknown() -> Resource {
+    Resource {
+        pool: None,
+        prefix: macvtap_crds::GROUP.to_owned(),
+        device_type: DeviceType::Macvtap,
+        mtu: None,
+        promiscuous: false,
+        all_multicast: true,
+        owner: Owner::default(),
+        tap_only: TapOnly::Forbidden,
+        links: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attachments::collector::tests::recorded;
+    use crate::devices::nics;
+    use crate::links::inventory::tests::nic;
+
+    fn record(device: &str, ifindex: u32, lower_ifindex: u32) -> Attachment {
+        Attachment { ifindex, lower_ifindex, ..recorded(device) }
+    }
+
+    #[test]
+    fn nics_in_pods_keep_their_slots_and_allocated_ones_are_known_by_their_address() {
+        let nic = Some(nics::tests::recorded(&nic(7, "eth1", 0xa)));
+        let first = Attachment { nic: nic.clone(), ..record("virtMvp3", 2, 7) };
+        let twice = Attachment { nic, ..record("virtMvp4", 2, 7) };
+        let given = [Given {
+            resource: "kernel.org/virt".into(),
+            devices: Vec::new(),
+            nics: ["0000:00:0a.0", "0000:00:0b.0"].map(|address| address.parse().unwrap()).into(),
+            ifindexes: Vec::new(),
+        }];
+        let tap = record("aMvp0", IFINDEX_FIRST + 5, 7);
+        let table = from_notes(&[first, twice, tap], &given, "boot", false);
+        let found = |address: &str| table.host_device(&address.parse().unwrap()).unwrap();
+        let (device, known) = found("0000:00:0a.0");
+        assert_eq!((device.to_string().as_str(), known.link.ifindex), ("virtMvp3", 7));
+        assert_eq!(known.resource.prefix, "kernel.org");
+        assert_eq!(found("0000:00:0b.0").0.to_string(), "virtMvp4");
+        DeviceTable::parse(&serde_json::to_vec(&table).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn recorded_devices_keep_their_indexes_and_no_index_near_them_is_given_anew() {
+        let records = [
+            record("aMvp3", IFINDEX_FIRST + 3, 7),
+            record("aMvp0", IFINDEX_FIRST, 7),
+            record("bMvp0", IFINDEX_FIRST + 50, 8),
+            record("bMvp1", 12, 8),
+        ];
+        let given = |ids: &[&str], ifindexes: &[u32]| Given {
+            resource: "example.com/a".into(),
+            nics: Vec::new(),
+            devices: ids.iter().map(|id| id.parse().unwrap()).collect(),
+            ifindexes: ifindexes.iter().map(|index| IFINDEX_FIRST + index).collect(),
+        };
+        let given = [
+            given(&["aMvp3"], &[9]),
+            given(&["aMvp5"], &[5]),
+            given(&["aMvp6"], &[50]),
+            given(&["aMvp7"], &[]),
+            // One of a container's three is recorded: the other two have what is left.
+            given(&["aMvp0", "aMvp11", "aMvp12"], &[0, 21, 22]),
+        ];
+        let table = from_notes(&records, &given, "boot", false);
+        let promised = table.device(&"aMvp5".parse().unwrap()).unwrap();
+        assert_eq!((promised.ifindex, promised.link.ifindex), (IFINDEX_FIRST + 5, 0));
+        assert!(table.device(&"aMvp6".parse().unwrap()).is_none(), "that index is another device's");
+        for (device, index) in [("aMvp0", 0), ("aMvp11", 21), ("aMvp12", 22)] {
+            let found = table.device(&device.parse().unwrap()).unwrap();
+            assert_eq!(found.ifindex, IFINDEX_FIRST + index, "{device}");
+        }
+        assert!(table.device(&"aMvp7".parse().unwrap()).is_none());
+        let found = table.device(&"aMvp3".parse().unwrap()).unwrap();
+        assert_eq!((found.ifindex, found.link.ifindex), (IFINDEX_FIRST + 3, 7));
+        assert!(table.device(&"bMvp1".parse().unwrap()).is_none());
+        assert_eq!(table.next_ifindex, IFINDEX_FIRST + 51 + GAP);
+        DeviceTable::parse(&serde_json::to_vec(&table).unwrap()).unwrap();
+    }
+}
