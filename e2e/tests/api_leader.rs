@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Within this time another operator leads.
-const FAIL_OVER: Duration = Duration::from_secs(15);
+const FAIL_OVER: Duration = Duration::from_secs(20);
 
 /// Starts a further operator, with a log of its own.
 fn another(scene: &Scene, name: &str, kubeconfig: Option<&Value>) -> Result<Program> {

@@ -20,7 +20,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::settings::ResourcePer;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -86,13 +86,16 @@ impl Context {
         Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Works out anew what the pools come to.
+    /// Recomputes the catalog from the cached pools.
     pub fn refresh_catalog(&self) {
+        // The cache is read under the lock, so that of two callers the one that read the older pools never stores last.
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
         let pools = self.pools.state();
         let unreadable =
             pools.iter().filter_map(|pool| pool.0.as_ref().err()).map(|invalid| &invalid.metadata);
-        let new = Arc::new(Catalog::new(readable(&pools)).with_unreadable(unreadable));
-        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = new;
+        *catalog = Arc::new(Catalog::new(readable(&pools)).with_unreadable(unreadable));
+        let uids: HashSet<&str> = pools.iter().filter_map(|pool| pool.meta().uid.as_deref()).collect();
+        self.grants.retain(&uids);
     }
 
     /// What is known of a node.

@@ -19,16 +19,16 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// How long a lease holds after its last renewal.
-pub const LEASE: Duration = Duration::from_secs(10);
+pub const LEASE: Duration = Duration::from_secs(15);
 
 /// For how long after its last renewal the holder acts.
-pub const RENEW_DEADLINE: Duration = Duration::from_secs(7);
+pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The pause between two attempts.
 pub const RETRY: Duration = Duration::from_secs(2);
 
 /// How long one request may take, so that a connection that died leaves time for another.
-const REQUEST: Duration = Duration::from_secs(3);
+const REQUEST: Duration = Duration::from_secs(4);
 
 /// One candidate.
 pub struct Elector {

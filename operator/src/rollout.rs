@@ -138,6 +138,11 @@ impl Grants {
         self.lock().remove(uid);
     }
 
+    /// Forgets every pool that is not one of these.
+    pub fn retain(&self, uids: &HashSet<&str>) {
+        self.lock().retain(|uid, _| uids.contains(uid.as_str()));
+    }
+
     /// Forgets everything: another operator leads.
     pub fn forget_all(&self) {
         self.lock().clear();
@@ -257,6 +262,11 @@ mod tests {
         assert!(grants.has(&old, "a") && !grants.has(&old, "b") && !grants.has(&new, "a"));
         grants.set(&new, ["b".to_owned()]);
         assert!(grants.has(&new, "b") && !grants.has(&new, "a") && !grants.has(&old, "a"));
+        grants.retain(&HashSet::from(["uid-dp"]));
+        assert!(grants.has(&new, "b"));
+        grants.retain(&HashSet::new());
+        assert!(!grants.has(&new, "b"), "a pool that went while nobody looked leaves no turns");
+        grants.set(&new, ["b".to_owned()]);
         grants.forget("uid-dp");
         assert!(!grants.has(&new, "b"));
     }

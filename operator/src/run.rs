@@ -52,14 +52,11 @@ const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// Runs until the shutdown; an error is one that a restart may cure.
 pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listener = admin::listen(args.listen).await?;
-    let mut config = Config::infer().await.context("find the cluster")?;
-    config.read_timeout = Some(SILENCE_MAX);
-    // A pooled connection is idle by right.
-    config.reset_reader_on_write = true;
+    let config = Config::infer().await.context("find the cluster")?;
     let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let (term, metrics) = (Arc::new(Term::default()), Arc::new(Metrics::default()));
     let gate = Gate::new(Arc::clone(&term), Arc::clone(&metrics));
-    let client = ClientBuilder::try_from(config).context("make a client")?.with_layer(&gate).build();
+    let client = client(config, &gate)?;
     let (elector, beat) =
         Elector::new(client.clone(), &namespace, &args.lease, identity(&args), Arc::clone(&term));
 
@@ -86,6 +83,17 @@ pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()>
         }
     }
     Ok(())
+}
+
+/// Builds a client whose every single attempt to write passes the gate.
+fn client(mut config: Config, gate: &Gate) -> anyhow::Result<Client> {
+    config.read_timeout = Some(SILENCE_MAX);
+    // A pooled connection is idle by right.
+    config.reset_reader_on_write = true;
+    // The client's own retries are inside the gate: a write refused with 429 would be sent again without asking whether
+    // this operator still leads, and a watch or a lease renewal would wait in them unseen.
+    config.default_retry = false;
+    Ok(ClientBuilder::try_from(config).context("make a client")?.with_layer(gate).build())
 }
 
 /// Waits for the signal to end.
@@ -299,4 +307,45 @@ where
     K: kube::Resource<DynamicType = ()> + Clone + 'static,
 {
     store.wait_until_ready().await.with_context(|| format!("fill the cache of {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::api::{Api, Patch, PatchParams};
+    use macvtap_crds::v1alpha1::MacvtapResourcePool;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// An API server that answers every request with 429 and takes the lease away before it does.
+    async fn overloaded(term: Arc<Term>, requests: Arc<AtomicUsize>) -> std::net::SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                requests.fetch_add(1, Ordering::SeqCst);
+                term.end();
+                let _ = stream.read(&mut [0; 4096]).await;
+                let answer =
+                    "HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_write_that_the_api_server_refuses_for_now_is_not_sent_again_after_loss_of_the_lease() {
+        let (term, requests) = (Arc::new(Term::default()), Arc::new(AtomicUsize::new(0)));
+        term.hold(Instant::now() + Duration::from_mins(1));
+        let address = overloaded(Arc::clone(&term), Arc::clone(&requests)).await;
+        let config = Config::new(format!("http://{address}").parse().unwrap());
+        let gate = Gate::new(Arc::clone(&term), Arc::default());
+        let pools: Api<MacvtapResourcePool> = Api::all(client(config, &gate).unwrap());
+        let patch = Patch::Merge(serde_json::json!({}));
+        let refused = pools.patch("dp", &PatchParams::default(), &patch).await.unwrap_err();
+        assert!(matches!(&refused, kube::Error::Api(status) if status.code == 429), "{refused}");
+        assert_eq!(requests.load(Ordering::SeqCst), 1);
+    }
 }

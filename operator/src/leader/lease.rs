@@ -114,7 +114,7 @@ mod tests {
         let start = Instant::now();
         let observed = held("a", start);
         let later = start + Duration::from_secs(4);
-        assert_eq!(step(Some(&observed), "b", later, WALL), Step::Wait(Duration::from_secs(6)));
+        assert_eq!(step(Some(&observed), "b", later, WALL), Step::Wait(Duration::from_secs(11)));
         let Step::Replace(taken) = step(Some(&observed), "b", start + LEASE, WALL) else {
             panic!("not taken")
         };
@@ -132,7 +132,7 @@ mod tests {
         let seen = observed.seen(renewed.clone(), start + Duration::from_secs(9));
         assert_eq!(step(Some(&seen), "b", start + LEASE, WALL), Step::Wait(Duration::from_secs(9)));
         let same = seen.seen(renewed, start + Duration::from_secs(12));
-        assert!(matches!(step(Some(&same), "b", start + Duration::from_secs(19), WALL), Step::Replace(_)));
+        assert!(matches!(step(Some(&same), "b", start + Duration::from_secs(24), WALL), Step::Replace(_)));
     }
 
     #[test]
