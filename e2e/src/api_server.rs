@@ -2,7 +2,7 @@
 //! ready in about three seconds, no root needed.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,7 +23,31 @@ pub struct ApiServer {
     dir: PathBuf,
     kubectl: Kubectl,
     pki: Pki,
+    ports: Ports,
     children: Vec<(&'static str, Child)>,
+}
+
+/// The namespace of the service accounts of [`ApiServer::account`].
+pub const ACCOUNTS_NAMESPACE: &str = "macvtap-system";
+
+const OPERATOR: &str = "system:serviceaccount:macvtap-system:macvtap-operator";
+const AGENT: &str = "system:serviceaccount:macvtap-system:macvtap-node-agent";
+const ACCOUNT_GROUPS: &str = "system:serviceaccounts,system:serviceaccounts:macvtap-system";
+
+/// A user whose requests the API server authorizes and queues as those of the product's service account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Account {
+    /// The operator.
+    Operator,
+    /// The node agents, which share one account.
+    Agent,
+}
+
+/// Whether etcd waits for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disk {
+    Ignored,
+    Waited,
 }
 
 /// File beside the kubeconfig with one JSON object for each request of a service account: who did what.
@@ -42,6 +66,15 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 impl ApiServer {
     /// Starts one of its own, building etcd, kube-apiserver and kubectl first when they are missing.
     pub fn start() -> Result<Self> {
+        Self::start_with(Disk::Ignored)
+    }
+
+    /// Starts one whose etcd waits for the disk, as in production: for measurements.
+    pub fn start_durable() -> Result<Self> {
+        Self::start_with(Disk::Waited)
+    }
+
+    fn start_with(disk: Disk) -> Result<Self> {
         let checkout = Checkout::here();
         components::build(&checkout)?;
         let home = checkout.artefacts().join("api");
@@ -51,7 +84,7 @@ impl ApiServer {
         for _ in 0..3 {
             // A directory of its own for each attempt: one that fails takes its own away.
             let dir = home.join(format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
-            match Self::try_start(&checkout, &dir) {
+            match Self::try_start(&checkout, &dir, disk) {
                 Ok(server) => return Ok(server),
                 Err(error) => last = Some(error),
             }
@@ -59,8 +92,9 @@ impl ApiServer {
         Err(last.context("no attempt was made")?)
     }
 
-    fn try_start(checkout: &Checkout, dir: &Path) -> Result<Self> {
-        let pki = Pki::ensure(&dir.join("pki"), &[("admin", "system:masters")])?;
+    fn try_start(checkout: &Checkout, dir: &Path, disk: Disk) -> Result<Self> {
+        let users = [("admin", "system:masters"), (OPERATOR, ACCOUNT_GROUPS), (AGENT, ACCOUNT_GROUPS)];
+        let pki = Pki::ensure(&dir.join("pki"), &users)?;
         let ports = free_ports()?;
         let kubeconfig = dir.join("kubeconfig");
         pki.kubeconfig(&kubeconfig, "admin", &format!("https://127.0.0.1:{}", ports.api))?;
@@ -68,6 +102,7 @@ impl ApiServer {
             dir: dir.to_path_buf(),
             kubectl: Kubectl::new(checkout, &kubeconfig),
             pki: pki.clone(),
+            ports,
             children: Vec::new(),
         };
         let bin = checkout.bin();
@@ -75,9 +110,11 @@ impl ApiServer {
         layout::write(&policy, AUDIT_POLICY)?;
         let mut api_server = control_plane::lone_api_server(&bin, &pki, ports);
         api_server.arg("--audit-policy-file").arg(&policy).arg("--audit-log-path").arg(dir.join(AUDIT_LOG));
-        for (name, command) in
-            [("etcd", control_plane::etcd(&bin, &dir.join("etcd"), ports)), ("kube-apiserver", api_server)]
-        {
+        let etcd = match disk {
+            Disk::Ignored => control_plane::etcd(&bin, &dir.join("etcd"), ports),
+            Disk::Waited => control_plane::durable_etcd(&bin, &dir.join("etcd"), ports),
+        };
+        for (name, command) in [("etcd", etcd), ("kube-apiserver", api_server)] {
             server.start_child(name, command)?;
         }
         wait::until("the API server", Duration::from_mins(1), || server.answers(dir))?;
@@ -106,6 +143,22 @@ impl ApiServer {
         let bin = Checkout::here().bin();
         let command = control_plane::removing_controllers(&bin, &self.pki, self.kubectl.kubeconfig());
         self.start_child("kube-controller-manager", command)
+    }
+
+    /// Writes a kubeconfig of an account that has only the rights RBAC gives it, and returns its path.
+    pub fn account(&self, account: Account) -> Result<PathBuf> {
+        let (user, file) = match account {
+            Account::Operator => (OPERATOR, "operator.kubeconfig"),
+            Account::Agent => (AGENT, "agent.kubeconfig"),
+        };
+        let path = self.dir.join(file);
+        self.pki.kubeconfig(&path, user, &format!("https://127.0.0.1:{}", self.ports.api))?;
+        Ok(path)
+    }
+
+    /// Where etcd answers clients, and serves its metrics.
+    pub fn etcd(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports.etcd).into()
     }
 
     /// The pids of `etcd`, `kube-apiserver` and, if started, `kube-controller-manager`.

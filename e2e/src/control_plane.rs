@@ -19,10 +19,17 @@ pub struct Ports {
 
 /// etcd on loopback. Nothing in it outlives the cluster, so it need not wait for the disk.
 pub fn etcd(bin: &Path, data: &Path, ports: Ports) -> Command {
+    let mut command = durable_etcd(bin, data, ports);
+    command.arg("--unsafe-no-fsync");
+    command
+}
+
+/// etcd on loopback as it is run in production: each write reaches the disk before it is acknowledged.
+pub fn durable_etcd(bin: &Path, data: &Path, ports: Ports) -> Command {
     let client = format!("http://127.0.0.1:{}", ports.etcd);
     let peer = format!("http://127.0.0.1:{}", ports.etcd_peer);
     let mut command = Command::new(bin.join("etcd"));
-    command.arg("--data-dir").arg(data).args(["--name", "local", "--unsafe-no-fsync", "--log-level", "warn"]);
+    command.arg("--data-dir").arg(data).args(["--name", "local", "--log-level", "warn"]);
     command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
     command.args(["--initial-cluster", &format!("local={peer}")]);

@@ -139,6 +139,12 @@ enum Command {
         /// How many pools, all on every node
         #[arg(long, default_value_t = 20)]
         pools: usize,
+        /// Another operator to measure in the same call, such as an earlier release's
+        #[arg(long, requires = "other_chart")]
+        other_operator: Option<PathBuf>,
+        /// The chart of the other operator
+        #[arg(long, requires = "other_operator")]
+        other_chart: Option<PathBuf>,
     },
     /// Passes connections to a cluster's API server on
     #[command(hide = true)]
@@ -200,7 +206,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench => return bench(&checkout),
         Command::BenchPods(size) => bench_pods::run(size)?,
         Command::BenchIdle { seconds, beside } => return bench_idle(&checkout, seconds, beside),
-        Command::BenchScale { nodes, pools } => return bench_scale(&checkout, nodes, pools),
+        Command::BenchScale { nodes, pools, other_operator, other_chart } => {
+            return bench_scale(&checkout, nodes, pools, other_operator.zip(other_chart));
+        }
         Command::Relay { netns, port_file, wanted } => relay::serve(&netns, &port_file, wanted)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -282,13 +290,21 @@ fn bench_idle(checkout: &Checkout, seconds: u32, beside: Option<PathBuf>) -> Res
     exit(&mut command)
 }
 
-fn bench_scale(checkout: &Checkout, nodes: usize, pools: usize) -> Result<ExitCode> {
+fn bench_scale(
+    checkout: &Checkout,
+    nodes: usize,
+    pools: usize,
+    other: Option<(PathBuf, PathBuf)>,
+) -> Result<ExitCode> {
     prerequisites::ensure(checkout)?;
     components::build(checkout)?;
     let operator = images::measured_operator(checkout)?;
     let mut command = images::cargo(checkout, "bench")?;
     command.args(["-p", "e2e", "--bench", "scale", "--"]);
     command.args(["--nodes", &nodes.to_string(), "--pools", &pools.to_string(), "--operator"]).arg(operator);
+    if let Some((program, chart)) = other {
+        command.arg("--other-operator").arg(program).arg("--other-chart").arg(chart);
+    }
     exit(&mut command)
 }
 

@@ -39,8 +39,8 @@ fn a_node_state_of_twenty_pools_is_at_most_8_kib_with_its_managed_fields() -> Re
     let args = ["patch", &name, "--subresource=status", "--type=json", &manager, "-p", &patch];
     scene.api.kubectl.run(&args)?;
     scene.ready_nodes("tenant-00", "1/1")?;
-    let path = format!("/apis/macvtap.network.kubevirt.io/v1alpha1/macvtapnodestates/{NODE}");
-    let stored = scene.api.kubectl.run(&["get", "--raw", &path])?;
+    let address = format!("/apis/macvtap.network.kubevirt.io/v1alpha1/macvtapnodestates/{NODE}");
+    let stored = scene.api.kubectl.run(&["get", "--raw", &address])?;
     let stored: Value = serde_json::from_str(&stored)?;
     let bytes = |value: &Value| value.to_string().len();
     println!(

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams};
+use kube::core::Request;
 use macvtap_crds::OPERATOR_FIELD_MANAGER;
 use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool};
 use serde_json::json;
@@ -18,7 +19,7 @@ const MADE_AT_ONCE: usize = 32;
 pub(crate) const FIRST_MTU: u32 = 1500;
 
 /// Name of a Node.
-fn node_name(number: usize) -> String {
+pub(crate) fn node_name(number: usize) -> String {
     format!("node-{number:05}")
 }
 
@@ -132,7 +133,7 @@ pub(crate) async fn states(client: &Client) -> Result<Vec<MacvtapNodeState>> {
 pub(crate) fn edited(states: &[MacvtapNodeState], pool: &str, mtu: u32) -> Vec<MacvtapNodeState> {
     let mut states = states.to_vec();
     for state in &mut states {
-        state.spec.config_hash = format!("sha256:{mtu:064x}");
+        state.spec.config_hash = format!("{mtu:016x}");
         for entry in state.spec.pools.iter_mut().filter(|entry| entry.name == pool) {
             entry.generation += 1;
             if let Some(macvtap) = &mut entry.settings.macvtap {
@@ -147,24 +148,40 @@ pub(crate) fn edited(states: &[MacvtapNodeState], pool: &str, mtu: u32) -> Vec<M
 /// once. What is left is the API server's own time.
 pub(crate) async fn write_specs(client: &Client, states: &[MacvtapNodeState], at_once: usize) -> Result<()> {
     let api: Api<MacvtapNodeState> = Api::all(client.clone());
-    let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
+    let params = PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
     stream::iter(states)
         .map(|state| {
             let (api, params) = (api.clone(), params.clone());
             async move {
                 let name = state.metadata.name.clone().unwrap_or_default();
-                let body = json!({
-                    "apiVersion": "macvtap.network.kubevirt.io/v1alpha1", "kind": "MacvtapNodeState",
-                    "metadata": {"name": name, "ownerReferences": state.metadata.owner_references},
-                    "spec": state.spec,
-                });
-                api.patch_metadata(&name, &params, &Patch::Apply(body)).await.map(drop)
+                let body = json!([
+                    {"op": "add", "path": "/spec", "value": state.spec},
+                    {"op": "add", "path": "/metadata/ownerReferences", "value": state.metadata.owner_references},
+                ]);
+                let patch = serde_json::from_value(body).map_err(kube::Error::SerdeError)?;
+                api.patch_metadata(&name, &params, &Patch::<()>::Json(patch)).await.map(drop)
             }
         })
         .buffer_unordered(at_once)
         .try_collect::<()>()
         .await
         .context("write a node state")
+}
+
+/// The bytes of the first node's state as etcd has it: JSON with managed fields.
+pub(crate) async fn state_bytes(client: &Client) -> Result<u64> {
+    let path = "/apis/macvtap.network.kubevirt.io/v1alpha1/macvtapnodestates";
+    let request = Request::new(path).get(&node_name(0), &GetParams::default())?;
+    let text = client.request_text(request).await.context("read a node state")?;
+    Ok(text.trim_end().len() as u64)
+}
+
+/// The most nodes that any pool calls unreachable at this moment.
+pub(crate) async fn unreachable(client: &Client) -> Result<u32> {
+    let pools: Api<MacvtapResourcePool> = Api::all(client.clone());
+    let pools = pools.list(&ListParams::default()).await.context("list the pools")?;
+    let counts = pools.iter().filter_map(|pool| Some(pool.status.as_ref()?.nodes.unreachable));
+    Ok(counts.max().unwrap_or_default())
 }
 
 /// Deletes Nodes.

@@ -1,28 +1,35 @@
-//! The nodes' agents, all in one process: one watch on every node state, and a status for each spec that is new.
+//! The nodes' agents, all in one process. Each lists its own node state consistently, watches it from there, and
+//! writes a status for each new spec, as the real ones do. So no agent ever answers a spec from before its list, and
+//! their watches are as many as a cluster's.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use futures::StreamExt as _;
 use kube::Client;
-use kube::api::{Api, Patch, PatchParams, WatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, WatchParams};
 use kube::core::{Request, WatchEvent};
 use macvtap_crds::AGENT_FIELD_MANAGER;
-use macvtap_crds::v1alpha1::MacvtapNodeState;
+use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateStatus};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
-
-/// How many agents write at the same time. In a cluster each writes when it likes; with as few as the operator has under
-/// way, their answers queue up here until nodes count as unreachable.
-const AGENTS_AT_ONCE: usize = 256;
+use tokio::sync::watch;
 
 /// How long an agent waits after an error.
 const PAUSE: Duration = Duration::from_secs(1);
 
 const STATES: &str = "/apis/macvtap.network.kubevirt.io/v1alpha1/macvtapnodestates";
+
+/// How an agent's answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As the agents of this checkout write it.
+    Brief,
+    /// With every condition, as the agents of the first release wrote it.
+    Full,
+}
 
 /// As much of a node state as an agent's answer needs: reading all of it 10,000 times would measure this program.
 #[derive(Clone, Deserialize)]
@@ -35,8 +42,25 @@ struct Slim {
 }
 
 #[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Metadata {
     name: String,
+    resource_version: String,
+    #[serde(default)]
+    generation: i64,
+}
+
+/// A list of one node state, or of none.
+#[derive(Deserialize)]
+struct SlimList {
+    metadata: ListMetadata,
+    items: Vec<Slim>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMetadata {
+    resource_version: String,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -107,18 +131,16 @@ impl Tally {
         self.unanswered == 0
     }
 
-    /// Takes in what a node was told; says whether it is new.
-    fn put(&mut self, name: String, new: Told) -> bool {
+    /// Takes in what a node was told.
+    fn put(&mut self, name: String, new: Told) {
         let old = self.take(&name);
-        let news = old.is_none_or(|old| old.hash != new.hash);
-        if news {
+        if old.is_none_or(|old| old.hash != new.hash) {
             self.last_spec = Some(Instant::now());
         }
         *self.by_mtu.entry(new.mtu).or_default() += 1;
         *self.by_pools.entry(new.pools).or_default() += 1;
         self.unanswered += usize::from(!new.answered);
         self.nodes.insert(name, new);
-        news
     }
 
     fn take(&mut self, name: &str) -> Option<Told> {
@@ -136,16 +158,62 @@ impl Tally {
 #[derive(Clone)]
 pub(crate) struct Fleet {
     tally: watch::Receiver<Tally>,
+    answers: Arc<Mutex<Answers>>,
+}
+
+/// The agents' answers since the last reset.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answers {
+    /// From when an agent saw a spec to when its answer was stored.
+    pub(crate) took: Vec<Duration>,
+    /// Answers to a spec that was not the last one any more when they were stored.
+    pub(crate) stale: usize,
+}
+
+/// What all agents share.
+#[derive(Clone)]
+struct Shared {
+    client: Client,
+    api: Api<MacvtapNodeState>,
+    edited: Arc<str>,
+    form: Form,
+    tally: Arc<watch::Sender<Tally>>,
+    answers: Arc<Mutex<Answers>>,
+}
+
+/// One agent.
+struct Agent {
+    name: String,
+    shared: Shared,
+    /// Where its watch goes on; none: it must list.
+    version: Option<String>,
+    /// The last spec that it answered.
+    reported: Option<String>,
 }
 
 impl Fleet {
-    /// Has agents answer to every spec. `edited` is the pool whose MTU tells edits apart.
-    pub(crate) fn start(client: &Client, edited: &str) -> Self {
+    /// Has the agents of these nodes answer every spec. `edited` is the pool whose MTU tells edits apart.
+    pub(crate) fn start(client: &Client, nodes: &[String], edited: &str, form: Form) -> Self {
         let (sender, tally) = watch::channel(Tally::default());
-        let (work, queue) = mpsc::unbounded_channel();
-        tokio::spawn(follow(client.clone(), edited.to_owned(), sender, work));
-        tokio::spawn(answer(client.clone(), queue));
-        Self { tally }
+        let answers = Arc::default();
+        let shared = Shared {
+            client: client.clone(),
+            api: Api::all(client.clone()),
+            edited: edited.into(),
+            form,
+            tally: Arc::new(sender),
+            answers: Arc::clone(&answers),
+        };
+        for name in nodes {
+            let agent = Agent { name: name.clone(), shared: shared.clone(), version: None, reported: None };
+            tokio::spawn(agent.run());
+        }
+        Self { tally, answers }
+    }
+
+    /// The answers since the last call.
+    pub(crate) fn take_answers(&self) -> Answers {
+        std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until the tally is as wanted; says when the last spec was seen.
@@ -166,87 +234,97 @@ impl Fleet {
                 tally.unanswered
             );
         };
-        let last = found.context("the watch of the agents ended")?.last_spec;
+        let last = found.context("the watches of the agents ended")?.last_spec;
         Ok(last.unwrap_or_else(Instant::now))
     }
 }
 
-async fn follow(
-    client: Client,
-    edited: String,
-    tally: watch::Sender<Tally>,
-    work: mpsc::UnboundedSender<Slim>,
-) {
-    let mut version = "0".to_owned();
-    loop {
-        if let Err(error) = follow_once(&client, &edited, &tally, &work, &mut version).await {
-            eprintln!("the agents' watch begins anew: {error:#}");
-            "0".clone_into(&mut version);
-            tokio::time::sleep(PAUSE).await;
+impl Agent {
+    async fn run(mut self) {
+        loop {
+            if let Err(error) = self.follow().await {
+                eprintln!("the agent of {} lists again: {error:#}", self.name);
+                self.version = None;
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
-}
 
-async fn follow_once(
-    client: &Client,
-    edited: &str,
-    tally: &watch::Sender<Tally>,
-    work: &mpsc::UnboundedSender<Slim>,
-    version: &mut String,
-) -> Result<()> {
-    let request = Request::new(STATES).watch(&WatchParams::default(), version)?;
-    let mut events = std::pin::pin!(client.request_events::<Slim>(request).await?);
-    while let Some(event) = events.next().await {
-        match event? {
-            WatchEvent::Added(state) | WatchEvent::Modified(state) => {
-                let hash = state.spec.config_hash.clone();
-                let answered = state.status.observed_hash.as_deref() == Some(hash.as_str());
-                let mtu = state.spec.pools.iter().find(|pool| pool.name == edited);
-                let mtu = mtu.and_then(|pool| pool.macvtap.mtu).unwrap_or_default();
-                let told = Told { hash, pools: state.spec.pools.len(), mtu, answered };
-                let mut news = false;
-                tally.send_modify(|tally| news = tally.put(state.metadata.name.clone(), told));
-                if news && !answered {
-                    work.send(state).context("nobody answers")?;
-                }
+    /// Lists if need be, then watches until the server ends the watch.
+    async fn follow(&mut self) -> Result<()> {
+        let field = format!("metadata.name={}", self.name);
+        let version = if let Some(version) = self.version.clone() {
+            version
+        } else {
+            let request = Request::new(STATES).list(&ListParams::default().fields(&field))?;
+            let list: SlimList = self.shared.client.request(request).await?;
+            for state in list.items {
+                self.take(state).await?;
             }
-            WatchEvent::Deleted(state) => tally.send_modify(|tally| {
-                tally.take(&state.metadata.name);
-            }),
-            WatchEvent::Bookmark(bookmark) => version.clone_from(&bookmark.metadata.resource_version),
-            WatchEvent::Error(status) => anyhow::bail!("{status:?}"),
+            list.metadata.resource_version
+        };
+        self.version = Some(version.clone());
+        let request = Request::new(STATES).watch(&WatchParams::default().fields(&field), &version)?;
+        let mut events = std::pin::pin!(self.shared.client.clone().request_events::<Slim>(request).await?);
+        while let Some(event) = events.next().await {
+            match event? {
+                WatchEvent::Added(state) | WatchEvent::Modified(state) => {
+                    self.version = Some(state.metadata.resource_version.clone());
+                    self.take(state).await?;
+                }
+                WatchEvent::Deleted(state) => {
+                    self.version = Some(state.metadata.resource_version);
+                    self.reported = None;
+                    self.shared.tally.send_modify(|tally| drop(tally.take(&self.name)));
+                }
+                WatchEvent::Bookmark(bookmark) => self.version = Some(bookmark.metadata.resource_version),
+                WatchEvent::Error(status) => anyhow::bail!("{status:?}"),
+            }
         }
+        Ok(())
     }
-    // The server ends a watch after some minutes; bookmarks were the last thing it said.
-    Ok(())
-}
 
-async fn answer(client: Client, queue: mpsc::UnboundedReceiver<Slim>) {
-    let api: Arc<Api<MacvtapNodeState>> = Arc::new(Api::all(client));
-    let queue = futures::stream::unfold(queue, async |mut queue| Some((queue.recv().await?, queue)));
-    queue
-        .for_each_concurrent(AGENTS_AT_ONCE, |state| {
-            let api = Arc::clone(&api);
-            async move {
-                let name = &state.metadata.name;
-                while let Err(error) = report(&api, &state).await {
-                    if matches!(&error, kube::Error::Api(status) if status.code == 404) {
-                        break;
-                    }
-                    eprintln!("the agent of {name} tries again: {error}");
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-        })
-        .await;
+    async fn take(&mut self, state: Slim) -> Result<()> {
+        let seen = Instant::now();
+        let hash = state.spec.config_hash.clone();
+        let answered = state.status.observed_hash.as_deref() == Some(hash.as_str());
+        let mtu = state.spec.pools.iter().find(|pool| *pool.name == *self.shared.edited);
+        let mtu = mtu.and_then(|pool| pool.macvtap.mtu).unwrap_or_default();
+        let told = Told { hash: hash.clone(), pools: state.spec.pools.len(), mtu, answered };
+        self.shared.tally.send_modify(|tally| tally.put(state.metadata.name.clone(), told));
+        if answered || self.reported.as_ref() == Some(&hash) {
+            return Ok(());
+        }
+        let stored = match report(&self.shared.api, &state, self.shared.form).await {
+            // Its node is gone.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            stored => stored.context("write the status")?,
+        };
+        let mut answers = self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.took.push(seen.elapsed());
+        answers.stale += usize::from(stored.spec.config_hash != hash);
+        self.reported = Some(hash);
+        Ok(())
+    }
 }
 
 /// Replaces the status as a whole, as agents do.
-async fn report(api: &Api<MacvtapNodeState>, state: &Slim) -> Result<(), kube::Error> {
+async fn report(
+    api: &Api<MacvtapNodeState>,
+    state: &Slim,
+    form: Form,
+) -> Result<MacvtapNodeState, kube::Error> {
     let params = PatchParams { field_manager: Some(AGENT_FIELD_MANAGER.to_owned()), ..Default::default() };
-    let replaced = json!([{"op": "add", "path": "/status", "value": status(state)}]);
+    let full = status(state);
+    let value = match form {
+        Form::Full => full,
+        Form::Brief => serde_json::from_value::<MacvtapNodeStateStatus>(full)
+            .and_then(|status| serde_json::to_value(status.brief()))
+            .map_err(kube::Error::SerdeError)?,
+    };
+    let replaced = json!([{"op": "add", "path": "/status", "value": value}]);
     let patch = serde_json::from_value(replaced).map_err(kube::Error::SerdeError)?;
-    api.patch_status(&state.metadata.name, &params, &Patch::<()>::Json(patch)).await.map(drop)
+    api.patch_status(&state.metadata.name, &params, &Patch::<()>::Json(patch)).await
 }
 
 /// What an agent with two links in every pool would say.
@@ -273,7 +351,7 @@ fn status(state: &Slim) -> Value {
         .map(|name| json!({"name": name, "kind": "Physical", "mac": "02:00:00:00:00:01", "mtu": 9000, "carrier": true, "pools": names}))
         .collect();
     json!({
-        "observedHash": state.spec.config_hash, "agentVersion": "simulated",
+        "observedHash": state.spec.config_hash, "observedGeneration": state.metadata.generation, "agentVersion": "simulated",
         "bootID": "5d4ff3a0-0000-4000-8000-000000000001",
         "totals": {"pools": format!("{count}/{count}"), "links": "2/2", "capacity": 200, "allocatable": 200, "allocated": 7, "dead": 0},
         "links": links, "pools": pools,

@@ -5,6 +5,10 @@
 //! floor is the time that the same number of the same writes take without the operator: the same objects through the
 //! same client library, as many at once, with the same agents answering; so it is the API server's own limit, in the
 //! same run. Results go to `target/bench/results.json`.
+//!
+//! The limits of a real cluster are on: operator and agents are service accounts with the chart's rights and its flow
+//! schemas, not members of system:masters, and etcd waits for the disk. Another operator, such as an earlier release's,
+//! is measured in the same call with `--other-operator` and `--other-chart`.
 
 #![expect(
     clippy::print_stdout,
@@ -12,23 +16,27 @@
     reason = "a benchmark prints its figures and what went wrong"
 )]
 
+mod arguments;
 mod cluster;
+mod environment;
 mod fleet;
 mod meter;
 mod operator;
 mod results;
 
-use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use clap::Parser;
+use anyhow::Result;
+use arguments::{Arguments, Subject};
+use clap::Parser as _;
 use cluster::FIRST_MTU;
-use e2e::ApiServer;
+use e2e::api_server::{Account, ApiServer};
 use e2e::layout::Checkout;
-use fleet::Fleet;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use environment::{connect, install, watch_verdicts};
+use fleet::{Fleet, Form};
+use kube::Client;
 use meter::{Requests, total};
 use operator::Operator;
 use results::{durations, figure};
@@ -42,39 +50,18 @@ const DELETED: usize = 50;
 
 const NETWORK_KIND: &str = include_str!("../../tests/api/network-kind.yaml");
 
-/// Measures the operator on a cluster of many simulated nodes.
-#[derive(Parser)]
-struct Arguments {
-    /// How many nodes.
-    #[arg(long, default_value_t = 5000)]
-    nodes: usize,
-    /// How many pools, all on every node.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pools: u8,
-    /// How often the operator is started and the floor is measured, there and back.
-    #[arg(long, default_value_t = 1)]
-    rounds: u32,
-    /// How many edits each time.
-    #[arg(long, default_value_t = 2)]
-    edits: u32,
-    /// How many writes of the floor are under way at the same time: as many as the operator's.
-    #[arg(long, default_value_t = 32)]
-    at_once: usize,
-    /// For how many seconds writes at rest are counted.
-    #[arg(long, default_value_t = 60)]
-    rest: u64,
-    /// The operator's executable.
-    #[arg(long)]
-    operator: PathBuf,
-    /// Passed by `cargo bench`.
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let mut bench = Bench::start(arguments).await?;
+    for subject in Subject::all(&arguments) {
+        println!("== {}", subject.program.display());
+        measure(&arguments, subject).await?;
+    }
+    Ok(())
+}
+
+async fn measure(arguments: &Arguments, subject: Subject) -> Result<()> {
+    let mut bench = Bench::start(arguments.clone(), subject).await?;
     bench.fill().await?;
     for _ in 0..bench.arguments.rounds {
         bench.round().await?;
@@ -93,6 +80,7 @@ async fn main() -> Result<()> {
 /// The cluster, and what was measured so far.
 struct Bench {
     arguments: Arguments,
+    subject: Subject,
     operator: Option<Operator>,
     fleet: Fleet,
     client: Client,
@@ -104,6 +92,11 @@ struct Bench {
     settled: Vec<Duration>,
     starts: Vec<Duration>,
     cpu: Vec<Duration>,
+    server_cpu: Vec<Duration>,
+    stored: Vec<u64>,
+    state_bytes: u64,
+    rewritten: u64,
+    unreachable: Arc<AtomicU32>,
     failovers: Vec<Duration>,
     memory: (u64, u64),
     writes_at_start: u64,
@@ -113,27 +106,26 @@ struct Bench {
 
 impl Bench {
     /// Starts the servers, and makes Nodes and pools.
-    async fn start(arguments: Arguments) -> Result<Self> {
-        let mut server = ApiServer::start()?;
+    async fn start(arguments: Arguments, subject: Subject) -> Result<Self> {
+        let mut server = ApiServer::start_durable()?;
         let kubectl = server.kubectl();
-        let crds = Checkout::here().path("crds/yaml");
         kubectl.apply(NETWORK_KIND)?;
-        kubectl.run(&["apply", "--server-side", "-f", &crds.to_string_lossy()])?;
+        install(&server, &subject.chart)?;
         kubectl.run(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"])?;
         server.start_controllers()?;
-        let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).context("read the kubeconfig")?;
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        let client = Client::try_from(config).context("make a client")?;
+        let client = connect(server.kubeconfig()).await?;
         let begun = Instant::now();
         cluster::make_nodes(&client, arguments.nodes).await?;
         cluster::make_pools(&client, arguments.pools.into()).await?;
         say(&format!("{} nodes made", arguments.nodes), begun.elapsed());
-        let fleet = Fleet::start(&client, &cluster::pool_name(0));
+        let agents = connect(&server.account(Account::Agent)?).await?;
+        let nodes: Vec<String> = (0..arguments.nodes).map(cluster::node_name).collect();
+        let fleet = Fleet::start(&agents, &nodes, &cluster::pool_name(0), subject.form);
         let begun = Requests::read(&client).await?;
         Ok(Self {
             operator: None,
+            subject,
             fleet,
-            client,
             mtu: FIRST_MTU,
             begun,
             filled: Duration::ZERO,
@@ -142,10 +134,16 @@ impl Bench {
             settled: Vec::new(),
             starts: Vec::new(),
             cpu: Vec::new(),
+            server_cpu: Vec::new(),
+            stored: Vec::new(),
+            state_bytes: 0,
+            rewritten: 0,
+            unreachable: watch_verdicts(client.clone()),
             failovers: Vec::new(),
             memory: (0, 0),
             writes_at_start: 0,
             writes_at_rest: 0,
+            client,
             server,
             arguments,
         })
@@ -172,9 +170,17 @@ impl Bench {
         if let Some(operator) = self.operator.take() {
             operator.kill()?;
         }
-        let original = cluster::states(&self.client).await?;
         let pool = cluster::pool_name(0);
-        let other = cluster::edited(&original, &pool, self.mtu + 1);
+        // The floor is what the API server can do for the objects of this checkout.
+        if self.subject.form == Form::Brief {
+            self.floor(&pool).await?;
+        }
+        self.start_and_edit(&pool).await
+    }
+
+    async fn floor(&mut self, pool: &str) -> Result<()> {
+        let original = cluster::states(&self.client).await?;
+        let other = cluster::edited(&original, pool, self.mtu + 1);
         for (states, mtu) in [(&other, self.mtu + 1), (&original, self.mtu)] {
             let used = self.used()?;
             let begun = Instant::now();
@@ -185,7 +191,10 @@ impl Bench {
             self.floors.push(last - begun);
             self.answered().await?;
         }
+        Ok(())
+    }
 
+    async fn start_and_edit(&mut self, pool: &str) -> Result<()> {
         let before = Requests::read(&self.client).await?;
         let mut operator = self.operator()?;
         let start = operator.ready().await?;
@@ -200,7 +209,7 @@ impl Bench {
         self.writes_at_start += total(&written);
 
         for _ in 0..self.arguments.edits {
-            self.edit(&operator, &pool).await?;
+            self.edit(&operator, pool).await?;
         }
         self.operator = Some(operator);
         Ok(())
@@ -210,6 +219,8 @@ impl Bench {
         self.mtu += 1;
         let before = Requests::read(&self.client).await?;
         let (cpu, server) = (meter::cpu(operator.pid())?, self.used()?);
+        let stored = meter::stored(self.server.etcd())?;
+        self.fleet.take_answers();
         let begun = Instant::now();
         cluster::edit_pool(&self.client, pool, self.mtu).await?;
         let last = self.told(self.mtu).await?;
@@ -221,13 +232,28 @@ impl Bench {
             rate(self.arguments.nodes, edit),
             used.as_secs_f64()
         );
-        self.say_used(&server)?;
         self.edits.push(edit);
         self.cpu.push(used);
         self.settle().await?;
         say("... to every pool ready", begun.elapsed());
         self.settled.push(begun.elapsed());
         println!("  writes: {:?}", Requests::read(&self.client).await?.since(&before).writes());
+        self.say_used(&server)?;
+        let server_cpu =
+            self.used()?.into_iter().zip(&server).map(|(now, before)| now.saturating_sub(*before));
+        self.server_cpu.push(server_cpu.sum());
+        self.stored.push(meter::stored(self.server.etcd())?.saturating_sub(stored));
+        self.state_bytes = cluster::state_bytes(&self.client).await?;
+        println!("  etcd stored {:?} bytes; a node state has {} bytes", self.stored.last(), self.state_bytes);
+        let answers = self.fleet.take_answers();
+        println!(
+            "  {} answers of agents, {} to a spec that was not the last any more; from spec to answer: p50 {:.3} s, last {:.3} s",
+            answers.took.len(),
+            answers.stale,
+            results::percentile(&answers.took, 50).as_secs_f64(),
+            results::percentile(&answers.took, 100).as_secs_f64()
+        );
+        println!("  nodes called unreachable so far, at most: {}", self.unreachable.load(Ordering::Relaxed));
         self.memory = meter::memory(operator.pid())?;
         Ok(())
     }
@@ -263,7 +289,11 @@ impl Bench {
         self.failovers.push(last - begun);
         self.operator = Some(heir);
         self.settle().await?;
-        println!("  writes: {:?}", Requests::read(&self.client).await?.since(&before).writes());
+        let writes = Requests::read(&self.client).await?.since(&before).writes();
+        println!("  writes: {writes:?}");
+        let specs = writes.get("PATCH macvtapnodestates").copied().unwrap_or_default();
+        self.rewritten = specs.saturating_sub(self.arguments.nodes as u64);
+        println!("  specs written twice: {}", self.rewritten);
         Ok(())
     }
 
@@ -280,7 +310,7 @@ impl Bench {
 
     fn operator(&self) -> Result<Operator> {
         let log = Checkout::here().path("target/bench/operator.log");
-        Operator::start(&self.arguments.operator, self.server.kubeconfig(), &log)
+        Operator::start(&self.subject.program, &self.server.account(Account::Operator)?, &log)
     }
 
     async fn told(&self, mtu: u32) -> Result<Instant> {
@@ -320,15 +350,24 @@ impl Bench {
 
     fn results(&self, errors: u64) -> Vec<Value> {
         let (nodes, pools) = (self.arguments.nodes, self.arguments.pools);
-        let name = |what: &str| format!("{what}_{nodes}_nodes_{pools}_pools");
+        let name = |what: &str| format!("{what}_{nodes}_nodes_{pools}_pools{}", self.subject.label);
         let rate = rate(nodes, results::percentile(&self.edits, 50));
         let (now, peak) = self.memory;
         let mut results = vec![
-            durations(&name("pool_edit"), &self.edits, Some(&self.floors)),
+            durations(&name("pool_edit"), &self.edits, (!self.floors.is_empty()).then_some(&*self.floors)),
             durations(&name("pool_edit_to_pools_ready"), &self.settled, None),
             durations(&name("operator_first_specs"), &[self.filled], None),
             durations(&name("operator_start"), &self.starts, None),
             durations(&name("operator_processor_time_of_edit"), &self.cpu, None),
+            durations(&name("servers_processor_time_of_edit"), &self.server_cpu, None),
+            figure(&name("etcd_bytes_of_edit"), "B", self.stored.iter().copied().max().unwrap_or_default()),
+            figure(&name("node_state_bytes"), "B", self.state_bytes),
+            figure(
+                &name("nodes_wrongly_unreachable"),
+                "nodes",
+                self.unreachable.load(Ordering::Relaxed).into(),
+            ),
+            figure(&name("specs_written_twice_by_heir"), "specs", self.rewritten),
             figure(&name("operator_spec_writes_per_second"), "1/s", rate),
             figure(&name("operator_resident_memory"), "KiB", now),
             figure(&name("operator_resident_memory_peak"), "KiB", peak),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -80,6 +82,19 @@ impl Requests {
 /// Sums up.
 pub(crate) fn total(counts: &BTreeMap<String, u64>) -> u64 {
     counts.values().sum()
+}
+
+/// The bytes that etcd has stored since it was started, whatever it has compacted since: its own metric.
+pub(crate) fn stored(etcd: SocketAddr) -> Result<u64> {
+    const METRIC: &str = "etcd_debugging_mvcc_total_put_size_in_bytes ";
+    let mut stream = TcpStream::connect(etcd).context("connect to etcd")?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).context("read etcd's metrics")?;
+    let value = text.lines().find_map(|line| line.strip_prefix(METRIC)).context("etcd has no such metric")?;
+    let value: f64 = value.trim().parse().context("a metric that is not a number")?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of bytes")]
+    Ok(value as u64)
 }
 
 /// A process's resident memory now and at its peak, in KiB.

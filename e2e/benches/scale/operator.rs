@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use e2e::api_server::ACCOUNTS_NAMESPACE;
 use e2e::process;
 
 /// How long it may take to fill its caches.
@@ -30,7 +31,7 @@ impl Operator {
         let file = File::options().create(true).append(true).open(log).context("open the operator's log")?;
         let started = Instant::now();
         let child = Command::new(program)
-            .args(["--listen", &listen.to_string()])
+            .args(["--listen", &listen.to_string(), "--namespace", ACCOUNTS_NAMESPACE])
             .env("KUBECONFIG", kubeconfig)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
