@@ -6,6 +6,7 @@
 mod api_outage;
 mod breaks;
 mod churn;
+mod hangs;
 mod kubelet;
 mod links;
 mod plugin;
