@@ -7,10 +7,12 @@ pub mod kube_ovn;
 mod present;
 mod process;
 mod route;
+mod supervisor;
 
 pub(crate) use announce::announce;
 pub(crate) use displaced::put_back;
 pub(crate) use present::{check, refuse_twice};
+pub use supervisor::supervise;
 
 use crate::Call;
 use crate::config::Ipam;
@@ -240,7 +242,7 @@ impl<'c> Delegate<'c> {
 
     fn run_as(&self, command: &str, version: Version, deadline: Instant) -> Result<Option<Value>, Failed> {
         let input = self.call.document.for_ipam(version).to_string();
-        let output = process::run(&self.path, command, input.into_bytes(), deadline);
+        let output = process::run(&self.path, command, input.as_bytes(), deadline);
         let output = output.map_err(|error| Failed {
             code: None,
             cut_off: !matches!(error, process::RunError::Start { .. }),

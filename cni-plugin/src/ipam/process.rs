@@ -1,23 +1,29 @@
-//! Running another plugin: standard input in, two outputs back, within a time.
+//! Running another plugin: standard input in, two outputs back, within a time limit.
+//!
+//! Nothing may be leased that nobody knows of. A plugin that a runtime kills in the middle of an ADD leaves its IPAM
+//! plugin running, which would lease after the DEL; and a plugin that is a wrapper leaves its children. So the plugin is
+//! started by [`supervise`](super::supervisor::supervise), this program again, which leads a process group, and ends the
+//! whole group when its parent dies. No step needs a thread, so none can fail to start.
 
+use super::supervisor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
+};
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A result is a few kilobytes.
-const OUTPUT_MAX: u64 = 1 << 20;
+const OUTPUT_MAX: usize = 1 << 20;
 
-/// A plugin that is being installed can be busy for a moment.
-const BUSY_TRIES: u32 = 50;
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
-
-/// What a plugin said.
+/// What a plugin answered.
 #[derive(Debug)]
 pub(super) struct Output {
     /// Whether it ended with 0.
@@ -52,156 +58,171 @@ pub(super) enum RunError {
 }
 
 /// Runs the plugin with our environment, another command and this input.
-pub(super) fn run(path: &Path, command: &str, input: Vec<u8>, deadline: Instant) -> Result<Output, RunError> {
-    let mut child = start(path, command)?;
-    let failed = |source| RunError::Wait { path: path.to_owned(), source };
-    let late = || RunError::Timeout(path.to_owned());
-    if let Some(mut stdin) = child.stdin.take() {
-        // On a thread, since a plugin may write before it has read all. One that does not read its input ends the pipe.
-        thread::spawn(move || {
-            let _ = stdin.write_all(&input);
-        });
-    }
-    let stdout = child.stdout.take().map(collect);
-    let stderr = child.stderr.take().map(collect);
-    match wait_until(&mut child, deadline) {
-        Ok(Some(status)) => {
-            // A process that the plugin left behind may hold its outputs open.
-            let rest = |output: Option<Receiver<Vec<u8>>>| match output {
-                Some(output) => output.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
-                None => Some(Vec::new()),
-            };
-            let stdout = rest(stdout).ok_or_else(late)?;
-            let stderr = rest(stderr).unwrap_or_default();
-            if u64::try_from(stdout.len()).is_ok_and(|length| length > OUTPUT_MAX) {
-                return Err(RunError::TooLong(path.to_owned()));
-            }
-            Ok(Output {
-                success: status.success(),
-                status,
-                stdout,
-                stderr: String::from_utf8_lossy(&stderr).into_owned(),
-            })
+pub(super) fn run(path: &Path, command: &str, input: &[u8], deadline: Instant) -> Result<Output, RunError> {
+    let mut group = Group::start(path, command)?;
+    match exchange(&mut group, input, deadline) {
+        Ok(Some((stdout, stderr))) if stdout.len() <= OUTPUT_MAX => {
+            let status = group.end().map_err(|source| RunError::Wait { path: path.to_owned(), source })?;
+            let stderr = String::from_utf8_lossy(&stderr).into_owned();
+            Ok(Output { success: status.success(), status, stdout, stderr })
         }
-        Ok(None) => {
-            child.kill().and_then(|()| child.wait()).map_err(failed)?;
-            Err(late())
-        }
-        Err(source) => {
-            // What it does from here on, nobody would learn.
-            let _ = child.kill().and_then(|()| child.wait());
-            Err(failed(source))
-        }
+        Ok(Some(_)) => Err(RunError::TooLong(path.to_owned())),
+        Ok(None) => Err(RunError::Timeout(path.to_owned())),
+        Err(source) => Err(RunError::Wait { path: path.to_owned(), source }),
     }
 }
 
-fn start(path: &Path, command: &str) -> Result<Child, RunError> {
-    let mut tries = 0;
-    loop {
-        let spawned = Command::new(path)
+/// The plugin's process group. Dropped before its leader ended well, it ends every process in it.
+struct Group {
+    leader: Child,
+    process: OwnedFd,
+    is_done: bool,
+}
+
+impl Group {
+    fn start(path: &Path, command: &str) -> Result<Self, RunError> {
+        let leader = Command::new(supervisor::PROGRAM)
+            .arg(supervisor::VERB)
+            .arg(std::process::id().to_string())
+            .arg(path)
             .env("CNI_COMMAND", command)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .process_group(0)
             .spawn();
-        match spawned {
-            Ok(child) => return Ok(child),
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES => {
-                tries += 1;
-                thread::sleep(BUSY_PAUSE);
+        let mut leader = leader.map_err(|source| RunError::Start { path: path.to_owned(), source })?;
+        match pid(&leader).and_then(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+            Ok(process) => Ok(Self { leader, process, is_done: false }),
+            Err(errno) => {
+                kill(&mut leader);
+                Err(RunError::Wait { path: path.to_owned(), source: errno.into() })
             }
-            Err(source) => {
-                return Err(RunError::Start { path: path.to_owned(), source });
-            }
+        }
+    }
+
+    /// How the leader ended. Of a plugin that failed nothing goes on; what a successful one left behind may be a daemon.
+    fn end(mut self) -> io::Result<ExitStatus> {
+        // Not waited for yet: as long as it is not, no other group can have its number.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let ended = waitid(WaitId::PidFd(self.process.as_fd()), options)?;
+        if ended.and_then(|status| status.exit_status()) != Some(0) {
+            kill(&mut self.leader);
+        }
+        self.is_done = true;
+        // The status of a process that was waited for is remembered.
+        self.leader.wait()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if !self.is_done {
+            kill(&mut self.leader);
         }
     }
 }
 
-/// Reads an output to its end on a thread.
-fn collect(output: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What was read before an error is worth more than the error.
-        let _ = output.take(OUTPUT_MAX + 1).read_to_end(&mut bytes);
-        // Fails when nobody waits any more.
-        let _ = sender.send(bytes);
-    });
-    receiver
+fn pid(leader: &Child) -> Result<Pid, Errno> {
+    i32::try_from(leader.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)
 }
 
-/// Waits for the end of the process; none when the deadline passed.
-fn wait_until(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
-    let process = pidfd_open(pid, PidfdFlags::empty())?;
+/// Kills the leader's group and waits for the leader, which nobody has waited for yet.
+fn kill(leader: &mut Child) {
+    let _ = pid(leader).and_then(|pid| kill_process_group(pid, Signal::KILL));
+    let _ = leader.wait();
+}
+
+/// Writes the input and reads both outputs until the plugin has ended and its answer is whole; none after the deadline.
+fn exchange(group: &mut Group, input: &[u8], deadline: Instant) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+    let mut stdin = group.leader.stdin.take().map(|pipe| Pipe::new(pipe.into())).transpose()?;
+    let mut stdout = group.leader.stdout.take().map(|pipe| Pipe::new(pipe.into())).transpose()?;
+    let mut stderr = group.leader.stderr.take().map(|pipe| Pipe::new(pipe.into())).transpose()?;
+    let (mut rest, mut answer, mut log) = (input, Vec::new(), Vec::new());
+    let mut ended = false;
+    loop {
+        if stdin.as_mut().is_none_or(|pipe| pipe.write(&mut rest)) {
+            stdin = None;
+        }
+        if stdout.as_mut().is_none_or(|pipe| pipe.read(&mut answer)) {
+            stdout = None;
+        }
+        if stderr.as_mut().is_none_or(|pipe| pipe.read(&mut log)) {
+            stderr = None;
+        }
+        // A process that the plugin left behind may hold its outputs open; a whole answer does not wait for it.
+        let whole = || stdout.is_none() || serde_json::from_slice::<serde::de::IgnoredAny>(&answer).is_ok();
+        if ended && whole() {
+            return Ok(Some((answer, log)));
+        }
+        let mut sources = Vec::with_capacity(4);
+        let inputs = [stdout.as_ref(), stderr.as_ref()].into_iter().flatten();
+        sources.extend(inputs.map(|pipe| PollFd::new(&pipe.0, PollFlags::IN)));
+        sources.extend(stdin.as_ref().map(|pipe| PollFd::new(&pipe.0, PollFlags::OUT)));
+        if !ended {
+            sources.push(PollFd::new(&group.process, PollFlags::IN));
+        }
+        if !wait(&mut sources, deadline)? {
+            return Ok(None);
+        }
+        drop(sources);
+        // Looked at before the outputs are read again: what it wrote before its end is then among it.
+        ended = ended || !wait_not(&group.process)?;
+    }
+}
+
+/// Waits until one of them is ready; false at the deadline.
+fn wait(sources: &mut [PollFd<'_>], deadline: Instant) -> io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
-        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&left)) {
-            Ok(0) => return Ok(None),
-            Ok(_) => return child.wait().map(Some),
+        match poll(sources, Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
+/// Whether the process has not ended.
+fn wait_not(process: &OwnedFd) -> io::Result<bool> {
+    let now = Instant::now();
+    wait(&mut [PollFd::new(process, PollFlags::IN)], now).map(|ended| !ended)
+}
 
-    fn in_seconds(seconds: u64) -> Instant {
-        Instant::now() + Duration::from_secs(seconds)
+/// One of our ends of the plugin's three pipes.
+struct Pipe(File);
+
+impl Pipe {
+    fn new(end: OwnedFd) -> io::Result<Self> {
+        let flags = fcntl_getfl(end.as_fd())?;
+        fcntl_setfl(end.as_fd(), flags | OFlags::NONBLOCK)?;
+        Ok(Self(end.into()))
     }
 
-    fn script(dir: &tempfile::TempDir, text: &str) -> PathBuf {
-        let path = dir.path().join("plugin");
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        path
+    /// Writes what the pipe takes; true when all is written, or nobody reads it. A plugin may ignore its input.
+    fn write(&mut self, rest: &mut &[u8]) -> bool {
+        while !rest.is_empty() {
+            match self.0.write(rest) {
+                Ok(written) => *rest = rest.get(written..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
+        true
     }
 
-    #[test]
-    fn input_command_and_outputs_pass() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = script(&dir, "echo warned >&2; echo \"$CNI_COMMAND $(cat)\"; exit 3");
-        let output = run(&path, "DEL", b"input".to_vec(), in_seconds(20)).unwrap();
-        assert_eq!(
-            (output.stdout.as_slice(), output.stderr.as_str()),
-            (b"DEL input\n".as_slice(), "warned\n")
-        );
-        assert_eq!((output.success, output.status.code()), (false, Some(3)));
-    }
-
-    #[test]
-    fn a_plugin_that_ignores_its_input_is_no_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = script(&dir, "exit 0");
-        assert!(run(&path, "ADD", vec![b' '; 1 << 20], in_seconds(20)).unwrap().success);
-    }
-
-    #[test]
-    fn a_plugin_that_hangs_is_killed_at_the_deadline() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = script(&dir, "exec sleep 600");
-        let error = run(&path, "ADD", Vec::new(), Instant::now() + Duration::from_millis(50)).unwrap_err();
-        assert!(matches!(error, RunError::Timeout(_)));
-    }
-
-    #[test]
-    fn a_plugin_that_is_being_installed_is_waited_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("plugin");
-        std::fs::copy("/bin/true", &path).unwrap();
-        let writer = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
-        let running = thread::spawn({
-            let path = path.clone();
-            move || run(&path, "ADD", Vec::new(), in_seconds(20))
-        });
-        // The kernel refuses to execute what somebody may write to; no later than that has the other thread tried.
-        assert_eq!(Command::new(&path).spawn().unwrap_err().kind(), io::ErrorKind::ExecutableFileBusy);
-        drop(writer);
-        assert!(running.join().unwrap().unwrap().success);
+    /// Reads what is there; true at the end, at an error, or when it is too much.
+    fn read(&mut self, bytes: &mut Vec<u8>) -> bool {
+        let mut buffer = [0; 16 << 10];
+        while bytes.len() <= OUTPUT_MAX {
+            match self.0.read(&mut buffer) {
+                Ok(0) => return true,
+                Ok(length) => bytes.extend_from_slice(buffer.get(..length).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
+        true
     }
 }

@@ -6,7 +6,7 @@ use macvtap::park;
 use serde_json::{Value, json};
 
 /// The calls that do something: files, sockets, namespaces, mounts. `?`: not on every architecture.
-pub(crate) const CALLS: [&str; 46] = [
+pub(crate) const CALLS: [&str; 50] = [
     "?open",
     "openat",
     "?stat",
@@ -53,11 +53,28 @@ pub(crate) const CALLS: [&str; 46] = [
     "?poll",
     "pidfd_open",
     "pipe2",
+    "clone",
+    "?clone3",
+    "?vfork",
+    "waitid",
 ];
 
 /// Those that an ADD makes more of when it has addresses to lease and to set.
-const WITH_ADDRESSES: [&str; 8] =
-    ["sendto", "recvfrom", "setns", "mknodat", "socket", "?poll", "pidfd_open", "pipe2"];
+const WITH_ADDRESSES: [&str; 13] = [
+    "sendto",
+    "recvfrom",
+    "setns",
+    "mknodat",
+    "socket",
+    "?poll",
+    "pidfd_open",
+    "pipe2",
+    "clone",
+    "?clone3",
+    "?vfork",
+    "waitid",
+    "wait4",
+];
 
 /// Far more than an ADD makes of one kind.
 const MOST: u32 = 200;

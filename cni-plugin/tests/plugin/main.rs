@@ -17,6 +17,7 @@ mod disturbed;
 mod host_device;
 mod host_link;
 mod ipam;
+mod ipam_process;
 mod kube_ovn;
 mod protocol;
 mod races;

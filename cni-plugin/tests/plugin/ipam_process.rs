@@ -1,0 +1,133 @@
+//! Processes of IPAM plugins: how they are started, and that none of them outlives the call that started it.
+
+use crate::support::{Answer, Call, Holder, Node, has, link, node_and_pods, wait_until};
+use serde_json::{Value, json};
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::process::Command;
+
+/// What the plugins below answer.
+const ANSWER: &str = r#"echo '{"ips": [{"address": "10.9.0.2/24"}]}'"#;
+
+/// A network whose IPAM plugin is this shell script, which leases by writing a file.
+fn with_plugin<'n>(node: &'n Node, pod: &Holder, text: &str) -> Call<'n> {
+    node.sh(&format!(
+        "mkdir -p /run/plugins; cat >/run/plugins/odd <<'END'\n#!/bin/sh\n{text}\nEND\nchmod 755 /run/plugins/odd"
+    ));
+    let config = json!({"ipam": {"type": "odd"}});
+    Call::new(node, pod, "c1").with(config).var("CNI_PATH", "/run/plugins")
+}
+
+fn with_timeout(node: &Node, seconds: u32) {
+    std::fs::write(node.paths().cni_settings(), format!("{{\"ipamTimeoutSeconds\": {seconds}}}")).unwrap();
+}
+
+/// Waits until no process of the node has this in its command line.
+fn until_gone(node: &Node, words: &str) {
+    wait_until(words, || {
+        let found = node.sh(&format!(
+            "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^{words} $' && echo $p; done; true"
+        ));
+        found.is_empty()
+    });
+}
+
+#[test]
+fn a_plugin_may_ignore_its_input() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    // More than a pipe holds.
+    let call = with_plugin(&node, &pod, ANSWER).with(json!({"padding": "x".repeat(1 << 20)}));
+    call.ok("ADD");
+    call.ok("DEL");
+}
+
+#[test]
+fn a_plugin_may_write_more_than_a_pipe_holds_before_it_reads() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let text = format!("head -c 200000 /dev/zero | tr '\\0' 'x' >&2; cat >/dev/null; {ANSWER}");
+    with_plugin(&node, &pod, &text).with(json!({"padding": "x".repeat(1 << 20)})).ok("ADD");
+}
+
+#[test]
+fn a_plugin_that_is_being_installed_is_waited_for() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    node.sh("mkdir -p /run/plugins; cp /bin/true /run/plugins/odd");
+    // The kernel refuses to execute what somebody may write to.
+    let path = format!("/proc/{}/root/run/plugins/odd", node.holder.pid());
+    let writer = OpenOptions::new().append(true).open(&path).unwrap();
+    assert_eq!(Command::new(&path).spawn().unwrap_err().kind(), ErrorKind::ExecutableFileBusy);
+    let config = json!({"ipam": {"type": "odd"}});
+    let call = Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/run/plugins");
+    let child = call.start("ADD");
+    drop(writer);
+    let answer = Answer::of(child);
+    // It was run: `true` answers nothing.
+    assert!(answer.json["msg"].as_str().unwrap().contains("it answered nothing"), "{answer:?}");
+}
+
+#[test]
+fn no_child_of_a_plugin_leases_after_the_deadline() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    with_timeout(&node, 1);
+    let before = node.traces();
+    let child = "sh -c 'sleep 61; echo l >/run/lease'";
+    let call = with_plugin(&node, &pod, &format!("[ $CNI_COMMAND = DEL ] || {{ {child}; {ANSWER}; }}"));
+    assert!(call.fails("ADD", 101).contains("did not end in time"));
+    until_gone(&node, "sleep 61");
+    call.ok("DEL");
+    assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
+}
+
+#[test]
+fn nothing_of_a_plugin_outlives_an_add_that_is_killed() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let before = node.traces();
+    // A wrapper around a wrapper: only the innermost process leases.
+    let child = "sh -c 'touch /run/begun; sleep 62; echo l >/run/lease'";
+    let call = with_plugin(&node, &pod, &format!("[ $CNI_COMMAND = DEL ] || {{ {child}; {ANSWER}; }}"));
+    let mut add = call.start("ADD");
+    wait_until("the plugin runs", || !node.sh("ls /run/begun 2>/dev/null; true").is_empty());
+    add.kill().unwrap();
+    add.wait().unwrap();
+    until_gone(&node, "sleep 62");
+    call.ok("DEL");
+    assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
+}
+
+#[test]
+fn a_whole_answer_does_not_wait_for_what_the_plugin_left_behind() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    // It holds the plugin's output for longer than the default deadline.
+    let call = with_plugin(&node, &pod, &format!("sleep 63 & echo $! >/run/left; {ANSWER}"));
+    assert_eq!(call.ok("ADD")["ips"][0]["address"], "10.9.0.2/24");
+    node.sh("kill $(cat /run/left)");
+}
+
+#[test]
+fn a_plugin_that_a_signal_ended_is_told_as_such() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let message = with_plugin(&node, &pod, "kill -SEGV $$").fails("ADD", 101);
+    assert!(message.contains("signal: 11"), "{message}");
+}
+
+#[test]
+fn an_add_that_cannot_start_a_process_fails_in_words_and_leaves_nothing() {
+    let Some((node, [pod])) = has("/usr/bin/strace", "strace").then(node_and_pods).flatten() else { return };
+    let call = with_plugin(&node, &pod, &format!("[ $CNI_COMMAND = DEL ] || {ANSWER}"));
+    let before = node.traces();
+    for kinds in ["clone,clone3,?vfork,?fork", "pidfd_open", "pipe2"] {
+        for number in 1..9 {
+            let Some(answer) = call.disturbed("ADD", kinds, "error=EAGAIN", number) else { break };
+            assert!(answer.json["code"].is_u64() || answer.success, "{kinds} {number}: {answer:?}");
+            if !answer.success {
+                assert!(
+                    [11, 101].contains(&answer.json["code"].as_u64().unwrap()),
+                    "{kinds} {number}: {answer:?}"
+                );
+                assert_eq!((node.traces(), link(&pod)), (before.clone(), Value::Null), "{kinds} {number}");
+            }
+            call.ok("DEL");
+        }
+        call.ok("DEL");
+    }
+}
