@@ -6,7 +6,7 @@ use crate::file::FileError;
 use crate::host_device::{self, NicLink, ReturnError, Returned};
 use crate::link::{self, By, Change, IfName, Link, Macvtap, Veth};
 use crate::netlink::{Kind, NetlinkError, Socket};
-use crate::netns::{Netns, NetnsError, NetnsId};
+use crate::netns::{self, Netns, NetnsError, NetnsId};
 use crate::record::{Attachment, DeviceNumber, Nic};
 use crate::tap::{self, Node, Sysfs, TapError};
 use crate::uevent::Announcements;
@@ -118,6 +118,16 @@ impl Rtnl {
             Some(pod) => pod.netns.id(&mut self.node).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Returns whether a namespace has this number as seen from the node's.
+    pub fn is_assigned(&mut self, id: NetnsId) -> Result<bool, NetlinkError> {
+        netns::is_assigned(&mut self.node, id)
+    }
+
+    /// Returns the number of a namespace as seen from the node's, if it has one.
+    pub fn assigned_id(&mut self, netns: &Netns) -> Result<Option<NetnsId>, NetlinkError> {
+        netns.assigned_id(&mut self.node)
     }
 
     /// The socket in the node's namespace.

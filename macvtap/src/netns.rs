@@ -121,7 +121,8 @@ impl Netns {
         self.assigned_id(socket)?.ok_or_else(unassigned)
     }
 
-    fn assigned_id(&self, socket: &mut Socket) -> Result<Option<NetnsId>, NetlinkError> {
+    /// Its number as seen from the namespace of `socket`, if it has one.
+    pub fn assigned_id(&self, socket: &mut Socket) -> Result<Option<NetnsId>, NetlinkError> {
         let what = format_args!("ask for the number of network namespace {}", self.path.display());
         let request = self.message(&[]);
         let header_length = request.header.buffer_len();
@@ -173,6 +174,19 @@ impl Drop for WayBack {
 /// The calling thread's own namespace.
 pub(crate) fn own() -> Result<OwnedFd, Errno> {
     open(OWN, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Returns whether a namespace has this number as seen from the namespace of `socket`. A number is given back only when
+/// its namespace has ended, and may then be given to another one.
+pub fn is_assigned(socket: &mut Socket, id: NetnsId) -> Result<bool, NetlinkError> {
+    let mut request = NsidMessage::default();
+    request.attributes.push(NsidAttribute::Id(id.0));
+    let what = format_args!("ask for network namespace number {}", id.0);
+    match socket.get(Kind::GetNsId, &request, &what) {
+        Ok(_) => Ok(true),
+        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether the namespace with this inode is still at `path`.

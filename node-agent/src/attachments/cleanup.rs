@@ -1,6 +1,7 @@
-//! Acts on what the collector found: removes what pods left behind, writes lost records anew.
+//! Acts on the collector's plan: removes orphaned attachments and writes lost records again.
 
-use crate::attachments::collector::Plan;
+use super::collector::Plan;
+use super::sandbox::NAMESPACES;
 use crate::pods::PodName;
 use macvtap::adopt::{self, Unrecorded};
 use macvtap::detach::{self, Detached};
@@ -12,29 +13,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tracing::{info, warn};
 
-/// Where runtimes keep the namespaces of this node's pods.
-const NAMESPACES: &str = "/run/netns";
-
 /// What was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Done {
-    /// Leftovers removed.
+    /// Orphaned attachments removed.
     pub(crate) removed: u64,
     /// Records written anew.
     pub(crate) adopted: u64,
 }
 
-/// Why leftovers could not be removed, so that each trouble is told once: a NIC in a namespace that somebody keeps stays
+/// Why orphans could not be removed, so that each reason is logged once: a NIC in a namespace that somebody keeps stays
 /// there for as long as they do.
 pub(crate) type Troubles = BTreeMap<DeviceId, String>;
 
-/// Removes leftovers, then the placeholders nobody needs any more, and writes lost records anew. Goes on after an error.
+/// Removes orphans, then the placeholders nobody needs any more, and writes lost records again. Goes on after an error.
 pub(crate) fn clean(paths: &Paths, plan: &Plan, troubles: &mut Troubles) -> Done {
     let mut kernel = match Rtnl::node() {
         Ok(kernel) => kernel,
         Err(error) => {
             let reason = crate::error_chain(&error);
-            warn!(%reason, "leftovers not removed");
+            warn!(%reason, "orphaned attachments not removed");
             return Done::default();
         }
     };
@@ -52,17 +50,19 @@ pub(crate) fn clean(paths: &Paths, plan: &Plan, troubles: &mut Troubles) -> Done
 fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan, troubles: &mut Troubles) -> u64 {
     let mut removed = 0;
     let mut now = Troubles::new();
-    for record in &plan.leftovers {
+    for orphan in &plan.orphans {
+        let record = orphan.record();
         match detach::collect(paths, kernel, record) {
             Ok(Detached::Removed(record)) => {
-                info!(device = %record.device, holder = ?record.holder, "leftover removed");
+                let (device, holder, reason) = (&record.device, &record.holder, orphan.reason());
+                info!(%device, ?holder, reason, "orphaned attachment removed");
                 removed += 1;
             }
             Ok(Detached::NotTheirs(_) | Detached::Absent) => {}
             Err(error) => {
                 let (device, reason) = (&record.device, crate::error_chain(&error));
                 if troubles.get(device) != Some(&reason) {
-                    warn!(%device, %reason, "leftover not removed, trying again");
+                    warn!(%device, %reason, "orphaned attachment not removed, trying again");
                 }
                 now.insert(device.clone(), reason);
             }
@@ -95,7 +95,8 @@ fn adopt(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
         };
         if taps.contains(&lost.ifindex) && adopt_one(paths, kernel, &lost) {
             adopted += 1;
-        } else if *pod == nobody {
+        } else if *pod == nobody && !taps.contains(&known.ifindex) {
+            // The tap may be in a namespace that cannot be seen from here.
             discard(paths, kernel, &lost);
         }
     }
@@ -104,7 +105,10 @@ fn adopt(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
 
 fn adopt_one(paths: &Paths, kernel: &mut Rtnl, lost: &Unrecorded) -> bool {
     let Unrecorded { device, pod_namespace: namespace, pod_name: pod, .. } = lost;
-    match adopt::adopt(paths, kernel, lost, Path::new(NAMESPACES)) {
+    let namespaces = NAMESPACES.map(Path::new);
+    let adopted =
+        namespaces.iter().find_map(|namespaces| adopt::adopt(paths, kernel, lost, namespaces).transpose());
+    match adopted.transpose() {
         Ok(Some(record)) => {
             warn!(%device, pod, namespace, holder = ?record.holder, "lost record written anew");
             if record.tap.is_none() {

@@ -1,140 +1,128 @@
-//! What pods left behind, and what they lost: which records are without a pod, which devices without a link or without
-//! a record. Pure.
+//! Which attachments are orphaned, which devices lost their link, and which lost their record. Pure.
 //!
-//! A record is removed only when it is certain that nobody needs its device: a link that is deleted under a running
-//! virtual machine cannot be given back. The kubelet knows no pods for a while after its start, hence the conditions.
+//! A pod that exists keeps what it has, whatever the kubelet's device list says: a kubelet that lost its checkpoint lists
+//! running pods without their devices, devices of init containers are never listed, and for a while after its start a
+//! kubelet lists no pods at all. See [`super::orphan`] for what is asked before something is removed.
 
+use super::orphan::Orphan;
+use super::sandbox::Fate;
 use crate::pods::{Listing, PodName, is_theirs};
 use macvtap::device_id::DeviceId;
 use macvtap::record::{Attachment, Holder, State};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-/// How long a device must be without a pod.
+/// How long the kubelet must have left out a pod, or have listed another one.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a kubelet must be up for its list to be believed.
 pub const WARM_UP: Duration = Duration::from_mins(1);
 
-/// What is seen at a moment.
+/// The state of the node at one moment.
 #[derive(Debug)]
 pub struct Observation<'o> {
     /// All records.
     pub records: &'o [Attachment],
     /// Devices whose record cannot be read.
     pub damaged: &'o [DeviceId],
-    /// What the kubelet says; none when it says nothing. It was asked after the records were read: what is recorded
-    /// and not in it had its device before, not since.
+    /// The kubelet's answer, if there is one. It was asked after the records were read: a device that is recorded and
+    /// not listed was attached before, not since.
     pub listing: Option<&'o Listing>,
-    /// Devices that were handed out and that the kubelet may not list yet.
+    /// Devices that were allocated and that the kubelet may not list yet.
     pub allocated: &'o BTreeSet<DeviceId>,
-    /// The pod we run in, if we know it. A kubelet that does not list it does not list everything.
+    /// The agent's own pod, if known. A kubelet that does not list it does not list everything.
     pub own_pod: Option<&'o PodName>,
-    /// Since when this kubelet is up, as far as we saw.
+    /// When this kubelet was first seen.
     pub kubelet_since: Instant,
+    /// When this kubelet made its socket.
+    pub kubelet_started: Option<SystemTime>,
     /// This moment.
     pub now: Instant,
 }
 
-/// What the collector asks of the kernel. A record that cannot be checked counts as alive.
+/// The questions that the collector asks of the node. A record that cannot be checked counts as alive.
 pub trait Liveness {
-    /// Whether the link of the record exists.
+    /// Returns whether the link of the record exists.
     fn link_exists(&self, record: &Attachment) -> bool;
-    /// Whether the namespace of the record's pod exists.
-    fn sandbox_exists(&self, record: &Attachment) -> bool;
+    /// Returns what became of the sandbox of the record's pod.
+    fn sandbox(&self, record: &Attachment) -> Fate;
+    /// Returns when the record was written.
+    fn written(&self, record: &Attachment) -> Option<SystemTime>;
 }
 
-/// Remembers since when each record has been without a pod, and each pod's device without a record.
+/// Proof that the kubelet has not listed a pod for [`PATIENCE`].
+#[derive(Debug)]
+pub struct NotListed(());
+
+/// Proof that a kubelet lists all of its pods.
+#[derive(Debug)]
+pub struct CompleteList(());
+
+/// Proof that the kubelet has listed a device for another pod for [`PATIENCE`], and has not lost its memory since the
+/// device was attached.
+#[derive(Debug)]
+pub struct ListedForOther(());
+
+/// Remembers since when each record has been without its pod, and each pod's device without a record.
 #[derive(Debug, Default)]
 pub struct Collector {
     missing: BTreeMap<DeviceId, Missing>,
     unrecorded: BTreeMap<DeviceId, Instant>,
 }
 
-/// A device that no pod has.
-#[derive(Debug)]
+/// A device that its holder does not have by the kubelet's list.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Missing {
-    /// Whom its record names; none if that cannot be read.
+    /// The holder by the record; none if that cannot be read.
     holder: Option<Holder>,
+    /// The pod that the kubelet lists for the device.
+    listed: Option<PodName>,
     since: Instant,
 }
 
-/// What is to be done.
+/// What is to be done, and what is to be reported.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Records to undo, if nobody holds the device's lock.
-    pub leftovers: Vec<Attachment>,
+    /// Attachments to remove, if nobody holds the device's lock.
+    pub orphans: Vec<Orphan>,
     /// Devices that pods have and whose link is gone.
     pub dead: Vec<(Attachment, PodName)>,
+    /// Devices of pods that exist although the kubelet does not list the device for them.
+    pub unlisted: BTreeMap<DeviceId, Holder>,
     /// Devices that pods have and no record names: not attached yet, or the record was lost.
     pub unrecorded: Vec<(DeviceId, PodName)>,
     /// Devices that no pod has and whose record cannot be read.
     pub unreadable: Vec<DeviceId>,
 }
 
+/// What one pass knows.
+struct Pass<'p, L> {
+    seen: &'p Observation<'p>,
+    alive: &'p L,
+    before: &'p BTreeMap<DeviceId, Missing>,
+    missing: BTreeMap<DeviceId, Missing>,
+    plan: Plan,
+}
+
 impl Collector {
     /// Decides.
     pub fn plan(&mut self, seen: &Observation<'_>, alive: &impl Liveness) -> Plan {
-        let mut plan = Plan::default();
-        let mut missing = BTreeMap::new();
+        let (missing, plan) = (BTreeMap::new(), Plan::default());
+        let mut pass = Pass { seen, alive, before: &self.missing, missing, plan };
         for record in seen.records {
-            if record.state == State::Creating {
-                // Whoever makes it holds the lock; if it is free, the maker was killed.
-                plan.leftovers.push(record.clone());
-                continue;
-            }
-            let Some(listing) = seen.listing else { continue };
-            match listing.devices.get(&record.device) {
-                Some(pod) if is_theirs(&record.holder, pod) => {
-                    if !alive.link_exists(record) {
-                        plan.dead.push((record.clone(), pod.clone()));
-                    }
-                }
-                // The device is another pod's by now: its ADD takes over, its Allocate removes a tap without network. Where
-                // the next pod has the tap alone, there is no ADD.
-                Some(_) => {
-                    let waited = self.waited(&record.device, Some(&record.holder), seen, &mut missing);
-                    if waited && is_shell(record, alive) {
-                        plan.leftovers.push(record.clone());
-                    }
-                }
-                None => {
-                    let waited = self.waited(&record.device, Some(&record.holder), seen, &mut missing);
-                    if waited && (trusted(seen, listing) || is_shell(record, alive)) {
-                        plan.leftovers.push(record.clone());
-                    }
-                }
+            if let Some(orphan) = Orphan::unfinished(record) {
+                pass.plan.orphans.push(orphan);
+            } else if let Some(listing) = seen.listing {
+                pass.judge(record, listing);
             }
         }
-        for device in seen.damaged {
-            let Some(listing) = seen.listing.filter(|listing| !listing.devices.contains_key(device)) else {
-                continue;
-            };
-            if self.waited(device, None, seen, &mut missing) && trusted(seen, listing) {
-                plan.unreadable.push(device.clone());
-            }
+        if let Some(listing) = seen.listing {
+            pass.judge_damaged(listing);
         }
+        let Pass { missing, mut plan, .. } = pass;
         self.missing = missing;
         plan.unrecorded = self.unrecorded(seen);
         plan
-    }
-
-    /// Whether the device has been without a pod, and the same pod's, for long enough; notes since when.
-    fn waited(
-        &self,
-        device: &DeviceId,
-        holder: Option<&Holder>,
-        seen: &Observation<'_>,
-        missing: &mut BTreeMap<DeviceId, Missing>,
-    ) -> bool {
-        // It is a new pod's, whatever is recorded.
-        if seen.allocated.contains(device) {
-            return false;
-        }
-        let before = self.missing.get(device).filter(|before| before.holder.as_ref() == holder);
-        let since = before.map_or(seen.now, |before| before.since);
-        missing.insert(device.clone(), Missing { holder: holder.cloned(), since });
-        seen.now.saturating_duration_since(since) >= PATIENCE
     }
 
     fn unrecorded(&mut self, seen: &Observation<'_>) -> Vec<(DeviceId, PodName)> {
@@ -156,17 +144,125 @@ impl Collector {
     }
 }
 
-/// Whether the kubelet's list is complete.
-fn trusted(seen: &Observation<'_>, listing: &Listing) -> bool {
-    let warm = seen.now.saturating_duration_since(seen.kubelet_since) >= WARM_UP;
-    warm && seen.own_pod.is_some_and(|own| listing.pods.contains(own))
+impl<L: Liveness> Pass<'_, L> {
+    fn judge(&mut self, record: &Attachment, listing: &Listing) {
+        let listed = listing.devices.get(&record.device);
+        if let Some(pod) = listed.filter(|pod| is_theirs(&record.holder, pod)) {
+            // A DEL whose addresses are still to be given back has removed the link.
+            if record.state == State::Attached && !self.alive.link_exists(record) {
+                self.plan.dead.push((record.clone(), pod.clone()));
+            }
+            return;
+        }
+        let orphan = match &record.holder {
+            Holder::Host => self.tap_only(record, listing),
+            Holder::Pod { .. } => {
+                let other = listed.and_then(|pod| self.listed_for_other(record, pod));
+                match other {
+                    Some(proof) => Some(Orphan::of_squatter(record, proof)),
+                    None => self.dead_pod(record, listing),
+                }
+            }
+        };
+        match orphan {
+            Some(orphan) => self.plan.orphans.push(orphan),
+            None => drop(self.plan.unlisted.insert(record.device.clone(), record.holder.clone())),
+        }
+    }
+
+    fn dead_pod(&mut self, record: &Attachment, listing: &Listing) -> Option<Orphan> {
+        let listed =
+            listing.pods.iter().any(|pod| is_theirs(&record.holder, pod) && has_name(&record.holder));
+        if listed && !self.has_successor(record) {
+            return None;
+        }
+        let not_listed = self.not_listed(record, listing)?;
+        match self.alive.sandbox(record) {
+            Fate::Gone(proof) => Some(Orphan::of_dead_pod(record, proof, not_listed)),
+            Fate::Alive | Fate::Unknown => None,
+        }
+    }
+
+    /// A link without a network has no sandbox that could be asked for: only a list that is complete can tell.
+    fn tap_only(&mut self, record: &Attachment, listing: &Listing) -> Option<Orphan> {
+        let not_listed = self.not_listed(record, listing)?;
+        Orphan::of_tap_only(record, not_listed, self.complete(listing)?)
+    }
+
+    /// Whether another pod of the same name lives: what the kubelet lists under that name is not the record's pod. It
+    /// tells no UIDs.
+    fn has_successor(&self, record: &Attachment) -> bool {
+        let Holder::Pod { pod_uid: uid, pod_name: name, pod_namespace: namespace, .. } = &record.holder
+        else {
+            return false;
+        };
+        self.seen.records.iter().any(|other| match &other.holder {
+            Holder::Pod { pod_uid, pod_name, pod_namespace, .. } => {
+                (pod_name, pod_namespace) == (name, namespace)
+                    && pod_uid != uid
+                    && !pod_uid.is_empty()
+                    && matches!(self.alive.sandbox(other), Fate::Alive)
+            }
+            Holder::Host => false,
+        })
+    }
+
+    fn not_listed(&mut self, record: &Attachment, listing: &Listing) -> Option<NotListed> {
+        let listed = listing.devices.get(&record.device);
+        self.waited(&record.device, Some(&record.holder), listed).then_some(NotListed(()))
+    }
+
+    fn listed_for_other(&mut self, record: &Attachment, pod: &PodName) -> Option<ListedForOther> {
+        // A kubelet that started later may have lost its checkpoint, and gives away what its pods have.
+        let since = self.seen.kubelet_started?;
+        let knows = self.alive.written(record).is_some_and(|written| written > since);
+        let waited = self.waited(&record.device, Some(&record.holder), Some(pod));
+        (knows && waited).then_some(ListedForOther(()))
+    }
+
+    fn judge_damaged(&mut self, listing: &Listing) {
+        for device in self.seen.damaged {
+            if listing.devices.contains_key(device) {
+                continue;
+            }
+            if self.waited(device, None, None) && self.complete(listing).is_some() {
+                self.plan.unreadable.push(device.clone());
+            }
+        }
+    }
+
+    /// Whether the device has been without its holder for long enough; notes since when.
+    fn waited(&mut self, device: &DeviceId, holder: Option<&Holder>, listed: Option<&PodName>) -> bool {
+        // It is a new pod's, whatever is recorded.
+        if self.seen.allocated.contains(device) {
+            return false;
+        }
+        let now = Missing { holder: holder.cloned(), listed: listed.cloned(), since: self.seen.now };
+        let before =
+            self.before.get(device).filter(|before| Missing { since: now.since, ..(*before).clone() } == now);
+        let since = before.map_or(now.since, |before| before.since);
+        self.missing.insert(device.clone(), Missing { since, ..now });
+        self.seen.now.saturating_duration_since(since) >= PATIENCE
+    }
+
+    fn complete(&self, listing: &Listing) -> Option<CompleteList> {
+        let warm = self.seen.now.saturating_duration_since(self.seen.kubelet_since) >= WARM_UP;
+        let own = self.seen.own_pod.is_some_and(|own| listing.pods.contains(own));
+        // Before it has heard from the API server, a kubelet lists its static pods, one of which the agent may be.
+        let missing = |record: &Attachment| {
+            let Holder::Pod { pod_name, pod_namespace, .. } = &record.holder else { return false };
+            let name = PodName { namespace: pod_namespace.clone(), name: pod_name.clone() };
+            has_name(&record.holder)
+                && !listing.pods.contains(&name)
+                && matches!(self.alive.sandbox(record), Fate::Alive)
+        };
+        (warm && own && !self.seen.records.iter().any(missing)).then_some(CompleteList(()))
+    }
 }
 
-/// Whether nothing is left but node and record. A NIC outlives its pod's namespace, and where that lives on without its
-/// path the NIC stays: then it is not given back, however often it is tried.
-fn is_shell(record: &Attachment, alive: &impl Liveness) -> bool {
-    let link_is_gone = record.nic.is_some() || !alive.link_exists(record);
-    link_is_gone && !alive.sandbox_exists(record)
+/// Whether the record tells the pod. Some runtimes do not.
+fn has_name(holder: &Holder) -> bool {
+    matches!(holder, Holder::Pod { pod_name, .. } if !pod_name.is_empty())
 }
 
 #[cfg(test)]

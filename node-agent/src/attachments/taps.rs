@@ -1,16 +1,15 @@
 //! Links for pods that have only the tap: made when their container starts, removed when the device is handed out anew.
 
+use super::sandbox::{Fate, Sandboxes};
 use macvtap::attach::{self, AttachError, Repeat, Request};
 use macvtap::detach::{self, DetachError};
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::{OpenError, Rtnl};
 use macvtap::link::{IfName, Macvtap};
-use macvtap::netns;
 use macvtap::paths::Paths;
 use macvtap::record::Holder;
 use macvtap::records::{self, RecordError};
 use macvtap::table_file::{self, TableFileError};
-use std::path::Path;
 
 /// A tap could not be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -91,21 +90,23 @@ pub fn ensure(paths: &Paths, device: &DeviceId, former: Option<&Holder>) -> Resu
     Ok(())
 }
 
-/// Removes what a pod left whose DEL did not come.
+/// Removes what a pod left whose DEL did not come. What is not surely gone is waited for.
 fn end_former(
     paths: &Paths,
     kernel: &mut Rtnl,
     device: &DeviceId,
     former: &Holder,
 ) -> Result<(), TapOnlyError> {
-    let Holder::Pod { netns, netns_inode, pod_namespace, pod_name, .. } = former else {
+    let Holder::Pod { pod_namespace, pod_name, .. } = former else {
         return Ok(());
     };
-    if !netns::is_at(Path::new(netns), *netns_inode) {
-        detach::detach(paths, kernel, device, |record| record.holder == *former)?;
-    } else if holder(paths, device)?.as_ref() == Some(former) {
-        let (namespace, pod) = (pod_namespace.clone(), pod_name.clone());
-        return Err(TapOnlyError::Former { device: device.clone(), namespace, pod });
+    let Some(record) = records::read(paths, device)?.filter(|record| record.holder == *former) else {
+        return Ok(());
+    };
+    if let Fate::Gone(_) = Sandboxes::new(Rtnl::node().ok()).fate(&record) {
+        detach::detach(paths, kernel, device, |current| *current == record)?;
+        return Ok(());
     }
-    Ok(())
+    let (namespace, pod) = (pod_namespace.clone(), pod_name.clone());
+    Err(TapOnlyError::Former { device: device.clone(), namespace, pod })
 }

@@ -2,25 +2,25 @@
 
 use crate::attachments::cleanup::{self, Troubles};
 use crate::attachments::collector::{Collector, Liveness, Observation};
+use crate::attachments::sandbox::{Fate, Sandboxes};
 use crate::attachments::{Lost, LostLink};
 use crate::config::args::Run;
 use crate::devices::assignment::GRACE;
 use crate::devices::nics::Names;
-use crate::kubelet::Shared;
 use crate::kubelet::checkpoint;
 use crate::kubelet::directory::Happened;
 use crate::kubelet::podresources;
+use crate::kubelet::{KUBELET_SOCKET, Shared};
 use crate::pods::{Listing, PodName};
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::Rtnl;
 use macvtap::paths::Paths;
-use macvtap::record::{Attachment, Holder};
-use macvtap::{detach, netns, records};
-use std::cell::RefCell;
+use macvtap::record::Attachment;
+use macvtap::{detach, records};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
@@ -130,9 +130,10 @@ impl Look {
                 allocated: &allocated,
                 own_pod: own_pod.as_ref(),
                 kubelet_since: since,
+                kubelet_started: started(&plugins),
                 now,
             };
-            let mut plan = collector.plan(&seen, &Node::new());
+            let mut plan = collector.plan(&seen, &Node::new(&paths));
             // The records were read a while ago: a pod that is ending has lost its link by right.
             plan.dead.retain(|(record, _)| records::stands(&paths, record));
             let done = cleanup::clean(&paths, &plan, &mut troubles);
@@ -194,29 +195,40 @@ impl Look {
 }
 
 /// This node's links and namespaces.
-struct Node(RefCell<Option<Rtnl>>);
+struct Node<'n> {
+    paths: &'n Paths,
+    sandboxes: Sandboxes,
+}
 
-impl Node {
-    fn new() -> Self {
+impl<'n> Node<'n> {
+    fn new(paths: &'n Paths) -> Self {
         let opened = Rtnl::node().inspect_err(|error| {
             let reason = crate::error_chain(error);
-            warn!(%reason, "links of pods not looked at");
+            warn!(%reason, "links of pods not checked");
         });
-        Self(RefCell::new(opened.ok()))
+        Self { paths, sandboxes: Sandboxes::new(opened.ok()) }
     }
 }
 
-impl Liveness for Node {
+impl Liveness for Node<'_> {
     fn link_exists(&self, record: &Attachment) -> bool {
-        self.0.borrow_mut().as_mut().is_none_or(|kernel| !detach::is_lost(kernel, record))
+        let lost = self.sandboxes.with_kernel(|kernel| detach::is_lost(kernel, record));
+        !lost.unwrap_or_default()
     }
 
-    fn sandbox_exists(&self, record: &Attachment) -> bool {
-        match &record.holder {
-            Holder::Pod { netns, netns_inode, .. } => netns::is_at(Path::new(netns), *netns_inode),
-            Holder::Host => true,
-        }
+    fn sandbox(&self, record: &Attachment) -> Fate {
+        self.sandboxes.fate(record)
     }
+
+    fn written(&self, record: &Attachment) -> Option<SystemTime> {
+        let path = self.paths.attachments().join(record.device.to_string());
+        std::fs::metadata(path).ok()?.modified().ok()
+    }
+}
+
+/// When the kubelet that serves this socket began to.
+fn started(plugins: &Path) -> Option<SystemTime> {
+    std::fs::symlink_metadata(plugins.join(KUBELET_SOCKET)).ok()?.modified().ok()
 }
 
 fn recorded(paths: &Paths) -> Vec<Attachment> {

@@ -54,3 +54,43 @@ fn the_capabilities_of_its_container_are_enough_for_taps_and_for_links_in_other_
     assert_eq!(node.sh(&format!("stat -c '%F %u' {}", devices[0].0)), "character special file 107\n");
     assert!(node.sh("ip -o link show type macvtap").contains("dp0"), "{}", agent.log());
 }
+
+/// Two looks of the collector, and then some.
+const TWO_LOOKS: Duration = Duration::from_secs(25);
+
+#[test]
+fn a_pod_keeps_what_it_has_wherever_its_runtime_keeps_the_namespace_until_that_has_ended() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    // As runtimes write them. The agent sees the third only, and its own processes at the fourth.
+    let paths = [
+        "/run/containerd/io.containerd.grpc.v1.cri/netns/cni-0",
+        "/var/run/crio/ns/5f0c/net",
+        "/run/netns/pod2",
+        "/proc/1/ns/net",
+    ];
+    for (slot, path) in paths.into_iter().enumerate() {
+        let (device, pod) = (format!("dataplaneMvp{slot}"), format!("pod{slot}"));
+        node.attach(&device, &pod, State::Attached);
+        node.move_record(&device, &pod, path);
+    }
+    // One pod has lost its link: its containers may still open the tap's number.
+    node.sh("ip -n pod0 link del net1");
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    // A kubelet that lost its checkpoint lists a pod without its devices; one that has not heard from the API server
+    // lists no pod. Either is all that this agent hears.
+    kubelet.add_pod_of("pod1", "other", "otherMvp0");
+    std::thread::sleep(TWO_LOOKS);
+    assert_eq!(std::fs::read_dir(node.paths().attachments()).unwrap().count(), 4, "{}", agent.log());
+    for slot in 1..4 {
+        assert!(node.sh(&format!("ip -n pod{slot} -o link")).contains("net1"), "{}", agent.log());
+    }
+    kubelet.remove_pods();
+    node.sh("for slot in 0 1 2 3; do ip netns del pod$slot; done");
+    eventually_in(Duration::from_mins(1), "nothing is left", || nothing_is_recorded(&node).then_some(()));
+}

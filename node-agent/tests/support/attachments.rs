@@ -84,4 +84,18 @@ impl Node {
         }
         self.record(&record);
     }
+
+    /// Lets the record of a device say that its pod's namespace is at another path, as the kernel numbers it.
+    pub(crate) fn move_record(&self, device: &str, pod: &str, path: &str) {
+        // `ip` gives it a number.
+        self.sh(&format!("ip netns set {pod} auto"));
+        let list = self.sh("ip netns list");
+        let id = list.lines().find_map(|line| line.strip_prefix(&format!("{pod} (id: "))?.strip_suffix(')'));
+        let mut record = records::read(&self.paths(), &device.parse().unwrap()).unwrap().unwrap();
+        record.netns_id = Some(id.unwrap().parse().unwrap());
+        if let Holder::Pod { netns, .. } = &mut record.holder {
+            path.clone_into(netns);
+        }
+        self.record(&record);
+    }
 }

@@ -1,24 +1,31 @@
 use super::*;
-use crate::devices::nics;
-use crate::links::inventory::tests::nic;
+use crate::attachments::sandbox;
 
 struct World {
     link: bool,
-    sandbox: bool,
+    sandbox: fn() -> Fate,
+    /// Seconds after the kubelet's start.
+    written: i64,
 }
 
 impl Liveness for World {
     fn link_exists(&self, _: &Attachment) -> bool {
         self.link
     }
-    fn sandbox_exists(&self, _: &Attachment) -> bool {
-        self.sandbox
+    fn sandbox(&self, _: &Attachment) -> Fate {
+        (self.sandbox)()
+    }
+    fn written(&self, _: &Attachment) -> Option<SystemTime> {
+        let seconds = Duration::from_secs(self.written.unsigned_abs());
+        Some(if self.written < 0 { KUBELET_START - seconds } else { KUBELET_START + seconds })
     }
 }
 
-const ALIVE: World = World { link: true, sandbox: true };
-const LINK_LOST: World = World { link: false, sandbox: true };
-const GONE: World = World { link: false, sandbox: false };
+const KUBELET_START: SystemTime = SystemTime::UNIX_EPOCH;
+const ALIVE: World = World { link: true, sandbox: || Fate::Alive, written: 1 };
+const LINK_LOST: World = World { link: false, ..ALIVE };
+const UNKNOWN: World = World { link: false, sandbox: || Fate::Unknown, ..ALIVE };
+const GONE: World = World { link: false, sandbox: sandbox::tests::gone, ..ALIVE };
 
 /// A pod of namespace `default`.
 pub(crate) fn pod(name: &str) -> PodName {
@@ -72,6 +79,7 @@ fn twice(
             allocated: &BTreeSet::new(),
             own_pod: own,
             kubelet_since: start,
+            kubelet_started: Some(KUBELET_START),
             now: start + Duration::from_secs(up + seconds),
         };
         collector.plan(&seen, world)
@@ -85,11 +93,22 @@ fn listing(devices: &[(&str, &str)], pods: &[&str]) -> Listing {
     }
 }
 
+fn records(plan: &Plan) -> Vec<Attachment> {
+    plan.orphans.iter().map(|orphan| orphan.record().clone()).collect()
+}
+
+/// The records of these orphans in the second of two looks; there must be none in the first.
+fn orphans(record: &Attachment, listing: &Listing, world: &World) -> Vec<Attachment> {
+    let [first, second] = twice(record, Some(listing), Some(&pod("agent")), 100, world);
+    assert_eq!(records(&first), []);
+    records(&second)
+}
+
 #[test]
 fn a_record_whose_maker_was_killed_is_undone_at_once_whatever_the_kubelet_says() {
     let record = record(State::Creating);
     let [first, _] = twice(&record, None, None, 0, &ALIVE);
-    assert_eq!(first.leftovers, [record]);
+    assert_eq!(records(&first), [record]);
 }
 
 #[test]
@@ -98,16 +117,103 @@ fn a_link_that_vanished_under_a_listed_pod_is_a_dead_device_and_nothing_is_remov
     let listing = listing(&[("aMvp0", "vm")], &["vm", "agent"]);
     let [first, second] = twice(&record, Some(&listing), Some(&pod("agent")), 100, &LINK_LOST);
     assert_eq!(first.dead, [(record, pod("vm"))]);
-    assert_eq!((first.leftovers, second.leftovers), (vec![], vec![]));
+    assert_eq!((records(&first), records(&second)), (vec![], vec![]));
 }
 
 #[test]
-fn a_record_without_a_pod_is_undone_after_two_looks() {
+fn a_pod_that_is_listed_keeps_what_it_has_although_the_kubelet_lost_its_checkpoint() {
     let record = record(State::Attached);
+    // The kubelet lists the pod without its device: a lost checkpoint, or a device of an init container.
+    let listing = listing(&[], &["vm", "agent"]);
+    for world in [ALIVE, LINK_LOST, UNKNOWN, GONE] {
+        let [first, second] = twice(&record, Some(&listing), Some(&pod("agent")), 100, &world);
+        assert_eq!((records(&first), records(&second)), (vec![], vec![]));
+        let unlisted = [(record.device.clone(), record.holder.clone())];
+        assert_eq!(first.unlisted, unlisted.into(), "it is reported");
+    }
+}
+
+#[test]
+fn a_pod_whose_sandbox_lives_keeps_what_it_has_although_the_kubelet_does_not_list_it() {
+    let record = record(State::Attached);
+    // An agent that is a static pod is listed by a kubelet that has not heard from the API server.
     let listing = listing(&[], &["agent"]);
-    let [first, second] = twice(&record, Some(&listing), Some(&pod("agent")), 100, &ALIVE);
-    assert_eq!(first, Plan::default());
-    assert_eq!(second.leftovers, [record]);
+    for world in [ALIVE, LINK_LOST, UNKNOWN] {
+        assert_eq!(orphans(&record, &listing, &world), []);
+    }
+    assert_eq!(orphans(&record, &listing, &GONE), [record]);
+}
+
+#[test]
+fn a_pod_whose_device_the_kubelet_gave_away_after_it_lost_its_checkpoint_keeps_it() {
+    let record = record(State::Attached);
+    for pods in [["vm", "next", "agent"], ["other", "next", "agent"]] {
+        let listing = listing(&[("aMvp0", "next")], &pods);
+        for world in [ALIVE, LINK_LOST, UNKNOWN] {
+            assert_eq!(orphans(&record, &listing, &World { written: -1, ..world }), []);
+        }
+    }
+}
+
+#[test]
+fn a_squatter_gives_way_to_the_pod_that_the_kubelet_lists() {
+    let record = record(State::Attached);
+    let theirs = listing(&[("aMvp0", "next")], &["vm", "next", "agent"]);
+    assert_eq!(orphans(&record, &theirs, &ALIVE), std::slice::from_ref(&record));
+    let nobodys = listing(&[], &["vm", "agent"]);
+    assert_eq!(orphans(&record, &nobodys, &ALIVE), [], "no pod waits for it");
+}
+
+#[test]
+fn a_pod_without_a_name_is_known_by_its_sandbox_alone() {
+    let mut record = record(State::Attached);
+    if let Holder::Pod { pod_name, pod_namespace, .. } = &mut record.holder {
+        (*pod_name, *pod_namespace) = (String::new(), String::new());
+    }
+    let listing = listing(&[], &["vm", "agent"]);
+    assert_eq!(orphans(&record, &listing, &UNKNOWN), []);
+    assert_eq!(orphans(&record, &listing, &GONE), [record]);
+}
+
+#[test]
+fn a_record_of_a_former_pod_of_the_same_name_is_undone() {
+    struct Successor;
+    impl Liveness for Successor {
+        fn link_exists(&self, _: &Attachment) -> bool {
+            true
+        }
+        fn sandbox(&self, record: &Attachment) -> Fate {
+            if record.device.slot() == 0 { sandbox::tests::gone() } else { Fate::Alive }
+        }
+        fn written(&self, _: &Attachment) -> Option<SystemTime> {
+            None
+        }
+    }
+    let former = record(State::Attached);
+    let mut next = recorded("aMvp1");
+    if let Holder::Pod { pod_uid, .. } = &mut next.holder {
+        *pod_uid = "next".into();
+    }
+    let (start, listing) = (Instant::now(), listing(&[("aMvp1", "vm")], &["vm"]));
+    let records_of = |all: &[Attachment]| {
+        let mut collector = Collector::default();
+        let plans = [0, 10].map(|seconds| {
+            let seen = Observation {
+                records: all,
+                damaged: &[],
+                listing: Some(&listing),
+                allocated: &BTreeSet::new(),
+                own_pod: None,
+                kubelet_since: start,
+                kubelet_started: None,
+                now: start + Duration::from_secs(seconds),
+            };
+            records(&collector.plan(&seen, &Successor))
+        });
+        plans[1].clone()
+    };
+    assert_eq!(records_of(std::slice::from_ref(&former)), []);
+    assert_eq!(records_of(&[former.clone(), next]), [former]);
 }
 
 /// What a second look undoes that sees another record of the device, or an allocation.
@@ -125,9 +231,10 @@ fn undone_after(later: &Attachment, allocated: &BTreeSet<DeviceId>) -> Vec<Attac
             allocated,
             own_pod: Some(&agent),
             kubelet_since: start,
+            kubelet_started: Some(KUBELET_START),
             now: start + Duration::from_secs(seconds),
         };
-        collector.plan(&seen, &ALIVE).leftovers
+        records(&collector.plan(&seen, &GONE))
     });
     let [_, second] = plans;
     second
@@ -150,8 +257,8 @@ fn a_device_that_was_just_allocated_is_left_alone_although_the_kubelet_does_not_
 }
 
 #[test]
-fn a_live_link_is_left_alone_while_the_kubelets_list_may_be_incomplete() {
-    let record = record(State::Attached);
+fn a_tap_without_a_network_is_left_alone_while_the_kubelets_list_may_be_incomplete() {
+    let record = Attachment { holder: Holder::Host, ..record(State::Attached) };
     let agent = pod("agent");
     let complete = listing(&[], &["agent"]);
     let incomplete = listing(&[], &["other"]);
@@ -162,32 +269,15 @@ fn a_live_link_is_left_alone_while_the_kubelets_list_may_be_incomplete() {
         (Some(&complete), Some(&agent), 20),
     ] {
         let [_, second] = twice(&record, listing, own, up, &ALIVE);
-        assert_eq!(second, Plan::default());
+        assert_eq!(records(&second), []);
     }
+    assert_eq!(orphans(&record, &complete, &ALIVE), [record]);
 }
 
 #[test]
-fn a_nic_is_fetched_when_its_sandbox_is_gone_although_the_nic_exists() {
-    let mut record = record(State::Attached);
-    let world = World { link: true, sandbox: false };
-    let collected = |record: &Attachment, world: &World| {
-        let [_, second] = twice(record, Some(&listing(&[], &[])), None, 0, world);
-        second.leftovers.len()
-    };
-    assert_eq!(collected(&record, &world), 0, "a macvtap without a path to its namespace");
-    record.nic = Some(nics::tests::recorded(&nic(2, "eth1", 0xa)));
-    assert_eq!(collected(&record, &world), 1);
-    assert_eq!(collected(&record, &ALIVE), 0);
-}
-
-#[test]
-fn what_is_left_when_link_and_sandbox_are_gone_is_removed_without_further_proof() {
-    let record = record(State::Attached);
-    let [first, second] = twice(&record, Some(&listing(&[], &[])), None, 0, &GONE);
-    assert_eq!(first, Plan::default());
-    assert_eq!(second.leftovers, std::slice::from_ref(&record));
-    let [_, second] = twice(&record, None, None, 0, &GONE);
-    assert_eq!(second, Plan::default(), "the kubelet said nothing");
+fn without_the_kubelets_list_nothing_is_removed() {
+    let [_, second] = twice(&record(State::Attached), None, None, 0, &GONE);
+    assert_eq!(second, Plan::default());
 }
 
 #[test]
@@ -204,6 +294,7 @@ fn a_record_that_cannot_be_read_is_given_up_when_it_is_certain_that_no_pod_has_t
                 allocated: &BTreeSet::new(),
                 own_pod: Some(&agent),
                 kubelet_since: start,
+                kubelet_started: Some(KUBELET_START),
                 now: start + Duration::from_secs(up + seconds),
             };
             collector.plan(&seen, &ALIVE).unreadable
@@ -223,21 +314,12 @@ fn a_device_without_a_record_is_looked_for_after_two_looks_and_one_with_a_record
     let [first, second] = twice(&record, Some(&listing), Some(&pod("agent")), 100, &ALIVE);
     assert_eq!(first, Plan::default());
     assert_eq!(second.unrecorded, [("aMvp1".parse().unwrap(), pod("next"))]);
-    assert_eq!((second.leftovers, second.dead), (vec![], vec![]));
+    assert_eq!((records(&second), second.dead), (vec![], vec![]));
 }
 
 #[test]
 fn what_is_left_of_a_pod_whose_device_another_one_has_is_removed() {
     let record = record(State::Attached);
     let listing = listing(&[("aMvp0", "next")], &["next", "agent"]);
-    let [first, second] = twice(&record, Some(&listing), Some(&pod("agent")), 100, &GONE);
-    assert_eq!((first, second.leftovers), (Plan::default(), vec![record]));
-}
-
-#[test]
-fn a_device_that_another_pod_has_by_now_is_its_business() {
-    let record = record(State::Attached);
-    let listing = listing(&[("aMvp0", "next")], &["next", "agent"]);
-    let [first, second] = twice(&record, Some(&listing), Some(&pod("agent")), 100, &LINK_LOST);
-    assert_eq!((first, second), (Plan::default(), Plan::default()));
+    assert_eq!(orphans(&record, &listing, &World { written: -1, ..GONE }), [record]);
 }
