@@ -31,15 +31,16 @@ pub struct CniResult {
 #[serde(rename_all = "camelCase", default)]
 pub struct Interface {
     /// Its name; empty in the answer of some IPAM plugins.
+    #[serde(deserialize_with = "null_is_default")]
     pub name: String,
     /// Its hardware address.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "null_is_default")]
     pub mac: String,
     /// Its MTU, from 1.1.0 on.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "natural")]
     pub mtu: Option<u32>,
     /// The namespace; empty for the node's.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "null_is_default")]
     pub sandbox: String,
     /// What other plugins said beside that.
     #[serde(flatten)]
@@ -56,7 +57,7 @@ pub struct Ip {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_address")]
     pub gateway: Option<IpAddr>,
     /// Place of its interface in the list of interfaces.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "natural")]
     pub interface: Option<usize>,
 }
 
@@ -71,19 +72,19 @@ pub struct Route {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "optional_address")]
     pub gw: Option<IpAddr>,
     /// Largest packet on this route, in bytes; from 1.1.0 on, as all that follows.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "natural")]
     pub mtu: Option<u32>,
     /// Largest TCP segment to ask peers on this route for, in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "natural")]
     pub advmss: Option<u32>,
     /// Of two routes to one destination, the one with the lower number is used.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "natural")]
     pub priority: Option<u32>,
     /// The routing table; absent: the main one.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "natural")]
     pub table: Option<u32>,
     /// How far away the destination is, by the kernel's numbers (`RT_SCOPE_*`).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "natural")]
     pub scope: Option<u8>,
     /// What other plugins said beside that.
     #[serde(flatten)]
@@ -98,7 +99,7 @@ pub struct Dns {
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
     pub nameservers: Vec<String>,
     /// The local domain.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "null_is_default")]
     pub domain: String,
     /// Domains to search.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
@@ -171,6 +172,16 @@ where
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// Go's integers have a sign, and programs write -1 for "none".
+fn natural<'de, T: TryFrom<i64>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    let Some(number) = Option::<i64>::deserialize(deserializer)? else { return Ok(None) };
+    match T::try_from(number) {
+        Ok(number) => Ok(Some(number)),
+        Err(_) if number < 0 => Ok(None),
+        Err(_) => Err(de::Error::custom(format_args!("{number} is out of range"))),
+    }
+}
+
 fn net<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpNet, D::Error> {
     parsed(&String::deserialize(deserializer)?, "address with prefix length, for example 10.0.0.2/24")
 }
@@ -239,6 +250,22 @@ mod tests {
         let again = |version| CniResult::parse(result().to_json(version), "it", Code::Ipam).unwrap();
         assert_eq!(again(Version::V1_1_0), result());
         assert_eq!(again(Version::V0_3_1).ips, result().ips);
+    }
+
+    #[test]
+    fn what_a_go_program_writes_for_nothing_is_nothing() {
+        let json = json!({
+            "interfaces": [{"name": "net1", "mac": null, "mtu": -1, "sandbox": null}],
+            "ips": [{"address": "10.0.0.2/24", "gateway": null, "interface": -1}],
+            "routes": [{"dst": null, "gw": "10.0.0.1", "mtu": -1, "priority": null}],
+            "dns": {"nameservers": null, "domain": null, "search": null, "options": null},
+        });
+        let result = CniResult::parse(json, "it", Code::Ipam).unwrap();
+        let interface = Interface { name: "net1".into(), ..Interface::default() };
+        assert_eq!((&result.interfaces[0], result.ips[0].interface), (&interface, None));
+        assert_eq!((result.routes[0].mtu, &result.dns), (None, &Dns::default()));
+        let nothing = json!({"interfaces": null, "ips": null, "routes": null, "dns": null});
+        assert_eq!(CniResult::parse(nothing, "it", Code::Ipam), Ok(CniResult::default()));
     }
 
     #[test]
