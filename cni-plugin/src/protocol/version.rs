@@ -7,6 +7,8 @@ use std::fmt;
 /// A version we speak, oldest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
+    /// 0.3.0, whose results have the form of 0.3.1.
+    V0_3_0,
     /// 0.3.1
     V0_3_1,
     /// 0.4.0: CHECK.
@@ -19,7 +21,7 @@ pub enum Version {
 
 impl Version {
     /// Every version, oldest first.
-    pub const ALL: [Self; 4] = [Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+    pub const ALL: [Self; 5] = [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
 
     /// The newest one.
     pub const NEWEST: Self = Self::V1_1_0;
@@ -27,6 +29,7 @@ impl Version {
     /// As it stands in a configuration.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::V0_3_0 => "0.3.0",
             Self::V0_3_1 => "0.3.1",
             Self::V0_4_0 => "0.4.0",
             Self::V1_0_0 => "1.0.0",
@@ -34,13 +37,18 @@ impl Version {
         }
     }
 
-    /// The version a configuration asks for. By the specification an absent one means 0.1.0.
+    /// The version that a configuration asks for. By the specification an absent one means 0.1.0, whose results have no
+    /// interfaces and so cannot say what this plugin does.
     pub fn of(asked: Option<&str>) -> Result<Self, CniError> {
-        let asked = asked.unwrap_or("0.1.0");
-        let known = Self::ALL.into_iter().find(|version| version.as_str() == asked);
+        let known = Self::ALL.into_iter().find(|version| Some(version.as_str()) == asked);
         known.ok_or_else(|| {
+            let problem = match asked {
+                Some(asked) => format!("cniVersion {asked:?} is not supported"),
+                None => "cniVersion is missing, which means 0.1.0, and that is not supported".to_owned(),
+            };
             let supported = Self::ALL.map(Self::as_str).join(", ");
-            let message = format!("cniVersion {asked:?} is not supported; use one of {supported}");
+            let remedy = "write \"cniVersion\": \"1.0.0\" into the network configuration";
+            let message = format!("{problem}; {remedy} (supported: {supported})");
             CniError::new(Code::IncompatibleVersion, message)
         })
     }
@@ -63,10 +71,10 @@ mod tests {
 
     #[test]
     fn an_absent_version_and_those_we_do_not_speak_are_code_1() {
-        for asked in [None, Some("0.1.0"), Some("0.3.0"), Some("2.0.0"), Some(""), Some("1.0")] {
+        for asked in [None, Some("0.1.0"), Some("0.2.0"), Some("2.0.0"), Some(""), Some("1.0")] {
             let error = Version::of(asked).unwrap_err();
             assert_eq!(error.code, 1, "{asked:?}");
-            assert!(error.message.contains("0.3.1, 0.4.0, 1.0.0, 1.1.0"));
+            assert!(error.message.contains("0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"));
         }
         assert!(Version::ALL.into_iter().all(|v| Version::of(Some(v.as_str())) == Ok(v)));
     }

@@ -29,8 +29,8 @@ const ADD: [(&str, &str); 4] = [
 #[test]
 fn version_answers_in_the_version_asked_for() {
     let version = |stdin: &str| call(&[("CNI_COMMAND", "VERSION")], stdin);
-    let supported = json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
-    for asked in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+    let supported = json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    for asked in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let (success, json) = version(&json!({"cniVersion": asked}).to_string());
         assert_eq!(
             (success, &json["cniVersion"], &json["supportedVersions"]),
