@@ -3,6 +3,7 @@
 use crate::ipam::kube_ovn::{self, KubeOvn};
 use crate::protocol::environment::Args;
 use crate::protocol::error::{CniError, Code};
+use crate::protocol::json;
 use crate::protocol::result::{CniResult, Dns};
 use crate::protocol::version::Version;
 use crate::settings::Settings;
@@ -31,6 +32,10 @@ const NIC_KEYS: [&str; 3] = ["device", "hwaddr", "kernelpath"];
 /// Keys by which other plugins let the configuration choose a file to write to.
 const LOG_KEYS: [&str; 9] =
     ["log", "logfile", "logpath", "logdir", "loglevel", "logging", "logoptions", "logtofile", "logtostderr"];
+
+/// The key of the attachments that a GC keeps, under both names that the text of specification 1.1.0 has for it. The
+/// reference library sends both (containernetworking/cni issue 1101), other runtimes one.
+const VALID_KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// The configuration as it came. Its version is known and it has a name.
 #[derive(Clone, Debug)]
@@ -97,21 +102,20 @@ impl Document {
         Ok(Self { version, name, json })
     }
 
-    /// Reads standard input for a DEL: a pod must be able to go whatever its author wrote. With a version that is none of
-    /// ours the rest still means something; with a name that is none, no ADD went further than to refuse it.
-    pub fn parse_for_del(stdin: &[u8]) -> Result<Self, CniError> {
-        let json = object(stdin)?;
+    /// Reads standard input for a DEL: a pod must be able to go whatever its author wrote. With an unknown version the rest
+    /// still means something; with an invalid name, or without JSON, the attachment is known by container and interface,
+    /// and an ADD went no further than to refuse such a configuration.
+    pub fn parse_for_del(stdin: &[u8]) -> Self {
+        let parsed = object(stdin).and_then(|json| Ok((name(&json)?, json)));
+        let (name, json) = parsed.unwrap_or_else(|error| {
+            warn!(%error, "configuration ignored, the attachment is looked for by container and interface");
+            <(String, Map<String, Value>)>::default()
+        });
         let version = version(&json).unwrap_or_else(|error| {
             warn!(%error, "taken for the newest version");
             Version::NEWEST
         });
-        match name(&json) {
-            Ok(name) => Ok(Self { version, name, json }),
-            Err(error) => {
-                warn!(%error, "configuration left aside");
-                Ok(Self { version, name: String::new(), json: Map::new() })
-            }
-        }
+        Self { version, name, json }
     }
 
     /// Everything ADD and CHECK need.
@@ -228,20 +232,27 @@ impl Document {
         }
     }
 
-    /// The attachments a GC keeps, as container ID and interface. The reference library leaves the list out, or writes
-    /// `null`, where none is to stay.
-    pub fn valid_attachments(&self) -> Result<Vec<(String, String)>, CniError> {
-        const KEY: &str = "cni.dev/valid-attachments";
+    /// The attachments that a GC keeps, as container ID and interface; none when the configuration has no list.
+    /// Go writes an empty list as `null`.
+    pub fn valid_attachments(&self) -> Result<Option<Vec<(String, String)>>, CniError> {
         let want = "a list of {containerID, ifname}, which the runtime fills in";
-        let Some(list) = self.json.get(KEY).filter(|list| !list.is_null()) else {
-            return Ok(Vec::new());
-        };
-        let entries = list.as_array().ok_or_else(|| wrong(KEY, list, want))?;
-        let pair = |entry: &Value| {
-            let text = |key| entry.get(key)?.as_str().map(str::to_owned);
-            text("containerID").zip(text("ifname"))
-        };
-        entries.iter().map(|entry| pair(entry).ok_or_else(|| wrong(KEY, entry, want))).collect()
+        let mut valid = None;
+        for (key, list) in VALID_KEYS.into_iter().filter_map(|key| Some((key, self.json.get(key)?))) {
+            let valid: &mut Vec<_> = valid.get_or_insert_default();
+            let entries = match list {
+                Value::Null => continue,
+                Value::Array(entries) => entries,
+                other => return Err(wrong(key, other, want)),
+            };
+            let pair = |entry: &Value| {
+                let text = |key| entry.get(key)?.as_str().map(str::to_owned);
+                text("containerID").zip(text("ifname"))
+            };
+            for entry in entries {
+                valid.push(pair(entry).ok_or_else(|| wrong(key, entry, want))?);
+            }
+        }
+        Ok(valid)
     }
 
     /// The configuration for an IPAM plugin: ours without the device, which kube-ovn takes for a virtual function of a
@@ -251,6 +262,12 @@ impl Document {
         json.remove("deviceID");
         if let Some(Value::Object(runtime)) = json.get_mut("runtimeConfig") {
             runtime.remove("deviceID");
+        }
+        // A plugin that knows one name only would take the other one's list for an empty one, and free every address.
+        for [key, other] in [VALID_KEYS, [VALID_KEYS[1], VALID_KEYS[0]]] {
+            if let (None, Some(list)) = (json.get(key), json.get(other)) {
+                json.insert(key.into(), list.clone());
+            }
         }
         json.insert("cniVersion".into(), version.as_str().into());
         Value::Object(json)
@@ -341,7 +358,7 @@ fn object(stdin: &[u8]) -> Result<Map<String, Value>, CniError> {
     let undecoded = |problem: String| {
         CniError::new(Code::Decode, format!("the network configuration on standard input is {problem}"))
     };
-    match serde_json::from_slice(stdin) {
+    match json::decode(stdin) {
         Ok(Value::Object(json)) => Ok(json),
         Ok(_) => Err(undecoded("no JSON object".to_owned())),
         Err(error) => Err(undecoded(format!("not JSON: {error}"))),

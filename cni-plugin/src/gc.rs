@@ -8,11 +8,15 @@ use macvtap::detach;
 use macvtap::kernel::Rtnl;
 use macvtap::record::{Attachment, Holder};
 use macvtap::records;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Serves GC. Goes on after an error and tells the first one.
 pub fn gc(call: &Call) -> Result<(), CniError> {
-    let valid = call.document.valid_attachments()?;
+    let Some(valid) = call.document.valid_attachments()? else {
+        // The specification requires the list, so its absence is a runtime's mistake, not the wish to lose everything.
+        warn!("nothing removed: the configuration has no list cni.dev/valid-attachments");
+        return Ok(());
+    };
     let mut first_error = None;
     let mut kernel = Rtnl::node().map_err(|error| failed(&error))?;
     let listing = records::list(&call.paths).map_err(|error| failed(&error))?;

@@ -68,8 +68,15 @@ fn serve(
     version: &mut Version,
 ) -> Result<Option<Value>, CniError> {
     let command = Command::read(variables)?;
-    let stdin =
-        stdin.map_err(|error| CniError::new(Code::Io, format!("read the network configuration: {error}")))?;
+    let stdin = match stdin {
+        // A pod must be able to go whatever was written for it.
+        Err(error) if command == Command::Del => {
+            tracing::warn!(%error, "network configuration not read");
+            Vec::new()
+        }
+        stdin => stdin
+            .map_err(|error| CniError::new(Code::Io, format!("read the network configuration: {error}")))?,
+    };
     if command == Command::Version {
         return report_versions(&stdin).map(Some);
     }
@@ -81,7 +88,7 @@ fn serve(
     let settings = Settings::load(&paths);
     log::start(command, attachment.as_ref(), settings.as_ref().ok());
     let document =
-        if command == Command::Del { Document::parse_for_del(&stdin)? } else { Document::parse(&stdin)? };
+        if command == Command::Del { Document::parse_for_del(&stdin) } else { Document::parse(&stdin)? };
     *version = document.version;
     let plugin_path = variables.get("CNI_PATH");
     let settings = match settings {

@@ -2,5 +2,6 @@
 
 pub mod environment;
 pub mod error;
+pub mod json;
 pub mod result;
 pub mod version;

@@ -22,10 +22,8 @@ fn known(code: u32, codes: &[Code]) {
 }
 
 pub(super) fn configuration(bytes: &[u8]) {
-    match Document::parse_for_del(bytes) {
-        Ok(document) => assert!(document.name.len() <= 255 && !document.name.contains('/')),
-        Err(error) => known(error.code, &[Code::Decode]),
-    }
+    let document = Document::parse_for_del(bytes);
+    assert!(document.name.len() <= 255 && !document.name.contains('/'));
     let document = match Document::parse(bytes) {
         Ok(document) => document,
         Err(error) => return known(error.code, &[Code::IncompatibleVersion, Code::Decode, Code::Config]),

@@ -86,6 +86,7 @@ fn an_ipv6_address_that_another_host_has_fails_the_add_and_is_given_back() {
 fn each_version_has_its_form() {
     let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
     for (version, family, mtu) in [
+        ("0.3.0", json!("4"), Value::Null),
         ("0.3.1", json!("4"), Value::Null),
         ("0.4.0", json!("4"), Value::Null),
         ("1.0.0", Value::Null, Value::Null),
@@ -251,6 +252,7 @@ fn gc_and_status_reach_a_plugin_that_knows_them_and_one_that_does_not_is_no_hind
         json!([{"containerID": "c1", "ifname": "net1"}]),
         "the plugin must learn what to keep"
     );
+    assert_eq!(stdin["cni.dev/attachments"], stdin["cni.dev/valid-attachments"], "whichever name it knows");
     with("exit 0").ok("STATUS");
     let full = with("echo '{\"code\": 51, \"msg\": \"pool nearly empty\"}'; exit 1");
     assert!(full.fails("STATUS", 51).contains("pool nearly empty"));

@@ -73,10 +73,12 @@ fn the_projects_own_library_drives_every_verb() {
     assert!(String::from_utf8_lossy(&told.stderr).contains("has MTU 1400, ADD gave it 1500"), "{told:?}");
     tool.ok("del");
     assert_eq!((node.traces(), link(&pod)), (before.clone(), Value::Null));
-    // The tool names no attachment that shall stay. What its library forgot, GC of the plugins removes.
+    // The tool sends no list of valid attachments, which the specification requires: nothing is removed by that.
     tool.ok("add");
     node.sh("rm -r /var/lib/cni");
     tool.ok("gc");
+    assert!(record(&node, 0).is_some());
+    tool.ok("del");
     assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
     std::fs::remove_file(node.paths().table()).unwrap();
     let told = tool.run("status");
@@ -95,6 +97,19 @@ fn a_gc_whose_list_is_empty_in_gos_way_keeps_nothing() {
         call.clone().raw("cni.dev/valid-attachments", serde_json::from_str(list).unwrap()).ok("GC");
         assert_eq!((record(&node, 0), link(&pod)), (None, Value::Null), "{list}");
     }
+    call.ok("ADD");
+    let valid = json!([{"containerID": "c1", "ifname": "net1"}]);
+    // The specification's two names of the key; a runtime may know either.
+    for keys in [
+        json!({"cni.dev/attachments": valid}),
+        json!({"cni.dev/attachments": [], "cni.dev/valid-attachments": valid}),
+        json!({}),
+    ] {
+        call.clone().with(keys.clone()).ok("GC");
+        assert!(record(&node, 0).is_some() && link(&pod) != Value::Null, "{keys}");
+    }
+    call.clone().with(json!({"cni.dev/attachments": []})).ok("GC");
+    assert_eq!((record(&node, 0), link(&pod)), (None, Value::Null));
     for wrong in [json!("all"), json!([{"containerID": "c1"}])] {
         let message = call.clone().raw("cni.dev/valid-attachments", wrong).fails("GC", 7);
         assert!(message.contains("cni.dev/valid-attachments"), "{message}");

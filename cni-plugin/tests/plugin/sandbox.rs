@@ -107,7 +107,7 @@ fn a_gc_tells_its_first_error() {
     call.ok("ADD");
     let path = format!("/run/macvtap/dev/{}", node.first_ifindex);
     node.sh(&format!("rm {path}; mkdir {path}"));
-    let broken = call.clone().with(json!({"ipam": {"type": "nosuch"}}));
+    let broken = call.clone().with(json!({"ipam": {"type": "nosuch"}, "cni.dev/valid-attachments": []}));
     assert!(broken.fails("GC", 103).contains(&format!("remove {path}")));
     node.sh(&format!("rmdir {path}"));
     assert!(broken.fails("GC", 101).contains("IPAM plugin nosuch"));
@@ -188,4 +188,45 @@ fn a_device_that_only_a_configuration_knows_gets_no_lock() {
     call.fails("ADD", 7);
     call.ok("DEL");
     assert_eq!(node.sh("ls /run/macvtap/locks 2>/dev/null; true"), "");
+}
+
+#[test]
+fn a_pod_goes_whatever_is_on_standard_input() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let before = state(&node, &pod);
+    let call = Call::new(&node, &pod, "c1");
+    let deep = format!("{{\"note\": {}{}}}", "[".repeat(20_000), "]".repeat(20_000));
+    let inputs: [&[u8]; 8] = [
+        b"",
+        b"{",
+        b"[]",
+        b"not JSON",
+        b"\xff\xfe",
+        b"{\"cniVersion\": \"1.0.0\", \"name\": \"dataplane\", \"note\": \"\\ud800\"}",
+        deep.as_bytes(),
+        &[b' '; 5 << 20],
+    ];
+    for input in inputs {
+        call.ok("ADD");
+        let shown = String::from_utf8_lossy(&input[..input.len().min(60)]).into_owned();
+        let answer = call.with_input("DEL", input);
+        assert!(answer.success, "{shown}: {answer:?}");
+        assert_eq!(state(&node, &pod), before, "{shown}");
+    }
+}
+
+#[test]
+fn what_gos_decoder_accepts_is_accepted_by_every_verb() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let before = state(&node, &pod);
+    let call = Call::new(&node, &pod, "c1");
+    let deep = format!("{}{}", "[".repeat(130), "]".repeat(130));
+    for note in [deep.as_bytes(), br#""\ud800""#, b"\"caf\xe9\"", b"1e999"] {
+        let head = br#"{"cniVersion": "1.0.0", "name": "dataplane", "type": "macvtap", "deviceID": "dataplaneMvp0", "note": "#;
+        let input = [head, note, b"}"].concat();
+        let answer = call.with_input("ADD", &input);
+        assert!(answer.success, "{answer:?}");
+        assert!(call.with_input("DEL", &input).success);
+        assert_eq!(state(&node, &pod), before);
+    }
 }

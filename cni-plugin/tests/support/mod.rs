@@ -115,11 +115,21 @@ impl<'n> Call<'n> {
         happened.then_some(answer)
     }
 
-    fn spawn(&self, mut process: Command, command: &str) -> Child {
+    /// Runs the binary with these bytes instead of a configuration.
+    pub(crate) fn with_input(&self, command: &str, input: &[u8]) -> Answer {
+        let process = self.node.command(env!("CARGO_BIN_EXE_macvtap"));
+        Answer::of(self.spawn_with(process, command, input))
+    }
+
+    fn spawn(&self, process: Command, command: &str) -> Child {
+        self.spawn_with(process, command, self.config.to_string().as_bytes())
+    }
+
+    fn spawn_with(&self, mut process: Command, command: &str, input: &[u8]) -> Child {
         self.prepare(&mut process, command);
         let mut child = process.spawn().unwrap();
         // A call that fails early may not read its input.
-        let _ = child.stdin.take().unwrap().write_all(self.config.to_string().as_bytes());
+        let _ = child.stdin.take().unwrap().write_all(input);
         child
     }
 
