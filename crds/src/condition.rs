@@ -8,8 +8,10 @@ use std::fmt;
 pub enum ConditionType {
     /// The object makes sense together with all others; only then it has an effect.
     Accepted,
-    /// What was asked for is there.
+    /// Every matched node that reports has applied the object and serves a healthy device.
     Ready,
+    /// At least one node serves a healthy device, whatever else is wrong or on its way.
+    Available,
     /// A change is on its way.
     Progressing,
     /// Something is worse than it should be.
@@ -18,6 +20,8 @@ pub enum ConditionType {
     NetworksReady,
     /// The object is being deleted, and what it waits for.
     Terminating,
+    /// Nothing goes on until somebody acts. Absent while that is not so, as kstatus expects it.
+    Stalled,
 }
 
 /// Whether a condition holds.
@@ -53,10 +57,12 @@ impl ConditionType {
         match self {
             Self::Accepted => "Accepted",
             Self::Ready => "Ready",
+            Self::Available => "Available",
             Self::Progressing => "Progressing",
             Self::Degraded => "Degraded",
             Self::NetworksReady => "NetworksReady",
             Self::Terminating => "Terminating",
+            Self::Stalled => "Stalled",
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The CRDs as YAML.
 
+use crate::condition::{ConditionStatus, ConditionType};
 use crate::schema;
+use crate::v1alpha1::reason::PoolReason;
 use crate::v1alpha1::{MacvtapNodeState, MacvtapResourcePool};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Where the generated files are, below the root of the repository.
 pub const DIRECTORIES: [&str; 2] = ["crds/yaml", "charts/macvtap-operator/files/crds"];
@@ -56,6 +58,20 @@ pub fn to_yaml(value: &impl Serialize) -> Result<String, GenerateError> {
     Ok(trimmed)
 }
 
+/// The conditions of a pool that the operator has not reported on.
+fn pending() -> Vec<Value> {
+    [ConditionType::Accepted, ConditionType::Ready, ConditionType::Available]
+        .iter()
+        .map(|condition| {
+            json!({
+                "type": condition.as_str(), "status": ConditionStatus::Unknown.as_str(),
+                "reason": PoolReason::Pending.as_str(), "message": "the operator has not reported on the pool yet",
+                "lastTransitionTime": "1970-01-01T00:00:00Z",
+            })
+        })
+        .collect()
+}
+
 fn tidied(name: &'static str, crd: &CustomResourceDefinition) -> Result<Value, GenerateError> {
     let mut value = serde_json::to_value(crd).map_err(|source| GenerateError::Json { name, source })?;
     if let Some(versions) = value.pointer_mut("/spec/versions").and_then(Value::as_array_mut) {
@@ -65,6 +81,10 @@ fn tidied(name: &'static str, crd: &CustomResourceDefinition) -> Result<Value, G
             schema::without_item_defaults(schema);
             if let Some(status) = schema.pointer_mut("/properties/status") {
                 schema::without_defaults(status);
+            }
+            if name == MacvtapResourcePool::crd_name() {
+                // What nobody has reported on is not healthy: tools that judge by conditions wait for the operator.
+                schema["properties"]["status"]["default"] = json!({"conditions": pending()});
             }
             if name == MacvtapNodeState::crd_name() {
                 // Spec and status have one writer each, which replaces them as a whole: the API server then tracks the

@@ -444,7 +444,12 @@ fn spec_and_status_are_written_apart() -> Result<()> {
     let mut pool = pool("apart", &json!({}));
     pool["status"] = json!({"resource": "smuggled"});
     api.replace(&pool)?;
-    assert_eq!(api.kubectl.get("", "mrp/apart")?.get("status"), None, "status was written with the spec");
+    let fresh = api.kubectl.get("", "mrp/apart")?;
+    assert_eq!(fresh["status"].get("resource"), None, "status was written with the spec");
+    // What nobody has reported on is not healthy.
+    for condition in fresh["status"]["conditions"].as_array().context("no conditions")? {
+        assert_eq!((&condition["status"], &condition["reason"]), (&json!("Unknown"), &json!("Pending")));
+    }
     api.patch_status("mrp/apart", &json!({"resource": "told"}))?;
     api.replace(&pool)?;
     let found = api.kubectl.wait_until("", "mrp/apart", Duration::from_secs(5), |pool| {

@@ -16,6 +16,7 @@ use crate::states::KnownState;
 use assess::{NodeView, silent};
 use kube::ResourceExt;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams};
+use kube::core::error_boundary::InvalidObject;
 use kube::runtime::reflector::ObjectRef;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_FINALIZER};
@@ -84,11 +85,11 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
         return Ok(Some(wait));
     }
     if ending {
-        return terminate(meta, readable, context).await;
+        return terminate(meta, &pool.0, context).await;
     }
     match &pool.0 {
         Ok(pool) => serve(pool, context).await,
-        Err(invalid) => unreadable::say(&invalid.metadata, &invalid.error, context).await,
+        Err(invalid) => unreadable::say(&invalid.metadata, &invalid.error, None, context).await,
     }
 }
 
@@ -114,7 +115,7 @@ async fn serve(pool: &MacvtapResourcePool, context: &Context) -> Result<Option<D
 /// Waits for the drain, then removes the networks, then lets the pool go.
 async fn terminate(
     meta: &ObjectMeta,
-    readable: Option<&MacvtapResourcePool>,
+    pool: &Result<MacvtapResourcePool, InvalidObject>,
     context: &Context,
 ) -> Result<Option<Duration>, PoolError> {
     let name = meta.name.clone().unwrap_or_default();
@@ -146,8 +147,14 @@ async fn terminate(
     for node in released(meta) {
         context.queues.nodes.add(&node);
     }
-    let Some(pool) = readable else {
-        return Ok(retry.or(Some(RETRY)));
+    let pool = match pool {
+        Ok(pool) => pool,
+        Err(invalid) => {
+            let finding =
+                with_nodes(context, |nodes| report::terminating(meta, nodes, &kept, jiff::Timestamp::now()));
+            unreadable::say(meta, &invalid.error, Some(finding), context).await?;
+            return Ok(retry.or(Some(RETRY)));
+        }
     };
     let networks = NetworkReport { desired: kept.len(), kept, ..NetworkReport::default() };
     let (recheck, _) = observe_and_publish(pool, &Ok(()), &networks, context).await?;
@@ -173,25 +180,31 @@ async fn observe_and_publish(
     context: &Context,
 ) -> Result<(Option<Duration>, Plan), PoolError> {
     let catalog = context.catalog();
+    let report = with_nodes(context, |nodes| {
+        report::report(&report::Observed {
+            pool,
+            verdict,
+            nodes,
+            catalog: &catalog,
+            grants: &context.grants,
+            networks,
+            now: jiff::Timestamp::now(),
+        })
+    });
+    let delayed = publish::publish(pool, report.status, context)
+        .await
+        .map_err(|source| PoolError::Status { pool: pool.name_any(), source: Box::new(source) })?;
+    Ok((report.recheck.into_iter().chain(delayed).min(), report.rollout))
+}
+
+/// Gives a pure function all nodes as they are known.
+fn with_nodes<T>(context: &Context, decide: impl FnOnce(&[NodeView<'_>]) -> T) -> T {
     let nodes = context.nodes.state();
     let states: Vec<Option<Arc<KnownState>>> =
         nodes.iter().map(|node| context.states.get(&node.name_any())).collect();
     let views: Vec<NodeView<'_>> =
         nodes.iter().zip(&states).map(|(node, state)| context.view(node, state.as_deref())).collect();
-    let observed = report::Observed {
-        pool,
-        verdict,
-        nodes: &views,
-        catalog: &catalog,
-        grants: &context.grants,
-        networks,
-        now: jiff::Timestamp::now(),
-    };
-    let report = report::report(&observed);
-    let delayed = publish::publish(pool, report.status, context)
-        .await
-        .map_err(|source| PoolError::Status { pool: pool.name_any(), source: Box::new(source) })?;
-    Ok((report.recheck.into_iter().chain(delayed).min(), report.rollout))
+    decide(&views)
 }
 
 /// Whether the node's agent has been unreachable for long enough.

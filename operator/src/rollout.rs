@@ -56,7 +56,7 @@ pub fn plan<'m>(members: impl Iterator<Item = Member<'m>>, staged: &Staged) -> P
     for member in members {
         all += 1;
         match (member.told, member.standing) {
-            (true, Standing::Ready) => {}
+            (true, Standing::Ready | Standing::WithoutLinks) => {}
             (true, Standing::Updating) => busy += 1,
             (true, Standing::Degraded | Standing::NotReady | Standing::Unreachable) => bad += 1,
             (false, _) if member.granted && member.can_hear() => {

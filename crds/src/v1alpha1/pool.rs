@@ -155,7 +155,9 @@ pub struct MacvtapResourcePoolStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 317))]
     pub resource: Option<String>,
-    /// Accepted, Ready, Progressing, Degraded, NetworksReady, Terminating.
+    /// Accepted; Ready: every matched node that reports has applied the pool and serves a healthy device; Available: at
+    /// least one node does, also during a change; Progressing; Degraded; NetworksReady; while it is deleted Terminating;
+    /// and Stalled when nothing goes on until somebody acts.
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
     /// Nodes.
@@ -178,8 +180,11 @@ pub struct NodeCounts {
     /// ready / matched, to read.
     #[schemars(length(max = 32))]
     pub summary: String,
-    /// Nodes the pool selects, without those that are being deleted and did not hear of its last change.
+    /// Nodes the pool selects, without those of withoutLinks and those that are being deleted and did not receive its
+    /// last change.
     pub matched: u32,
+    /// Nodes the pool selects that have no matching link.
+    pub without_links: u32,
     /// Those that have applied the pool as it is now.
     pub updated: u32,
     /// Those that have applied it and offer a healthy device.

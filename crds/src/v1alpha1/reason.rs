@@ -149,11 +149,19 @@ reasons! {
         NotReadable,
         /// Ready: every matched node that reports offers a healthy device.
         AllNodesReady,
+        /// Not looked at yet: the operator has not reported on the pool.
+        Pending,
         /// Not ready: no node that runs the agent matches.
         NoMatchingNodes,
+        /// Not ready: nodes match, and none of them has a matching link.
+        NoMatchingLinks,
+        /// Available: at least one node serves a healthy device.
+        NodesServing,
+        /// Not available: no node serves a healthy device.
+        NoNodeServing,
         /// Not ready: some nodes are not; see the samples.
         NodesNotReady,
-        /// Not ready, as asked: nothing is registered.
+        /// Not ready, and without networks, as asked: nothing is registered.
         DryRun,
         /// Not ready: the pool is not accepted.
         NotAccepted,
@@ -187,6 +195,8 @@ reasons! {
         NetworksUpdating,
         /// Terminating: devices are in use.
         DevicesInUse,
+        /// Terminating: no device is in use, and nodes are withdrawing the pool.
+        NodesDraining,
         /// Terminating: networks are being removed.
         RemovingNetworks,
         /// The pool is being deleted.

@@ -51,6 +51,9 @@ const REACHED: [(&str, &[&str]); 5] = [
             "ResourceNameConflict",
             "AllNodesReady",
             "NoMatchingNodes",
+            "NoMatchingLinks",
+            "NodesServing",
+            "NoNodeServing",
             "NodesNotReady",
             "DryRun",
             "NotAccepted",
@@ -75,7 +78,7 @@ const REACHED: [(&str, &[&str]); 5] = [
 ];
 
 /// Reason, why it is not reached here, and where it is tested.
-const ELSEWHERE: [(&str, &str, &str); 18] = [
+const ELSEWHERE: [(&str, &str, &str); 20] = [
     (
         "link",
         "LostToPool",
@@ -117,6 +120,8 @@ const ELSEWHERE: [(&str, &str, &str); 18] = [
     ),
     ("pool", "InvalidSelector", "needs a looser schema: e2e/tests/api_bad_objects.rs"),
     ("pool", "NotReadable", "needs a looser schema: e2e/tests/api_bad_objects.rs"),
+    ("pool", "Pending", "over as soon as the operator looks: e2e/tests/api_crds.rs"),
+    ("pool", "NodesDraining", "over as soon as the agents answer: operator/src/pool/report/tests.rs"),
     ("pool", "NADKindMissing", "needs a cluster without Multus: e2e/tests/api_operator.rs"),
     ("pool", "NetworksUpdating", "a network is written, or says why not: operator/src/pool/report/tests.rs"),
     ("sample", "StatusNotReadable", "needs a looser schema: e2e/tests/api_bad_objects.rs"),

@@ -28,7 +28,7 @@ fn a_pool_without_links_tells_for_each_node_why() -> Result<()> {
             (told == nodes).then(|| samples.clone())
         })?;
         println!("{samples:?}");
-        stage.pool_condition("nolinks", "Ready", "False", "NodesNotReady")?;
+        stage.pool_condition("nolinks", "Ready", "False", "NoMatchingLinks")?;
         Ok(())
     })
 }

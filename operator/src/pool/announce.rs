@@ -9,13 +9,23 @@ use macvtap_crds::v1alpha1::reason::PoolReason;
 const NOTE_MAX: usize = 1024;
 
 /// The conditions that people wait for.
-const CONDITIONS: [ConditionType; 5] = [
+const CONDITIONS: [ConditionType; 6] = [
     ConditionType::Accepted,
     ConditionType::Ready,
+    ConditionType::Available,
     ConditionType::Progressing,
     ConditionType::NetworksReady,
     ConditionType::Terminating,
 ];
+
+/// Whether nodes are still applying a change: a pool is not ready then, which is neither wrong nor news.
+fn applying(conditions: &[Condition]) -> bool {
+    let is = |kind, reason: PoolReason| {
+        condition::find(conditions, kind).is_some_and(|condition| condition.reason == reason.as_str())
+    };
+    is(ConditionType::Ready, PoolReason::NodesNotReady)
+        && is(ConditionType::Progressing, PoolReason::NodesUpdating)
+}
 
 /// One event for each condition that people wait for and that changed.
 pub fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
@@ -23,7 +33,12 @@ pub fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
         .into_iter()
         .filter_map(|kind| {
             let new = condition::find(after, kind)?;
-            let old = condition::find(before, kind);
+            // What a schema's default says, nobody has said.
+            let old = condition::find(before, kind).filter(|old| old.reason != PoolReason::Pending.as_str());
+            if kind == ConditionType::Ready && applying(after) {
+                return None;
+            }
+            let old = old.filter(|_| kind != ConditionType::Ready || !applying(before));
             // Of progress only its stop is news, and its going on after one.
             let halt = |condition: &Condition| condition.reason == PoolReason::RolloutHalted.as_str();
             if kind == ConditionType::Progressing && !halt(new) && !old.is_some_and(halt) {
@@ -33,8 +48,12 @@ pub fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
             let good = new.status == "True";
             // A pool that begins by having what it should is no news, except for being ready.
             let news = matches!(kind, ConditionType::Ready | ConditionType::Terminating);
-            // The end of a pool is announced by condition Terminating.
-            let ending = new.reason == PoolReason::Terminating.as_str();
+            // The end of a pool is announced by condition Terminating, once it has to wait for somebody.
+            let ends = [PoolReason::Terminating, PoolReason::NodesDraining];
+            let ending = ends.iter().any(|end| new.reason == end.as_str())
+                || kind == ConditionType::Available && condition::holds(after, ConditionType::Terminating);
+            // A new pool is announced by its readiness.
+            let ending = ending || kind == ConditionType::Available && old.is_none();
             let expected = ending || old.is_none() && good && !news;
             let neutral =
                 kind == ConditionType::Terminating || kind == ConditionType::Progressing && !halt(new);

@@ -10,7 +10,7 @@ use kube::ResourceExt;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::nodestate::{POOLS_MAX, PoolPhase};
 use macvtap_crds::v1alpha1::pool::NodeSample;
-use macvtap_crds::v1alpha1::reason::SampleReason;
+use macvtap_crds::v1alpha1::reason::{NodePoolReason, SampleReason};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -77,8 +77,10 @@ pub enum Standing {
     Degraded,
     /// It has not applied the last change yet.
     Updating,
-    /// It offers devices.
+    /// It offers devices, or would if the pool were not a dry run.
     Ready,
+    /// It has applied the pool, and no link of it matches. It counts apart.
+    WithoutLinks,
 }
 
 /// Why a node cannot be told of a pool as it is now.
@@ -164,10 +166,13 @@ pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>, now: Timestamp) ->
         (assessment.standing, assessment.sample) = match (assessment.ready, degraded) {
             (true, None) => (Standing::Ready, None),
             (true, Some(why)) => (Standing::Degraded, sample(&why.reason, &why.message)),
-            (false, _) => {
+            (false, degraded) => {
                 let ready = status.ready.as_ref();
                 let (reason, message) = ready.map_or(("NoHealthyLink", ""), |c| (&*c.reason, &*c.message));
-                (Standing::NotReady, sample(reason, message))
+                match unoffered(status, reason).filter(|_| degraded.is_none()) {
+                    Some(Standing::Ready) => (Standing::Ready, None),
+                    standing => (standing.unwrap_or(Standing::NotReady), sample(reason, message)),
+                }
             }
         };
     } else if let (Some(Told::Current), Some(trouble)) = (told, unreadable(node.state)) {
@@ -180,6 +185,16 @@ pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>, now: Timestamp) ->
         assessment.sample = sample(SampleReason::Updating.as_str(), "the last change is not applied yet");
     }
     Some(assessment)
+}
+
+/// How a node stands that offers no device although nothing is wrong with it, if that is so.
+fn unoffered(status: &KnownPool, reason: &str) -> Option<Standing> {
+    let is_empty = status.contested == 0 && status.allocated == 0 && status.dead == 0;
+    if reason == NodePoolReason::DryRun.as_str() {
+        Some(Standing::Ready)
+    } else {
+        (is_empty && reason == NodePoolReason::NoMatchingLink.as_str()).then_some(Standing::WithoutLinks)
+    }
 }
 
 /// Since when the node's agent has been unreachable, or else when it will be if it stays silent.

@@ -1,19 +1,20 @@
 //! Pure: everything known of a pool to its status.
 
-use super::assess::{Assessment, NodeView, Obstacle, Standing, Subject, assess};
+use super::assess::{Assessment, NodeView, Obstacle, Standing, Subject, assess, silent};
 use crate::acceptance::Rejection;
 use crate::catalog::Catalog;
 use crate::network::NetworkReport;
+use crate::network::plan::Key;
 use crate::rollout::{self, Grants, Member, Plan};
-use crate::states::KnownState;
+use crate::states::KnownPool;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::ResourceExt;
+use kube::api::ObjectMeta;
 use macvtap_crds::condition::{self, ConditionStatus, ConditionType, Finding};
 use macvtap_crds::v1alpha1::pool::{
     DeviceCounts, LinkCounts, NetworkCounts, NodeCounts, NodeSample, SAMPLES_MAX,
 };
-use macvtap_crds::v1alpha1::reason::PoolReason;
+use macvtap_crds::v1alpha1::reason::{PoolReason, SampleReason};
 use macvtap_crds::v1alpha1::settings::Advertisement;
 use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus, network::LINK_PLACEHOLDER};
 use std::fmt::Write;
@@ -52,11 +53,6 @@ pub struct Report {
     pub rollout: Plan,
 }
 
-/// Whether a node still has the pool in its spec, in whatever phase.
-pub fn holds_entry(state: &KnownState, pool: &MacvtapResourcePool) -> bool {
-    state.pools.iter().any(|entry| Some(&entry.uid) == pool.metadata.uid.as_ref())
-}
-
 /// The status of a pool.
 pub fn report(observed: &Observed<'_>) -> Report {
     let Observed { pool, nodes, networks, now, .. } = observed;
@@ -65,9 +61,13 @@ pub fn report(observed: &Observed<'_>) -> Report {
         nodes.iter().filter_map(|node| assess(&subject, node, *now)).collect();
     let rollout = plan_rollout(observed, &subject, &assessments);
     let counts = count_nodes(&assessments);
-    let samples = samples(&assessments);
+    let mut samples = samples(&assessments);
+    if pool.metadata.deletion_timestamp.is_some() {
+        // No node has a change of it left to apply.
+        samples.retain(|sample| sample.reason != SampleReason::Updating.as_str());
+    }
     let old = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    let findings = findings(observed, &counts, &samples, &rollout);
+    let findings = findings(observed, &assessments, &counts, &samples, &rollout);
     let status = MacvtapResourcePoolStatus {
         observed_generation: pool.metadata.generation,
         resource: Some(format!(
@@ -109,6 +109,7 @@ fn plan_rollout(observed: &Observed<'_>, subject: &Subject<'_>, assessments: &[A
 
 fn findings(
     observed: &Observed<'_>,
+    assessments: &[Assessment<'_>],
     counts: &NodeCounts,
     samples: &[NodeSample],
     rollout: &Plan,
@@ -116,14 +117,46 @@ fn findings(
     let mut findings = vec![
         accepted(observed.verdict),
         ready(observed, counts, samples),
-        progressing(counts, samples, rollout),
+        available(assessments),
+        progressing(observed, counts, samples, rollout),
         degraded(counts, samples),
         networks_ready(observed),
     ];
     if observed.pool.metadata.deletion_timestamp.is_some() {
-        findings.push(terminating(observed));
+        let kept = &observed.networks.kept;
+        findings.push(terminating(&observed.pool.metadata, observed.nodes, kept, observed.now));
+    } else {
+        findings.extend(stalled(&findings));
     }
     findings
+}
+
+/// Whether any node serves the pool, with the settings it has or with former ones.
+fn available(assessments: &[Assessment<'_>]) -> Finding {
+    let serves = |assessment: &&Assessment<'_>| {
+        let is_ready = |status: &KnownPool| status.ready.as_ref().is_none_or(|ready| ready.holds);
+        let status = assessment.status.filter(|_| assessment.standing != Standing::Unreachable);
+        status.is_some_and(|status| status.allocatable > 0 && is_ready(status))
+    };
+    let serving = assessments.iter().filter(serves).count();
+    if serving > 0 {
+        let message = format!("{serving} nodes serve healthy devices");
+        finding(ConditionType::Available, true, PoolReason::NodesServing, message)
+    } else {
+        let message = "no node serves a healthy device";
+        finding(ConditionType::Available, false, PoolReason::NoNodeServing, message)
+    }
+}
+
+/// What stops the pool until somebody acts: it is not accepted, or its rollout halted.
+fn stalled(findings: &[Finding]) -> Option<Finding> {
+    let stops = |finding: &&Finding| {
+        let is_rejected =
+            finding.condition == ConditionType::Accepted && finding.status == ConditionStatus::False;
+        is_rejected || finding.reason == PoolReason::RolloutHalted.as_str()
+    };
+    let cause = findings.iter().find(stops)?;
+    Some(Finding { condition: ConditionType::Stalled, status: ConditionStatus::True, ..cause.clone() })
 }
 
 fn accepted(verdict: &Result<(), Rejection>) -> Finding {
@@ -140,6 +173,9 @@ fn ready(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]) -
         not(PoolReason::Terminating, "the pool is being deleted".to_owned())
     } else if let Err(rejection) = observed.verdict {
         not(PoolReason::NotAccepted, rejection.to_string())
+    } else if counts.matched == 0 && counts.without_links > 0 {
+        let message = format!("no link matches on the {} nodes that the pool selects", counts.without_links);
+        not(PoolReason::NoMatchingLinks, message + &named(samples))
     } else if counts.matched == 0 {
         let meant = match observed.pool.spec.node_selector {
             Some(_) => "no node has the labels that nodeSelector asks for",
@@ -147,7 +183,7 @@ fn ready(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]) -
         };
         not(PoolReason::NoMatchingNodes, meant.to_owned())
     } else if observed.pool.spec.settings.advertisement == Advertisement::DryRun {
-        let message = format!("dry run on {} nodes: nothing is registered", counts.matched);
+        let message = format!("dry run on {} nodes: no device is registered", counts.matched);
         not(PoolReason::DryRun, message)
     } else if answering == 0 || counts.ready < answering {
         let bad = counts.matched.saturating_sub(counts.ready);
@@ -161,7 +197,20 @@ fn ready(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]) -
     }
 }
 
-fn progressing(counts: &NodeCounts, samples: &[NodeSample], rollout: &Plan) -> Finding {
+fn progressing(
+    observed: &Observed<'_>,
+    counts: &NodeCounts,
+    samples: &[NodeSample],
+    rollout: &Plan,
+) -> Finding {
+    if observed.pool.metadata.deletion_timestamp.is_some() {
+        return finding(
+            ConditionType::Progressing,
+            false,
+            PoolReason::Terminating,
+            "the pool is being deleted",
+        );
+    }
     if let Some(bad) = rollout.halted {
         let message = format!(
             "the rollout stopped before the last {} nodes, for {bad} of those that have the change are not well{}; heal them, or change the pool",
@@ -219,20 +268,18 @@ fn networks_ready(observed: &Observed<'_>) -> Finding {
     }
 }
 
-/// Names the nodes that are being waited for, those with most devices in use first.
-fn terminating(observed: &Observed<'_>) -> Finding {
-    let name = observed.pool.name_any();
-    let mut holders: Vec<(u32, &str)> = observed
-        .nodes
+/// Names the nodes that a pool being deleted waits for, those with most devices in use first. Its metadata is enough,
+/// so it also works for a pool that cannot be read.
+pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView<'_>], kept: &[Key], now: Timestamp) -> Finding {
+    let (name, uid) = (meta.name.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default());
+    let mut holders: Vec<(u32, &NodeView<'_>)> = nodes
         .iter()
-        .filter(|node| node.state.is_some_and(|state| holds_entry(state, observed.pool)))
-        .map(|node| {
-            let entry = node.state.and_then(|state| state.pool(&name));
-            (entry.map_or(0, |entry| entry.allocated), node.name)
+        .filter_map(|node| {
+            let state = node.state.filter(|state| state.entry(uid).is_some())?;
+            Some((state.pool(name).map_or(0, |entry| entry.allocated), node))
         })
         .collect();
     if holders.is_empty() {
-        let kept = &observed.networks.kept;
         let mut message = format!("{} networks are being removed", kept.len());
         for (i, (namespace, name)) in kept.iter().take(NAMED_IN_MESSAGE).enumerate() {
             // Writing to a String cannot fail.
@@ -241,25 +288,43 @@ fn terminating(observed: &Observed<'_>) -> Finding {
         }
         return finding(ConditionType::Terminating, true, PoolReason::RemovingNetworks, message);
     }
-    holders.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
-    let devices: u64 = holders.iter().map(|(allocated, _)| u64::from(*allocated)).sum();
-    let mut message = format!("{devices} devices in use on {} nodes:", holders.len());
-    for (i, (allocated, node)) in holders.iter().take(SAMPLES_MAX).enumerate() {
-        // Writing to a String cannot fail.
-        let _ = write!(message, "{} {node} ({allocated})", if i == 0 { "" } else { "," });
+    holders.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.name.cmp(b.1.name)));
+    let named = |holders: &[(u32, &NodeView<'_>)]| {
+        let named = holders.iter().take(SAMPLES_MAX).map(|(allocated, node)| {
+            let name = node.name;
+            match (allocated, silent(node, now)) {
+                (0, Err(_)) => name.to_owned(),
+                (0, Ok(since)) => format!("{name} (no answer since {since})"),
+                (allocated, Err(_)) => format!("{name} ({allocated})"),
+                (allocated, Ok(since)) => format!("{name} ({allocated}, no answer since {since})"),
+            }
+        });
+        named.collect::<Vec<_>>().join(", ")
+    };
+    let in_use = holders.iter().take_while(|(allocated, _)| *allocated > 0).count();
+    if in_use == 0 {
+        let message =
+            format!("waiting for {} nodes to withdraw the pool: {}", holders.len(), named(&holders));
+        return finding(ConditionType::Terminating, true, PoolReason::NodesDraining, message);
     }
+    holders.truncate(in_use);
+    let devices: u64 = holders.iter().map(|(allocated, _)| u64::from(*allocated)).sum();
+    let message = format!("{devices} devices in use on {in_use} nodes: {}", named(&holders));
     finding(ConditionType::Terminating, true, PoolReason::DevicesInUse, message)
 }
 
 fn count_nodes(assessments: &[Assessment<'_>]) -> NodeCounts {
     let count =
         |standing: &[Standing]| small(assessments.iter().filter(|a| standing.contains(&a.standing)).count());
-    let is_waited_for = |assessment: &&Assessment<'_>| assessment.obstacle != Some(Obstacle::Terminating);
+    let is_waited_for = |assessment: &&Assessment<'_>| {
+        assessment.obstacle != Some(Obstacle::Terminating) && assessment.standing != Standing::WithoutLinks
+    };
     let matched = small(assessments.iter().filter(is_waited_for).count());
     let ready = small(assessments.iter().filter(|assessment| assessment.ready).count());
     NodeCounts {
         summary: format!("{ready}/{matched}"),
         matched,
+        without_links: count(&[Standing::WithoutLinks]),
         updated: small(
             assessments
                 .iter()

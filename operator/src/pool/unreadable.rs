@@ -15,11 +15,17 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Says so in the pool's conditions, or at least in an event.
-pub async fn say(meta: &ObjectMeta, problem: &str, context: &Context) -> Result<Option<Duration>, PoolError> {
+/// Reports it in the pool's conditions, or at least in an event. `terminating` is what a pool being deleted waits for.
+pub async fn say(
+    meta: &ObjectMeta,
+    problem: &str,
+    terminating: Option<Finding>,
+    context: &Context,
+) -> Result<Option<Duration>, PoolError> {
     let name = meta.name.clone().unwrap_or_default();
     let (uid, generation) = (meta.uid.as_deref().unwrap_or_default(), meta.generation.unwrap_or_default());
-    let trouble = format!("{uid} of generation {generation}: {problem}");
+    let waits = terminating.as_ref().map_or("", |finding| &finding.message);
+    let trouble = format!("{uid} of generation {generation}: {problem}; {waits}");
     if context.pace.has_said(&name, &trouble) {
         return Ok(None);
     }
@@ -32,7 +38,7 @@ pub async fn say(meta: &ObjectMeta, problem: &str, context: &Context) -> Result<
         return Ok(None);
     };
     let before = known_conditions(&pool.data);
-    let after = conditions(&before, problem, pool.metadata.generation, Timestamp::now());
+    let after = conditions(&before, problem, terminating, pool.metadata.generation, Timestamp::now());
     if before == after {
         context.pace.say(&name, trouble);
         return Ok(None);
@@ -60,6 +66,7 @@ pub async fn say(meta: &ObjectMeta, problem: &str, context: &Context) -> Result<
 fn conditions(
     before: &[Condition],
     problem: &str,
+    terminating: Option<Finding>,
     generation: Option<i64>,
     now: Timestamp,
 ) -> Vec<Condition> {
@@ -69,14 +76,27 @@ fn conditions(
         reason: reason.as_str(),
         message,
     };
-    let findings = [
+    let (reason, kept) = match terminating {
+        None => (PoolReason::NotAccepted, "nodes keep what they were told of it"),
+        Some(_) => (PoolReason::Terminating, "it is being deleted"),
+    };
+    let mut findings = vec![
         finding(
             ConditionType::Accepted,
             PoolReason::NotReadable,
-            format!("the pool cannot be read, and nodes keep what they were told of it: {problem}"),
+            format!("the pool cannot be read, and {kept}: {problem}"),
         ),
-        finding(ConditionType::Ready, PoolReason::NotAccepted, "the pool cannot be read".to_owned()),
+        finding(ConditionType::Ready, reason, "the pool cannot be read".to_owned()),
     ];
+    if terminating.is_none() {
+        let stalled = Finding {
+            condition: ConditionType::Stalled,
+            status: ConditionStatus::True,
+            ..findings[0].clone()
+        };
+        findings.push(stalled);
+    }
+    findings.extend(terminating);
     condition::conditions(before, &findings, generation, &Time(now))
 }
 
@@ -92,10 +112,28 @@ mod tests {
 
     #[test]
     fn the_same_trouble_is_not_written_twice() {
-        let first = conditions(&[], "no such mode", Some(3), Timestamp::UNIX_EPOCH);
+        let first = conditions(&[], "no such mode", None, Some(3), Timestamp::UNIX_EPOCH);
         let read = known_conditions(&json!({"status": {"conditions": first}}));
-        assert_eq!(conditions(&read, "no such mode", Some(3), Timestamp::now()), read);
-        assert_ne!(conditions(&read, "another", Some(3), Timestamp::now()), read);
+        assert_eq!(conditions(&read, "no such mode", None, Some(3), Timestamp::now()), read);
+        assert_ne!(conditions(&read, "another", None, Some(3), Timestamp::now()), read);
         assert_eq!(first[0].reason, "NotReadable");
+        assert!(condition::holds(&first, ConditionType::Stalled));
+    }
+
+    #[test]
+    fn a_pool_that_is_being_deleted_says_what_it_waits_for() {
+        let finding = Finding {
+            condition: ConditionType::Terminating,
+            status: ConditionStatus::True,
+            reason: PoolReason::DevicesInUse.as_str(),
+            message: "1 devices in use on 1 nodes: n1 (1)".to_owned(),
+        };
+        let said = conditions(&[], "no such mode", Some(finding), Some(3), Timestamp::UNIX_EPOCH);
+        let types: Vec<_> = said.iter().map(|condition| (&*condition.type_, &*condition.reason)).collect();
+        assert_eq!(
+            types,
+            [("Accepted", "NotReadable"), ("Ready", "Terminating"), ("Terminating", "DevicesInUse")]
+        );
+        assert!(said[0].message.contains("is being deleted"), "{}", said[0].message);
     }
 }

@@ -4,7 +4,9 @@ use super::*;
 use crate::catalog::Catalog;
 use crate::network::Problem;
 use crate::node_state::render::{self, Target};
+use crate::states::KnownState;
 use crate::testing::{deleted, known, labels, pool, spec, state};
+use kube::ResourceExt;
 use macvtap_crds::condition::find;
 use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateStatus, NodePoolStatus};
 use serde_json::json;
@@ -102,7 +104,7 @@ fn says(status: &MacvtapResourcePoolStatus, kind: ConditionType, holds: bool, re
     assert_eq!(condition(status, kind), expected, "{kind}: {:?}", find(&status.conditions, kind));
 }
 
-use ConditionType::{Accepted, Degraded, NetworksReady, Progressing, Ready, Terminating};
+use ConditionType::{Accepted, Available, Degraded, NetworksReady, Progressing, Ready, Stalled, Terminating};
 
 #[test]
 fn every_node_with_a_healthy_device_makes_the_pool_ready() {
@@ -134,7 +136,8 @@ fn a_pool_that_no_node_matches_says_so() {
 #[test]
 fn the_reason_of_each_node_is_in_the_samples_the_worst_first() {
     let dp = pool("dp", json!({"nodeSelector": {}}));
-    let no_link = json!({"conditions": conditions(&[("Ready", "False", "NoMatchingLink")])});
+    let no_link =
+        json!({"contestedLinks": ["dp0"], "conditions": conditions(&[("Ready", "False", "NoMatchingLink")])});
     let degraded = json!({
         "allocatable": 1,
         "conditions": conditions(&[("Ready", "True", "Serving"), ("Degraded", "True", "LinksUnhealthy")]),
@@ -179,9 +182,64 @@ fn a_silent_node_is_unreachable_after_ninety_seconds_and_does_not_take_readiness
 }
 
 #[test]
-fn a_dry_run_is_never_ready() {
+fn a_dry_run_is_never_ready_and_nothing_is_wrong_with_it() {
     let dry = pool("dp", json!({"advertisement": "DryRun"}));
-    says(&status(&dry, &[healthy("n1", &dry)]), Ready, false, PoolReason::DryRun);
+    let entry = json!({"links": ["dp0"], "conditions": conditions(&[("Ready", "False", "DryRun")])});
+    let found = status(&dry, &[answered("n1", &dry, &entry)]);
+    says(&found, Ready, false, PoolReason::DryRun);
+    says(&found, Available, false, PoolReason::NoNodeServing);
+    says(&found, Degraded, false, PoolReason::AsExpected);
+    says(&found, Progressing, false, PoolReason::UpToDate);
+    assert!(found.samples.is_empty(), "{:?}", found.samples);
+}
+
+#[test]
+fn nodes_without_a_matching_link_count_apart() {
+    let dp = pool("dp", json!({"nodeSelector": {}}));
+    let none = json!({"conditions": conditions(&[("Ready", "False", "NoMatchingLink")])});
+    let found = status(&dp, &[healthy("a", &dp), answered("b", &dp, &none)]);
+    says(&found, Ready, true, PoolReason::AllNodesReady);
+    says(&found, Degraded, false, PoolReason::AsExpected);
+    assert_eq!((found.nodes.summary.as_str(), found.nodes.without_links), ("1/1", 1));
+    assert_eq!((found.nodes.updated, found.samples[0].node.as_str()), (1, "b"));
+    let alone = status(&dp, &[answered("b", &dp, &none)]);
+    says(&alone, Ready, false, PoolReason::NoMatchingLinks);
+    for trouble in [json!({"dead": 1}), json!({"contestedLinks": ["dp0"]}), json!({"allocated": 1})] {
+        let mut entry = none.clone();
+        entry.as_object_mut().unwrap().extend(trouble.as_object().unwrap().clone());
+        let found = status(&dp, &[healthy("a", &dp), answered("b", &dp, &entry)]);
+        assert_eq!((found.nodes.without_links, found.nodes.degraded), (0, 1), "{trouble}");
+    }
+}
+
+#[test]
+fn a_pool_stays_available_while_one_node_serves_it() {
+    let before = pool("dp", json!({}));
+    let after = edited(&json!({}));
+    let found = status(&after, &[healthy("n1", &before)]);
+    says(&found, Ready, false, PoolReason::NodesNotReady);
+    says(&found, Available, true, PoolReason::NodesServing);
+    let down = json!({"conditions": conditions(&[("Ready", "False", "NoHealthyLink")])});
+    let nodes = |first: TestNode| [first, answered("n2", &before, &down)];
+    says(&status(&before, &nodes(healthy("n1", &before))), Available, true, PoolReason::NodesServing);
+    let mut silent = healthy("n1", &before);
+    silent.not_ready_since = Some(Timestamp::from_second(NOW - 90).unwrap());
+    says(&status(&before, &nodes(silent)), Available, false, PoolReason::NoNodeServing);
+}
+
+#[test]
+fn what_goes_on_only_when_somebody_acts_is_stalled() {
+    let dp = pool("dp", json!({}));
+    assert_eq!(find(&status(&dp, &[healthy("n1", &dp)]).conditions, Stalled), None);
+    let verdict = Err(Rejection::ResourceNameConflict { resource: "dp".into(), older: "first".into() });
+    let rejected = status_with(&dp, &[], &verdict, &NetworkReport::default()).status;
+    says(&rejected, Stalled, true, PoolReason::ResourceNameConflict);
+    let after = edited(&json!({"type": "Staged", "staged": {"batch": 1, "maxDegraded": 0}}));
+    let bad = json!({"conditions": conditions(&[("Ready", "False", "MtuTooSmall")])});
+    let halted = status(&after, &[healthy("n2", &dp), answered("n1", &after, &bad)]);
+    says(&halted, Stalled, true, PoolReason::RolloutHalted);
+    let ending = status_with(&deleted(dp.clone()), &[], &verdict, &NetworkReport::default()).status;
+    assert_eq!(find(&ending.conditions, Stalled), None);
 }
 
 #[test]
@@ -223,6 +281,16 @@ fn a_pool_that_is_being_deleted_names_the_nodes_it_waits_for() {
     says(&found, Ready, false, PoolReason::Terminating);
     let message = &find(&found.conditions, Terminating).unwrap().message;
     assert_eq!(message, "9 devices in use on 2 nodes: n2 (7), n1 (2)");
+    let unused = [healthy("n1", &dp), answered("n2", &dp, &json!({"allocatable": 5}))];
+    let message = |nodes: &[TestNode]| {
+        let found = status(&gone, nodes);
+        assert!(found.samples.is_empty(), "{:?}", found.samples);
+        says(&found, Progressing, false, PoolReason::Terminating);
+        find(&found.conditions, Terminating).map(|c| (c.reason.clone(), c.message.clone())).unwrap()
+    };
+    assert_eq!(message(&unused), ("DevicesInUse".into(), "2 devices in use on 1 nodes: n1 (2)".into()));
+    let (reason, text) = message(&unused[1..]);
+    assert_eq!((&*reason, &*text), ("NodesDraining", "waiting for 1 nodes to withdraw the pool: n2"));
     let kept = ["a", "b"].map(|name| ("tenant".to_owned(), name.to_owned())).to_vec();
     let networks = NetworkReport { desired: 2, kept, ..NetworkReport::default() };
     let found = status_with(&gone, &[], &Ok(()), &networks).status;
