@@ -112,7 +112,7 @@ fn raw_link() -> Macvtap {
 
 fn raw_create(kernel: &mut Rtnl, link: &Macvtap) {
     kernel.create(Home::Target, NewLink::Macvtap(link)).unwrap();
-    kernel.change(link.index, Change::NoLinkLocalAddress).unwrap();
+    kernel.change(link.index, Change::NoAutoconfiguration).unwrap();
     kernel.change(link.index, Change::Up).unwrap();
 }
 

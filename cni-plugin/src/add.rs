@@ -1,12 +1,13 @@
 //! ADD: the pod gets its device as an interface, with a device node and, where configured, addresses.
 //!
 //! ```text
-//! judge the configuration -> device table -> record -> IPAM -> link down -> addresses -> UP -> routes -> node, report
+//! configuration -> device table -> IPAM plugin found -> record -> lease -> link in the pod, down
+//!   -> addresses -> UP -> routes -> node, report
 //! ```
-//! An IPAM plugin that asks the network for addresses (dhcp) is run when the link is up.
-//! Whatever fails, what was done before is undone, the IPAM plugin's part too.
+//! One procedure ([`attach`]) for each kind of link ([`Pending`]). An IPAM plugin that asks the network for addresses
+//! (dhcp) is run when the link is up. Whatever fails, what was done before is undone: the link first, then the lease.
 
-mod nic;
+mod pending;
 mod raise;
 
 use crate::config::Network;
@@ -15,205 +16,212 @@ use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Interface};
 use crate::target::{self, Target};
-use crate::{Call, address, ipam};
-use macvtap::attach::{self, AttachError, Attached, Attaching, Begun, Repeat, Request};
-use macvtap::claim::ClaimError;
+use crate::{Call, address};
+use macvtap::attach::{self, Begun, Repeat, Request};
 use macvtap::device_id::DeviceId;
-use macvtap::fit::UnfitError;
+use macvtap::host_device;
 use macvtap::host_link::{self, MoveError};
 use macvtap::kernel::{OpenError, Rtnl};
 use macvtap::link::{IfName, Link, Macvtap};
-use macvtap::mac::MacAddr;
 use macvtap::mode::Mode;
 use macvtap::netns::{Netns, NetnsError, NetnsId};
+use macvtap::pci::PciAddress;
 use macvtap::record::Holder;
 use macvtap::table::{Device, DeviceTable, Owner};
-use raise::{DeviceLink, Source, raise};
-use tracing::warn;
+use pending::{HostLink, NewLink, Pending};
+
+/// What every kind of link needs to be attached.
+struct Adding<'a> {
+    call: &'a Call,
+    attachment: &'a Attachment,
+    network: Network,
+    delegate: Option<Delegate<'a>>,
+    holder: Holder,
+    netns_id: Option<NetnsId>,
+}
 
 /// Serves ADD.
 pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> {
     let network = call.document.network(&attachment.args, &call.settings)?;
     let netns = open_netns(attachment)?;
     let table = target::table(call);
-    let id = match target::resolve(call, &network, &table)? {
-        Target::Device(id) => id,
-        Target::Nic(id, pci) => return nic::add(call, attachment, &network, &table?, netns, (id, pci)),
-        Target::HostLink(name) => return add_host_link(call, attachment, &network, &table, netns, name),
-    };
-    let table = table?;
-    let device = target::device(&table, &id)?;
-    check_mode(&network, &id, &device)?;
+    let target = target::resolve(call, &network, &table)?;
+    // A missing plugin is found before anything is touched: a repeated ADD must not cost a running pod its link.
+    let delegate = Delegate::new(call, network.ipam.as_ref())?;
     let holder = holder(attachment, &netns)?;
     let mut kernel = Rtnl::with_pod(netns).map_err(|error| open_error(&error))?;
     let netns_id = kernel.pod_id().map_err(|error| CniError::from_chain(Code::Attach, &error))?;
-    let mut request = request(attachment, &network, id, &device, holder);
-    request.netns_id = netns_id;
-    request.network = Some(call.document.name.clone());
-    let made = attach_device(call, attachment, &network, &mut kernel, request);
-    if made.is_err() {
-        ipam::put_back(&mut kernel, &attachment.ifname);
+    let adding = Adding { call, attachment, network, delegate, holder, netns_id };
+    match target {
+        Target::Device(id, device) => add_macvtap(&adding, &mut kernel, id, &device),
+        Target::Nic(id, pci, device) => add_nic(&adding, &mut kernel, id, pci, &device),
+        Target::HostLink(name) => add_host_link(&adding, &mut kernel, name, table.as_ref().ok()),
     }
-    made
 }
 
-fn attach_device(
-    call: &Call,
-    attachment: &Attachment,
-    network: &Network,
+/// A macvtap is made for the pod.
+fn add_macvtap(
+    adding: &Adding<'_>,
     kernel: &mut Rtnl,
-    request: Request,
-) -> Result<CniResult, CniError> {
-    let asked_for_mac = network.mac.is_some() || request.link.mac.is_none();
-    match attach::begin(&call.paths, kernel, request)? {
-        Begun::Present(attached) => report(attachment, network, &attached.link, None),
-        Begun::New(attaching) => {
-            let delegate = Delegate::new(call, network.ipam.as_ref())?;
-            make(*attaching, attachment, network, delegate.as_ref(), asked_for_mac)
-        }
-    }
-}
-
-/// Link, addresses, node. The attachment and the lease undo themselves when a step fails.
-fn make(
-    mut attaching: Attaching<'_, Rtnl>,
-    attachment: &Attachment,
-    network: &Network,
-    delegate: Option<&Delegate<'_>>,
-    asked_for_mac: bool,
-) -> Result<CniResult, CniError> {
-    if let (Some(delegate), true) = (delegate, attaching.is_repeat()) {
-        // Plugins refuse a second lease for the same container and interface.
-        delegate.del()?;
-        ipam::put_back(attaching.kernel(), &attachment.ifname);
-    }
-    if delegate.is_some() {
-        // Before addresses are leased in vain.
-        attaching.check_lower()?;
-    }
-    let source = Source::open(delegate, attaching.kernel())?;
-    let leased_mac = source.mac();
-    if let Some(mac) = leased_mac {
-        tell_overruled(network.mac, mac);
-        attaching.wish_mac(mac);
-    }
-    attaching.create_link()?;
-    let derived = !asked_for_mac && leased_mac.is_none();
-    let mut link = DeviceLink { attaching, derived_for: derived.then_some(attachment) };
-    let lease = raise(&mut link, source, network.announce)?;
-    let Attached { link, .. } = link.attaching.finish()?;
-    report(attachment, network, &link, lease.map(Lease::keep))
-}
-
-/// An existing macvtap of the node moves into the pod.
-fn add_host_link(
-    call: &Call,
-    attachment: &Attachment,
-    network: &Network,
-    table: &Result<DeviceTable, CniError>,
-    netns: Netns,
-    name: IfName,
-) -> Result<CniResult, CniError> {
-    let mut kernel = Rtnl::with_pod(netns).map_err(|error| open_error(&error))?;
-    let delegate = Delegate::new(call, network.ipam.as_ref())?;
-    let source = Source::open(delegate.as_ref(), &mut kernel)?;
-    let mac = source.mac().or(network.mac);
-    let (mtu, promiscuous) = (network.mtu, network.promiscuous);
-    let default = Owner::default();
-    let owner =
-        Owner { uid: network.owner.unwrap_or(default.uid), gid: network.group.unwrap_or(default.gid) };
-    let request = host_link::Request { name, ifname: attachment.ifname.clone(), mac, mtu, promiscuous };
-    let mut link = match (host_link::begin(&call.paths, &mut kernel, &request), table) {
-        (Err(error @ MoveError::Missing(_)), Ok(table)) => {
-            // More likely a device that this node does not have.
-            let id = request.name.as_str().parse().ok();
-            return Err(id.map_or_else(|| error.into(), |id| target::unknown_device(&id, table)));
-        }
-        (begun, _) => begun?,
-    };
-    let made = raise(&mut link, source, network.announce)
-        .and_then(|lease| report(attachment, network, &link.finish(owner)?, lease.map(Lease::keep)));
-    if made.is_err() {
-        ipam::put_back(&mut kernel, &attachment.ifname);
-    }
-    made
-}
-
-fn report(
-    attachment: &Attachment,
-    network: &Network,
-    link: &Link,
-    lease: Option<CniResult>,
-) -> Result<CniResult, CniError> {
-    let mut result = network.prev_result.clone().unwrap_or_default();
-    let ours = result.interfaces.len();
-    result.interfaces.push(Interface {
-        name: link.name.clone(),
-        mac: link.device_mac().map(|mac| mac.to_string()).unwrap_or_default(),
-        mtu: Some(link.mtu),
-        sandbox: attachment.required_netns()?.display().to_string(),
-        more: serde_json::Map::new(),
-    });
-    let lease = lease.unwrap_or_default();
-    result.ips.extend(lease.ips.into_iter().map(|mut ip| {
-        ip.interface = Some(ours);
-        ip
-    }));
-    result.routes.extend(lease.routes);
-    if !lease.dns.is_empty() {
-        result.dns = lease.dns;
-    } else if result.dns.is_empty() {
-        result.dns = network.dns.clone();
-    }
-    Ok(result)
-}
-
-fn request(
-    attachment: &Attachment,
-    network: &Network,
-    device_id: DeviceId,
+    id: DeviceId,
     device: &Device<'_>,
-    holder: Holder,
-) -> Request {
+) -> Result<CniResult, CniError> {
+    let Adding { call, attachment, network, .. } = adding;
     let Device { resource, link: lower, ifindex } = *device;
-    // In passthru mode the address of a device becomes the lower link's, which keeps its own unless told otherwise.
-    let derived = || match lower.mode {
+    check_mode(network, &id, lower.mode)?;
+    // In passthru mode the address of a device becomes the lower link's, which keeps its own unless asked otherwise.
+    let derived = match lower.mode {
         Mode::Passthru => None,
         Mode::Bridge | Mode::Vepa | Mode::Private => {
             address::derived(&attachment.args.pod_uid, attachment.ifname.as_str(), 0)
         }
     };
-    Request {
-        device: device_id,
-        holder,
-        network: None,
-        netns_id: None::<NetnsId>,
+    let request = Request {
+        device: id,
+        holder: adding.holder.clone(),
+        network: Some(call.document.name.clone()),
+        netns_id: adding.netns_id,
         lower_name: lower.name.clone(),
         link: Macvtap {
             lower: lower.ifindex,
             index: ifindex,
             name: attachment.ifname.clone(),
             mode: lower.mode,
-            mac: network.mac.or_else(derived),
+            mac: network.mac.or(derived),
             mtu: network.mtu.or(resource.mtu),
             promiscuous: network.promiscuous.unwrap_or(resource.promiscuous),
             all_multicast: resource.all_multicast,
         },
-        owner: Owner {
-            uid: network.owner.unwrap_or(resource.owner.uid),
-            gid: network.group.unwrap_or(resource.owner.gid),
-        },
-        // With addresses everything is done again: the lease may have been lost with the first answer.
-        repeat: if network.ipam.is_some() { Repeat::Rebuild } else { Repeat::Keep },
+        owner: owner(network, resource.owner),
+        repeat: repeat(network),
+    };
+    match attach::begin(&call.paths, kernel, request)? {
+        Begun::Present(attached) => adding.report(&attached.link, None),
+        Begun::New(attaching) => {
+            let is_derived = network.mac.is_none() && derived.is_some();
+            let derived_for = is_derived.then_some(*attachment);
+            attach(NewLink { attaching: *attaching, derived_for }, adding)
+        }
     }
 }
 
-fn check_mode(network: &Network, id: &DeviceId, device: &Device<'_>) -> Result<(), CniError> {
+/// A NIC of the node moves into the pod as a whole.
+fn add_nic(
+    adding: &Adding<'_>,
+    kernel: &mut Rtnl,
+    id: DeviceId,
+    pci: PciAddress,
+    device: &Device<'_>,
+) -> Result<CniResult, CniError> {
+    let Adding { call, attachment, network, .. } = adding;
+    call.document.refuse_for_nic()?;
+    let Device { resource, link: nic, .. } = *device;
+    let request = host_device::Request {
+        device: id,
+        holder: adding.holder.clone(),
+        network: call.document.name.clone(),
+        netns_id: adding.netns_id,
+        pci,
+        identity: nic.identity.clone(),
+        nic_name: nic.name.clone(),
+        ifname: attachment.ifname.clone(),
+        mac: network.mac,
+        mtu: network.mtu.or(resource.mtu),
+        promiscuous: network.promiscuous.unwrap_or(resource.promiscuous),
+        all_multicast: resource.all_multicast,
+        repeat: repeat(network),
+    };
+    match host_device::begin(&call.paths, kernel, request)? {
+        host_device::Begun::Present(link) => adding.report(&link, None),
+        host_device::Begun::New(taking) => attach(*taking, adding),
+    }
+}
+
+/// An existing macvtap of the node moves into the pod.
+fn add_host_link(
+    adding: &Adding<'_>,
+    kernel: &mut Rtnl,
+    name: IfName,
+    table: Option<&DeviceTable>,
+) -> Result<CniResult, CniError> {
+    let Adding { call, attachment, network, .. } = adding;
+    let request = host_link::Request {
+        name,
+        ifname: attachment.ifname.clone(),
+        mac: network.mac,
+        mtu: network.mtu,
+        promiscuous: network.promiscuous,
+    };
+    match (host_link::begin(&call.paths, kernel, request), table) {
+        (Err(MoveError::Missing(name)), Some(table)) => {
+            // More likely a device that this node does not have.
+            let id = name.as_str().parse().ok();
+            let unknown = id.map(|id| target::unknown_device(&id, table));
+            Err(unknown.unwrap_or_else(|| MoveError::Missing(name).into()))
+        }
+        (moving, _) => attach(HostLink { moving: moving?, owner: owner(network, Owner::default()) }, adding),
+    }
+}
+
+/// Attaches a link of any kind. When a step fails the link goes before the lease is given back, so that nobody else gets
+/// an address that is still in use; but for a plugin that gives it back through the link.
+fn attach(mut pending: impl Pending, adding: &Adding<'_>) -> Result<CniResult, CniError> {
+    let mut lease = None;
+    match raise::raise(&mut pending, adding, &mut lease) {
+        Ok(()) => {
+            let link = pending.finish()?;
+            adding.report(&link, lease.map(Lease::keep))
+        }
+        Err(error) => {
+            if adding.delegate.as_ref().is_some_and(Delegate::needs_link) {
+                drop(lease.take());
+            }
+            drop(pending);
+            Err(error)
+        }
+    }
+}
+
+impl Adding<'_> {
+    fn report(&self, link: &Link, lease: Option<CniResult>) -> Result<CniResult, CniError> {
+        let mut result = self.network.prev_result.clone().unwrap_or_default();
+        let ours = result.interfaces.len();
+        result.interfaces.push(Interface {
+            name: link.name.clone(),
+            mac: link.device_mac().map(|mac| mac.to_string()).unwrap_or_default(),
+            mtu: Some(link.mtu),
+            sandbox: self.attachment.required_netns()?.display().to_string(),
+            more: serde_json::Map::new(),
+        });
+        let lease = lease.unwrap_or_default();
+        result.ips.extend(lease.ips.into_iter().map(|mut ip| {
+            ip.interface = Some(ours);
+            ip
+        }));
+        result.routes.extend(lease.routes);
+        if !lease.dns.is_empty() {
+            result.dns = lease.dns;
+        } else if result.dns.is_empty() {
+            result.dns = self.network.dns.clone();
+        }
+        Ok(result)
+    }
+}
+
+fn owner(network: &Network, default: Owner) -> Owner {
+    Owner { uid: network.owner.unwrap_or(default.uid), gid: network.group.unwrap_or(default.gid) }
+}
+
+/// With addresses everything is done again: the lease may have been lost with the first answer.
+fn repeat(network: &Network) -> Repeat {
+    if network.ipam.is_some() { Repeat::Rebuild } else { Repeat::Keep }
+}
+
+fn check_mode(network: &Network, id: &DeviceId, actual: Mode) -> Result<(), CniError> {
     match network.mode {
-        Some(mode) if mode != device.link.mode => {
+        Some(mode) if mode != actual => {
             let message = format!(
-                "network configuration: mode is {mode}, but device {id} is {}; remove mode here or change it in the pool",
-                device.link.mode
+                "network configuration: mode is {mode}, but device {id} is {actual}; remove mode here or change it in the pool"
             );
             Err(CniError::new(Code::Config, message))
         }
@@ -252,57 +260,8 @@ pub(crate) fn open_error(error: &OpenError) -> CniError {
     }
 }
 
-/// What is no pod's namespace is a wrong `CNI_NETNS`.
+/// A path that is not a pod's namespace is a wrong `CNI_NETNS`.
 fn netns_error(error: &NetnsError) -> CniError {
     let CniError { code, message, details } = CniError::from_chain(Code::Environment, error);
     CniError { code, message: format!("environment variable CNI_NETNS: {message}"), details }
-}
-
-fn tell_overruled(asked: Option<MacAddr>, leased: MacAddr) {
-    if let Some(asked) = asked.filter(|asked| *asked != leased) {
-        warn!(%asked, used = %leased, "the IPAM plugin's MAC address is used instead of the one asked for");
-    }
-}
-
-impl From<AttachError> for CniError {
-    fn from(error: AttachError) -> Self {
-        let code = match &error {
-            AttachError::Unfit(UnfitError::MtuTooHigh { .. })
-            | AttachError::Claim(ClaimError::TwoNetworks { .. }) => Code::Config,
-            AttachError::Claim(ClaimError::InUse { .. })
-            | AttachError::LowerGone { .. }
-            | AttachError::LowerBusy { .. }
-            | AttachError::NoFreeMinor => Code::TryAgain,
-            AttachError::LinkLost { .. }
-            | AttachError::Unfit(UnfitError::NameTaken(_) | UnfitError::MacInUse { .. })
-            | AttachError::IndexTaken { .. }
-            | AttachError::Lock(_)
-            | AttachError::Record(_)
-            | AttachError::TakeOver(_)
-            | AttachError::Netlink(_)
-            | AttachError::Tap(_)
-            | AttachError::Park(_)
-            | AttachError::Node(_)
-            | AttachError::Changed { .. } => Code::Attach,
-        };
-        Self::from_chain(code, &error)
-    }
-}
-
-impl From<MoveError> for CniError {
-    fn from(error: MoveError) -> Self {
-        let code = match &error {
-            MoveError::Missing(_)
-            | MoveError::NotMacvtap { .. }
-            | MoveError::Ours(_)
-            | MoveError::Unfit(UnfitError::MtuTooHigh { .. }) => Code::Config,
-            MoveError::Unfit(UnfitError::NameTaken(_) | UnfitError::MacInUse { .. })
-            | MoveError::Node(_)
-            | MoveError::Record(_)
-            | MoveError::Netlink(_)
-            | MoveError::Tap(_)
-            | MoveError::Owner(_) => Code::Attach,
-        };
-        Self::from_chain(code, &error)
-    }
 }

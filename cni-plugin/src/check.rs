@@ -44,12 +44,10 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
         return Err(differs(attachment, &format!("is no macvtap but {kind}")));
     }
     compare(attachment, &link, interface)?;
-    if let Target::Nic(id, _) = &target {
+    if let Target::Nic(id, ..) = &target {
         check_nic(call, attachment, &mut kernel, &link, id)?;
     }
-    if let Target::Device(id) = target {
-        let table = table?;
-        let device = target::device(&table, &id)?;
+    if let Target::Device(id, device) = target {
         let owner = Owner {
             uid: network.owner.unwrap_or(device.resource.owner.uid),
             gid: network.group.unwrap_or(device.resource.owner.gid),

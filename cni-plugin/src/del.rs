@@ -2,7 +2,7 @@
 
 use crate::Call;
 use crate::config::Ipam;
-use crate::ipam::{self, Delegate};
+use crate::ipam::Delegate;
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::target;
@@ -60,10 +60,6 @@ pub fn del(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
             (link, lease)
         }
     };
-    // Only with addresses are there routes.
-    if call.document.has_ipam() {
-        put_routes_back(attachment);
-    }
     link.map(drop).and(lease)
 }
 
@@ -75,15 +71,6 @@ fn find<'c>(call: &'c Call, ipam: Option<&Ipam>) -> Result<Option<Delegate<'c>>,
             Ok(None)
         }
         found => found,
-    }
-}
-
-/// For a pod that lives on, the routes that gave way to this interface's.
-fn put_routes_back(attachment: &Attachment) {
-    let Some(Ok(netns)) = attachment.netns.as_deref().map(Netns::open) else { return };
-    match Rtnl::with_pod(netns) {
-        Ok(mut kernel) => ipam::put_back(&mut kernel, &attachment.ifname),
-        Err(error) => warn!(%error, "routes that had given way to the interface's are not back"),
     }
 }
 

@@ -2,7 +2,6 @@
 
 mod announce;
 pub mod configure;
-mod displaced;
 pub mod kube_ovn;
 mod present;
 mod process;
@@ -10,7 +9,6 @@ mod route;
 mod supervisor;
 
 pub(crate) use announce::announce;
-pub(crate) use displaced::put_back;
 pub(crate) use present::{check, refuse_twice};
 pub use supervisor::supervise;
 

@@ -1,8 +1,8 @@
 //! From `deviceID` to what it stands for on this node.
 
+use crate::Call;
 use crate::config::Network;
 use crate::protocol::error::{CniError, Code};
-use crate::{Call, protocol};
 use macvtap::device_id::DeviceId;
 use macvtap::link::IfName;
 use macvtap::pci::PciAddress;
@@ -10,12 +10,12 @@ use macvtap::table::{Device, DeviceTable, DeviceType};
 use macvtap::table_file;
 
 /// What a `deviceID` stands for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// A device of the table.
-    Device(DeviceId),
-    /// A NIC of the table, to be given away as a whole.
-    Nic(DeviceId, PciAddress),
+#[derive(Clone, Debug)]
+pub enum Target<'t> {
+    /// A device of the table, from which a macvtap is made.
+    Device(DeviceId, Device<'t>),
+    /// A NIC of the table, given away as a whole.
+    Nic(DeviceId, PciAddress, Device<'t>),
     /// Perhaps an existing macvtap of the node, by its name, which may be moved.
     HostLink(IfName),
 }
@@ -27,24 +27,27 @@ pub fn table(call: &Call) -> Result<DeviceTable, CniError> {
 }
 
 /// What the configuration's `deviceID` stands for. A table is not needed where the node allows to move any macvtap.
-pub fn resolve(
+pub fn resolve<'t>(
     call: &Call,
     network: &Network,
-    table: &Result<DeviceTable, CniError>,
-) -> Result<Target, CniError> {
+    table: &'t Result<DeviceTable, CniError>,
+) -> Result<Target<'t>, CniError> {
     let Some(text) = &network.device_id else {
         return Err(no_device_id());
     };
     if let Ok(pci) = text.parse::<PciAddress>() {
         let table = table.as_ref().map_err(Clone::clone)?;
-        let (id, _) = table.host_device(&pci).ok_or_else(|| unknown_nic(pci, table))?;
-        return Ok(Target::Nic(id, pci));
+        let (id, device) = table.host_device(&pci).ok_or_else(|| unknown_nic(pci, table))?;
+        return Ok(Target::Nic(id, pci, device));
     }
     let parsed = text.parse::<DeviceId>();
     if let (Ok(id), Ok(table)) = (&parsed, table)
-        && table.device(id).is_some()
+        && let Some(device) = table.device(id)
     {
-        return Ok(Target::Device(id.clone()));
+        return match device.resource.device_type {
+            DeviceType::Macvtap => Ok(Target::Device(id.clone(), device)),
+            DeviceType::HostDevice => Err(whole_nic(id, &device)),
+        };
     }
     let may_move = call.settings.move_host_links || table.as_ref().is_ok_and(|table| table.standalone);
     if may_move && let Ok(name) = text.parse() {
@@ -65,19 +68,13 @@ pub fn known(call: &Call, text: &str) -> Option<DeviceId> {
     table(call).ok()?.host_device(&pci).map(|(id, _)| id)
 }
 
-/// The device of an ID that [`resolve`] found in this table.
-pub fn device<'t>(table: &'t DeviceTable, id: &DeviceId) -> Result<Device<'t>, CniError> {
-    let device = table.device(id).ok_or_else(|| unknown_device(id, table))?;
-    match device.resource.device_type {
-        DeviceType::Macvtap => Ok(device),
-        DeviceType::HostDevice => {
-            let pci = device.link.pci.map(|pci| format!(", {pci}")).unwrap_or_default();
-            let message = format!(
-                "network configuration: deviceID {id} is a whole NIC, whose ID is its PCI address{pci}; leave deviceID out of the configuration, Multus fills it in"
-            );
-            Err(CniError::new(Code::Config, message))
-        }
-    }
+/// The error for a NIC that is not named by its PCI address.
+fn whole_nic(id: &DeviceId, device: &Device<'_>) -> CniError {
+    let pci = device.link.pci.map(|pci| format!(", {pci}")).unwrap_or_default();
+    let message = format!(
+        "network configuration: deviceID {id} is a whole NIC, whose ID is its PCI address{pci}; leave deviceID out of the configuration, Multus fills it in"
+    );
+    CniError::new(Code::Config, message)
 }
 
 /// The error for a device this node does not have.
@@ -90,10 +87,7 @@ pub fn unknown_device(id: &DeviceId, table: &DeviceTable) -> CniError {
         format!("it has no resource {} (it has: {has})", id.resource())
     };
     let remedy = "the annotation k8s.v1.cni.cncf.io/resourceName of the network must name a resource of this node that the pod requests";
-    CniError::new(
-        protocol::error::Code::Config,
-        format!("deviceID {id} is no device of this node: {problem}; {remedy}"),
-    )
+    CniError::new(Code::Config, format!("deviceID {id} is not a device of this node: {problem}; {remedy}"))
 }
 
 fn unknown_nic(pci: PciAddress, table: &DeviceTable) -> CniError {
@@ -102,7 +96,7 @@ fn unknown_nic(pci: PciAddress, table: &DeviceTable) -> CniError {
     let offered: Vec<_> = offered.map(|pci| pci.to_string()).collect();
     let has = if offered.is_empty() { "none".to_owned() } else { offered.join(", ") };
     let message = format!(
-        "deviceID {pci} is no NIC that this node gives to pods (it gives: {has}); leave deviceID out of the configuration, Multus fills it in, and let the annotation k8s.v1.cni.cncf.io/resourceName of the network name a resource of type HostDevice that the pod requests"
+        "deviceID {pci} is not a NIC that this node gives to pods (it gives: {has}); leave deviceID out of the configuration, Multus fills it in, and let the annotation k8s.v1.cni.cncf.io/resourceName of the network name a resource of type HostDevice that the pod requests"
     );
     CniError::new(Code::Config, message)
 }

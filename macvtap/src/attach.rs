@@ -109,7 +109,7 @@ pub fn tap_only<K: Kernel>(
         Begun::Present(attached) => Ok(Some(attached)),
         Begun::New(mut attaching) => {
             attaching.create_link()?;
-            attaching.change(Change::NoLinkLocalAddress)?;
+            attaching.change(Change::NoAutoconfiguration)?;
             attaching.change(Change::Up)?;
             attaching.finish().map(Some)
         }

@@ -23,6 +23,16 @@ pub enum UnfitError {
         /// Its MTU.
         lower_mtu: u32,
     },
+    /// The kernel would put it on the link below that one.
+    #[error(
+        "lower link {lower} is a {kind}: the kernel makes a macvtap on it one of the link below it; use the link below it"
+    )]
+    LowerKind {
+        /// The lower link.
+        lower: String,
+        /// What it is.
+        kind: String,
+    },
     /// The address is taken.
     #[error(
         "MAC address {mac} is in use on lower link {lower}: by the link itself or by another device on it; give this one another address"
@@ -33,6 +43,22 @@ pub enum UnfitError {
         /// The lower link.
         lower: String,
     },
+}
+
+/// Whether a link of this rtnetlink kind can carry a macvtap of its own. On a macvlan or macvtap the kernel makes the new
+/// one a sibling, on the link below.
+pub fn can_carry(kind: Option<&str>) -> bool {
+    !matches!(kind, Some("macvlan" | "macvtap"))
+}
+
+/// Judges the lower link and the MTU asked for on it.
+pub(crate) fn judge(wanted_mtu: Option<u32>, lower: &Link) -> Result<(), UnfitError> {
+    match &lower.kind {
+        Some(kind) if !can_carry(Some(kind)) => {
+            Err(UnfitError::LowerKind { lower: lower.name.clone(), kind: kind.clone() })
+        }
+        _ => judge_mtu(wanted_mtu, lower),
+    }
 }
 
 /// Judges the MTU asked for: the lower link's is the largest.

@@ -48,9 +48,17 @@ pub struct Moving<'k> {
     /// The way back.
     node: OwnedFd,
     before: Link,
-    ifname: IfName,
+    request: Request,
     lower_name: String,
-    settled: bool,
+    progress: Progress,
+}
+
+/// How far a move has come, and so what there is to undo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Begun,
+    Touched,
+    Finished,
 }
 
 /// A link of the node cannot be moved.
@@ -61,7 +69,7 @@ pub enum MoveError {
     Missing(IfName),
     /// It is something else.
     #[error(
-        "deviceID {name} is an interface of this node, but no macvtap ({kind}); only a macvtap is moved into a pod"
+        "deviceID {name} is an interface of this node, but not a macvtap ({kind}); only a macvtap is moved into a pod"
     )]
     NotMacvtap {
         /// The link.
@@ -94,8 +102,8 @@ pub enum MoveError {
     Owner(#[from] FileError),
 }
 
-/// Moves the link, which is down then. Changes nothing when it fails.
-pub fn begin<'k>(paths: &Paths, kernel: &'k mut Rtnl, request: &Request) -> Result<Moving<'k>, MoveError> {
+/// Finds the link, and judges whether it can move. Changes nothing.
+pub fn begin<'k>(paths: &Paths, kernel: &'k mut Rtnl, request: Request) -> Result<Moving<'k>, MoveError> {
     let before = find(paths, kernel, &request.name)?;
     if kernel.find(TARGET, &By::Name(request.ifname.clone()))?.is_some() {
         return Err(UnfitError::NameTaken(request.ifname.clone()).into());
@@ -106,10 +114,7 @@ pub fn begin<'k>(paths: &Paths, kernel: &'k mut Rtnl, request: &Request) -> Resu
     }
     let lower_name = lower.map(|lower| lower.name).unwrap_or_default();
     let node = netns::own().map_err(MoveError::Node)?;
-    let mut moving =
-        Moving { kernel, node, before, ifname: request.ifname.clone(), lower_name, settled: false };
-    moving.change_and_move(request)?;
-    Ok(moving)
+    Ok(Moving { kernel, node, before, request, lower_name, progress: Progress::Begun })
 }
 
 fn find(paths: &Paths, kernel: &mut Rtnl, name: &IfName) -> Result<Link, MoveError> {
@@ -134,8 +139,8 @@ impl Moving<'_> {
 
     /// The link as it is now, in the pod. Its index may be another than on the node.
     pub fn link(&mut self) -> Result<Link, MoveError> {
-        let found = self.kernel.find(TARGET, &By::Name(self.ifname.clone()))?;
-        found.ok_or_else(|| MoveError::Missing(self.ifname.clone()))
+        let found = self.kernel.find(TARGET, &By::Name(self.request.ifname.clone()))?;
+        found.ok_or_else(|| MoveError::Missing(self.request.ifname.clone()))
     }
 
     /// Changes the link in the pod.
@@ -148,7 +153,7 @@ impl Moving<'_> {
     /// The link stays in the pod, and its tap in devtmpfs becomes `owner`'s, if that is where the container has it from.
     pub fn finish(mut self, owner: Owner) -> Result<Link, MoveError> {
         let link = self.link()?;
-        let number = self.kernel.tap(Home::Target, &self.ifname, link.index)?;
+        let number = self.kernel.tap(Home::Target, &self.request.ifname, link.index)?;
         let path = Path::new(DEVTMPFS).join(format!("tap{}", link.index));
         // devtmpfs has one directory for the machine: under this name there may be the tap of another namespace's link.
         if tap::node_at(&path).is_some_and(|node| node.number == number) {
@@ -156,13 +161,20 @@ impl Moving<'_> {
         } else {
             warn!(path = %path.display(), %number, "tap is not there under its name, so its owner was not set");
         }
-        self.settled = true;
+        self.progress = Progress::Finished;
         Ok(link)
     }
 
-    /// Down first: moving a link that is up makes the kernel wait twice as long.
-    fn change_and_move(&mut self, request: &Request) -> Result<(), MoveError> {
+    /// Sets the address that the link gets when it moves.
+    pub fn wish_mac(&mut self, mac: MacAddr) {
+        self.request.mac = Some(mac);
+    }
+
+    /// Moves the link into the pod, down: moving a link that is up makes the kernel wait twice as long.
+    pub fn move_in(&mut self) -> Result<(), MoveError> {
+        self.progress = Progress::Touched;
         let index = self.before.index;
+        let request = &self.request;
         let settings = Settings {
             mac: request.mac,
             mtu: request.mtu,
@@ -182,9 +194,10 @@ impl Moving<'_> {
     }
 
     fn take_back(&mut self) -> Result<(), MoveError> {
-        let name: IfName = self.before.name.parse().map_err(|_| MoveError::Missing(self.ifname.clone()))?;
+        let name: IfName =
+            self.before.name.parse().map_err(|_| MoveError::Missing(self.request.ifname.clone()))?;
         // A failed move may have moved the link nevertheless, under either name.
-        for known in [self.ifname.clone(), name.clone()] {
+        for known in [self.request.ifname.clone(), name.clone()] {
             let found = self.kernel.find(TARGET, &By::Name(known))?;
             if let Some(link) = found.filter(|link| link.is_macvtap() && link.lower == self.before.lower) {
                 let message = link::relocate(link.index, &name, self.node.as_fd());
@@ -212,7 +225,7 @@ impl Moving<'_> {
 
 impl Drop for Moving<'_> {
     fn drop(&mut self) {
-        if !self.settled
+        if self.progress == Progress::Touched
             && let Err(error) = self.take_back()
         {
             warn!(link = self.before.name, %error, "link not taken back to the node");

@@ -8,6 +8,7 @@ use crate::link::{self, By, Change, IfName, Link, Macvtap, Veth};
 use crate::netlink::{Kind, NetlinkError, Socket};
 use crate::netns::{self, Netns, NetnsError, NetnsId};
 use crate::record::{Attachment, DeviceNumber, Nic};
+use crate::switch::{self, Family, SwitchError};
 use crate::tap::{self, Node, Sysfs, TapError};
 use crate::uevent::Announcements;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -145,6 +146,27 @@ impl Rtnl {
         self.socket(Home::Target)
     }
 
+    /// Sets a switch of a link in the target namespace.
+    pub fn set_switch(&self, family: Family, link: &str, name: &str, value: &str) -> Result<(), SwitchError> {
+        let set = || switch::set(family, link, name, value);
+        match &self.pod {
+            Some(pod) => pod.netns.enter(set).map_err(SwitchError::from)?,
+            None => set(),
+        }
+    }
+
+    /// Lets no router advertisement configure a link of the target namespace.
+    fn ignore_routers(&mut self, index: u32) -> Result<(), NetlinkError> {
+        let Some(link) = self.find(Place::Home(Home::Target), &By::Index(index))? else { return Ok(()) };
+        match self.set_switch(Family::Ipv6, &link.name, "accept_ra", "0") {
+            Err(error) if !error.is_absent() => {
+                let what = format!("turn off router advertisements for {}", link.name);
+                Err(NetlinkError::Switch { what, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn socket(&mut self, home: Home) -> &mut Socket {
         match (home, &mut self.pod) {
             (Home::Target, Some(pod)) => &mut pod.socket,
@@ -214,12 +236,14 @@ impl Kernel for Rtnl {
 
     fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError> {
         let message = link::change(index, change);
-        self.socket(Home::Target).act(
-            Kind::SetLink,
-            &message,
-            0,
-            &format_args!("{change} link with index {index}"),
-        )
+        let what = format_args!("{change} link with index {index}");
+        let changed = self.socket(Home::Target).act(Kind::SetLink, &message, 0, &what);
+        match (change, changed) {
+            // The kernel has no IPv6, or the link none, for its MTU is too small.
+            (Change::NoAutoconfiguration, Err(error)) if error.errno() == Some(Errno::AFNOSUPPORT) => Ok(()),
+            (Change::NoAutoconfiguration, Ok(())) => self.ignore_routers(index),
+            (_, changed) => changed,
+        }
     }
 
     fn delete(&mut self, place: Place, index: u32) -> Result<(), NetlinkError> {

@@ -94,9 +94,9 @@ pub struct Veth {
 /// What is done to a link after it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// No IPv6 address of its own. Cannot be part of the request that makes the link (`EAFNOSUPPORT`), and comes too
-    /// late together with [`Change::Up`].
-    NoLinkLocalAddress,
+    /// No IPv6 address or route that the kernel makes by itself or a router on the wire advertises. Cannot be part of the
+    /// request that makes the link (`EAFNOSUPPORT`), and comes too late together with [`Change::Up`].
+    NoAutoconfiguration,
     /// Another address; the link is down.
     Mac(MacAddr),
     /// Administratively up.
@@ -129,7 +129,7 @@ impl fmt::Display for Change {
     /// The beginning of "... link with index 7".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoLinkLocalAddress => f.write_str("turn off link-local addresses of"),
+            Self::NoAutoconfiguration => f.write_str("turn off IPv6 autoconfiguration of"),
             Self::Mac(mac) => write!(f, "set MAC address {mac} of"),
             Self::Up => f.write_str("set up"),
         }

@@ -6,6 +6,7 @@
 
 mod answer;
 
+use crate::switch::SwitchError;
 use answer::{Answer, HEADER_LEN, List, ListEnd, read, read_list};
 use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader};
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
@@ -95,6 +96,15 @@ pub enum NetlinkError {
         #[source]
         source: io::Error,
     },
+    /// A switch that netlink does not have could not be set.
+    #[error("{what}")]
+    Switch {
+        /// What was asked for.
+        what: String,
+        /// Why.
+        #[source]
+        source: SwitchError,
+    },
     /// The answer makes no sense.
     #[error("{what}: the kernel's answer {problem}")]
     Answer {
@@ -110,7 +120,7 @@ impl NetlinkError {
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Refused { errno, .. } => Some(*errno),
-            Self::Socket { .. } | Self::Answer { .. } => None,
+            Self::Socket { .. } | Self::Switch { .. } | Self::Answer { .. } => None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Gives addresses and routes to the pod's interface.
 
 use crate::config::Announce;
-use crate::ipam::displaced;
+use crate::ipam::present;
 use crate::ipam::route::{self, describe, family};
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Ip};
@@ -9,14 +9,13 @@ use ipnet::IpNet;
 use macvtap::kernel::Rtnl;
 use macvtap::link::Link;
 use macvtap::netlink::{Kind, NetlinkError};
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use macvtap::switch::Family;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use rustix::io::Errno;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 use tracing::warn;
 
 /// `linux/if_addr.h`.
@@ -26,6 +25,9 @@ const IFA_F_TENTATIVE: u8 = 0x40;
 /// The kernel asks the wire for one to two seconds; without a carrier it waits for one for ever.
 const UNIQUENESS_PATIENCE: Duration = Duration::from_secs(5);
 const UNIQUENESS_POLL: Duration = Duration::from_millis(20);
+
+/// `IPV6_MIN_MTU` of `linux/ipv6.h`.
+const IPV6_MTU_MIN: u32 = 1280;
 
 /// Gives the link its addresses, while it is down: the kernel announces those it has when it comes up.
 pub fn addresses(
@@ -48,28 +50,33 @@ pub fn addresses(
     Ok(())
 }
 
-/// Adds the routes, which the kernel takes only while the link is up. They are complete.
+/// Adds the routes, which the kernel takes only while the link is up. They are complete. None takes the place of another
+/// interface's: IPv4 routes are put in front of those with the same destination and priority (no `NLM_F_EXCL`), IPv6 routes
+/// get a metric in front, so that the others are used again as soon as these go, whoever removes or moves them.
 pub fn routes(kernel: &mut Rtnl, link: &Link, result: &CniResult) -> Result<(), CniError> {
+    let mut others = None;
     for route in &result.routes {
-        let Some(request) = route::message(link.index, route) else { continue };
+        let Some(mut request) = route::message(link.index, route) else { continue };
+        if request.header.address_family == AddressFamily::Inet6 {
+            let others = match &mut others {
+                Some(others) => others,
+                None => others.insert(present::routes(kernel, AddressFamily::Inet6).map_err(|e| failed(&e))?),
+            };
+            route::put_in_front(&mut request, others);
+        }
         let what = format!("add route {} on {}", describe(route), link.name);
-        let mut send = |flags| kernel.target_socket().act(Kind::NewRoute, &request, flags, &what);
-        match send(NLM_F_CREATE | NLM_F_EXCL) {
-            Ok(()) => {}
-            // Asked for by this network: what another interface had before gives way.
-            Err(error) if error.errno() == Some(Errno::EXIST) => {
-                displaced::keep(kernel, link, route).map_err(|error| failed(&error))?;
-                warn!(
-                    route = describe(route),
-                    "existing route replaced, it comes back with the end of this interface"
-                );
-                let mut send = |flags| kernel.target_socket().act(Kind::NewRoute, &request, flags, &what);
-                send(NLM_F_CREATE | NLM_F_REPLACE).map_err(|error| failed(&error))?;
-            }
-            Err(error) => return Err(failed(&error)),
+        match kernel.target_socket().act(Kind::NewRoute, &request, NLM_F_CREATE, &what) {
+            // The plugin named it twice, or it is the one that the kernel made for an address.
+            Err(error) if error.errno() != Some(Errno::EXIST) => return Err(failed(&error)),
+            _ => {}
         }
     }
     Ok(())
+}
+
+/// Whether there are IPv6 addresses among those leased.
+pub fn has_ipv6(result: &CniResult) -> bool {
+    result.ips.iter().any(|ip| ip.address.addr().is_ipv6())
 }
 
 /// Waits until nobody on the wire has objected to the IPv6 addresses. An address that somebody else has is an error.
@@ -113,37 +120,45 @@ fn v6_flags(kernel: &mut Rtnl, link: &Link, ip: &Ip) -> Result<Option<u8>, Netli
     }
 }
 
-/// The kernel's per-link switches, before the link comes up.
+/// Sets the kernel's per-link switches, before the link comes up.
 fn prepare(kernel: &mut Rtnl, link: &Link, result: &CniResult, announce: Announce) -> Result<(), CniError> {
-    let has = |v6: bool| result.ips.iter().any(|ip| ip.address.addr().is_ipv6() == v6);
     let notify = match announce {
         Announce::Auto => "1",
-        // What the node's own default is counts for new namespaces too.
+        // The node's own default holds for new namespaces too.
         Announce::Never => "0",
     };
-    let switches = [
-        (has(false), "ipv4", "arp_notify", notify),
-        (has(true), "ipv6", "disable_ipv6", "0"),
-        (has(true), "ipv6", "accept_ra", "0"),
-        (has(true), "ipv6", "keep_addr_on_down", "1"),
-        (has(true), "ipv6", "ndisc_notify", notify),
-    ];
-    let write = || -> io::Result<()> {
-        for (_, family, name, value) in switches.into_iter().filter(|(wanted, ..)| *wanted) {
-            let path = Path::new("/proc/sys/net").join(family).join("conf").join(&link.name).join(name);
-            fs::write(&path, value).map_err(|error| {
-                io::Error::new(error.kind(), format!("write {}: {error}", path.display()))
-            })?;
+    let v4 = [("arp_notify", notify)];
+    let v6 =
+        [("disable_ipv6", "0"), ("accept_ra", "0"), ("keep_addr_on_down", "1"), ("ndisc_notify", notify)];
+    if result.ips.iter().any(|ip| ip.address.addr().is_ipv4()) {
+        for (name, value) in v4 {
+            let written = kernel.set_switch(Family::Ipv4, &link.name, name, value);
+            written.map_err(|error| CniError::from_chain(Code::Attach, &error))?;
         }
-        Ok(())
-    };
-    // /proc/sys/net shows the namespace of the thread that opens it.
-    let written = kernel.netns().map(|netns| netns.enter(write));
-    match written {
-        Some(Ok(Err(error))) => Err(CniError::from_chain(Code::Attach, &error)),
-        Some(Err(error)) => Err(CniError::from_chain(Code::Attach, &error)),
-        Some(Ok(Ok(()))) | None => Ok(()),
     }
+    let Some(ip) = result.ips.iter().find(|ip| ip.address.addr().is_ipv6()) else { return Ok(()) };
+    for (name, value) in v6 {
+        match kernel.set_switch(Family::Ipv6, &link.name, name, value) {
+            Err(error) if error.is_absent() => return Err(no_ipv6(link, ip)),
+            written => written.map_err(|error| CniError::from_chain(Code::Attach, &error))?,
+        }
+    }
+    Ok(())
+}
+
+/// The error for an IPv6 address on a link that the kernel gives no IPv6.
+fn no_ipv6(link: &Link, ip: &Ip) -> CniError {
+    let reason = if link.mtu < IPV6_MTU_MIN {
+        format!("its MTU of {} is below {IPV6_MTU_MIN}, the least for IPv6; raise the MTU", link.mtu)
+    } else {
+        "the kernel of this node runs without IPv6 (ipv6.disable=1); use a network with IPv4 addresses only, \
+         or boot the node with IPv6"
+            .to_owned()
+    };
+    CniError::new(
+        Code::Attach,
+        format!("interface {} cannot have IPv6 address {}: {reason}", link.name, ip.address),
+    )
 }
 
 fn address_message(link: &Link, ip: &Ip, announce: Announce) -> AddressMessage {

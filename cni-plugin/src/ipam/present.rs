@@ -1,4 +1,4 @@
-//! Addresses and routes that the pod has now, compared with those it shall have.
+//! Addresses and routes that the pod has now, compared with those that it should have.
 
 use crate::ipam::route::{self, EVERYTHING, describe, same_family};
 use crate::protocol::error::{CniError, Code};
@@ -10,8 +10,7 @@ use macvtap::netlink::{Kind, NetlinkError};
 use netlink_packet_core::Parseable;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use rustix::io::Errno;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use std::net::IpAddr;
 
 /// An address of an interface.
@@ -21,12 +20,15 @@ struct Address {
     net: IpNet,
 }
 
-/// What makes two routes the same one.
+/// A unicast route of the pod, as far as routes are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
-    destination: IpNet,
-    gateway: Option<IpAddr>,
-    priority: Option<u32>,
+pub(super) struct Entry {
+    pub(super) table: u32,
+    pub(super) destination: IpNet,
+    pub(super) gateway: Option<IpAddr>,
+    pub(super) priority: Option<u32>,
+    /// Absent for a route of several next hops.
+    pub(super) ifindex: Option<u32>,
 }
 
 /// Refuses addresses that another interface of the pod has. kube-ovn has one address per pod and Subnet, and so gives the
@@ -52,7 +54,7 @@ pub(crate) fn refuse_twice(kernel: &mut Rtnl, lease: &CniResult) -> Result<(), C
 pub(crate) fn check(kernel: &mut Rtnl, link: &Link, reported: &CniResult) -> Result<(), CniError> {
     let unreadable = |error: NetlinkError| CniError::from_chain(Code::Check, &error);
     let lost = |what: String| {
-        let message = format!("interface {} lost {what}; delete the pod to have it made anew", link.name);
+        let message = format!("interface {} lost {what}; delete the pod to have it recreated", link.name);
         CniError::new(Code::Check, message)
     };
     let place = reported.interfaces.iter().position(|i| i.name == link.name && !i.sandbox.is_empty());
@@ -62,28 +64,47 @@ pub(crate) fn check(kernel: &mut Rtnl, link: &Link, reported: &CniResult) -> Res
             return Err(lost(format!("address {}", ip.address)));
         }
     }
+    let mut present = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        if reported.routes.iter().any(|route| destination(route).is_some_and(|net| of(net) == family)) {
+            present.extend(routes(kernel, family).map_err(unreadable)?);
+        }
+    }
+    present.retain(|entry| entry.ifindex.is_none_or(|index| index == link.index));
     for route in &reported.routes {
-        let gateway = route.gw;
-        let of_gateway =
-            || EVERYTHING.into_iter().find(|net| gateway.is_some_and(|gw| same_family(net, &gw)));
-        let Some(destination) = route.dst.map(|net| net.trunc()).or_else(of_gateway) else { continue };
-        let family = route::family(destination.addr());
-        let present = routes(kernel, family, route::table(route)).map_err(unreadable)?;
-        if !present.iter().filter_map(entry).any(|entry| is_meant(entry, destination, route)) {
-            return Err(lost(format!(
-                "route {}",
-                describe(&Route { dst: Some(destination), ..route.clone() })
-            )));
+        let Some(destination) = destination(route) else { continue };
+        if !present.iter().any(|entry| is_meant(entry, destination, route)) {
+            let route = Route { dst: Some(destination), ..route.clone() };
+            return Err(lost(format!("route {}", describe(&route))));
         }
     }
     Ok(())
 }
 
-/// A route of a result names a router and a priority, or leaves either open.
-fn is_meant(entry: Entry, destination: IpNet, route: &Route) -> bool {
+fn of(net: IpNet) -> AddressFamily {
+    route::family(net.addr())
+}
+
+/// The destination of a reported route; that of its router's family if it names none.
+fn destination(route: &Route) -> Option<IpNet> {
+    let of_gateway = |gateway| EVERYTHING.into_iter().find(|net| same_family(net, &gateway));
+    route.dst.map(|net| net.trunc()).or_else(|| route.gw.and_then(of_gateway))
+}
+
+/// A route of a result names a router, a priority and a table, or leaves each open. One without a table is in the main one,
+/// until a later plugin of the chain (sbr, vrf) moves it.
+fn is_meant(entry: &Entry, destination: IpNet, route: &Route) -> bool {
     entry.destination == destination
         && (route.gw.is_none() || route.gw == entry.gateway)
-        && (route.priority.is_none() || route.priority == entry.priority)
+        && (route.priority.is_none()
+            || route.priority == entry.priority
+            || is_in_front(entry, route.priority))
+        && (route.table.is_none() || route.table == Some(entry.table))
+}
+
+/// Whether ADD may have given an IPv6 route this priority to put it in front of another interface's.
+fn is_in_front(entry: &Entry, named: Option<u32>) -> bool {
+    entry.destination.addr().is_ipv6() && entry.priority < named
 }
 
 /// The pod's addresses of the family of `like`, of one interface or of all.
@@ -92,7 +113,7 @@ fn addresses(kernel: &mut Rtnl, ifindex: Option<u32>, like: IpAddr) -> Result<Ve
     request.header.family = route::family(like);
     request.header.index = ifindex.unwrap_or_default();
     let listed = kernel.target_socket().list(Kind::GetAddress, &request, &"list the pod's addresses")?;
-    // What this program cannot read is no address of the kind it makes.
+    // What this program cannot read is not an address of the kind that it makes.
     Ok(listed.iter().filter_map(|payload| address(payload)).collect())
 }
 
@@ -113,42 +134,39 @@ fn address(payload: &[u8]) -> Option<Address> {
     Some(Address { ifindex: message.header.index, net })
 }
 
-/// The routes of one table of the pod.
-pub(super) fn routes(
-    kernel: &mut Rtnl,
-    family: AddressFamily,
-    table: u32,
-) -> Result<Vec<RouteMessage>, NetlinkError> {
+/// All unicast routes of the pod, in one list: one dump, whatever number of them is looked for.
+pub(super) fn routes(kernel: &mut Rtnl, family: AddressFamily) -> Result<Vec<Entry>, NetlinkError> {
     let mut request = RouteMessage::default();
     request.header.address_family = family;
-    request.attributes.push(RouteAttribute::Table(table));
-    // A kernel without several tables answers with those of the main one.
-    let of_table = |message: &RouteMessage| message.attributes.contains(&RouteAttribute::Table(table));
-    match kernel.target_socket().list(Kind::GetRoute, &request, &"list the pod's routes") {
-        Ok(listed) => Ok(listed
-            .iter()
-            .filter_map(|payload| RouteMessage::parse(payload).ok())
-            .filter(of_table)
-            .collect()),
-        // There is no such table.
-        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
+    kernel.target_socket().fold(
+        Kind::GetRoute,
+        &request,
+        &"list the pod's routes",
+        |found: &mut Vec<Entry>, payload| {
+            found.extend(RouteMessage::parse(payload).ok().as_ref().and_then(entry));
+        },
+    )
 }
 
-fn entry(message: &RouteMessage) -> Option<Entry> {
+pub(super) fn entry(message: &RouteMessage) -> Option<Entry> {
     let default = match message.header.address_family {
         AddressFamily::Inet => EVERYTHING[0].addr(),
         AddressFamily::Inet6 => EVERYTHING[1].addr(),
         _ => return None,
     };
-    let mut entry = Entry { destination: EVERYTHING[0], gateway: None, priority: None };
+    if message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let table = u32::from(message.header.table);
+    let mut entry = Entry { table, destination: EVERYTHING[0], gateway: None, priority: None, ifindex: None };
     let mut destination = default;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
             RouteAttribute::Gateway(address) => entry.gateway = ip(address),
             RouteAttribute::Priority(priority) => entry.priority = Some(*priority),
+            RouteAttribute::Table(table) => entry.table = *table,
+            RouteAttribute::Oif(index) => entry.ifindex = Some(*index),
             _ => {}
         }
     }
@@ -191,9 +209,9 @@ mod tests {
         ] {
             let added = route::message(7, &wanted).unwrap();
             let found = entry(&RouteMessage::parse(&bytes(&added)).unwrap()).unwrap();
-            assert!(is_meant(found, wanted.dst.unwrap(), &wanted), "{found:?}");
+            assert!(is_meant(&found, wanted.dst.unwrap(), &wanted), "{found:?}");
             let other = route("10.9.0.0/16", Some("10.0.0.9"), None);
-            assert!(!is_meant(found, other.dst.unwrap(), &other), "{found:?}");
+            assert!(!is_meant(&found, other.dst.unwrap(), &other), "{found:?}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Routes an IPAM plugin names: completed, and as the kernel takes them. Pure.
 
+use crate::ipam::present::{Entry, entry};
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Ip, Route};
 use ipnet::IpNet;
@@ -18,6 +19,9 @@ pub(crate) const EVERYTHING: [IpNet; 2] = [
 
 /// `RT_SCOPE_LINK` of `linux/rtnetlink.h`: destinations from here on have no router.
 const SCOPE_LINK: u8 = 253;
+
+/// The metric of an IPv6 route that names none (`IP6_RT_PRIO_USER` of `net/ipv6.h`); an IPv4 route has 0.
+const V6_METRIC: u32 = 1024;
 
 /// Whether an address is of the family of this network.
 pub(crate) fn same_family(net: &IpNet, address: &IpAddr) -> bool {
@@ -89,6 +93,29 @@ pub(crate) fn message(ifindex: u32, route: &Route) -> Option<RouteMessage> {
     Some(message)
 }
 
+/// Gives an IPv6 route a metric in front of the routes that other interfaces have to its destination: with an equal metric
+/// the kernel would share the traffic among them, with a higher one it would not use it. A metric that the plugin named
+/// stays, unless another interface has the very same.
+pub(crate) fn put_in_front(request: &mut RouteMessage, present: &[Entry]) {
+    let Some(new) = entry(request) else { return };
+    let others = present.iter().filter(|other| {
+        (other.table, other.destination) == (new.table, new.destination) && other.ifindex != new.ifindex
+    });
+    let others: Vec<u32> = others.map(|other| other.priority.unwrap_or(V6_METRIC)).collect();
+    // The kernel takes 0 for "not named".
+    let metric = match new.priority.filter(|metric| *metric != 0) {
+        Some(named) => (1..=named).rev().find(|metric| !others.contains(metric)).unwrap_or(named),
+        None => others
+            .iter()
+            .map(|other| other.saturating_sub(1).max(1))
+            .min()
+            .unwrap_or(V6_METRIC)
+            .min(V6_METRIC),
+    };
+    request.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::Priority(_)));
+    request.attributes.push(RouteAttribute::Priority(metric));
+}
+
 /// The routing table a route is for.
 pub(crate) fn table(route: &Route) -> u32 {
     route.table.unwrap_or(u32::from(RouteHeader::RT_TABLE_MAIN))
@@ -139,6 +166,27 @@ mod tests {
         assert!(completed(&json!([{}])).is_err());
         let mixed = completed(&json!([{"dst": "10.9.0.0/16", "gw": "fd00::9"}])).unwrap_err();
         assert!(mixed.message.contains("of another family"), "{}", mixed.message);
+    }
+
+    #[test]
+    fn an_ipv6_route_gets_a_metric_in_front_of_other_interfaces() {
+        let of = |ifindex, priority, table| {
+            let (dst, gw) = (Some("::/0".parse().unwrap()), Some("fd00::1".parse().unwrap()));
+            message(ifindex, &Route { dst, gw, priority, table, ..Route::default() }).unwrap()
+        };
+        let others = [of(2, Some(1024), None), of(3, Some(512), None), of(2, Some(7), Some(100))];
+        let others: Vec<Entry> = others.iter().filter_map(entry).collect();
+        let metric = |named, others: &[Entry]| {
+            let mut request = of(7, named, None);
+            put_in_front(&mut request, others);
+            entry(&request).unwrap().priority.unwrap()
+        };
+        assert_eq!(metric(None, &[]), 1024);
+        assert_eq!(metric(None, &others), 511);
+        assert_eq!(metric(Some(1024), &others), 1023, "the very same");
+        assert_eq!(metric(Some(600), &others), 600, "as asked for");
+        let ours = entry(&of(7, Some(9), None)).unwrap();
+        assert_eq!(metric(None, &[ours]), 1024, "its own");
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn an_add_with_addresses_in_which_any_one_system_call_fails_leaves_no_lease() {
     let ranges = json!([[{"subnet": "10.9.0.0/24"}]]);
     let ipam = json!({"type": "host-local", "dataDir": "/run/leases", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]});
     let call = Call::new(&node, &pod, "c1").with(json!({"ipam": ipam}));
-    // Its default route gives way, and must come back.
+    // Its default route must stay.
     give_eth0(&pod);
     let all = |node: &Node| {
         let leases = node.sh("cd /run; find leases -type f -name '1*' 2>/dev/null | sort; true");

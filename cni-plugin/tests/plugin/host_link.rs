@@ -54,7 +54,7 @@ fn only_a_foreign_macvtap_is_moved_and_only_where_it_is_allowed() {
     let call = |node: &Node, id: &str, code| {
         Call::new(node, &pod, "c1").with(json!({"deviceID": id})).fails("ADD", code)
     };
-    assert!(call(&node, "dp1", 7).contains("no macvtap (veth)"));
+    assert!(call(&node, "dp1", 7).contains("not a macvtap (veth)"));
     assert!(call(&node, "nosuch", 7).contains("neither a device of this node nor an interface on it"));
     assert!(call(&node, "storageMvp0", 7).contains("it has no resource storage"));
     let Some((ours, _)) = standalone_with_link(&format!("index {}", first_ifindex())) else { return };

@@ -157,7 +157,7 @@ fn defaults(pod: &Holder) -> [String; 2] {
 }
 
 #[test]
-fn a_gateway_means_a_default_route_which_replaces_that_of_another_interface() {
+fn a_gateway_means_a_default_route_in_front_of_that_of_another_interface() {
     let custom = json!([{"dst": "10.99.0.0/16", "gw": "172.32.0.254"}]);
     let Some((node, pod)) = node_with(&answer(&dual(&custom))) else { return };
     give_eth0(&pod);
@@ -166,18 +166,23 @@ fn a_gateway_means_a_default_route_which_replaces_that_of_another_interface() {
     let routes =
         json!([custom[0], {"dst": "0.0.0.0/0", "gw": "172.32.0.1"}, {"dst": "::/0", "gw": "fd00:32::1"}]);
     assert_eq!(result["routes"], routes, "the result names the routes that were made");
-    assert_eq!(Node::ip(&pod, "-4 route show default").trim(), "default via 172.32.0.1 dev net1");
-    let default6 = Node::ip(&pod, "-6 route show default");
-    assert!(
-        default6.starts_with("default via fd00:32::1 dev net1") && default6.lines().count() == 1,
-        "{default6}"
-    );
+    for (first, second, used) in [
+        ("default via 172.32.0.1 dev net1", "default via 10.0.0.1 dev eth0", "-4 route get 192.0.2.1"),
+        ("default via fd00:32::1 dev net1", "default via fd0e::1 dev eth0", "-6 route get 2001:db8::1"),
+    ] {
+        let all = Node::ip(
+            &pod,
+            &used.replace("route get 192.0.2.1", "route").replace("route get 2001:db8::1", "route"),
+        );
+        assert!(all.contains(first) && all.contains(second), "{all}");
+        assert!(Node::ip(&pod, used).contains("dev net1"), "{all}");
+    }
     assert!(Node::ip(&pod, "route").contains("10.99.0.0/16 via 172.32.0.254 dev net1"));
     let checked = call.clone().with(json!({"prevResult": result}));
     checked.ok("CHECK");
     for (change, lost) in [
         ("route del 10.99.0.0/16", "lost route 10.99.0.0/16 via 172.32.0.254"),
-        ("-6 route del default", "lost route ::/0 via fd00:32::1"),
+        ("-6 route del default dev net1", "lost route ::/0 via fd00:32::1"),
         ("-6 addr del fd00:32::11/112 dev net1", "lost address fd00:32::11/112"),
     ] {
         Node::ip(&pod, change);
@@ -189,14 +194,18 @@ fn a_gateway_means_a_default_route_which_replaces_that_of_another_interface() {
 }
 
 #[test]
-fn a_default_route_that_was_replaced_comes_back_when_the_interface_goes_or_cannot_be_made() {
+fn a_default_route_of_another_interface_is_as_before_when_this_one_goes_or_cannot_be_made() {
     let Some((node, pod)) = node_with(&answer(&dual(&json!([])))) else { return };
     give_eth0(&pod);
     let before = defaults(&pod);
     let call = call(&node, &pod);
     call.ok("ADD");
     call.ok("ADD");
-    assert!(defaults(&pod).iter().all(|route| route.contains("dev net1")), "{:?}", defaults(&pod));
+    for [first, second] in
+        defaults(&pod).map(|routes| ["net1", "eth0"].map(|name| routes.find(&format!("dev {name}"))))
+    {
+        assert!(first.is_some() && first < second, "{:?}", defaults(&pod));
+    }
     // A call that fails because of this interface, and a late DEL of another container, take nothing away.
     call.clone().device(1).fails("ADD", 7);
     call.clone().var("CNI_CONTAINERID", "c0").ok("DEL");
@@ -213,14 +222,14 @@ fn a_default_route_that_was_replaced_comes_back_when_the_interface_goes_or_canno
     set(&node, &answer(&dual(&json!([]))));
     call.ok("ADD");
     Node::ip(&pod, "link del net1");
-    Node::ip(&pod, "-4 route add default via 10.0.0.9");
+    Node::ip(&pod, "-4 route replace default via 10.0.0.9");
     call.ok("DEL");
     assert_eq!(defaults(&pod)[0].trim(), "default via 10.0.0.9 dev eth0");
     assert_eq!(defaults(&pod)[1], before[1]);
 }
 
 #[test]
-fn a_default_route_comes_back_when_a_whole_nic_cannot_be_attached() {
+fn a_default_route_is_as_before_when_a_whole_nic_cannot_be_attached() {
     let given = json!([{"dst": "0.0.0.0/0", "gw": "172.32.0.1"}, {"dst": "::/0", "gw": "fd00:32::1"}, {"dst": "10.99.0.0/16", "gw": "192.0.2.1"}]);
     let Some((node, pod)) = node_with(&answer(&dual(&given))) else { return };
     let address = "0000:00:0a.0";

@@ -204,7 +204,7 @@ fn a_pod_goes_whatever_is_on_standard_input() {
         b"\xff\xfe",
         b"{\"cniVersion\": \"1.0.0\", \"name\": \"dataplane\", \"note\": \"\\ud800\"}",
         deep.as_bytes(),
-        &[b' '; 5 << 20],
+        &vec![b' '; 5 << 20],
     ];
     for input in inputs {
         call.ok("ADD");

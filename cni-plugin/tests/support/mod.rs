@@ -115,6 +115,16 @@ impl<'n> Call<'n> {
         happened.then_some(answer)
     }
 
+    /// Runs the binary under strace and counts its system calls of one kind.
+    pub(crate) fn counted(&self, command: &str, call: &str) -> (Answer, usize) {
+        let mut process = self.node.command("strace");
+        process.args(["-f", "-qq", "-o", "/run/strace", "-e", &format!("trace={call}")]);
+        process.arg(env!("CARGO_BIN_EXE_macvtap"));
+        let answer = Answer::of(self.spawn(process, command));
+        let log = self.node.sh("cat /run/strace; rm /run/strace");
+        (answer, log.lines().filter(|line| line.contains(&format!("{call}("))).count())
+    }
+
     /// Runs the binary with these bytes instead of a configuration.
     pub(crate) fn with_input(&self, command: &str, input: &[u8]) -> Answer {
         let process = self.node.command(env!("CARGO_BIN_EXE_macvtap"));

@@ -210,5 +210,5 @@ pub(super) fn check_lower<K: Kernel>(kernel: &mut K, request: &Request) -> Resul
         name: request.lower_name.clone(),
         ifindex,
     })?;
-    Ok(fit::judge_mtu(request.link.mtu, &lower)?)
+    Ok(fit::judge(request.link.mtu, &lower)?)
 }

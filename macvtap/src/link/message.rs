@@ -87,7 +87,7 @@ pub fn change(index: u32, change: Change) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     match change {
-        Change::NoLinkLocalAddress => {
+        Change::NoAutoconfiguration => {
             let none = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
             message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(none)]));
         }

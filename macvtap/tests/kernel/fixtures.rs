@@ -116,7 +116,7 @@ pub(super) fn attach(
         Begun::Present(attached) => Ok(attached),
         Begun::New(mut attaching) => {
             attaching.create_link()?;
-            attaching.change(Change::NoLinkLocalAddress)?;
+            attaching.change(Change::NoAutoconfiguration)?;
             attaching.change(Change::Up)?;
             attaching.finish()
         }
