@@ -14,6 +14,7 @@ use macvtap::record::{self, State};
 use macvtap::table::Owner;
 use macvtap::tap::{self, Node};
 use macvtap::{host_device, records, table::Device};
+use rustix::fs::stat;
 
 /// Serves CHECK.
 pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
@@ -25,7 +26,11 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
         )
     })?;
     let sandbox = attachment.required_netns()?.display().to_string();
-    let ours = |i: &&Interface| i.name == attachment.ifname.as_str() && i.sandbox == sandbox;
+    // The same namespace may be named in another way: /var/run is a link to /run.
+    let file = |path: &str| stat(path).ok().map(|file| (file.st_dev, file.st_ino));
+    let same =
+        |other: &str| other == sandbox || file(other).is_some_and(|other| file(&sandbox) == Some(other));
+    let ours = |i: &&Interface| i.name == attachment.ifname.as_str() && same(&i.sandbox);
     let interface = reported.interfaces.iter().find(ours).ok_or_else(|| {
         let message =
             format!("network configuration: prevResult has no interface {} in {sandbox}", attachment.ifname);
@@ -44,6 +49,11 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
         return Err(differs(attachment, &format!("is no macvtap but {kind}")));
     }
     compare(attachment, &link, interface)?;
+    let pools_mtu = match &target {
+        Target::Device(_, device) | Target::Nic(_, _, device) => device.resource.mtu,
+        Target::HostLink(_) => None,
+    };
+    compare_mtu(attachment, &link, interface, network.mtu.or(pools_mtu))?;
     if let Target::Nic(id, ..) = &target {
         check_nic(call, attachment, &mut kernel, &link, id)?;
     }
@@ -69,10 +79,20 @@ fn compare(attachment: &Attachment, link: &Link, reported: &Interface) -> Result
     if !reported.mac.is_empty() && !mac.eq_ignore_ascii_case(&reported.mac) {
         return Err(differs(attachment, &format!("has MAC address {mac}, ADD gave it {}", reported.mac)));
     }
-    match reported.mtu {
-        // A lower link that shrinks takes its devices along, and they stay small when it grows again.
-        Some(mtu) if mtu != link.mtu => {
-            Err(differs(attachment, &format!("has MTU {}, ADD gave it {mtu}", link.mtu)))
+    Ok(())
+}
+
+/// Compares the MTU with the one that the network or its pool sets. Without one it follows the lower link and plugins
+/// later in the chain, such as tuning, which do not report the MTU that they set; one that does is right.
+fn compare_mtu(
+    attachment: &Attachment,
+    link: &Link,
+    reported: &Interface,
+    wanted: Option<u32>,
+) -> Result<(), CniError> {
+    match wanted {
+        Some(wanted) if link.mtu != wanted && reported.mtu != Some(link.mtu) => {
+            Err(differs(attachment, &format!("has MTU {}, its network or pool sets {wanted}", link.mtu)))
         }
         _ => Ok(()),
     }

@@ -19,6 +19,7 @@ use crate::protocol::result::CniResult;
 use crate::protocol::version::Version;
 use kube_ovn::{Failure, KubeOvn};
 use macvtap::mac::MacAddr;
+use rustix::fs::{Access, access};
 use serde_json::Value;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -101,21 +102,36 @@ impl<'c> Delegate<'c> {
             return Ok(None);
         };
         let directories = call.plugin_path.clone().unwrap_or_default();
-        let found = std::env::split_paths(&directories)
-            .filter(|directory| directory.is_absolute())
+        // An empty entry means the working directory to a shell; here it is a mistake. `CNI_PATH=./bin` is not one.
+        let files = std::env::split_paths(&directories)
+            .filter(|directory| !directory.as_os_str().is_empty())
             .map(|directory| directory.join(plugin))
-            .find(|path| path.is_file());
-        let path = found.ok_or_else(|| {
-            let searched = directories.display();
-            let message = format!("IPAM plugin {plugin} is in none of the directories of CNI_PATH ({searched}); install it there");
+            .filter(|path| path.is_file());
+        let (executable, other): (Vec<_>, Vec<_>) =
+            files.partition(|path| access(path, Access::EXEC_OK).is_ok());
+        let path = executable.into_iter().next().ok_or_else(|| {
+            let message = match other.first() {
+                Some(path) => format!(
+                    "IPAM plugin {} is not an executable file; set its mode to 0755 or install it again",
+                    path.display()
+                ),
+                None => format!(
+                    "IPAM plugin {plugin} is in none of the directories of CNI_PATH ({}); install it there",
+                    directories.display()
+                ),
+            };
             CniError::new(Code::Ipam, message)
         })?;
         Ok(Some(Self { call, plugin: plugin.clone(), kube_ovn: kube_ovn.clone(), path }))
     }
 
-    /// Whether the plugin works through the pod's link.
+    /// Whether the plugin works through the pod's link: `dhcp`, also as the target of a symbolic link of another name,
+    /// and what the node's administrator lists.
     pub fn needs_link(&self) -> bool {
-        self.plugin == DHCP
+        let file = self.path.canonicalize().unwrap_or_default();
+        file.file_name().is_some_and(|name| name == DHCP)
+            || self.plugin == DHCP
+            || self.call.settings.ipam_through_link.contains(&self.plugin)
     }
 
     /// ADD: asks for addresses.

@@ -50,7 +50,7 @@ pub struct Call {
 }
 
 /// Serves one call.
-pub fn run(variables: &impl Variables, stdin: io::Result<Vec<u8>>) -> Outcome {
+pub fn run(variables: &impl Variables, stdin: Result<&[u8], &io::Error>) -> Outcome {
     // An error about the version itself is told in the newest form.
     let mut version = Version::NEWEST;
     match serve(variables, stdin, &mut version) {
@@ -62,9 +62,26 @@ pub fn run(variables: &impl Variables, stdin: io::Result<Vec<u8>>) -> Outcome {
     }
 }
 
+/// Undoes an ADD whose result could not be written: the runtime does not know what the pod got.
+pub fn take_back(variables: &impl Variables, stdin: Result<&[u8], &io::Error>) {
+    if matches!(Command::read(variables), Ok(Command::Add)) {
+        tracing::error!("the result of ADD could not be written; the attachment is removed");
+        run(&AsDel(variables), stdin);
+    }
+}
+
+/// The same call, as a DEL.
+struct AsDel<'v, V>(&'v V);
+
+impl<V: Variables> Variables for AsDel<'_, V> {
+    fn get(&self, name: &str) -> Option<OsString> {
+        if name == "CNI_COMMAND" { Some("DEL".into()) } else { self.0.get(name) }
+    }
+}
+
 fn serve(
     variables: &impl Variables,
-    stdin: io::Result<Vec<u8>>,
+    stdin: Result<&[u8], &io::Error>,
     version: &mut Version,
 ) -> Result<Option<Value>, CniError> {
     let command = Command::read(variables)?;
@@ -72,13 +89,13 @@ fn serve(
         // A pod must be able to go whatever was written for it.
         Err(error) if command == Command::Del => {
             tracing::warn!(%error, "network configuration not read");
-            Vec::new()
+            &[]
         }
         stdin => stdin
             .map_err(|error| CniError::new(Code::Io, format!("read the network configuration: {error}")))?,
     };
     if command == Command::Version {
-        return report_versions(&stdin).map(Some);
+        return report_versions(stdin).map(Some);
     }
     if Attachment::cannot_exist(command, variables) {
         return Ok(None);
@@ -88,7 +105,7 @@ fn serve(
     let settings = Settings::load(&paths);
     log::start(command, attachment.as_ref(), settings.as_ref().ok());
     let document =
-        if command == Command::Del { Document::parse_for_del(&stdin) } else { Document::parse(&stdin)? };
+        if command == Command::Del { Document::parse_for_del(stdin) } else { Document::parse(stdin)? };
     *version = document.version;
     let plugin_path = variables.get("CNI_PATH");
     let settings = match settings {

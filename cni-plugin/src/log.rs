@@ -8,6 +8,8 @@ use crate::settings::{LogLevel, Settings};
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -35,8 +37,7 @@ pub fn start(command: Command, attachment: Option<&Attachment>, settings: Option
         let _ = write!(context, " container={} interface={}", attachment.container_id, attachment.ifname);
     }
     let path = settings.and_then(|settings| settings.log_file.as_ref());
-    let opened = path.map(|path| OpenOptions::new().append(true).create(true).open(path));
-    let (file, problem) = match opened.transpose() {
+    let (file, problem) = match path.map(|path| open(path)).transpose() {
         Ok(file) => (file, None),
         Err(error) => (None, Some(error)),
     };
@@ -46,6 +47,12 @@ pub fn start(command: Command, attachment: Option<&Attachment>, settings: Option
     if let Some(error) = problem {
         tracing::warn!(%error, "log file of the node's settings could not be opened");
     }
+}
+
+/// Opens the log file. A pipe that nobody reads, or that is full, must not hold up the call.
+fn open(path: &Path) -> std::io::Result<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().append(true).create(true).custom_flags(flags).open(path)
 }
 
 impl Subscriber for Lines {

@@ -17,11 +17,14 @@ fn main() -> ExitCode {
         Ok(0..=STDIN_MAX) => Ok(stdin),
         _ => Err(io::Error::other(format!("it is longer than {STDIN_MAX} bytes"))),
     });
-    let outcome = macvtap_cni::run(&ProcessVariables, read);
+    let outcome = macvtap_cni::run(&ProcessVariables, read.as_deref());
     let mut stdout = io::stdout().lock();
     let written = match &outcome.output {
         Some(json) => writeln!(stdout, "{json}").and_then(|()| stdout.flush()),
         None => Ok(()),
     };
+    if written.is_err() && !outcome.failed {
+        macvtap_cni::take_back(&ProcessVariables, read.as_deref());
+    }
     if outcome.failed || written.is_err() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -4,6 +4,7 @@
 use crate::protocol::error::{CniError, Code};
 use macvtap::paths::Paths;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +22,8 @@ pub struct Settings {
     pub log_level: LogLevel,
     /// Whether `deviceID` may name an existing macvtap of the node also when the agent is not standalone.
     pub move_host_links: bool,
+    /// IPAM plugins that, like `dhcp`, send their requests through the pod's link, and so need it UP in an ADD.
+    pub ipam_through_link: Vec<String>,
     socket_directories: Option<Vec<PathBuf>>,
     ipam_timeout_seconds: Option<u64>,
     ipam_retry_seconds: Option<u64>,
@@ -56,10 +59,14 @@ impl Settings {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(wrong(error.to_string())),
         };
-        let settings: Self = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        // A struct could also be read from a list, and a list would then set nothing without a word.
+        let object: Map<String, Value> = serde_json::from_slice(&text)
+            .map_err(|error| wrong(format!("not a JSON object with settings: {error}")))?;
+        let settings: Self =
+            serde_json::from_value(object.into()).map_err(|error| wrong(error.to_string()))?;
         let named = settings.log_file.iter().chain(settings.socket_directories.iter().flatten());
         match named.into_iter().find(|path| !path.is_absolute()) {
-            Some(relative) => Err(wrong(format!("{} is no absolute path", relative.display()))),
+            Some(relative) => Err(wrong(format!("{} is not an absolute path", relative.display()))),
             None => Ok(settings),
         }
     }
@@ -108,6 +115,12 @@ mod tests {
     fn a_mistake_in_the_file_is_told() {
         for text in [
             "",
+            "[]",
+            "[null, \"debug\"]",
+            "null",
+            "\"debug\"",
+            "{\"logLevel\": \"debug\"",
+            "{\"logLevel\": [\"debug\"]}",
             "{\"logfile\": \"/a\"}",
             "{\"logLevel\": \"trace\"}",
             "{\"logFile\": \"a.log\"}",

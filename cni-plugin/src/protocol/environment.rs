@@ -5,6 +5,9 @@ use macvtap::link::IfName;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+/// Directories whose entries mean something else in each process.
+const OF_ONE_PROCESS: [&str; 3] = ["/dev/fd", "/proc/self/fd", "/proc/thread-self/fd"];
+
 /// What the runtime wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -114,7 +117,7 @@ impl Attachment {
             let remedy = "use 1 to 15 characters without '/', ':' and white space";
             invalid("CNI_IFNAME", &ifname, remedy)
         })?;
-        let netns = variables.get("CNI_NETNS").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let netns = netns(command, variables)?;
         if netns.is_none() && command != Command::Del {
             return Err(missing("CNI_NETNS"));
         }
@@ -159,6 +162,21 @@ impl Args {
         }
         Ok(args)
     }
+}
+
+/// `CNI_NETNS` as an absolute path: it is kept in the record, for processes with another working directory.
+fn netns(command: Command, variables: &impl Variables) -> Result<Option<PathBuf>, CniError> {
+    let Some(given) = variables.get("CNI_NETNS").filter(|path| !path.is_empty()) else { return Ok(None) };
+    let path = PathBuf::from(&given);
+    // Later plugins compare the text with their own CNI_NETNS, so an absolute path stays as it is.
+    let path = if path.is_absolute() { path } else { std::path::absolute(&path).unwrap_or(path) };
+    // The record would name a descriptor of whatever process reads it.
+    let is_of_one_process = OF_ONE_PROCESS.iter().any(|prefix| path.starts_with(prefix));
+    if is_of_one_process && command != Command::Del {
+        let remedy = "this is a descriptor of one process; give a path such as /run/netns/<name> or /proc/<pid>/ns/net";
+        return Err(invalid("CNI_NETNS", &given.to_string_lossy(), remedy));
+    }
+    Ok(Some(path))
 }
 
 fn boolean(value: &str) -> Result<bool, CniError> {
@@ -225,6 +243,8 @@ mod tests {
             ("CNI_IFNAME", "a/b"),
             ("CNI_IFNAME", "sixteencharacter"),
             ("CNI_NETNS", ""),
+            ("CNI_NETNS", "/proc/self/fd/3"),
+            ("CNI_NETNS", "/dev/fd/3"),
             ("CNI_ARGS", "FOO=bar"),
             ("CNI_ARGS", "MAC"),
             ("CNI_ARGS", "IgnoreUnknown=perhaps"),
@@ -250,6 +270,19 @@ mod tests {
         assert!(cannot_exist(Command::Del, "a\u{1}") && cannot_exist(Command::Del, "sixteencharacter"));
         assert!(!cannot_exist(Command::Del, "net1") && !cannot_exist(Command::Del, ""));
         assert!(!cannot_exist(Command::Add, "a\u{1}"));
+    }
+
+    #[test]
+    fn a_relative_namespace_is_that_of_the_working_directory() {
+        let mut variables = complete();
+        for (given, read) in [
+            ("netns/x", std::env::current_dir().unwrap().join("netns/x")),
+            ("/var/run/netns//x", "/var/run/netns//x".into()),
+            ("/proc/7/ns/net", "/proc/7/ns/net".into()),
+        ] {
+            variables.insert("CNI_NETNS", given);
+            assert_eq!(Attachment::read(Command::Add, &variables).unwrap().netns, Some(read));
+        }
     }
 
     #[test]

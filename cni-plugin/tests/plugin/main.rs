@@ -26,4 +26,5 @@ mod races;
 mod reference;
 mod routes;
 mod sandbox;
+mod surroundings;
 mod wire;

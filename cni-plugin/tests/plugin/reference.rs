@@ -56,7 +56,7 @@ impl Tool<'_> {
 fn the_projects_own_library_drives_every_verb() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let before = node.traces();
-    let macvtap = json!({"type": "macvtap", "deviceID": "dataplaneMvp0", "capabilities": {"mac": true}, "ipam": host_local()});
+    let macvtap = json!({"type": "macvtap", "deviceID": "dataplaneMvp0", "mtu": 1450, "capabilities": {"mac": true}, "ipam": host_local()});
     let tuning = json!({"type": "tuning", "sysctl": {"net.ipv4.conf.net1.arp_filter": "1"}});
     let list = json!({"cniVersion": "1.1.0", "name": "dataplane", "plugins": [macvtap, tuning]});
     node.sh(&format!("mkdir /run/net.d; cat >/run/net.d/10.conflist <<'END'\n{list}\nEND"));
@@ -64,13 +64,16 @@ fn the_projects_own_library_drives_every_verb() {
     tool.ok("status");
     let result = tool.ok("add");
     assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:00:07", "{result}");
-    assert_eq!(result["interfaces"][0]["mtu"], 1500, "{result}");
+    assert_eq!(result["interfaces"][0]["mtu"], 1450, "{result}");
     assert_eq!(result["ips"][0]["address"], "10.9.0.2/24", "{result}");
     tool.ok("check");
     Node::ip(&pod, "link set net1 mtu 1400");
     let told = tool.run("check");
     assert!(!told.status.success());
-    assert!(String::from_utf8_lossy(&told.stderr).contains("has MTU 1400, ADD gave it 1500"), "{told:?}");
+    assert!(
+        String::from_utf8_lossy(&told.stderr).contains("has MTU 1400, its network or pool sets 1450"),
+        "{told:?}"
+    );
     tool.ok("del");
     assert_eq!((node.traces(), link(&pod)), (before.clone(), Value::Null));
     // The tool sends no list of valid attachments, which the specification requires: nothing is removed by that.

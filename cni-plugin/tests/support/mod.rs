@@ -125,6 +125,13 @@ impl<'n> Call<'n> {
         (answer, log.lines().filter(|line| line.contains(&format!("{call}("))).count())
     }
 
+    /// Runs the binary with its standard output going to this file of the node, and gives its exit code.
+    pub(crate) fn run_into(&self, command: &str, output: &str) -> i32 {
+        let mut process = self.node.command("sh");
+        process.args(["-c", &format!("exec \"$0\" >{output}"), env!("CARGO_BIN_EXE_macvtap")]);
+        self.spawn(process, command).wait().unwrap().code().unwrap()
+    }
+
     /// Runs the binary with these bytes instead of a configuration.
     pub(crate) fn with_input(&self, command: &str, input: &[u8]) -> Answer {
         let process = self.node.command(env!("CARGO_BIN_EXE_macvtap"));
