@@ -51,7 +51,7 @@ pub fn replace(path: &Path, content: &[u8], durability: Durability) -> Result<()
 }
 
 /// The file's content, at most `limit` bytes; none when there is no such file.
-pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -67,7 +67,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError
 }
 
 /// Removes the file and what a killed writer of it left; succeeds when there is neither.
-pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
+pub fn remove(path: &Path) -> Result<(), FileError> {
     remove_one(&temporary_beside(path))?;
     remove_one(path)
 }
@@ -92,7 +92,7 @@ pub(crate) fn within<T>(directory: &Path, work: impl Fn() -> Result<T, FileError
 }
 
 /// Makes a directory and its parents, mode 0755: readable to the person who looks, writable to root.
-pub(crate) fn make_directory(path: &Path) -> Result<(), FileError> {
+pub fn make_directory(path: &Path) -> Result<(), FileError> {
     DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed("create directory", path))
 }
 

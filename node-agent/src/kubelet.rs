@@ -5,9 +5,10 @@ pub mod directory;
 pub mod endpoint;
 pub mod podresources;
 mod service;
+mod shared;
 pub mod socket;
 
-pub use service::{Ledger, Shared};
+pub use shared::{Ledger, Shared};
 
 /// The kubelet's socket in its device plugin directory.
 pub const KUBELET_SOCKET: &str = "kubelet.sock";

@@ -11,7 +11,7 @@ use crate::config::{Source, SourceError};
 use crate::devices::assignment;
 use crate::devices::engine::Engine;
 use crate::devices::nics::Names;
-use crate::kubelet::{Ledger, Shared, directory, socket};
+use crate::kubelet::{Shared, directory, socket};
 use crate::links::netlink::{self, News};
 use crate::process::install::PluginName;
 use crate::process::install::keep::{Keeper, Presence};
@@ -142,14 +142,8 @@ async fn lead(
     let paths = Paths::new(&arguments.state_dir, &arguments.run_dir);
     let boot_id = boot::boot_id()?;
     let mut engine = engine(&paths, &arguments.device_plugin_dir, boot_id, source.is_standalone());
-    let shared = Arc::new(Shared {
-        paths,
-        ledger: Ledger::default(),
-        metrics: Arc::default(),
-        allocated: tokio::sync::Notify::new(),
-        lost: watch::Sender::default(),
-        nics: watch::Sender::new(Arc::new(Names::of(engine.table()))),
-    });
+    let nics = Names::of(engine.table());
+    let shared = Arc::new(Shared::new(paths, arguments.pod_resources_socket.clone(), nics));
     sockets::remove_dead(&arguments.device_plugin_dir, socket::PREFIX).await;
     let (happened_sender, happened) = watch::channel(directory::Happened::default());
     tokio::spawn(directory::watch(arguments.device_plugin_dir.clone(), happened_sender));

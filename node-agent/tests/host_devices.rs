@@ -18,7 +18,7 @@ use macvtap_node_agent::devices::offer::Offer;
 use macvtap_node_agent::kubelet::checkpoint;
 use macvtap_node_agent::kubelet::directory::Happened;
 use macvtap_node_agent::kubelet::endpoint::{Registration, Resource};
-use macvtap_node_agent::kubelet::{Ledger, Shared, podresources};
+use macvtap_node_agent::kubelet::{Shared, podresources};
 use macvtap_node_agent::links::link::{Hardware, Kind, Link};
 use macvtap_node_agent::pools::pool::Pool;
 use prost::Message as _;
@@ -80,14 +80,7 @@ impl Agent {
     fn start_as(node: &Node, links: Vec<Link>, says: &Value) -> Self {
         let paths = node.paths();
         let table = table_file::load(&paths).unwrap().unwrap_or_else(|| assignment::empty(BOOT, false));
-        let shared = Arc::new(Shared {
-            nics: watch::Sender::new(Arc::new(Names::of(&table))),
-            paths,
-            ledger: Ledger::default(),
-            metrics: Arc::default(),
-            allocated: tokio::sync::Notify::new(),
-            lost: watch::Sender::default(),
-        });
+        let shared = Arc::new(Shared::new(paths, "/nonexistent".into(), Names::of(&table)));
         let mut pool = json!({
             "name": "nics", "uid": "u", "generation": 1, "phase": "Active", "resourceName": "nics",
             "links": [{"kinds": ["Physical"]}],

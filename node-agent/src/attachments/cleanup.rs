@@ -2,6 +2,7 @@
 
 use super::collector::Plan;
 use super::sandbox::NAMESPACES;
+use super::tap_pods;
 use crate::pods::PodName;
 use macvtap::adopt::{self, Unrecorded};
 use macvtap::detach::{self, Detached};
@@ -36,6 +37,12 @@ pub(crate) fn clean(paths: &Paths, plan: &Plan, troubles: &mut Troubles) -> Done
             return Done::default();
         }
     };
+    for (device, pods) in &plan.tap_pods {
+        if let Err(error) = tap_pods::write(paths, device, pods) {
+            let reason = crate::error_chain(&error);
+            warn!(%device, %reason, "pod of a tap not noted");
+        }
+    }
     let done = Done {
         removed: remove(paths, &mut kernel, plan, troubles),
         adopted: adopt(paths, &mut kernel, plan),
@@ -56,6 +63,10 @@ fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan, troubles: &mut Troubles
             Ok(Detached::Removed(record)) => {
                 let (device, holder, reason) = (&record.device, &record.holder, orphan.reason());
                 info!(%device, ?holder, reason, "orphaned attachment removed");
+                if let Err(error) = tap_pods::forget(paths, device) {
+                    let reason = crate::error_chain(&error);
+                    warn!(%device, %reason, "note of a device's pods not removed");
+                }
                 removed += 1;
             }
             Ok(Detached::NotTheirs(_) | Detached::Absent) => {}

@@ -6,6 +6,7 @@
 
 use super::orphan::Orphan;
 use super::sandbox::Fate;
+use super::tap_pods::Candidates;
 use crate::pods::{Listing, PodName, is_theirs};
 use macvtap::device_id::DeviceId;
 use macvtap::record::{Attachment, Holder, State};
@@ -48,6 +49,8 @@ pub trait Liveness {
     fn sandbox(&self, record: &Attachment) -> Fate;
     /// Returns when the record was written.
     fn written(&self, record: &Attachment) -> Option<SystemTime>;
+    /// Returns the pods of which one has the link of a device without a network, if they were noted.
+    fn tap_pods(&self, device: &DeviceId) -> Option<Candidates>;
 }
 
 /// Proof that the kubelet has not listed a pod for [`PATIENCE`].
@@ -89,6 +92,8 @@ pub struct Plan {
     pub dead: Vec<(Attachment, PodName)>,
     /// Devices of pods that exist although the kubelet does not list the device for them.
     pub unlisted: BTreeMap<DeviceId, Holder>,
+    /// Pods to note for devices that are attached without a network.
+    pub tap_pods: Vec<(DeviceId, Candidates)>,
     /// Devices that pods have and no record names: not attached yet, or the record was lost.
     pub unrecorded: Vec<(DeviceId, PodName)>,
     /// Devices that no pod has and whose record cannot be read.
@@ -147,27 +152,51 @@ impl Collector {
 impl<L: Liveness> Pass<'_, L> {
     fn judge(&mut self, record: &Attachment, listing: &Listing) {
         let listed = listing.devices.get(&record.device);
-        if let Some(pod) = listed.filter(|pod| is_theirs(&record.holder, pod)) {
+        let holder = match &record.holder {
+            Holder::Host => self.tap_pod(record, listing),
+            Holder::Pod { .. } => listed.filter(|pod| is_theirs(&record.holder, pod)),
+        };
+        if let Some(pod) = holder.filter(|pod| listed == Some(pod)) {
             // A DEL whose addresses are still to be given back has removed the link.
             if record.state == State::Attached && !self.alive.link_exists(record) {
                 self.plan.dead.push((record.clone(), pod.clone()));
             }
             return;
         }
-        let orphan = match &record.holder {
-            Holder::Host => self.tap_only(record, listing),
-            Holder::Pod { .. } => {
-                let other = listed.and_then(|pod| self.listed_for_other(record, pod));
-                match other {
-                    Some(proof) => Some(Orphan::of_squatter(record, proof)),
-                    None => self.dead_pod(record, listing),
-                }
-            }
+        let orphan = match (&record.holder, listed) {
+            (Holder::Host, _) if holder.is_some() => None,
+            (Holder::Host, _) => self.tap_only(record, listing),
+            (Holder::Pod { .. }, Some(pod)) => match self.listed_for_other(record, pod) {
+                Some(proof) => Some(Orphan::of_squatter(record, proof)),
+                None => self.dead_pod(record, listing),
+            },
+            (Holder::Pod { .. }, None) => self.dead_pod(record, listing),
         };
         match orphan {
             Some(orphan) => self.plan.orphans.push(orphan),
             None => drop(self.plan.unlisted.insert(record.device.clone(), record.holder.clone())),
         }
+    }
+
+    /// The listed pod that may have this link without a network: the one that was listed with the device first, or any
+    /// that was there when the link was first seen without one.
+    fn tap_pod<'l>(&mut self, record: &Attachment, listing: &'l Listing) -> Option<&'l PodName> {
+        let (device, listed) = (&record.device, listing.devices.get(&record.device));
+        let noted = self.alive.tap_pods(device);
+        let candidates = match (&noted, listed) {
+            (Some(noted), Some(pod)) if noted.contains(pod) => [pod.clone()].into(),
+            (Some(noted), _) => noted.clone(),
+            (None, Some(pod)) => [pod.clone()].into(),
+            // The device of an init container is never listed.
+            (None, None) => {
+                listing.pods.iter().filter(|pod| Some(*pod) != self.seen.own_pod).cloned().collect()
+            }
+        };
+        if noted.as_ref() != Some(&candidates) {
+            self.plan.tap_pods.push((device.clone(), candidates.clone()));
+        }
+        let owner = listed.filter(|owner| candidates.contains(owner));
+        owner.or_else(|| listing.pods.iter().find(|pod| candidates.contains(pod)))
     }
 
     fn dead_pod(&mut self, record: &Attachment, listing: &Listing) -> Option<Orphan> {

@@ -1,9 +1,12 @@
 //! Links for pods that have only the tap: made when their container starts, removed when the device is handed out anew.
 
 use super::sandbox::{Fate, Sandboxes};
+use super::tap_pods;
+use crate::pods::{Listing, PodName};
 use macvtap::attach::{self, AttachError, Repeat, Request};
 use macvtap::detach::{self, DetachError};
 use macvtap::device_id::DeviceId;
+use macvtap::file::FileError;
 use macvtap::kernel::{OpenError, Rtnl};
 use macvtap::link::{IfName, Macvtap};
 use macvtap::paths::Paths;
@@ -31,7 +34,7 @@ pub enum TapOnlyError {
     Detach(#[from] DetachError),
     /// A pod that had the device before still has it.
     #[error(
-        "device {device} still belongs to the network of pod {namespace}/{pod}; it is free when that pod's sandbox is gone"
+        "device {device} is still attached to pod {namespace}/{pod}; it is free when the sandbox of that pod is gone"
     )]
     Former {
         /// The device.
@@ -41,6 +44,9 @@ pub enum TapOnlyError {
         /// Its name; empty when nobody told it.
         pod: String,
     },
+    /// The note of pods cannot be removed.
+    #[error(transparent)]
+    Note(#[from] FileError),
     /// The record cannot be read.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -51,16 +57,42 @@ pub fn holder(paths: &Paths, device: &DeviceId) -> Result<Option<Holder>, Record
     Ok(records::read(paths, device)?.map(|record| record.holder))
 }
 
-/// Removes what a pod left that had only the tap of this device.
-pub fn remove_host(paths: &Paths, device: &DeviceId) -> Result<(), TapOnlyError> {
+/// Whether the device is attached without a network.
+pub fn is_tap_only(paths: &Paths, device: &DeviceId) -> bool {
+    holder(paths, device).is_ok_and(|holder| holder == Some(Holder::Host))
+}
+
+/// Removes the link of a device that was attached without a network, unless a pod that may have it is listed. Without a
+/// list, the kubelet's word that the device is free decides.
+pub fn end_tap_only(paths: &Paths, device: &DeviceId, listing: Option<&Listing>) -> Result<(), TapOnlyError> {
+    if listing.is_some_and(|listing| holding(paths, device, listing).is_some()) {
+        return Ok(());
+    }
     let mut kernel = Rtnl::node()?;
     detach::detach(paths, &mut kernel, device, |record| record.holder == Holder::Host)?;
+    tap_pods::forget(paths, device)?;
     Ok(())
 }
 
-/// Makes sure that the device has a link: its network's, or else one in the namespace of the node. The link of `former`,
-/// who had the device when it was handed out, is not the pod's.
-pub fn ensure(paths: &Paths, device: &DeviceId, former: Option<&Holder>) -> Result<(), TapOnlyError> {
+/// The listed pod that may have the link of a device without a network.
+fn holding<'l>(paths: &Paths, device: &DeviceId, listing: &'l Listing) -> Option<&'l PodName> {
+    let candidates = tap_pods::read(paths, device).unwrap_or_default();
+    let owner =
+        listing.devices.get(device).filter(|owner| candidates.is_empty() || candidates.contains(owner));
+    owner.or_else(|| listing.pods.iter().find(|pod| candidates.contains(pod)))
+}
+
+/// Makes sure that the device has a link: its network's, or else one in the namespace of the node. A link of `former`,
+/// who had the device when it was handed out, or of another pod that is listed, is not the pod's.
+pub fn ensure(
+    paths: &Paths,
+    device: &DeviceId,
+    former: Option<&Holder>,
+    listing: Option<&Listing>,
+) -> Result<(), TapOnlyError> {
+    if let Some(listing) = listing.filter(|_| is_tap_only(paths, device)) {
+        end_former_tap(paths, device, listing)?;
+    }
     let table = table_file::load_current(paths)?;
     let known = table.device(device).ok_or_else(|| TapOnlyError::Unknown(device.clone()))?;
     let request = Request {
@@ -109,4 +141,18 @@ fn end_former(
     }
     let (namespace, pod) = (pod_namespace.clone(), pod_name.clone());
     Err(TapOnlyError::Former { device: device.clone(), namespace, pod })
+}
+
+/// Removes the link of a pod that had the tap alone, if the kubelet lists another one for the device.
+fn end_former_tap(paths: &Paths, device: &DeviceId, listing: &Listing) -> Result<(), TapOnlyError> {
+    let Some(owner) = listing.devices.get(device) else { return Ok(()) };
+    match holding(paths, device, listing) {
+        Some(pod) if pod == owner => Ok(()),
+        Some(pod) => Err(TapOnlyError::Former {
+            device: device.clone(),
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+        }),
+        None => end_tap_only(paths, device, Some(listing)),
+    }
 }

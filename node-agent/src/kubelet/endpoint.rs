@@ -4,7 +4,8 @@
 //! resource is registered fails for good. So everything here happens at once, and waits only after a failure.
 
 use super::directory::Happened;
-use super::service::{Decoy, Service, Shared, StreamEvent, options};
+use super::service::{Decoy, Service, StreamEvent, options};
+use super::shared::Shared;
 use super::{KUBELET_SOCKET, VERSION, socket};
 use crate::devices::offer::Offer;
 use macvtap::device_id::ResourceName;

@@ -1,14 +1,13 @@
 //! The device plugin interface of one resource.
 
-use crate::attachments::Lost;
+use super::podresources;
+use super::shared::Shared;
 use crate::attachments::taps::{self, TapOnlyError};
-use crate::devices::nics::{self, Names};
+use crate::devices::nics;
 use crate::devices::offer::{Granted, Offer, Refusal};
-use crate::pods::{PodName, is_theirs};
-use crate::process::metrics::Metrics;
+use crate::pods::Listing;
 use futures::Stream;
 use macvtap::device_id::{DeviceId, ResourceName};
-use macvtap::paths::Paths;
 use macvtap::record::Holder;
 use macvtap::table::TapOnly;
 use macvtap_proto::deviceplugin::device_plugin_server::DevicePlugin;
@@ -17,41 +16,16 @@ use macvtap_proto::deviceplugin::{
     DevicePluginOptions, DeviceSpec, Empty, ListAndWatchResponse, PreStartContainerRequest,
     PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse,
 };
-use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
-
-/// Devices handed out so recently that the kubelet may not list them yet.
-#[derive(Debug, Default)]
-pub struct Ledger {
-    allocated: Mutex<BTreeMap<DeviceId, Instant>>,
-    former: Mutex<BTreeMap<DeviceId, (Holder, Instant)>>,
-}
-
-/// What every endpoint needs.
-#[derive(Debug)]
-pub struct Shared {
-    /// Where things are.
-    pub paths: Paths,
-    /// Allocations.
-    pub ledger: Ledger,
-    /// Told of every allocation.
-    pub metrics: Arc<Metrics>,
-    /// Woken after every allocation: what is in use has changed.
-    pub allocated: tokio::sync::Notify,
-    /// Devices whose link vanished under a pod.
-    pub lost: watch::Sender<Lost>,
-    /// What the kubelet calls the NICs of the stored table.
-    pub nics: watch::Sender<Arc<Names>>,
-}
 
 /// One resource on one socket.
 pub(super) struct Service {
@@ -76,64 +50,6 @@ pub(super) struct DeviceStream {
     updates: Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
     streams: mpsc::UnboundedSender<StreamEvent>,
-}
-
-impl Ledger {
-    /// Notes an allocation.
-    pub fn note(&self, device: DeviceId) {
-        self.lock().insert(device, Instant::now());
-    }
-
-    /// Drops the notes of devices that the kubelet listed when it was asked after the allocation: from then on its
-    /// list says when they are free again. It never lists a device for a former pod once it has handed it out anew.
-    pub fn confirm<'a>(&self, listed: impl Iterator<Item = &'a DeviceId>, asked: Instant) {
-        let mut allocated = self.lock();
-        for device in listed {
-            if allocated.get(device).is_some_and(|at| *at < asked) {
-                allocated.remove(device);
-            }
-        }
-    }
-
-    /// Devices allocated less than `age` ago and not listed since; older notes are dropped.
-    pub fn recent(&self, age: Duration) -> Vec<DeviceId> {
-        let mut allocated = self.lock();
-        allocated.retain(|_, at| at.elapsed() < age);
-        allocated.keys().cloned().collect()
-    }
-
-    /// Notes whom the device's record named when it was handed out: not the pod that got it.
-    fn note_former(&self, device: &DeviceId, holder: Option<Holder>) {
-        let mut former = lock(&self.former);
-        match holder {
-            Some(holder) => drop(former.insert(device.clone(), (holder, Instant::now()))),
-            None => drop(former.remove(device)),
-        }
-    }
-
-    fn former(&self, device: &DeviceId) -> Option<Holder> {
-        lock(&self.former).get(device).map(|(holder, _)| holder.clone())
-    }
-
-    /// Drops the notes of former holders that the kubelet listed with the device when it was asked after the allocation: a
-    /// kubelet that lost its checkpoint hands out anew what its pods have.
-    pub fn absolve<'a>(&self, listed: impl Iterator<Item = (&'a DeviceId, &'a PodName)>, asked: Instant) {
-        let mut former = lock(&self.former);
-        for (device, pod) in listed {
-            if former.get(device).is_some_and(|(holder, at)| *at < asked && is_theirs(holder, pod)) {
-                former.remove(device);
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Instant>> {
-        lock(&self.allocated)
-    }
-}
-
-/// A map of plain values is sound whoever died while holding it.
-fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
-    map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The options that go with an offer, for `Register` and for `GetDevicePluginOptions`.
@@ -170,23 +86,47 @@ impl Service {
         answer
     }
 
-    /// A device whose last holder had the tap alone still has its link: nobody told us that the pod ended. What a network
-    /// left is noted: its DEL may be under way.
-    async fn remove_former(&self, device: &DeviceId) -> Result<(), Status> {
+    /// Notes whose the device was: a network's DEL may be under way. A link without a network is removed, since nobody tells
+    /// when its pod ends; unless that pod is listed, which may be the very pod that this is for.
+    async fn end_former(&self, device: &DeviceId) -> Result<(), Status> {
         let former = taps::holder(&self.shared.paths, device);
         let network = former.as_ref().is_ok_and(|holder| *holder != Some(Holder::Host));
-        self.shared.ledger.note_former(device, former.ok().flatten());
+        self.shared.ledger.note_former(device, former.ok().flatten().filter(|_| network));
         if network {
             return Ok(());
         }
+        let listing = self.pods().await;
+        let _permit = self.shared.slow.acquire().await;
         // A record that cannot be read is looked at again, with the lock held: that says why.
         let (paths, device) = (self.shared.paths.clone(), device.clone());
-        let removed = tokio::task::spawn_blocking(move || taps::remove_host(&paths, &device)).await;
+        let removed =
+            tokio::task::spawn_blocking(move || taps::end_tap_only(&paths, &device, listing.as_ref())).await;
         match removed {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Status::internal(crate::error_chain(&error))),
             Err(error) => Err(Status::internal(error.to_string())),
         }
+    }
+
+    /// The kubelet's pods at this moment.
+    async fn pods(&self) -> Option<Listing> {
+        let names = Arc::clone(&self.shared.nics.borrow());
+        let listing =
+            podresources::list(&self.shared.pod_resources, |resource, id| names.device(resource, id));
+        listing.await.ok()
+    }
+
+    /// What of these the kubelet only takes for free goes last: a pod that got it could not be attached.
+    fn free(&self, offer: &Offer, available: Vec<String>, size: usize) -> Vec<String> {
+        let unlisted = self.shared.unlisted.borrow();
+        if unlisted.is_empty() {
+            return available;
+        }
+        let names = self.shared.nics.borrow();
+        let is_free =
+            |id: &&String| !names.device(&offer.full_name, id).is_some_and(|id| unlisted.contains(&id));
+        let free: Vec<String> = available.iter().filter(is_free).cloned().collect();
+        if free.len() < size { available } else { free }
     }
 }
 
@@ -268,8 +208,8 @@ impl DevicePlugin for Service {
         let container_responses = requests
             .map(|request| {
                 let size = usize::try_from(request.allocation_size).unwrap_or_default();
-                let device_i_ds =
-                    offer.prefer(&request.available_device_i_ds, &request.must_include_device_i_ds, size);
+                let available = self.free(&offer, request.available_device_i_ds, size);
+                let device_i_ds = offer.prefer(&available, &request.must_include_device_i_ds, size);
                 ContainerPreferredAllocationResponse { device_i_ds }
             })
             .collect();
@@ -287,9 +227,11 @@ impl DevicePlugin for Service {
         let grants = grants.map(|container| offer.grant(&container.devices_ids));
         let grants: Vec<_> = grants.collect::<Result<_, _>>().map_err(|refusal| self.refused(&refusal))?;
         for granted in grants.iter().flatten() {
-            // Noted first: from here on the device counts as in use.
+            self.end_former(&granted.device).await?;
+            // Of all that were granted or of none.
+        }
+        for granted in grants.iter().flatten() {
             self.shared.ledger.note(granted.device.clone());
-            self.remove_former(&granted.device).await?;
         }
         let container_responses = grants.iter().map(|container| self.answer(container)).collect();
         for Granted { device, ifindex, pci } in grants.iter().flatten() {
@@ -311,14 +253,20 @@ impl DevicePlugin for Service {
     ) -> Result<Response<PreStartContainerResponse>, Status> {
         let offer = self.offer();
         let ids = request.into_inner().devices_ids;
-        let granted = offer.grant(&ids).map_err(|refusal| self.refused(&refusal))?;
+        let granted = offer.grant(&ids).map_err(|refusal| Status::invalid_argument(refusal.to_string()))?;
         // A NIC has no tap: its pod's network brings it, or nothing does.
         let taps = granted.into_iter().filter(|granted| granted.pci.is_none());
         let taps = taps.map(|granted| (self.shared.ledger.former(&granted.device), granted.device));
         let devices: Vec<(Option<Holder>, DeviceId)> = taps.collect();
+        let tap_only = devices.iter().any(|(_, device)| taps::is_tap_only(&self.shared.paths, device));
+        let listing = if tap_only { self.pods().await } else { None };
+        let _permit = self.shared.slow.acquire().await;
         let paths = self.shared.paths.clone();
         let made = tokio::task::spawn_blocking(move || -> Result<(), TapOnlyError> {
-            devices.iter().try_for_each(|(former, device)| taps::ensure(&paths, device, former.as_ref()))
+            let mut devices = devices.iter();
+            devices.try_for_each(|(former, device)| {
+                taps::ensure(&paths, device, former.as_ref(), listing.as_ref())
+            })
         });
         match made.await {
             Ok(Ok(())) => Ok(Response::new(PreStartContainerResponse {})),
@@ -349,6 +297,3 @@ impl Drop for DeviceStream {
         let _ = self.streams.send(StreamEvent::Lost);
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -27,8 +27,10 @@ pub struct Metrics {
     pub table_writes: Counter,
     /// Device tables that could not be written.
     pub table_write_failures: Counter,
-    /// Leftovers removed: links, nodes and records of pods that are gone.
+    /// Orphaned attachments removed: links, nodes and records of pods that are gone.
     pub leftovers: Counter,
+    /// Attached devices that the kubelet does not list for their pods.
+    pub unlisted: Gauge,
     /// Lost records of pods that still have their link, written anew.
     pub adopted: Counter,
 }
@@ -82,6 +84,7 @@ impl Default for Metrics {
             table_writes: Counter::default(),
             table_write_failures: Counter::default(),
             leftovers: Counter::default(),
+            unlisted: Gauge::default(),
             adopted: Counter::default(),
         };
         let registry = &mut metrics.registry;
@@ -108,6 +111,11 @@ impl Default for Metrics {
             metrics.table_write_failures.clone(),
         );
         registry.register("leftovers_removed", "Leftovers of pods removed", metrics.leftovers.clone());
+        registry.register(
+            "unlisted_devices",
+            "Attached devices that the kubelet does not list for their pods",
+            metrics.unlisted.clone(),
+        );
         registry.register("records_adopted", "Lost attachment records written anew", metrics.adopted.clone());
         metrics
     }
@@ -203,7 +211,7 @@ mod tests {
         let text = metrics.text();
         let names: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
-        assert_eq!(names.len(), 11, "{text}");
+        assert_eq!(names.len(), 12, "{text}");
         for name in names {
             let said = [format!("`{name}`"), format!("`{name}_total`")];
             assert!(

@@ -3,6 +3,7 @@
 use crate::attachments::cleanup::{self, Troubles};
 use crate::attachments::collector::{Collector, Liveness, Observation};
 use crate::attachments::sandbox::{Fate, Sandboxes};
+use crate::attachments::tap_pods::{self, Candidates};
 use crate::attachments::{Lost, LostLink};
 use crate::config::args::Run;
 use crate::devices::assignment::GRACE;
@@ -15,9 +16,9 @@ use crate::pods::{Listing, PodName};
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::Rtnl;
 use macvtap::paths::Paths;
-use macvtap::record::Attachment;
+use macvtap::record::{Attachment, Holder};
 use macvtap::{detach, records};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -72,6 +73,7 @@ pub(super) async fn follow(
         kubelet_since: Instant::now(),
         happened,
         lost: Lost::new(),
+        logged: BTreeSet::new(),
         told: false,
     };
     loop {
@@ -97,6 +99,8 @@ struct Look {
     kubelet_since: Instant,
     happened: watch::Receiver<Happened>,
     lost: Lost,
+    /// Unlisted devices that were logged.
+    logged: BTreeSet<DeviceId>,
     told: bool,
 }
 
@@ -147,13 +151,15 @@ impl Look {
                 .dead
                 .into_iter()
                 .map(|(record, pod)| (record.device.clone(), LostLink::of(&record, pod)));
-            ((collector, troubles), in_use, lost.collect::<Lost>(), done)
+            ((collector, troubles), in_use, lost.collect::<Lost>(), plan.unlisted, done)
         });
-        let (memory, mut in_use, lost, done): (_, BTreeSet<DeviceId>, _, _) = looked.await.ok()?;
+        let (memory, mut in_use, lost, unlisted, done): (_, BTreeSet<DeviceId>, _, _, _) =
+            looked.await.ok()?;
         (self.collector, self.troubles) = memory;
         // A kubelet that says nothing has not given anybody a new pod.
         if answered {
             self.note_lost(lost);
+            self.note_unlisted(unlisted);
         }
         self.shared.metrics.leftovers.inc_by(done.removed);
         self.shared.metrics.adopted.inc_by(done.adopted);
@@ -171,6 +177,21 @@ impl Look {
         }
         self.lost.clone_from(&lost);
         self.shared.lost.send_replace(lost);
+    }
+
+    /// Publishes the devices that pods keep although the kubelet takes them for free. Logs each once, and only when it was
+    /// seen twice: a pod that ends is not listed for a moment.
+    fn note_unlisted(&mut self, unlisted: BTreeMap<DeviceId, Holder>) {
+        let metrics = &self.shared.metrics;
+        metrics.unlisted.set(unlisted.len().try_into().unwrap_or(i64::MAX));
+        let before = self.shared.unlisted.borrow().clone();
+        self.logged.retain(|device| unlisted.contains_key(device));
+        for (device, holder) in unlisted.iter().filter(|(device, _)| before.contains(device)) {
+            if self.logged.insert(device.clone()) {
+                warn!(%device, ?holder, "device is attached but the kubelet does not list it; it is kept while its pod may exist");
+            }
+        }
+        self.shared.unlisted.send_replace(unlisted.into_keys().collect());
     }
 
     async fn ask_kubelet(&mut self, names: &Names) -> Option<Listing> {
@@ -223,6 +244,10 @@ impl Liveness for Node<'_> {
     fn written(&self, record: &Attachment) -> Option<SystemTime> {
         let path = self.paths.attachments().join(record.device.to_string());
         std::fs::metadata(path).ok()?.modified().ok()
+    }
+
+    fn tap_pods(&self, device: &DeviceId) -> Option<Candidates> {
+        tap_pods::read(self.paths, device)
     }
 }
 

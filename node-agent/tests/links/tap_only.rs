@@ -1,7 +1,7 @@
 //! Pods that take the tap alone.
 
 use crate::CONFIGURATION;
-use crate::support::kubelet::Kubelet;
+use crate::support::kubelet::{Kubelet, await_true};
 use crate::support::{Node, is_root};
 use macvtap::record::State;
 
@@ -51,4 +51,39 @@ fn a_pod_that_takes_the_tap_alone_never_gets_that_of_a_network_before_it() {
     node.sh("ip netns del former");
     kubelet.pre_start("dataplane", &["dataplaneMvp9"]).unwrap();
     assert_eq!(node.sh("ip -o link show type macvtap | wc -l"), "1\n");
+}
+
+#[test]
+fn a_tap_stays_its_pods_while_that_is_listed_and_goes_to_the_next_pod_then() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let ids = ["dataplaneMvp9"];
+    let link = || node.sh("ip -o link show type macvtap");
+    kubelet.allocate("dataplane", &ids).unwrap();
+    kubelet.add_pod("first", ids[0]);
+    kubelet.pre_start("dataplane", &ids).unwrap();
+    await_true("its pod is noted", || node.path("/run/macvtap/tap-pods/dataplaneMvp9").exists());
+    let before = link();
+    // A kubelet that starts again hands out anew what init containers had, although the pod runs.
+    kubelet.allocate("dataplane", &ids).unwrap();
+    kubelet.pre_start("dataplane", &ids).unwrap();
+    assert_eq!(link(), before, "{}", agent.log());
+    // One that lost its checkpoint takes the device for free.
+    kubelet.remove_pods();
+    kubelet.add_pod_of("first", "other", "otherMvp0");
+    kubelet.allocate("dataplane", &ids).unwrap();
+    kubelet.add_pod("next", ids[0]);
+    let refused = kubelet.pre_start("dataplane", &ids).unwrap_err();
+    assert!(refused.message().contains("pod default/first"), "{}", refused.message());
+    assert_eq!(link(), before, "{}", agent.log());
+    // It has ended by now.
+    kubelet.remove_pod("first");
+    kubelet.pre_start("dataplane", &ids).unwrap();
+    assert_ne!(link(), before, "{}", agent.log());
 }

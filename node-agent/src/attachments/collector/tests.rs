@@ -6,6 +6,8 @@ struct World {
     sandbox: fn() -> Fate,
     /// Seconds after the kubelet's start.
     written: i64,
+    /// The pod that is noted for a tap without a network.
+    tap_pod: Option<&'static str>,
 }
 
 impl Liveness for World {
@@ -19,10 +21,13 @@ impl Liveness for World {
         let seconds = Duration::from_secs(self.written.unsigned_abs());
         Some(if self.written < 0 { KUBELET_START - seconds } else { KUBELET_START + seconds })
     }
+    fn tap_pods(&self, _: &DeviceId) -> Option<Candidates> {
+        self.tap_pod.map(|name| [pod(name)].into())
+    }
 }
 
 const KUBELET_START: SystemTime = SystemTime::UNIX_EPOCH;
-const ALIVE: World = World { link: true, sandbox: || Fate::Alive, written: 1 };
+const ALIVE: World = World { link: true, sandbox: || Fate::Alive, written: 1, tap_pod: None };
 const LINK_LOST: World = World { link: false, ..ALIVE };
 const UNKNOWN: World = World { link: false, sandbox: || Fate::Unknown, ..ALIVE };
 const GONE: World = World { link: false, sandbox: sandbox::tests::gone, ..ALIVE };
@@ -188,6 +193,9 @@ fn a_record_of_a_former_pod_of_the_same_name_is_undone() {
         fn written(&self, _: &Attachment) -> Option<SystemTime> {
             None
         }
+        fn tap_pods(&self, _: &DeviceId) -> Option<Candidates> {
+            None
+        }
     }
     let former = record(State::Attached);
     let mut next = recorded("aMvp1");
@@ -272,6 +280,23 @@ fn a_tap_without_a_network_is_left_alone_while_the_kubelets_list_may_be_incomple
         assert_eq!(records(&second), []);
     }
     assert_eq!(orphans(&record, &complete, &ALIVE), [record]);
+}
+
+#[test]
+fn a_tap_without_a_network_is_its_pods_whatever_the_kubelet_says_of_the_device() {
+    let record = Attachment { holder: Holder::Host, ..record(State::Attached) };
+    let noted = World { tap_pod: Some("vm"), ..ALIVE };
+    for devices in [vec![], vec![("aMvp0", "next")]] {
+        let lives = listing(&devices, &["vm", "next", "agent"]);
+        assert_eq!(orphans(&record, &lives, &noted), []);
+        let gone = listing(&devices, &["next", "agent"]);
+        assert_eq!(orphans(&record, &gone, &noted), std::slice::from_ref(&record));
+    }
+    let [first, _] = twice(&record, Some(&listing(&[("aMvp0", "vm")], &["vm", "agent"])), None, 0, &ALIVE);
+    assert_eq!(first.tap_pods, [(record.device.clone(), [pod("vm")].into())], "it is noted");
+    // An init container's: any pod may have it that was there when it was first seen.
+    let [first, _] = twice(&record, Some(&listing(&[], &["vm", "agent"])), Some(&pod("agent")), 100, &ALIVE);
+    assert_eq!(first.tap_pods, [(record.device.clone(), [pod("vm")].into())]);
 }
 
 #[test]

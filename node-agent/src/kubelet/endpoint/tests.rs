@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::devices::nics::Names;
-use crate::kubelet::{Ledger, directory};
+use crate::kubelet::directory;
 use futures::StreamExt;
 use inotify::{EventMask, Inotify, WatchMask};
 use macvtap::paths::Paths;
@@ -42,14 +42,7 @@ impl Scene {
         let path = self.directory.path();
         let (offer, offered) = watch::channel(Arc::new(offer(name, "example.com")));
         let (registered, registration) = watch::channel(Registration::default());
-        let shared = Shared {
-            paths: Paths::new(path, path),
-            ledger: Ledger::default(),
-            metrics: Arc::default(),
-            allocated: tokio::sync::Notify::new(),
-            lost: watch::Sender::default(),
-            nics: watch::Sender::new(Arc::new(Names::default())),
-        };
+        let shared = Shared::new(Paths::new(path, path), path.join("none"), Names::default());
         let resource = Resource {
             name: name.parse().unwrap(),
             directory: path.to_owned(),

@@ -1,6 +1,5 @@
 use super::*;
 use crate::devices::assignment;
-use crate::kubelet::Ledger;
 use crate::links::inventory::tests::link;
 use crate::links::link::Kind;
 use crate::pools::selection::tests::pool;
@@ -18,14 +17,7 @@ fn serving() -> Serving {
 }
 
 fn serving_in(paths: Paths) -> Serving {
-    let shared = Shared {
-        paths,
-        ledger: Ledger::default(),
-        metrics: Arc::default(),
-        allocated: tokio::sync::Notify::new(),
-        lost: watch::Sender::default(),
-        nics: watch::Sender::default(),
-    };
+    let shared = Shared::new(paths, "/nonexistent".into(), Names::default());
     Serving::new(
         Engine::new(assignment::empty("one", true), "one".into(), true),
         "/nonexistent".into(),
