@@ -8,15 +8,15 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 /// A list of plugins for one interface of a pod.
-struct Chain<'n> {
-    node: &'n Node,
-    netns: PathBuf,
-    version: &'static str,
-    plugins: Vec<Value>,
+pub(crate) struct Chain<'n> {
+    pub(crate) node: &'n Node,
+    pub(crate) netns: PathBuf,
+    pub(crate) version: &'static str,
+    pub(crate) plugins: Vec<Value>,
 }
 
 impl Chain<'_> {
-    fn call(&self, plugin: &Value, command: &str, previous: Option<&Value>) -> Answer {
+    pub(crate) fn call(&self, plugin: &Value, command: &str, previous: Option<&Value>) -> Answer {
         let mut config = plugin.clone();
         config["cniVersion"] = self.version.into();
         config["name"] = "dataplane".into();

@@ -13,6 +13,7 @@ mod support;
 
 mod attach;
 mod chain;
+mod companions;
 mod disturbed;
 mod host_device;
 mod host_link;
