@@ -6,7 +6,7 @@ STATIC := --locked --release --target $(HOST) --config images/static.toml
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn bench bench-pods bench-idle bench-scale chaos fuzz generate images cluster-up cluster-down fmt lint tool
+.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn bench bench-pods bench-idle bench-scale chaos fuzz killed generate images cluster-up cluster-down fmt lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -52,6 +52,9 @@ chaos: tool ## Break things under the agent on a real cluster as often as it tak
 
 fuzz: ## Ten million hostile inputs for everything the plugin reads; make test tries some of them
 	MACVTAP_FUZZ_INPUTS=10000000 cargo test --locked --release -p macvtap-cni --test fuzz -- --show-output
+
+killed: ## Ten thousand pairs of ADD and DEL in 16 processes, a third of them killed (root); make test tries some of them
+	MACVTAP_KILLED_PAIRS=10000 REQUIRE_ROOT=1 cargo test --locked -p macvtap-cni --test plugin killed:: -- --show-output
 
 generate: ## Write the CRDs from their Rust types
 	cargo run --locked -p macvtap-crds --bin crdgen

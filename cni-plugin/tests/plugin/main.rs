@@ -20,6 +20,7 @@ mod host_link;
 mod ipam;
 mod ipam_process;
 mod ipv6;
+mod killed;
 mod kube_ovn;
 mod order;
 mod protocol;
