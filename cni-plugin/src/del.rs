@@ -6,7 +6,7 @@ use crate::ipam::Delegate;
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::target;
-use macvtap::detach::{self, DetachError, Detached};
+use macvtap::detach::{self, Begun, DetachError, Detaching};
 use macvtap::device_id::DeviceId;
 use macvtap::host_device::ReturnError;
 use macvtap::kernel::{Kernel, Place, Rtnl};
@@ -32,7 +32,7 @@ enum Gone {
 }
 
 /// Serves DEL. The link goes first, then the addresses are given back, but for a plugin that gives them back through the
-/// link; both are tried, the first error is told.
+/// link. The record goes last: as long as it is there, a later DEL knows that something was leased.
 pub fn del(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
     let delegate = match call.document.ipam(&call.settings) {
         Ok(ipam) => find(call, ipam.as_ref()),
@@ -42,25 +42,76 @@ pub fn del(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
             Ok(None)
         }
     };
-    let (link, lease) = match delegate {
-        Ok(Some(delegate)) if delegate.needs_link() => {
-            let lease = delegate.del();
-            (delete_link(call, attachment), lease)
+    delete(call, attachment, delegate)
+}
+
+type Found<'c> = Result<Option<Delegate<'c>>, CniError>;
+
+fn delete(call: &Call, attachment: &Attachment, delegate: Found<'_>) -> Result<(), CniError> {
+    let mut kernel = Rtnl::node().map_err(|error| CniError::from_chain(Code::Detach, &error))?;
+    let mine = |record: &record::Attachment| is_theirs(record, attachment);
+    let named = call.document.device_id().ok().flatten().and_then(|id| target::known(call, &id));
+    if let Some(id) = &named {
+        match begin(call, &mut kernel, id, mine)? {
+            Begun::Theirs(detaching) => return undo(detaching, delegate),
+            Begun::NotTheirs(_) => info!(device = %id, "device belongs to another container, left alone"),
+            Begun::Absent => {}
         }
-        delegate => {
-            let link = delete_link(call, attachment);
-            let lease = match (delegate, &link) {
-                // Nor did ADD find it, so it leased nothing. And the pod must go.
-                (Err(error), Ok(Gone::Before)) => {
-                    warn!(%error, "no addresses to give back");
-                    Ok(())
-                }
-                (delegate, _) => delegate.and_then(|found| found.map_or(Ok(()), |found| found.del())),
-            };
-            (link, lease)
+    }
+    // The configuration may have changed, or lost its deviceID, since the ADD.
+    let listing = records::list(&call.paths).map_err(|error| failed(&error))?;
+    for (device, error) in &listing.damaged {
+        warn!(%device, %error, "attachment record cannot be read");
+    }
+    if let Some(record) = listing.records.iter().find(|record| mine(record))
+        && let Begun::Theirs(detaching) = begin(call, &mut kernel, &record.device, mine)?
+    {
+        return undo(detaching, delegate);
+    }
+    let early = through_link(&delegate);
+    let gone = delete_unrecorded(&mut kernel, attachment, &listing.records);
+    let lease = match (early, delegate, &gone) {
+        (Some(lease), ..) => lease,
+        // Nor did an ADD find the plugin, so it leased nothing. And the pod must go.
+        (None, Err(error), Ok(Gone::Before)) => {
+            warn!(%error, "no addresses to give back");
+            Ok(())
         }
+        (None, delegate, _) => give_back(delegate),
     };
-    link.map(drop).and(lease)
+    gone.map(drop).and(lease)
+}
+
+fn begin<'k>(
+    call: &'k Call,
+    kernel: &'k mut Rtnl,
+    device: &DeviceId,
+    is_meant: impl FnOnce(&record::Attachment) -> bool,
+) -> Result<Begun<'k, Rtnl>, CniError> {
+    detach::begin(&call.paths, kernel, device, is_meant).map_err(|error| failed(&error))
+}
+
+/// Gives addresses back while the device is locked: an ADD of the same container that begins meanwhile waits, and its
+/// lease is not given away.
+fn undo(mut detaching: Detaching<'_, Rtnl>, delegate: Found<'_>) -> Result<(), CniError> {
+    let early = through_link(&delegate);
+    remove_parts(&mut detaching)?;
+    match early.unwrap_or_else(|| give_back(delegate)) {
+        Ok(()) => detaching.finish().map(drop).map_err(|error| failed(&error)),
+        Err(error) => {
+            detaching.keep().map_err(|kept| failed(&kept))?;
+            Err(error)
+        }
+    }
+}
+
+fn through_link(delegate: &Found<'_>) -> Option<Result<(), CniError>> {
+    let delegate = delegate.as_ref().ok()?.as_ref().filter(|found| found.needs_link())?;
+    Some(delegate.del())
+}
+
+fn give_back(delegate: Found<'_>) -> Result<(), CniError> {
+    delegate?.map_or(Ok(()), |found| found.del())
 }
 
 fn find<'c>(call: &'c Call, ipam: Option<&Ipam>) -> Result<Option<Delegate<'c>>, CniError> {
@@ -88,43 +139,11 @@ pub(crate) fn is_theirs(record: &record::Attachment, attachment: &Attachment) ->
         || record.holder.is_adopted(attachment.ifname.as_str(), attachment.netns.as_deref())
 }
 
-fn delete_link(call: &Call, attachment: &Attachment) -> Result<Gone, CniError> {
-    let mut kernel = Rtnl::node().map_err(|error| CniError::from_chain(Code::Detach, &error))?;
-    let mine = |record: &record::Attachment| is_theirs(record, attachment);
-    let named = call.document.device_id().ok().flatten().and_then(|id| target::known(call, &id));
-    if let Some(id) = &named {
-        match detach(call, &mut kernel, id, mine)? {
-            Detached::Removed(_) => return Ok(Gone::Now),
-            Detached::NotTheirs(_) => {
-                info!(device = %id, "device belongs to another container by now, left alone");
-            }
-            Detached::Absent => {}
-        }
-    }
-    // The configuration may have changed, or lost its deviceID, since the ADD.
-    let listing = records::list(&call.paths).map_err(|error| failed(&error))?;
-    for (device, error) in &listing.damaged {
-        warn!(%device, %error, "attachment record cannot be read");
-    }
-    match listing.records.iter().find(|record| mine(record)) {
-        Some(record) => {
-            let device = &record.device;
-            detach(call, &mut kernel, device, mine).map(|_| Gone::Now)
-        }
-        None => delete_unrecorded(&mut kernel, attachment, &listing.records),
-    }
-}
-
-/// Undoes the attachment. The kernel ends a namespace in the background, so its NIC may come to light a moment later.
-fn detach(
-    call: &Call,
-    kernel: &mut Rtnl,
-    device: &DeviceId,
-    is_meant: impl Fn(&record::Attachment) -> bool,
-) -> Result<Detached, CniError> {
+/// The kernel ends a namespace in the background, so its NIC may come to light a moment later.
+fn remove_parts(detaching: &mut Detaching<'_, Rtnl>) -> Result<(), CniError> {
     let deadline = Instant::now() + NIC_PATIENCE;
     loop {
-        match detach::detach(&call.paths, kernel, device, &is_meant) {
+        match detaching.remove_parts() {
             Err(error) if is_in_transit(&error) && Instant::now() < deadline => thread::sleep(NIC_PAUSE),
             Err(error) if is_in_transit(&error) => return Err(CniError::from_chain(Code::TryAgain, &error)),
             outcome => return outcome.map_err(|error| failed(&error)),

@@ -99,13 +99,14 @@ pub fn tap_only<K: Kernel>(
     request: Request,
 ) -> Result<Option<Attached>, AttachError> {
     let lock = lock::device(paths, &request.device)?;
-    if let Some(record) = records::read(paths, &request.device)? {
-        return match detach::link_of(kernel, &record)? {
+    let existing = records::read(paths, &request.device)?;
+    if let Some(record) = existing.as_ref().filter(|record| record.state != State::Detached) {
+        return match detach::link_of(kernel, record)? {
             Some(_) => Ok(None),
             None => Err(AttachError::LinkLost { device: request.device }),
         };
     }
-    match begin_locked(paths, kernel, request, None, lock)? {
+    match begin_locked(paths, kernel, request, existing.as_ref(), lock)? {
         Begun::Present(attached) => Ok(Some(attached)),
         Begun::New(mut attaching) => {
             attaching.create_link()?;

@@ -1,7 +1,7 @@
 //! Who may take a device that somebody had: judged by its attachment record. Pure.
 
 use crate::device_id::DeviceId;
-use crate::record::{Attachment, Holder, UNKNOWN};
+use crate::record::{Attachment, Holder, State, UNKNOWN};
 use std::path::Path;
 
 /// What a device's record means to somebody who wants the device.
@@ -47,6 +47,8 @@ pub(crate) fn judge(
     let Some(record) = existing else {
         return Ok(Claim::Free);
     };
+    // Nothing of it is left but addresses to give back.
+    let detached = record.state == State::Detached;
     let in_use = || ClaimError::InUse { device: record.device.clone(), holder: describe(&record.holder) };
     let (
         Holder::Pod { container_id, ifname, pod_uid, pod_namespace, pod_name, netns, netns_inode },
@@ -61,7 +63,7 @@ pub(crate) fn judge(
         },
     ) = (&record.holder, wanted)
     else {
-        return Err(in_use());
+        return if detached { Ok(Claim::TakeOver) } else { Err(in_use()) };
     };
     // A record that was written anew knows neither container nor UID.
     let adopted = container_id == UNKNOWN;
@@ -74,7 +76,8 @@ pub(crate) fn judge(
     let elsewhere = adopted && !same_sandbox;
     if same_sandbox && same_ifname {
         Ok(Claim::Again)
-    } else if (same_pod && (same_ifname || elsewhere)) || is_gone(Path::new(netns), *netns_inode) {
+    } else if detached || (same_pod && (same_ifname || elsewhere)) || is_gone(Path::new(netns), *netns_inode)
+    {
         Ok(Claim::TakeOver)
     } else if same_pod {
         Err(ClaimError::TwoNetworks { device: record.device.clone(), ifname: ifname.clone() })
@@ -98,7 +101,7 @@ pub(crate) fn describe(holder: &Holder) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{self, State};
+    use crate::record;
 
     fn pod(container: &str, ifname: &str, uid: &str) -> Holder {
         Holder::Pod {
@@ -165,6 +168,15 @@ mod tests {
         assert_eq!(judged("net1", 2, "web-0").unwrap(), Claim::TakeOver, "its next sandbox");
         assert_eq!(judged("net2", 2, "web-0").unwrap(), Claim::TakeOver, "the link was not the pod's");
         assert!(matches!(judged("net1", 2, "web-1"), Err(ClaimError::InUse { .. })));
+    }
+
+    #[test]
+    fn a_device_whose_addresses_are_still_to_be_given_back_is_anybodys() {
+        let detached = Attachment { state: State::Detached, ..record(pod("c1", "net1", "u1")) };
+        for wanted in [pod("c2", "net1", "u2"), pod("c1", "net2", "u1"), Holder::Host] {
+            assert_eq!(judge(Some(&detached), &wanted, |_, _| false).unwrap(), Claim::TakeOver);
+        }
+        assert_eq!(judge(Some(&detached), &pod("c1", "net1", "u1"), |_, _| false).unwrap(), Claim::Again);
     }
 
     #[test]

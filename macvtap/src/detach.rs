@@ -6,11 +6,11 @@ use crate::file::FileError;
 use crate::host_device::{self, ReturnError, Returned};
 use crate::kernel::{Home, Kernel, Place};
 use crate::link::{By, Link};
-use crate::lock::{self, LockError};
+use crate::lock::{self, Lock, LockError};
 use crate::netlink::NetlinkError;
 use crate::netns::NetnsId;
 use crate::paths::Paths;
-use crate::record::{Attachment, Holder};
+use crate::record::{Attachment, Holder, State};
 use crate::records::{self, RecordError};
 use crate::tap;
 use std::path::Path;
@@ -84,15 +84,79 @@ pub fn detach<K: Kernel>(
     device: &DeviceId,
     is_meant: impl FnOnce(&Attachment) -> bool,
 ) -> Result<Detached, DetachError> {
+    begin(paths, kernel, device, is_meant)?.complete()
+}
+
+/// An attachment that is being undone. Its device stays locked until this is dropped.
+#[derive(Debug)]
+pub struct Detaching<'k, K> {
+    paths: &'k Paths,
+    kernel: &'k mut K,
+    record: Attachment,
+    _lock: Lock,
+}
+
+/// Whether there is something to undo.
+#[derive(Debug)]
+pub enum Begun<'k, K> {
+    /// The attachment that the caller means.
+    Theirs(Detaching<'k, K>),
+    /// The device is somebody else's; nothing was touched.
+    NotTheirs(Attachment),
+    /// There is no attachment.
+    Absent,
+}
+
+/// Locks the device, and finds its attachment. Waits for whoever works on the device.
+pub fn begin<'k, K: Kernel>(
+    paths: &'k Paths,
+    kernel: &'k mut K,
+    device: &DeviceId,
+    is_meant: impl FnOnce(&Attachment) -> bool,
+) -> Result<Begun<'k, K>, DetachError> {
     // No lock file for whatever a network configuration names: it would stay.
     if !lock::was_taken(paths, device) && matches!(records::read(paths, device), Ok(None)) {
-        return Ok(Detached::Absent);
+        return Ok(Begun::Absent);
     }
     let lock =
         lock::device(paths, device).map_err(|source| DetachError::Lock { device: device.clone(), source })?;
-    let detached = detach_locked(paths, kernel, device, is_meant);
-    drop(lock);
-    detached
+    begin_locked(paths, kernel, device, lock, is_meant)
+}
+
+impl<K: Kernel> Begun<'_, K> {
+    /// Undoes all of it.
+    fn complete(self) -> Result<Detached, DetachError> {
+        match self {
+            Self::Theirs(mut detaching) => {
+                detaching.remove_parts()?;
+                detaching.finish().map(Detached::Removed)
+            }
+            Self::NotTheirs(record) => Ok(Detached::NotTheirs(record)),
+            Self::Absent => Ok(Detached::Absent),
+        }
+    }
+}
+
+impl<K: Kernel> Detaching<'_, K> {
+    /// Removes link and node, or brings the NIC back. Repeated, it does nothing.
+    pub fn remove_parts(&mut self) -> Result<(), DetachError> {
+        remove_parts(self.paths, self.kernel, &self.record)
+    }
+
+    /// Keeps the record, as that of an attachment whose addresses have not been given back.
+    pub fn keep(&mut self) -> Result<(), DetachError> {
+        self.record = Attachment { state: State::Detached, tap: None, nic: None, ..self.record.clone() };
+        let written = records::write(self.paths, &self.record);
+        written.map_err(|source| DetachError::Record { device: self.record.device.clone(), source })
+    }
+
+    /// Removes the record: nothing of the attachment is left.
+    pub fn finish(self) -> Result<Attachment, DetachError> {
+        let device = || self.record.device.clone();
+        records::remove(self.paths, &self.record)
+            .map_err(|source| DetachError::Record { device: device(), source })?;
+        Ok(self.record)
+    }
 }
 
 /// Undoes exactly this attachment, if nobody works on its device and it is still the one recorded. The agent's way to
@@ -105,10 +169,10 @@ pub fn collect<K: Kernel>(
     let device = &leftover.device;
     let lock = lock::try_device(paths, device);
     let lock = lock.map_err(|source| DetachError::Lock { device: device.clone(), source })?;
-    let Some(_held) = lock else {
+    let Some(lock) = lock else {
         return Ok(Detached::NotTheirs(leftover.clone()));
     };
-    detach_locked(paths, kernel, device, |record| record == leftover)
+    begin_locked(paths, kernel, device, lock, |record| record == leftover)?.complete()
 }
 
 /// The link of an attachment and where it is; none when it is gone. Works for a namespace whose path is gone, and
@@ -168,6 +232,10 @@ pub(crate) fn remove_parts<K: Kernel>(
     record: &Attachment,
 ) -> Result<(), DetachError> {
     let device = || record.device.clone();
+    // A DEL has removed them, and the device may be on its way to another pod.
+    if record.state == State::Detached {
+        return Ok(());
+    }
     if let Some(nic) = &record.nic {
         let returned = kernel.give_back(record, nic);
         let returned =
@@ -189,21 +257,20 @@ pub(crate) fn remove_parts<K: Kernel>(
     removed.map_err(|source| DetachError::Node { device: device(), source })
 }
 
-fn detach_locked<K: Kernel>(
-    paths: &Paths,
-    kernel: &mut K,
+fn begin_locked<'k, K: Kernel>(
+    paths: &'k Paths,
+    kernel: &'k mut K,
     device: &DeviceId,
+    lock: Lock,
     is_meant: impl FnOnce(&Attachment) -> bool,
-) -> Result<Detached, DetachError> {
+) -> Result<Begun<'k, K>, DetachError> {
     let failed = |source| DetachError::Record { device: device.clone(), source };
     let Some(record) = records::read(paths, device).map_err(failed)? else {
         records::remove_unfinished(paths, device).map_err(failed)?;
-        return Ok(Detached::Absent);
+        return Ok(Begun::Absent);
     };
     if !is_meant(&record) {
-        return Ok(Detached::NotTheirs(record));
+        return Ok(Begun::NotTheirs(record));
     }
-    remove_parts(paths, kernel, &record)?;
-    records::remove(paths, &record).map_err(failed)?;
-    Ok(Detached::Removed(record))
+    Ok(Begun::Theirs(Detaching { paths, kernel, record, _lock: lock }))
 }

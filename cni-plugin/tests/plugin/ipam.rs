@@ -1,6 +1,7 @@
 //! Addresses by IPAM plugins: the distribution's host-local and static, and ones that misbehave.
 
-use crate::support::{Call, Daemon, Node, has, has_plugins, link, node_and_pods, record, wait_until};
+use crate::support::{Answer, Call, Daemon, Node, has, has_plugins, link, node_and_pods, record, wait_until};
+use macvtap::record::State;
 use serde_json::{Value, json};
 
 fn host_local(gateway: bool) -> Value {
@@ -184,7 +185,10 @@ fn a_plugin_that_fails_is_quoted_and_nothing_is_made() {
     leased.ok("ADD");
     node.sh("mv /run/plugins/odd /run/plugins/gone");
     assert!(leased.fails("DEL", 101).contains("IPAM plugin odd is in none"), "a lease was forgotten");
-    assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
+    assert_eq!(link(&pod), Value::Null);
+    node.sh("mv /run/plugins/gone /run/plugins/odd");
+    leased.ok("DEL");
+    assert_eq!(node.traces(), before);
 }
 
 #[test]
@@ -306,4 +310,83 @@ fn an_address_by_dhcp_is_asked_for_through_the_link_and_released_through_it() {
     let message = call.fails("ADD", 101);
     assert!(message.contains("IPAM plugin dhcp: ADD:"), "{message}");
     assert_eq!((record(&node, 0), link(&pod)), (None, Value::Null));
+}
+
+#[test]
+fn a_lease_whose_plugin_is_missing_in_a_del_is_given_back_when_it_is_back() {
+    let Some((node, [pod, next])) = has_plugins().then(node_and_pods).flatten() else { return };
+    let before = node.traces();
+    node.sh("mkdir -p /run/plugins; cp /usr/lib/cni/host-local /run/plugins/");
+    let call = |pod, container| {
+        let call = Call::new(&node, pod, container).with(json!({"ipam": host_local(false)}));
+        call.var("CNI_PATH", "/run/plugins")
+    };
+    call(&pod, "c1").ok("ADD");
+    node.sh("mv /run/plugins/host-local /run/kept");
+    for _ in 0..3 {
+        let message = call(&pod, "c1").fails("DEL", 101);
+        assert!(message.contains("IPAM plugin host-local is in none of the directories"), "{message}");
+        assert_eq!(link(&pod), Value::Null, "the link goes all the same");
+    }
+    assert_eq!(record(&node, 0).unwrap().state, State::Detached);
+    node.sh("mv /run/kept /run/plugins/host-local");
+    call(&pod, "c1").ok("DEL");
+    assert_eq!((leases(&node), node.traces()), (String::new(), before.clone()));
+    // The device itself is free meanwhile.
+    call(&pod, "c1").ok("ADD");
+    node.sh("mv /run/plugins/host-local /run/kept");
+    call(&pod, "c1").fails("DEL", 101);
+    let other = call(&next, "c2").with(json!({"ipam": {}}));
+    other.ok("ADD");
+    node.sh("mv /run/kept /run/plugins/host-local");
+    other.ok("DEL");
+    call(&pod, "c1").ok("DEL");
+    assert_eq!((leases(&node), node.traces()), (String::new(), before));
+}
+
+#[test]
+fn a_plugin_that_fails_in_a_del_is_asked_again_by_the_next() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let before = node.traces();
+    let answer = "{\"ips\": [{\"address\": \"10.9.0.2/24\"}]}";
+    script(&node, "odd", &format!("[ $CNI_COMMAND = ADD ] && echo '{answer}' || test -e /run/daemon"));
+    let config = json!({"ipam": {"type": "odd"}});
+    let call = Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/run/plugins");
+    call.ok("ADD");
+    call.fails("DEL", 101);
+    assert_eq!((record(&node, 0).unwrap().state, link(&pod)), (State::Detached, Value::Null));
+    call.fails("DEL", 101);
+    node.sh("touch /run/daemon");
+    call.ok("DEL");
+    call.ok("DEL");
+    assert_eq!(node.traces(), before);
+}
+
+#[test]
+fn an_add_waits_for_the_del_that_gives_its_containers_addresses_back() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let answer = "{\"ips\": [{\"address\": \"10.9.0.2/24\"}]}";
+    let text = format!(
+        "echo begin $CNI_COMMAND >>/run/calls\n[ $CNI_COMMAND = ADD ] && echo '{answer}' || read _ </run/gate\necho end $CNI_COMMAND >>/run/calls"
+    );
+    script(&node, "slow", &text);
+    node.sh("mkfifo /run/gate");
+    let config = json!({"ipam": {"type": "slow"}});
+    let call = Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/run/plugins");
+    call.ok("ADD");
+    let del = call.start("DEL");
+    wait_until("the DEL is asking", || node.sh("cat /run/calls").ends_with("begin DEL\n"));
+    let add = call.start("ADD");
+    // As the kernel shows who waits for a lock (proc_locks(5)).
+    let waits = format!(" {} ", add.id());
+    wait_until("the ADD waits", || {
+        std::fs::read_to_string("/proc/locks")
+            .unwrap()
+            .lines()
+            .any(|line| line.contains("->") && line.contains(&waits))
+    });
+    node.sh("echo >/run/gate");
+    assert!(Answer::of(del).success && Answer::of(add).success);
+    assert_eq!(node.sh("cat /run/calls"), "begin ADD\nend ADD\nbegin DEL\nend DEL\nbegin ADD\nend ADD\n");
+    assert!(Node::ip(&pod, "addr show dev net1").contains("inet 10.9.0.2/24"));
 }

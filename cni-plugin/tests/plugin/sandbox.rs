@@ -196,6 +196,7 @@ fn a_pod_goes_whatever_is_on_standard_input() {
     let before = state(&node, &pod);
     let call = Call::new(&node, &pod, "c1");
     let deep = format!("{{\"note\": {}{}}}", "[".repeat(20_000), "]".repeat(20_000));
+    let long = vec![b' '; 5 << 20];
     let inputs: [&[u8]; 8] = [
         b"",
         b"{",
@@ -204,7 +205,7 @@ fn a_pod_goes_whatever_is_on_standard_input() {
         b"\xff\xfe",
         b"{\"cniVersion\": \"1.0.0\", \"name\": \"dataplane\", \"note\": \"\\ud800\"}",
         deep.as_bytes(),
-        &vec![b' '; 5 << 20],
+        long.as_slice(),
     ];
     for input in inputs {
         call.ok("ADD");
