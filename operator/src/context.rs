@@ -2,16 +2,20 @@
 
 use crate::agents::Agents;
 use crate::catalog::Catalog;
+use crate::clock;
 use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
 use crate::network::plan::is_ours;
 use crate::pace::Pace;
 use crate::pool::assess::{NodeView, SILENCE};
 use crate::pool::concern::Change;
+use crate::pool::published::Published;
 use crate::queue::Queue;
+use crate::readiness::Readiness;
 use crate::refusal;
 use crate::rollout::Grants;
 use crate::states::{KnownState, States};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference};
 use kube::api::ObjectMeta;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
@@ -62,6 +66,8 @@ pub struct Context {
     pub pools: Store<Guarded<MacvtapResourcePool>>,
     /// All nodes, reduced to what we use.
     pub nodes: Store<Node>,
+    /// Which of them are not Ready.
+    pub readiness: Readiness,
     /// All node states.
     pub states: States,
     /// All agents.
@@ -74,6 +80,8 @@ pub struct Context {
     pub network_kind: watch::Receiver<NetworkKind>,
     /// How often things are done.
     pub pace: Pace,
+    /// What was written of pools.
+    pub published: Published,
     /// Turns in staged rollouts.
     pub grants: Grants,
     /// What the pools come to.
@@ -98,21 +106,26 @@ impl Context {
         self.grants.retain(&uids);
     }
 
-    /// What is known of a node.
-    pub fn view<'v>(&self, node: &'v Node, state: Option<&'v KnownState>) -> NodeView<'v> {
-        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let not_ready = conditions
-            .into_iter()
-            .find(|condition| condition.type_ == "Ready")
-            .filter(|condition| condition.status != "True");
+    /// Until when the watch has surely shown every change of node states.
+    pub fn seen_until(&self) -> Timestamp {
+        let now = clock::now();
+        now.checked_sub(self.states.lag(now)).unwrap_or(now)
+    }
+
+    /// What is known of a node, by a watch that has shown everything until `seen_until`.
+    pub fn view<'v>(
+        &self,
+        node: &'v Node,
+        state: Option<&'v KnownState>,
+        seen_until: Timestamp,
+    ) -> NodeView<'v> {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         NodeView {
             name,
             labels: node.labels(),
-            not_ready_since: not_ready
-                .and_then(|condition| condition.last_transition_time.as_ref())
-                .map(|time| time.0),
+            not_ready_since: self.readiness.lost_since(name),
             agent_down_since: self.agents.down_since(name),
+            seen_until,
             is_terminating: node.metadata.deletion_timestamp.is_some(),
             state,
         }
@@ -147,10 +160,10 @@ impl Context {
         }
     }
 
-    /// Asks for a look at every node.
+    /// Asks for a look at every node, after what is urgent.
     pub fn every_node(&self) {
         for node in self.nodes.state() {
-            self.queues.nodes.add(&node.name_any());
+            self.queues.nodes.add_later(&node.name_any());
         }
     }
 

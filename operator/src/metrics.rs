@@ -19,6 +19,8 @@ pub struct Metrics {
     pub leading: Gauge,
     /// Writes that were held back because this operator did not lead.
     pub refused_writes: Counter,
+    /// How late the watch shows the operator's own writes of node states.
+    pub watch_lag: Histogram,
     reconcile_seconds: Family<ControllerLabels, Histogram>,
     reconcile_failures: Family<ControllerLabels, Counter>,
     queue_depth: Family<ControllerLabels, Gauge>,
@@ -92,6 +94,8 @@ impl Default for Metrics {
             registry: Registry::with_prefix("macvtap_operator"),
             leading: Gauge::default(),
             refused_writes: Counter::default(),
+            // 1 ms to 262 s.
+            watch_lag: Histogram::new(exponential_buckets(1e-3, 4.0, 10)),
             // 0.1 ms to 26 s.
             reconcile_seconds: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(1e-4, 4.0, 10))
@@ -124,6 +128,12 @@ impl Metrics {
             "refused_writes",
             "Writes held back without the lease",
             self.refused_writes.clone(),
+        );
+        registry.register_with_unit(
+            "watch_lag",
+            "Time from the answer to a write of a node state until the watch shows it",
+            Unit::Seconds,
+            self.watch_lag.clone(),
         );
         registry.register_with_unit(
             "reconcile",

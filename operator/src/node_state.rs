@@ -4,9 +4,13 @@ pub mod apply;
 pub mod entry;
 pub mod render;
 
+use crate::catalog::Catalog;
+use crate::clock;
 use crate::context::{Context, pool_reference};
 use crate::pool::assess;
-use crate::states::KnownState;
+use crate::pool::concern::Change;
+use crate::rollout::Grants;
+use crate::states::{KnownState, Spec};
 use entry::Entry;
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::events::{Event, EventType};
@@ -31,35 +35,102 @@ pub enum NodeStateError {
     },
 }
 
-/// Brings the spec of one node's state up to date; writes only when it differs.
-pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>, NodeStateError> {
-    let Some(node) = context.nodes.get(&ObjectRef::new(name)) else {
-        return Ok(None);
-    };
-    let catalog = context.catalog();
-    let current = context.states.get(name);
+/// What a node's spec depends on.
+#[derive(Debug)]
+pub struct Snapshot<'s> {
+    /// The Node.
+    pub node: &'s Node,
+    /// Its state as it is known, with what was written last.
+    pub current: Option<&'s KnownState>,
+    /// Whether its agent is unreachable.
+    pub silent: bool,
+    /// All pools.
+    pub catalog: &'s Catalog,
+    /// The turns that were given in staged rollouts.
+    pub grants: &'s Grants,
+}
+
+/// Decides which spec must be written, if any.
+pub fn decide(snapshot: &Snapshot<'_>) -> Option<Spec> {
+    let Snapshot { node, current, silent, catalog, grants } = *snapshot;
     // Pods may run on a Node that is being deleted, so it hears of drains and changes as long as it has a state. A new one
     // would be deleted again where what depends on a Node is deleted before it.
     if node.metadata.deletion_timestamp.is_some() && current.is_none() {
+        return None;
+    }
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    let target = render::Target { name, labels: node.labels(), silent, current };
+    let entries = render::render(target, catalog, |pool| grants.has(&pool.entry, name));
+    (!apply::unchanged(node, &entries, current)).then(|| apply::spec(node, entries))
+}
+
+/// Brings the spec of one node's state up to date; writes only when it differs. A write that is not `urgent` waits until
+/// there is room for one more without an answer.
+pub async fn reconcile(
+    name: &str,
+    context: &Context,
+    urgent: bool,
+) -> Result<Option<Duration>, NodeStateError> {
+    let Some(node) = context.nodes.get(&ObjectRef::new(name)) else {
+        return Ok(None);
+    };
+    if decide_now(&node, context).0.is_none() {
         return Ok(None);
     }
-    let current = current.as_deref();
-    let view = context.view(&node, current);
-    let target = render::Target {
-        name,
-        labels: node.labels(),
-        silent: assess::silent(&view, jiff::Timestamp::now()).is_ok(),
-        current,
-    };
-    let entries = render::render(target, &catalog, |pool| context.grants.has(&pool.entry, name));
-    if !apply::unchanged(&node, &entries, current) {
-        let hash = apply::apply(&context.client, &node, &entries, current).await?;
-        tracing::debug!(node = name, pools = entries.len(), hash, "node state written");
-        if let Some(current) = current {
-            announce_released(&node, current, &entries, context).await;
-        }
+    if !urgent {
+        context.states.room().await;
     }
+    let (spec, catalog, current) = decide_now(&node, context);
+    let Some(spec) = spec else { return Ok(None) };
+    context.states.send(name, spec.clone());
+    // A pool that is being deleted waits for specs on their way, but only for those that it can see.
+    if !Arc::ptr_eq(&catalog, &context.catalog()) {
+        context.states.refused(name);
+        return Ok(Some(Duration::ZERO));
+    }
+    perform(&node, &spec, current.as_deref(), context).await?;
     Ok(None)
+}
+
+fn decide_now(node: &Node, context: &Context) -> (Option<Spec>, Arc<Catalog>, Option<Arc<KnownState>>) {
+    let catalog = context.catalog();
+    let current = context.states.get(&node.name_any());
+    let view = context.view(node, current.as_deref(), context.seen_until());
+    let silent = assess::silent(&view, clock::now()).is_ok();
+    let grants = &context.grants;
+    let snapshot = Snapshot { node, current: current.as_deref(), silent, catalog: &catalog, grants };
+    (decide(&snapshot), catalog, current)
+}
+
+/// Writes a spec, and lets everybody know of it who would else wait for the watch.
+async fn perform(
+    node: &Node,
+    spec: &Spec,
+    before: Option<&KnownState>,
+    context: &Context,
+) -> Result<(), NodeStateError> {
+    let name = node.name_any();
+    let version = match apply::apply(&context.client, &name, spec, before.is_some()).await {
+        Ok(version) => version,
+        Err(source) => {
+            // Whatever else went wrong, the API server may have stored it.
+            if matches!(source, kube::Error::Api(_)) {
+                context.states.refused(&name);
+            }
+            return Err(NodeStateError::Apply { node: name, source: Box::new(source) });
+        }
+    };
+    let now = clock::now();
+    let after = context.states.stored(&name, spec, version, now);
+    tracing::debug!(node = name, pools = spec.pools.len(), hash = spec.config_hash, "node state written");
+    match before {
+        Some(before) => {
+            context.pools_of(&Change::new(before, &after, now));
+            announce_released(node, before, &spec.pools, context).await;
+        }
+        None => context.every_pool(),
+    }
+    Ok(())
 }
 
 /// Says that devices of an unreachable node were not waited for.

@@ -1,7 +1,8 @@
 //! Writes of what is the operator's in an object, also where the object is not as its schema has it.
 
-use kube::Error;
+use crate::states::version;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::{Error, Resource};
 use macvtap_crds::OPERATOR_FIELD_MANAGER;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,38 +23,40 @@ pub enum Part {
 /// Spec and status have one writer each, which knows them whole, so they are replaced as a whole. That also works where
 /// a value is of another type than the schema's, with which the API server could not compare anything, and costs it
 /// less than a server-side apply. If `body` has a UID, only the object with this UID is written: another one of its name
-/// may have come in its place.
-pub async fn apply<K>(api: &Api<K>, name: &str, part: Part, body: &Value) -> Result<(), Error>
+/// may have come in its place. Returns the version that the object has now.
+pub async fn apply<K>(api: &Api<K>, name: &str, part: Part, body: &Value) -> Result<u64, Error>
 where
-    K: Clone + DeserializeOwned + Debug,
+    K: Resource + Clone + DeserializeOwned + Debug,
 {
     let operations = serde_json::from_value(replacement(part, body)).map_err(Error::SerdeError)?;
     let params = PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
     let patch = Patch::<&Value>::Json(operations);
     match part {
         // What is there then comes by the watch.
-        Part::Spec => api.patch_metadata(name, &params, &patch).await.map(drop),
-        Part::Status => api.patch_status(name, &params, &patch).await.map(drop),
+        Part::Spec => api.patch_metadata(name, &params, &patch).await.map(|now| version(now.meta())),
+        Part::Status => api.patch_status(name, &params, &patch).await.map(|now| version(now.meta())),
     }
 }
 
 /// Writes the spec of an object that may not exist yet. `exists` is what the cache says; where it is wrong, the other
-/// request follows.
-pub async fn put<K>(api: &Api<K>, name: &str, body: &Value, exists: bool) -> Result<(), Error>
+/// request follows. Returns the version that the object has now.
+pub async fn put<K>(api: &Api<K>, name: &str, body: &Value, exists: bool) -> Result<u64, Error>
 where
-    K: Clone + DeserializeOwned + Serialize + Debug,
+    K: Resource + Clone + DeserializeOwned + Serialize + Debug,
 {
     let object = || serde_json::from_value(body.clone()).map_err(Error::SerdeError);
     let params = PostParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
     if exists {
         match apply(api, name, Part::Spec, body).await {
-            Err(Error::Api(status)) if status.code == 404 => api.create(&params, &object()?).await.map(drop),
+            Err(Error::Api(status)) if status.code == 404 => {
+                api.create(&params, &object()?).await.map(|now| version(now.meta()))
+            }
             applied => applied,
         }
     } else {
         match api.create(&params, &object()?).await {
             Err(Error::Api(status)) if status.code == 409 => apply(api, name, Part::Spec, body).await,
-            created => created.map(drop),
+            created => created.map(|now| version(now.meta())),
         }
     }
 }

@@ -4,16 +4,18 @@ pub mod announce;
 pub mod assess;
 pub mod concern;
 pub mod publish;
+pub mod published;
 pub mod report;
 pub mod unreadable;
 
 use crate::acceptance::Rejection;
 use crate::catalog::released;
+use crate::clock;
 use crate::context::{Context, Guarded};
 use crate::network::{self, NetworkReport};
 use crate::rollout::Plan;
 use crate::states::KnownState;
-use assess::{NodeView, silent};
+use assess::NodeView;
 use kube::ResourceExt;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams};
 use kube::core::error_boundary::InvalidObject;
@@ -69,11 +71,13 @@ pub enum PoolError {
 pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>, PoolError> {
     let Some(pool) = context.pools.get(&ObjectRef::<Guarded<MacvtapResourcePool>>::new(name)) else {
         context.pace.forget(name);
+        context.published.forget(name);
         context.metrics.forget(name);
         return Ok(None);
     };
-    let (meta, readable) = match &pool.0 {
-        Ok(pool) => (&pool.metadata, Some(pool)),
+    let newest = pool.0.as_ref().map(|pool| context.published.newest(pool));
+    let (meta, readable) = match &newest {
+        Ok(pool) => (&pool.metadata, Some(pool.as_ref())),
         Err(invalid) => (&invalid.metadata, None),
     };
     let ending = meta.deletion_timestamp.is_some();
@@ -85,9 +89,9 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
         return Ok(Some(wait));
     }
     if ending {
-        return terminate(meta, &pool.0, context).await;
+        return terminate(meta, newest.as_deref().map_err(|invalid| *invalid), context).await;
     }
-    match &pool.0 {
+    match &newest {
         Ok(pool) => serve(pool, context).await,
         Err(invalid) => unreadable::say(&invalid.metadata, &invalid.error, None, context).await,
     }
@@ -115,7 +119,7 @@ async fn serve(pool: &MacvtapResourcePool, context: &Context) -> Result<Option<D
 /// Waits for the drain, then removes the networks, then lets the pool go.
 async fn terminate(
     meta: &ObjectMeta,
-    pool: &Result<MacvtapResourcePool, InvalidObject>,
+    pool: Result<&MacvtapResourcePool, &InvalidObject>,
     context: &Context,
 ) -> Result<Option<Duration>, PoolError> {
     let name = meta.name.clone().unwrap_or_default();
@@ -124,7 +128,11 @@ async fn terminate(
         return Ok(None);
     }
     let mut kept = Vec::new();
-    if holders(&uid, context).is_empty() {
+    // What is on its way to nodes may hold the pool too, and more comes while the catalog has it.
+    if context.catalog().active(&uid).is_some() {
+        return Ok(Some(RETRY_CONFLICT));
+    }
+    if holders(&uid, context).is_empty() && context.states.may_hold(&uid).is_empty() {
         // Networks go last: pods being started and machines being migrated still look them up.
         kept = network::remove(&name, &uid, context)
             .await
@@ -135,6 +143,7 @@ async fn terminate(
             let again = set_finalizers(meta, others, context).await?;
             if again.is_none() {
                 context.pace.forget(&name);
+                context.published.forget(&name);
                 context.grants.forget(&uid);
                 context.metrics.forget(&name);
                 tracing::info!(pool = name, "pool drained and released");
@@ -151,7 +160,7 @@ async fn terminate(
         Ok(pool) => pool,
         Err(invalid) => {
             let finding =
-                with_nodes(context, |nodes| report::terminating(meta, nodes, &kept, jiff::Timestamp::now()));
+                with_nodes(context, |nodes| report::terminating(meta, nodes, &kept, clock::now()));
             unreadable::say(meta, &invalid.error, Some(finding), context).await?;
             return Ok(retry.or(Some(RETRY)));
         }
@@ -188,7 +197,7 @@ async fn observe_and_publish(
             catalog: &catalog,
             grants: &context.grants,
             networks,
-            now: jiff::Timestamp::now(),
+            now: clock::now(),
         })
     });
     let delayed = publish::publish(pool, report.status, context)
@@ -202,14 +211,13 @@ fn with_nodes<T>(context: &Context, decide: impl FnOnce(&[NodeView<'_>]) -> T) -
     let nodes = context.nodes.state();
     let states: Vec<Option<Arc<KnownState>>> =
         nodes.iter().map(|node| context.states.get(&node.name_any())).collect();
-    let views: Vec<NodeView<'_>> =
-        nodes.iter().zip(&states).map(|(node, state)| context.view(node, state.as_deref())).collect();
+    let seen_until = context.seen_until();
+    let views: Vec<NodeView<'_>> = nodes
+        .iter()
+        .zip(&states)
+        .map(|(node, state)| context.view(node, state.as_deref(), seen_until))
+        .collect();
     decide(&views)
-}
-
-/// Whether the node's agent has been unreachable for long enough.
-pub fn is_silent(view: &NodeView<'_>) -> bool {
-    silent(view, jiff::Timestamp::now()).is_ok()
 }
 
 fn has_finalizer(meta: &ObjectMeta) -> bool {

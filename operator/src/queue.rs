@@ -1,17 +1,32 @@
-//! What waits to be looked at: each key once, however many events asked for it, and by one worker at a time.
+//! What waits to be reconciled: each key once, however many events asked for it, and by one worker at a time. What is
+//! urgent goes first: a new node, a drain or a release does not wait behind an edit of the whole fleet.
 //!
 //! A controller of ours and not the client library's, because leadership comes and goes while the caches stay, because
 //! its depth is a metric, and because its workers are tasks of their own.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// How soon a key that failed is tried again. Each further failure doubles it.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_mins(5);
+
 /// A name of an object.
 pub type Key = Arc<str>;
+
+/// In which order keys that are due are given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    /// At once.
+    Urgent,
+    /// After what is urgent.
+    Later,
+}
 
 /// Keys by the time they are due. Closed it takes none: a standby has nothing to do.
 #[derive(Debug, Default)]
@@ -23,10 +38,46 @@ pub struct Queue {
 #[derive(Debug, Default)]
 struct State {
     open: bool,
+    urgent: Line,
+    later: Line,
+    /// Keys in work, with the times at which they were asked for meanwhile.
+    running: HashMap<Key, Vec<(Lane, Instant)>>,
+    /// How often in a row keys have failed.
+    failures: HashMap<Key, u32>,
+}
+
+/// The keys of a lane by the time they are due.
+#[derive(Debug, Default)]
+struct Line {
     due: HashMap<Key, Instant>,
     order: BTreeSet<(Instant, Key)>,
-    /// Keys in work, with the time at which they were asked for meanwhile.
-    running: HashMap<Key, Option<Instant>>,
+}
+
+impl Line {
+    fn add(&mut self, key: Key, due: Instant) {
+        if let Some(before) = self.due.get(&key).copied() {
+            if before <= due {
+                return;
+            }
+            self.order.remove(&(before, Arc::clone(&key)));
+        }
+        self.due.insert(Arc::clone(&key), due);
+        self.order.insert((due, key));
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Instant> {
+        let due = self.due.remove(key)?;
+        self.order.remove(&(due, Arc::clone(key)));
+        Some(due)
+    }
+
+    fn first(&self, now: Instant) -> Option<Key> {
+        self.order.first().filter(|(due, _)| *due <= now).map(|(_, key)| Arc::clone(key))
+    }
+
+    fn depth(&self, now: Instant) -> usize {
+        self.order.range((Bound::Unbounded, Bound::Included((now, Key::from("\u{10ffff}"))))).count()
+    }
 }
 
 impl Queue {
@@ -40,39 +91,44 @@ impl Queue {
         *self.state() = State::default();
     }
 
-    /// Asks for a look as soon as possible.
+    /// Asks for a reconcile as soon as possible.
     pub fn add(&self, key: &str) {
-        let mut state = self.state();
-        if state.open {
-            state.ask(key.into(), Instant::now());
-            drop(state);
-            self.changed.notify_one();
-        }
+        self.ask(key, Lane::Urgent, Duration::ZERO);
     }
 
-    /// Asks for a look within this time.
+    /// Asks for a reconcile after all that is urgent.
+    pub fn add_later(&self, key: &str) {
+        self.ask(key, Lane::Later, Duration::ZERO);
+    }
+
+    /// Asks for a reconcile within this time.
     pub fn add_within(&self, key: &str, wait: Duration) {
+        self.ask(key, Lane::Urgent, wait);
+    }
+
+    fn ask(&self, key: &str, lane: Lane, wait: Duration) {
         let Some(due) = Instant::now().checked_add(wait) else { return };
         let mut state = self.state();
         if state.open {
-            state.ask(key.into(), due);
+            state.ask(key.into(), lane, due);
             drop(state);
             self.changed.notify_one();
         }
     }
 
-    /// The next key that is due, for as long as it takes. [`Self::done`] must follow.
-    pub async fn next(&self) -> Key {
+    /// The next key that is due, of this lane or a more urgent one, for as long as it takes. [`Self::done`] or
+    /// [`Self::failed`] must follow.
+    pub async fn next(&self, last: Lane) -> (Key, Lane) {
         loop {
             let earliest = {
                 let mut state = self.state();
-                if let Some(key) = state.take(Instant::now()) {
-                    if !state.order.is_empty() {
+                if let Some(taken) = state.take(Instant::now(), last) {
+                    if !state.is_empty() {
                         self.changed.notify_one();
                     }
-                    return key;
+                    return taken;
                 }
-                state.order.first().map(|(due, _)| *due)
+                state.earliest(last)
             };
             match earliest {
                 Some(due) => tokio::select! {
@@ -85,21 +141,34 @@ impl Queue {
     }
 
     /// Ends the work on a key; says how soon to look again although nobody asks.
-    pub fn done(&self, key: &Key, again: Option<Duration>) {
+    pub fn done(&self, key: &Key, lane: Lane, again: Option<Duration>) {
         let mut state = self.state();
-        let asked = state.running.remove(key).flatten();
-        let again = again.and_then(|wait| Instant::now().checked_add(wait));
-        if let Some(due) = asked.into_iter().chain(again).min().filter(|_| state.open) {
-            state.ask(Arc::clone(key), due);
-            drop(state);
-            self.changed.notify_one();
-        }
+        state.failures.remove(key);
+        state.end(key, lane, again);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Ends the work on a key that failed; it comes again after a pause that grows with each failure in a row, and is
+    /// never the same for two keys. Returns the pause.
+    pub fn failed(&self, key: &Key, lane: Lane) -> Duration {
+        let mut state = self.state();
+        let failures = state.failures.entry(Arc::clone(key)).or_default();
+        let longest = RETRY_MIN.saturating_mul(1 << (*failures).min(16)).min(RETRY_MAX);
+        *failures = failures.saturating_add(1);
+        // The standard library seeds it from the kernel's random numbers.
+        let share = RandomState::new().hash_one(key) % 1000;
+        let pause = longest / 2 + longest / 2000 * u32::try_from(share).unwrap_or_default();
+        state.end(key, lane, Some(pause));
+        drop(state);
+        self.changed.notify_one();
+        pause
     }
 
     /// How many keys are due and wait for a worker.
     pub fn depth(&self) -> usize {
-        let now = Instant::now();
-        self.state().order.range((Bound::Unbounded, Bound::Included((now, Key::from("\u{10ffff}"))))).count()
+        let (state, now) = (self.state(), Instant::now());
+        state.urgent.depth(now) + state.later.depth(now)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -109,29 +178,46 @@ impl Queue {
 }
 
 impl State {
-    fn ask(&mut self, key: Key, due: Instant) {
-        if let Some(again) = self.running.get_mut(&key) {
-            *again = Some(again.map_or(due, |before| before.min(due)));
-            return;
+    fn line(&mut self, lane: Lane) -> &mut Line {
+        match lane {
+            Lane::Urgent => &mut self.urgent,
+            Lane::Later => &mut self.later,
         }
-        if let Some(before) = self.due.get(&key).copied() {
-            if before <= due {
-                return;
-            }
-            self.order.remove(&(before, Arc::clone(&key)));
-        }
-        self.due.insert(Arc::clone(&key), due);
-        self.order.insert((due, key));
     }
 
-    fn take(&mut self, now: Instant) -> Option<Key> {
-        if self.order.first().is_none_or(|(due, _)| *due > now) {
-            return None;
+    fn is_empty(&self) -> bool {
+        self.urgent.order.is_empty() && self.later.order.is_empty()
+    }
+
+    fn ask(&mut self, key: Key, lane: Lane, due: Instant) {
+        match self.running.get_mut(&key) {
+            Some(asked) => asked.push((lane, due)),
+            None => self.line(lane).add(key, due),
         }
-        let (_, key) = self.order.pop_first()?;
-        self.due.remove(&key);
-        self.running.insert(Arc::clone(&key), None);
-        Some(key)
+    }
+
+    fn take(&mut self, now: Instant, last: Lane) -> Option<(Key, Lane)> {
+        let later = || self.later.first(now).filter(|_| last == Lane::Later);
+        let urgent = self.urgent.first(now).map(|key| (key, Lane::Urgent));
+        let (key, lane) = urgent.or_else(|| later().map(|key| (key, Lane::Later)))?;
+        // Work on a key does what any lane has asked for by now; what is due later stays.
+        let asked = [Lane::Urgent, Lane::Later].map(|lane| (lane, self.line(lane).remove(&key)));
+        let asked = asked.into_iter().filter_map(|(lane, due)| Some((lane, due.filter(|due| *due > now)?)));
+        self.running.insert(Arc::clone(&key), asked.collect());
+        Some((key, lane))
+    }
+
+    fn end(&mut self, key: &Key, lane: Lane, again: Option<Duration>) {
+        let asked = self.running.remove(key).unwrap_or_default();
+        let again = again.and_then(|wait| Instant::now().checked_add(wait)).map(|due| (lane, due));
+        if self.open {
+            asked.into_iter().chain(again).for_each(|(lane, due)| self.ask(Arc::clone(key), lane, due));
+        }
+    }
+
+    fn earliest(&self, last: Lane) -> Option<Instant> {
+        let later = self.later.order.first().filter(|_| last == Lane::Later);
+        self.urgent.order.first().into_iter().chain(later).map(|(due, _)| *due).min()
     }
 }
 
@@ -147,7 +233,7 @@ mod tests {
     }
 
     fn ready(queue: &Queue) -> Option<Key> {
-        queue.next().now_or_never()
+        queue.next(Lane::Later).now_or_never().map(|(key, _)| key)
     }
 
     #[tokio::test]
@@ -165,10 +251,10 @@ mod tests {
     async fn a_key_in_work_is_given_again_only_when_that_work_is_done() {
         let queue = open();
         queue.add("a");
-        let key = queue.next().await;
+        let (key, lane) = queue.next(Lane::Later).await;
         queue.add("a");
         assert_eq!(ready(&queue), None);
-        queue.done(&key, Some(Duration::from_hours(1)));
+        queue.done(&key, lane, Some(Duration::from_hours(1)));
         assert_eq!(
             ready(&queue).as_deref(),
             Some("a"),
@@ -180,17 +266,17 @@ mod tests {
     async fn a_key_that_shall_come_again_comes_after_its_pause_or_with_the_next_event() {
         let queue = open();
         queue.add("a");
-        let key = queue.next().await;
-        queue.done(&key, Some(Duration::from_secs(30)));
+        let (key, lane) = queue.next(Lane::Later).await;
+        queue.done(&key, lane, Some(Duration::from_secs(30)));
         assert_eq!((ready(&queue), queue.depth()), (None, 0));
         let later = |seconds| Instant::now() + Duration::from_secs(seconds);
-        assert_eq!(queue.state().take(later(29)), None);
-        assert_eq!(queue.state().take(later(31)).as_deref(), Some("a"));
-        queue.done(&key, Some(Duration::from_secs(30)));
+        assert_eq!(queue.state().take(later(29), Lane::Later), None);
+        assert_eq!(queue.state().take(later(31), Lane::Later).map(|(key, _)| key).as_deref(), Some("a"));
+        queue.done(&key, lane, Some(Duration::from_secs(30)));
         queue.add("a");
         assert_eq!(ready(&queue).as_deref(), Some("a"));
-        queue.done(&key, None);
-        assert_eq!(queue.state().take(later(3600)), None);
+        queue.done(&key, lane, None);
+        assert_eq!(queue.state().take(later(3600), Lane::Later), None);
     }
 
     #[tokio::test]
@@ -200,8 +286,8 @@ mod tests {
         queue.add_within("a", Duration::from_secs(90));
         assert_eq!((ready(&queue), queue.depth()), (None, 0));
         let later = |seconds| Instant::now() + Duration::from_secs(seconds);
-        assert_eq!(queue.state().take(later(61)).as_deref(), Some("a"));
-        queue.done(&"a".into(), None);
+        assert_eq!(queue.state().take(later(61), Lane::Later).map(|(key, _)| key).as_deref(), Some("a"));
+        queue.done(&"a".into(), Lane::Urgent, None);
         queue.add("a");
         queue.add_within("a", Duration::from_mins(1));
         assert_eq!(ready(&queue).as_deref(), Some("a"));
@@ -211,9 +297,9 @@ mod tests {
     async fn a_pause_ends_by_itself() {
         let queue = open();
         queue.add("a");
-        let key = queue.next().await;
-        queue.done(&key, Some(Duration::from_millis(5)));
-        assert_eq!(queue.next().await, key);
+        let (key, lane) = queue.next(Lane::Later).await;
+        queue.done(&key, lane, Some(Duration::from_millis(5)));
+        assert_eq!(queue.next(Lane::Later).await.0, key);
     }
 
     #[tokio::test]
@@ -234,7 +320,7 @@ mod tests {
         let workers: Vec<_> = (0..3)
             .map(|_| {
                 let queue = Arc::clone(&queue);
-                tokio::spawn(async move { queue.next().await })
+                tokio::spawn(async move { queue.next(Lane::Later).await.0 })
             })
             .collect();
         tokio::task::yield_now().await;
@@ -245,5 +331,50 @@ mod tests {
             futures::future::join_all(workers).await.into_iter().map(Result::unwrap).collect();
         keys.sort();
         assert_eq!(keys.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), ["a", "b", "c"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_urgent_goes_first_and_keeps_workers_of_its_own() {
+        let queue = open();
+        for key in ["a", "b", "c"] {
+            queue.add_later(key);
+        }
+        queue.add("new");
+        queue.add("c");
+        let urgent = queue.next(Lane::Urgent).now_or_never();
+        assert_eq!(urgent.map(|(key, lane)| (key.to_string(), lane)), Some(("new".to_owned(), Lane::Urgent)));
+        assert_eq!([ready(&queue), ready(&queue)].map(|key| key.unwrap().to_string()), ["c", "a"]);
+        assert!(queue.next(Lane::Urgent).now_or_never().is_none());
+        assert_eq!((ready(&queue).as_deref(), ready(&queue)), (Some("b"), None));
+    }
+
+    #[tokio::test]
+    async fn a_key_in_work_is_not_given_again_when_its_other_lane_is_due() {
+        let queue = open();
+        queue.add_within("a", Duration::from_secs(30));
+        queue.add_later("a");
+        let (key, lane) = queue.next(Lane::Later).await;
+        let later = Instant::now() + Duration::from_secs(31);
+        assert_eq!(queue.state().take(later, Lane::Later), None);
+        queue.done(&key, lane, None);
+        assert_eq!(queue.state().take(later, Lane::Later).map(|(_, lane)| lane), Some(Lane::Urgent));
+    }
+
+    #[tokio::test]
+    async fn what_fails_again_and_again_is_tried_ever_more_seldom() {
+        let queue = open();
+        let fail = |key: &Key| {
+            queue.state().take(Instant::now() + Duration::from_hours(1), Lane::Later);
+            queue.failed(key, Lane::Later)
+        };
+        queue.add_later("a");
+        let key: Key = "a".into();
+        let pauses: Vec<Duration> = (0..12).map(|_| fail(&key)).collect();
+        assert!(pauses[0] >= RETRY_MIN / 2 && pauses[0] <= RETRY_MIN, "{pauses:?}");
+        assert!(pauses[11] >= RETRY_MAX / 2 && pauses[11] <= RETRY_MAX, "{pauses:?}");
+        queue.state().take(Instant::now() + Duration::from_hours(1), Lane::Later);
+        queue.done(&key, Lane::Later, None);
+        queue.add_later("a");
+        assert!(fail(&key) <= RETRY_MIN, "a success ends the series");
     }
 }

@@ -9,6 +9,9 @@ use crate::leader::Elector;
 use crate::leader::term::Term;
 use crate::metrics::{Controller, Metrics};
 use crate::pace::Pace;
+use crate::pool::published::Published;
+use crate::queue::Lane;
+use crate::readiness::Readiness;
 use crate::refresh::Refresh;
 use crate::rollout::Grants;
 use crate::states::States;
@@ -30,14 +33,14 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How many nodes' states are written at once: as many as keep an API server busy, so that we are never the limit.
-const NODES_AT_ONCE: usize = 32;
+/// How many nodes' states are written at once; how many of an edit may be under way sets [`States::room`].
+const NODES_AT_ONCE: usize = 28;
+
+/// How many more of them do only what is urgent, so that it never waits for an edit of the whole fleet.
+const URGENT_NODES_AT_ONCE: usize = 4;
 
 /// How many pools are looked at at once.
 const POOLS_AT_ONCE: usize = 4;
-
-/// How soon what failed is tried again.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// How long is waited for what the operator can do without: networks, whose kind may be missing, and agents.
 const BRIEFLY: Duration = Duration::from_secs(10);
@@ -138,12 +141,14 @@ fn follow(
         queues: Queues::default(),
         pools: pools.store,
         nodes: nodes.store,
+        readiness: Readiness::default(),
         states: States::default(),
         agents: Agents::default(),
         namespaces: namespaces.store,
         networks: networks.store,
         network_kind,
         pace: Pace::default(),
+        published: Published::default(),
         grants: Grants::default(),
         catalog: RwLock::default(),
     });
@@ -217,6 +222,8 @@ async fn elect_and_lead(
         context.queues.pools.close();
         context.queues.nodes.close();
         context.grants.forget_all();
+        context.states.forget_own();
+        context.published.forget_all();
         context.metrics.leading.set(0);
         context.metrics.forget_all();
         match ended {
@@ -236,34 +243,39 @@ fn start(context: &Arc<Context>, shutdown: &CancellationToken, workers: &mut Joi
     context.refresh_catalog();
     context.every_pool();
     context.every_node();
-    let pools = std::iter::repeat_n(Controller::Pools, POOLS_AT_ONCE);
-    for controller in pools.chain(std::iter::repeat_n(Controller::Nodes, NODES_AT_ONCE)) {
-        workers.spawn(work(controller, Arc::clone(context), shutdown.clone()));
+    let pools = std::iter::repeat_n((Controller::Pools, Lane::Later), POOLS_AT_ONCE);
+    let nodes = std::iter::repeat_n((Controller::Nodes, Lane::Later), NODES_AT_ONCE);
+    let urgent = std::iter::repeat_n((Controller::Nodes, Lane::Urgent), URGENT_NODES_AT_ONCE);
+    for (controller, last) in pools.chain(nodes).chain(urgent) {
+        workers.spawn(work(controller, last, Arc::clone(context), shutdown.clone()));
     }
 }
 
-/// Looks at one key after the other until the shutdown.
-async fn work(controller: Controller, context: Arc<Context>, shutdown: CancellationToken) {
+/// Reconciles one key after the other, of this lane and more urgent ones, until the shutdown.
+async fn work(controller: Controller, last: Lane, context: Arc<Context>, shutdown: CancellationToken) {
     let queue = match controller {
         Controller::Pools => &context.queues.pools,
         Controller::Nodes => &context.queues.nodes,
     };
-    while let Some(key) = shutdown.run_until_cancelled(queue.next()).await {
+    while let Some((key, lane)) = shutdown.run_until_cancelled(queue.next(last)).await {
         let start = Instant::now();
         let result = match controller {
             Controller::Pools => {
                 pool::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
             }
             Controller::Nodes => {
-                node_state::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
+                let urgent = lane == Lane::Urgent;
+                node_state::reconcile(&key, &context, urgent).await.map_err(|error| refusal::chain(&error))
             }
         };
         context.metrics.reconciled(controller, start.elapsed(), result.is_err());
-        let again = result.unwrap_or_else(|error| {
-            tracing::warn!(error, "reconcile failed, trying again");
-            Some(RETRY)
-        });
-        queue.done(&key, again);
+        match result {
+            Ok(again) => queue.done(&key, lane, again),
+            Err(error) => {
+                let pause = queue.failed(&key, lane);
+                tracing::warn!(error, ?pause, "reconcile failed, trying again");
+            }
+        }
     }
 }
 

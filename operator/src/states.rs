@@ -5,26 +5,32 @@
 
 mod known;
 mod metadata;
+mod own;
 
-pub use known::{KnownPool, KnownState, KnownStatus, Verdict};
+pub use known::{KnownPool, KnownState, KnownStatus, Verdict, version};
+pub use own::Spec;
 
+use crate::clock;
 use crate::node_state::entry::Entry;
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::runtime::watcher::Event;
 use macvtap_crds::v1alpha1::{MacvtapNodeState, NodePool};
+use own::{Gone, Own};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
-use tokio::sync::watch;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
 
 /// A node state as it comes over the wire.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, Resource)]
 #[resource(inherit = "MacvtapNodeState")]
 pub struct RawState {
-    /// Metadata, without the fields that each manager has.
-    #[serde(default, deserialize_with = "metadata::without_fields")]
+    /// Metadata, without managers.
+    #[serde(default, deserialize_with = "metadata::without_managers")]
     pub metadata: ObjectMeta,
     /// What the operator wrote, most likely.
     #[serde(default)]
@@ -34,63 +40,114 @@ pub struct RawState {
     pub status: Value,
 }
 
-/// All node states by name.
-#[derive(Debug)]
+/// How often a writer that waits for its turn looks whether an answer that is due was given up.
+const ROOM_CHECK: Duration = Duration::from_secs(1);
+
+/// All node states by name, as the watch shows them and as the operator has written them since.
+#[derive(Debug, Default)]
 pub struct States {
-    known: RwLock<HashMap<String, Arc<KnownState>>>,
-    shared: RwLock<Interner>,
-    /// The list that is being read.
-    filling: RwLock<HashMap<String, Arc<KnownState>>>,
+    inner: RwLock<Inner>,
     filled: watch::Sender<bool>,
+    /// Notified with every event.
+    changed: Notify,
 }
 
-impl Default for States {
-    fn default() -> Self {
-        let filled = watch::Sender::new(false);
-        Self { known: RwLock::default(), shared: RwLock::default(), filling: RwLock::default(), filled }
-    }
+#[derive(Debug, Default)]
+struct Inner {
+    known: HashMap<String, Arc<KnownState>>,
+    own: Own,
+    shared: Interner,
+    /// The list that is being read, and when it began.
+    filling: HashMap<String, Arc<KnownState>>,
+    begun: Option<Timestamp>,
+}
+
+/// What an event comes to.
+#[derive(Debug)]
+pub struct Taken {
+    /// The event, with the state as it is kept.
+    pub event: Event<Arc<KnownState>>,
+    /// How late the watch showed a write of the operator's, if that is what it showed.
+    pub lag: Option<Duration>,
 }
 
 impl States {
-    /// Takes in an event; gives the state it is about, as it is kept.
-    pub fn take(&self, event: Event<RawState>) -> Event<Arc<KnownState>> {
-        match event {
-            Event::Init => {
-                write(&self.filling).clear();
-                Event::Init
+    /// Takes in an event.
+    pub fn take(&self, event: Event<RawState>, now: Timestamp) -> Taken {
+        let taken = self.write().take(event, now);
+        if matches!(taken.event, Event::InitDone) {
+            self.filled.send_replace(true);
+        }
+        self.changed.notify_waiters();
+        taken
+    }
+
+    /// The state of this name, with the spec that the operator wrote last.
+    pub fn get(&self, name: &str) -> Option<Arc<KnownState>> {
+        self.read().known.get(name).cloned()
+    }
+
+    /// All states, likewise.
+    pub fn all(&self) -> Vec<Arc<KnownState>> {
+        self.read().known.values().cloned().collect()
+    }
+
+    /// Notes that a spec is being sent to the API server. [`Self::stored`] or [`Self::refused`] follows, unless nobody
+    /// knows what became of it.
+    pub fn send(&self, name: &str, spec: Spec) {
+        self.write().own.send(name, spec);
+    }
+
+    /// Notes that the API server refused a spec, or that it was not sent.
+    pub fn refused(&self, name: &str) {
+        self.write().own.refused(name);
+        self.changed.notify_waiters();
+    }
+
+    /// Notes that the API server has stored a spec as this version; gives the state as it is known from now on.
+    pub fn stored(&self, name: &str, spec: &Spec, version: u64, now: Timestamp) -> Arc<KnownState> {
+        let mut inner = self.write();
+        let before = inner.known.get(name).cloned();
+        inner.own.stored(name, version, now);
+        let mut state = before.as_deref().cloned().unwrap_or_default();
+        name.clone_into(&mut state.name);
+        // The watch may have been faster than the answer, or the version is none that could be compared.
+        if version <= state.version {
+            inner.own.seen(&mut state, now);
+        } else {
+            state.write(spec);
+        }
+        state.wait_since(before.as_deref(), None);
+        let state = Arc::new(state);
+        inner.known.insert(name.to_owned(), Arc::clone(&state));
+        state
+    }
+
+    /// The nodes to which a spec that has the pool with this UID may be on its way.
+    pub fn may_hold(&self, uid: &str) -> Vec<String> {
+        self.read().own.may_hold(uid).map(str::to_owned).collect()
+    }
+
+    /// How far the watch is behind the API server, as far as own writes tell.
+    pub fn lag(&self, now: Timestamp) -> Duration {
+        self.read().own.lag(now)
+    }
+
+    /// Waits until one more spec may be written although earlier ones are not answered.
+    pub async fn room(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.read().own.has_room(clock::now()) {
+                return;
             }
-            Event::InitApply(raw) => {
-                let state = self.read(&raw);
-                write(&self.filling).insert(state.name.clone(), Arc::clone(&state));
-                Event::InitApply(state)
-            }
-            Event::InitDone => {
-                *write(&self.known) = std::mem::take(&mut *write(&self.filling));
-                write(&self.shared).sweep();
-                self.filled.send_replace(true);
-                Event::InitDone
-            }
-            Event::Apply(raw) => {
-                let state = self.read(&raw);
-                write(&self.known).insert(state.name.clone(), Arc::clone(&state));
-                Event::Apply(state)
-            }
-            Event::Delete(raw) => {
-                let state = self.read(&raw);
-                write(&self.known).remove(&state.name);
-                Event::Delete(state)
-            }
+            // An answer that is due no longer counts, which nothing announces.
+            let _ = tokio::time::timeout(ROOM_CHECK, changed).await;
         }
     }
 
-    /// The state of this name.
-    pub fn get(&self, name: &str) -> Option<Arc<KnownState>> {
-        read(&self.known).get(name).cloned()
-    }
-
-    /// All states.
-    pub fn all(&self) -> Vec<Arc<KnownState>> {
-        read(&self.known).values().cloned().collect()
+    /// Forgets own writes: another operator writes now.
+    pub fn forget_own(&self) {
+        self.write().own.clear();
     }
 
     /// Waits for the first complete list.
@@ -99,8 +156,65 @@ impl States {
         let _ = self.filled.subscribe().wait_for(|filled| *filled).await;
     }
 
-    fn read(&self, raw: &RawState) -> Arc<KnownState> {
-        Arc::new(KnownState::read(raw, &mut write(&self.shared)))
+    // Every change is whole before the lock is let go, also when a holder panics.
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn take(&mut self, event: Event<RawState>, now: Timestamp) -> Taken {
+        let (event, lag) = match event {
+            Event::Init => {
+                self.filling.clear();
+                self.begun = Some(now);
+                (Event::Init, None)
+            }
+            Event::InitApply(raw) => {
+                let (state, lag) = self.observe(&raw, now);
+                self.filling.insert(state.name.clone(), Arc::clone(&state));
+                (Event::InitApply(state), lag)
+            }
+            Event::InitDone => {
+                let before = std::mem::replace(&mut self.known, std::mem::take(&mut self.filling));
+                let begun = self.begun.take().unwrap_or(now);
+                for (name, state) in before {
+                    if !self.known.contains_key(&name)
+                        && self.own.survives(&name, Gone::NotListedSince(begun))
+                    {
+                        self.known.insert(name, state);
+                    }
+                }
+                self.shared.sweep();
+                (Event::InitDone, None)
+            }
+            Event::Apply(raw) => {
+                let (state, lag) = self.observe(&raw, now);
+                self.known.insert(state.name.clone(), Arc::clone(&state));
+                (Event::Apply(state), lag)
+            }
+            Event::Delete(raw) => {
+                let state = Arc::new(KnownState::read(&raw, &mut self.shared));
+                if !self.own.survives(&state.name, Gone::Deleted(state.version)) {
+                    self.known.remove(&state.name);
+                }
+                (Event::Delete(state), None)
+            }
+        };
+        Taken { event, lag }
+    }
+
+    /// Reads a state as the watch shows it, with what the operator has written since.
+    fn observe(&mut self, raw: &RawState, now: Timestamp) -> (Arc<KnownState>, Option<Duration>) {
+        let mut state = KnownState::read(raw, &mut self.shared);
+        let lag = self.own.seen(&mut state, now);
+        let shown = !self.own.is_ahead(&state.name);
+        state.wait_since(self.known.get(&state.name).map(Arc::as_ref), shown.then_some(now));
+        (Arc::new(state), lag)
     }
 }
 
@@ -155,21 +269,14 @@ impl Interner {
     }
 }
 
-// Every change is whole before its lock is let go, also when a holder panics.
-fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::node_state::render::entry_of;
     use crate::testing::{pool, raw, spec};
     use kube::ResourceExt;
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
     fn named(name: &str) -> RawState {
         let entry = entry_of(&pool("dp", serde_json::json!({})));
@@ -187,15 +294,15 @@ mod tests {
         for event in
             [Event::Init, Event::InitApply(named("a")), Event::InitApply(named("b")), Event::InitDone]
         {
-            states.take(event);
+            states.take(event, NOW);
         }
-        states.take(Event::Apply(named("c")));
-        states.take(Event::Delete(named("a")));
+        states.take(Event::Apply(named("c")), NOW);
+        states.take(Event::Delete(named("a")), NOW);
         assert_eq!(names(&states), ["b", "c"]);
-        states.take(Event::Init);
-        states.take(Event::InitApply(named("d")));
+        states.take(Event::Init, NOW);
+        states.take(Event::InitApply(named("d")), NOW);
         assert_eq!(names(&states), ["b", "c"]);
-        states.take(Event::InitDone);
+        states.take(Event::InitDone, NOW);
         assert_eq!(names(&states), ["d"]);
     }
 
@@ -219,5 +326,59 @@ mod tests {
         drop(kept);
         shared.text("new");
         assert_eq!(shared.texts.len(), 1);
+    }
+
+    fn versioned(version: u64, observed: Option<&str>) -> RawState {
+        let mut raw = named("n1");
+        raw.metadata.resource_version = Some(version.to_string());
+        raw.spec["configHash"] = "old".into();
+        raw.status = observed.map_or(Value::Null, |hash| serde_json::json!({"observedHash": hash}));
+        raw
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn silence_begins_when_the_watch_shows_the_spec_and_a_further_write_does_not_put_it_off() {
+        let states = States::default();
+        let spec = |hash: &str| Spec { owner: None, config_hash: hash.to_owned(), pools: Vec::new() };
+        let write = |hash: &str, version, second| {
+            states.send("n1", spec(hash));
+            states.stored("n1", &spec(hash), version, at(second));
+        };
+        let show = |hash: &str, version, observed: Option<&str>, second| {
+            let mut raw = versioned(version, observed);
+            raw.spec["configHash"] = hash.into();
+            states.take(Event::Apply(raw), at(second));
+        };
+        let since = || states.get("n1").unwrap().unanswered_since;
+        show("old", 5, Some("old"), 0);
+        write("new", 6, 10);
+        assert_eq!(states.get("n1").unwrap().config_hash, "new");
+        assert_eq!(since(), None, "the agent may not have been told yet");
+        show("old", 5, Some("old"), 40);
+        assert_eq!((since(), states.get("n1").unwrap().config_hash.as_str()), (None, "new"));
+        show("new", 6, Some("old"), 60);
+        assert_eq!(since(), Some(at(60)));
+        write("newer", 7, 70);
+        show("newer", 7, Some("old"), 80);
+        assert_eq!(since(), Some(at(60)), "it has not said anything since");
+        show("newer", 8, Some("new"), 90);
+        assert_eq!(since(), Some(at(90)), "it is busy with an earlier spec");
+        show("newer", 9, Some("newer"), 95);
+        assert_eq!(since(), None);
+    }
+
+    #[test]
+    fn a_spec_on_its_way_may_bring_a_pool_that_no_state_has() {
+        let states = States::default();
+        let entry = Arc::new(entry_of(&pool("dp", serde_json::json!({}))));
+        let spec = Spec { owner: None, config_hash: "h".to_owned(), pools: vec![entry] };
+        states.send("n1", spec.clone());
+        assert_eq!(states.may_hold("uid-dp"), ["n1"]);
+        states.stored("n1", &spec, 3, NOW);
+        assert!(states.may_hold("uid-dp").is_empty() && states.get("n1").unwrap().entry("uid-dp").is_some());
     }
 }

@@ -67,7 +67,10 @@ pub(crate) fn raw(state: &MacvtapNodeState) -> RawState {
     serde_json::from_value(serde_json::to_value(state).unwrap()).unwrap()
 }
 
-/// A node state as the operator keeps it.
+/// A node state as the operator keeps it, when it saw the spec as soon as it was written.
 pub(crate) fn known(state: &MacvtapNodeState) -> KnownState {
-    KnownState::read(&raw(state), &mut Interner::default())
+    let mut known = KnownState::read(&raw(state), &mut Interner::default());
+    let written = state.metadata.managed_fields.iter().flatten().find_map(|entry| entry.time.as_ref());
+    known.unanswered_since = written.filter(|_| !known.applied()).map(|time| time.0);
+    known
 }

@@ -4,6 +4,7 @@
 //! A standby follows everything too, so that it can lead at once; its queues are closed.
 
 use crate::agents;
+use crate::clock;
 use crate::context::{Context, Guarded, NetworkKind};
 use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
@@ -166,6 +167,7 @@ pub async fn follow_nodes(mut events: Events<Node>, context: Arc<Context>) {
         let Some(event) = logged("nodes", event, &context.metrics) else {
             continue;
         };
+        context.readiness.take(&event, clock::now());
         let changed = seen.changed(&event, |node| {
             let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
             let ready: Vec<&str> = conditions.map(|condition| condition.status.as_str()).collect();
@@ -199,7 +201,12 @@ pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) 
             Event::Apply(state) => context.states.get(&state.name_any()),
             Event::Init | Event::InitApply(_) | Event::InitDone | Event::Delete(_) => None,
         };
-        match context.states.take(event) {
+        let now = clock::now();
+        let taken = context.states.take(event, now);
+        if let Some(lag) = taken.lag {
+            context.metrics.watch_lag.observe(lag.as_secs_f64());
+        }
+        match taken.event {
             Event::InitDone => {
                 for state in context.states.all() {
                     unreadable.tell("node state", &state.name, state.unreadable.as_deref(), &context.metrics);
@@ -212,7 +219,7 @@ pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) 
                 context.queues.nodes.add(&state.name);
                 match before {
                     Some(before) => {
-                        context.pools_of(&Change::new(&before, &state, jiff::Timestamp::now()));
+                        context.pools_of(&Change::new(&before, &state, now));
                     }
                     None => context.every_pool(),
                 }
@@ -235,7 +242,7 @@ pub async fn follow_agents(mut events: Events<Pod>, context: Arc<Context>) {
             continue;
         };
         let complete = matches!(event, Event::InitDone);
-        if context.agents.take(&event, jiff::Timestamp::now()).is_some() || complete {
+        if context.agents.take(&event, clock::now()).is_some() || complete {
             context.every_pool();
         }
     }

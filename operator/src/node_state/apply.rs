@@ -1,9 +1,8 @@
 //! Writes the specs of node states.
 
-use super::NodeStateError;
 use super::entry::{Entry, config_hash};
 use crate::overwrite;
-use crate::states::KnownState;
+use crate::states::{KnownState, Spec};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
 use kube::{Client, Resource, ResourceExt};
@@ -22,16 +21,14 @@ pub fn unchanged(node: &Node, entries: &[Arc<Entry>], current: Option<&KnownStat
     })
 }
 
-/// Writes the spec of a node's state; its status is the agent's and is never sent. Returns the name of the spec.
-pub async fn apply(
-    client: &Client,
-    node: &Node,
-    entries: &[Arc<Entry>],
-    current: Option<&KnownState>,
-) -> Result<String, NodeStateError> {
-    let name = node.name_any();
-    let hash = config_hash(entries);
-    let pools: Vec<&NodePool> = entries.iter().map(|entry| entry.deref().deref()).collect();
+/// The spec of a node's state with these entries.
+pub fn spec(node: &Node, entries: Vec<Arc<Entry>>) -> Spec {
+    Spec { owner: node.uid(), config_hash: config_hash(&entries), pools: entries }
+}
+
+/// Writes the spec of a node's state; its status is the agent's and is never sent. Returns the version it became.
+pub async fn apply(client: &Client, name: &str, spec: &Spec, exists: bool) -> Result<u64, kube::Error> {
+    let pools: Vec<&NodePool> = spec.pools.iter().map(|entry| entry.deref().deref()).collect();
     let body = json!({
         "apiVersion": MacvtapNodeState::api_version(&()),
         "kind": MacvtapNodeState::kind(&()),
@@ -41,15 +38,12 @@ pub async fn apply(
                 "apiVersion": Node::api_version(&()),
                 "kind": Node::kind(&()),
                 "name": name,
-                "uid": node.uid().unwrap_or_default(),
+                "uid": spec.owner.as_deref().unwrap_or_default(),
                 // No blockOwnerDeletion: a node must never wait for us to disappear.
             }],
         },
-        "spec": {"configHash": hash, "pools": pools},
+        "spec": {"configHash": spec.config_hash, "pools": pools},
     });
     let states: Api<MacvtapNodeState> = Api::all(client.clone());
-    overwrite::put(&states, &name, &body, current.is_some())
-        .await
-        .map_err(|source| NodeStateError::Apply { node: name, source: Box::new(source) })?;
-    Ok(hash)
+    overwrite::put(&states, name, &body, exists).await
 }

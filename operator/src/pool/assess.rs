@@ -31,6 +31,8 @@ pub struct NodeView<'v> {
     pub not_ready_since: Option<Timestamp>,
     /// Since when no agent of it is ready, if none is.
     pub agent_down_since: Option<Timestamp>,
+    /// Until when the watch has surely shown every change of node states.
+    pub seen_until: Timestamp,
     /// Whether the Node is being deleted.
     pub is_terminating: bool,
     /// Its state, if it has one.
@@ -197,15 +199,17 @@ fn unoffered(status: &KnownPool, reason: &str) -> Option<Standing> {
     }
 }
 
-/// Since when the node's agent has been unreachable, or else when it will be if it stays silent.
+/// Since when the node's agent has been unreachable, or else when it will be if it stays silent. An answer that is missing
+/// is held against the agent only as far as the operator would have seen it.
 pub fn silent(node: &NodeView<'_>, now: Timestamp) -> Result<Timestamp, Option<Timestamp>> {
-    let unheard_since = node.state.filter(|state| !state.applied()).and_then(|state| state.written);
-    let since = node.not_ready_since.into_iter().chain(node.agent_down_since).chain(unheard_since).min();
-    let deadline = since.and_then(|since| since.checked_add(SILENCE).ok());
-    match since.zip(deadline) {
-        Some((since, deadline)) if deadline <= now => Ok(since),
-        _ => Err(deadline),
-    }
+    let unanswered = node.state.filter(|state| !state.applied()).and_then(|state| state.unanswered_since);
+    let down = node.not_ready_since.into_iter().chain(node.agent_down_since).min();
+    let judged = [(down, now), (unanswered, now.min(node.seen_until))];
+    let deadline = |since: Timestamp| since.checked_add(SILENCE).ok();
+    let past = judged
+        .iter()
+        .filter_map(|(since, until)| since.filter(|since| deadline(*since).is_some_and(|at| at <= *until)));
+    past.min().ok_or_else(|| judged.iter().filter_map(|(since, _)| *since).min().and_then(deadline))
 }
 
 /// What the operator has told a node about a pool.

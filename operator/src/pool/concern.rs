@@ -41,7 +41,7 @@ impl<'c> Change<'c> {
 
 /// What every pool looks at.
 fn of_all(state: &KnownState, now: Timestamp) -> impl PartialEq {
-    let deadline = state.written.and_then(|written| written.checked_add(SILENCE).ok());
+    let deadline = state.unanswered_since.and_then(|since| since.checked_add(SILENCE).ok());
     let is_unheard = !state.applied() && deadline.is_some_and(|deadline| deadline <= now);
     let entries: Vec<_> =
         state.pools.iter().map(|entry| (entry.uid.clone(), entry.name.clone(), entry.phase)).collect();
@@ -124,7 +124,7 @@ mod tests {
         let hash = observed.map(|current| if current { config_hash.clone() } else { "other".to_owned() });
         KnownState {
             name: "n1".to_owned(),
-            written: Some(at(NOW - seconds_ago).0),
+            unanswered_since: (observed != Some(true)).then(|| at(NOW - seconds_ago).0),
             status: Some(KnownStatus { observed_hash: hash, pools: of_status.collect() }),
             unreadable: unreadable.then(|| "odd".to_owned()),
             status_unreadable: unreadable,
@@ -141,6 +141,7 @@ mod tests {
             labels: &labels,
             not_ready_since: None,
             agent_down_since: None,
+            seen_until: at(NOW).0,
             is_terminating: false,
             state: Some(state),
         };

@@ -77,7 +77,7 @@ pub async fn publish(
     });
     let pools: Api<MacvtapResourcePool> = Api::all(context.client.clone());
     match overwrite::apply(&pools, &name, Part::Status, &body).await {
-        Ok(()) => {}
+        Ok(version) => context.published.note(pool, version, status.clone()),
         // It has just gone, and so has what is to be said of it.
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
         Err(error) => return Err(error),

@@ -50,7 +50,7 @@ pub async fn say(
         "status": {"observedGeneration": pool.metadata.generation, "conditions": after},
     });
     match overwrite::apply(&pools, &name, Part::Status, &body).await {
-        Ok(()) => {}
+        Ok(_) => {}
         // Its schema may refuse the object as it is, whoever changes it; the event must do.
         Err(kube::Error::Api(status)) if status.code == 422 => {}
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),

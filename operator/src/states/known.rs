@@ -1,11 +1,12 @@
 //! Pure: a node state as it was sent to what the operator needs of it.
 
+use super::own::Spec;
 use super::{Interner, RawState};
 use crate::node_state::entry::Entry;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
+use kube::api::ObjectMeta;
 use kube::{Resource, ResourceExt};
-use macvtap_crds::OPERATOR_FIELD_MANAGER;
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
 use macvtap_crds::v1alpha1::reason::NodePoolReason;
 use serde::Deserialize;
@@ -20,8 +21,11 @@ pub struct KnownState {
     pub name: String,
     /// UID of the Node that owns it, if it is owned as we would have it.
     pub owner: Option<String>,
-    /// When the operator wrote the spec: what its agent has had to answer since.
-    pub written: Option<Timestamp>,
+    /// `metadata.resourceVersion`; 0 if it is no number.
+    pub version: u64,
+    /// Since when the operator has seen a spec that the agent has neither applied nor said anything about, by the
+    /// operator's own clock.
+    pub unanswered_since: Option<Timestamp>,
     /// `spec.configHash`.
     pub config_hash: String,
     /// `spec.pools`, those that can be read.
@@ -143,7 +147,8 @@ impl KnownState {
         Self {
             name: raw.name_any(),
             owner: owner(raw),
-            written: written(raw),
+            version: version(&raw.metadata),
+            unanswered_since: None,
             config_hash: text(&raw.spec, "configHash").unwrap_or_default(),
             pools,
             status,
@@ -151,6 +156,25 @@ impl KnownState {
             spec_unreadable,
             status_unreadable,
         }
+    }
+
+    /// Puts a spec of the operator's in the place of the one that is known.
+    pub(super) fn write(&mut self, spec: &Spec) {
+        self.owner.clone_from(&spec.owner);
+        self.config_hash.clone_from(&spec.config_hash);
+        self.pools.clone_from(&spec.pools);
+        if std::mem::take(&mut self.spec_unreadable) && !self.status_unreadable {
+            self.unreadable = None;
+        }
+    }
+
+    /// Sets since when the agent owes an answer, given what was known before. What was written meanwhile does not put
+    /// that off; a status that changed does.
+    /// `now` is absent while the watch does not show the spec yet.
+    pub(super) fn wait_since(&mut self, before: Option<&Self>, now: Option<Timestamp>) {
+        let earlier = before.filter(|before| before.status == self.status);
+        let earlier = earlier.and_then(|before| before.unanswered_since);
+        self.unanswered_since = if self.applied() { None } else { earlier.or(now) };
     }
 
     /// Whether the agent has applied the spec as it is.
@@ -240,12 +264,9 @@ fn owner(raw: &RawState) -> Option<String> {
     owned.map(|owner| owner.uid.clone())
 }
 
-fn written(raw: &RawState) -> Option<Timestamp> {
-    let ours = raw.metadata.managed_fields.iter().flatten().filter(|entry| {
-        entry.manager.as_deref() == Some(OPERATOR_FIELD_MANAGER) && entry.subresource.is_none()
-    });
-    let times = ours.filter_map(|entry| entry.time.as_ref()).map(|time| time.0);
-    times.max().or_else(|| raw.metadata.creation_timestamp.as_ref().map(|time| time.0))
+/// The version of an object; 0 if it is no number.
+pub fn version(meta: &ObjectMeta) -> u64 {
+    meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,40 +1,22 @@
 //! Metadata without its longest part: which fields each manager has is a third of a node state, and as a tree of values it
 //! takes more memory and time than all the rest.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
-    managed_fields: Option<Vec<Writer>>,
+    #[serde(rename = "managedFields")]
+    _managed_fields: Option<IgnoredAny>,
     #[serde(flatten)]
     rest: ObjectMeta,
 }
 
-/// Who wrote last, and when.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Writer {
-    api_version: Option<String>,
-    manager: Option<String>,
-    operation: Option<String>,
-    subresource: Option<String>,
-    time: Option<Time>,
-}
-
-/// Reads metadata, and of its managers everything but `fieldsV1`.
-pub(super) fn without_fields<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    let Metadata { managed_fields, rest } = Metadata::deserialize(deserializer)?;
-    let managers =
-        managed_fields.map(|managers| managers.into_iter().map(ManagedFieldsEntry::from).collect());
-    Ok(ObjectMeta { managed_fields: managers, ..rest })
-}
-
-impl From<Writer> for ManagedFieldsEntry {
-    fn from(Writer { api_version, manager, operation, subresource, time }: Writer) -> Self {
-        Self { api_version, manager, operation, subresource, time, ..Self::default() }
-    }
+/// Reads metadata without its managers.
+pub(super) fn without_managers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    Metadata::deserialize(deserializer).map(|metadata| metadata.rest)
 }
 
 #[cfg(test)]
@@ -43,7 +25,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn everything_is_read_but_the_fields_of_each_manager() {
+    fn everything_is_read_but_the_managers() {
         let full = json!({
             "name": "n1", "uid": "u", "resourceVersion": "7", "generation": 3, "labels": {"a": "b"},
             "creationTimestamp": "2026-01-01T00:00:00Z", "deletionTimestamp": "2026-01-02T00:00:00Z",
@@ -54,10 +36,8 @@ mod tests {
             }],
         });
         let mut wanted: ObjectMeta = serde_json::from_value(full.clone()).unwrap();
-        for manager in wanted.managed_fields.iter_mut().flatten() {
-            (manager.fields_type, manager.fields_v1) = (None, None);
-        }
-        assert_eq!(without_fields(&full).unwrap(), wanted);
-        assert_eq!(without_fields(&json!({})).unwrap(), ObjectMeta::default());
+        wanted.managed_fields = None;
+        assert_eq!(without_managers(&full).unwrap(), wanted);
+        assert_eq!(without_managers(&json!({})).unwrap(), ObjectMeta::default());
     }
 }

@@ -181,6 +181,7 @@ impl Cluster {
                     labels: node.labels(),
                     not_ready_since: None,
                     agent_down_since: away.then(|| at(AWAY_SINCE).0),
+                    seen_until: at(self.second).0,
                     is_terminating: node.metadata.deletion_timestamp.is_some(),
                     state: state.as_ref(),
                 }

@@ -32,6 +32,7 @@ impl TestNode {
             labels: &self.labels,
             not_ready_since: self.not_ready_since,
             agent_down_since: self.agent_down_since,
+            seen_until: Timestamp::MAX,
             is_terminating: self.is_terminating,
             state,
         }
