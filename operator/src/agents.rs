@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Agents by node. Empty when agents are not pods of ours: then their silence shows in node states only.
@@ -24,6 +24,8 @@ struct State {
     filled: Option<Timestamp>,
     /// Whether there ever was an agent's pod.
     seen: bool,
+    /// Nodes on which an agent has been started: a virtual node never starts one.
+    started: HashSet<String>,
 }
 
 /// By node and name: since when the pod is not ready, if it is not.
@@ -33,6 +35,11 @@ impl Agents {
     /// Takes in an event; gives the node it is about, if it may change what is known of it.
     pub fn take(&self, event: &Event<Pod>, now: Timestamp) -> Option<String> {
         let mut state = self.lock();
+        if let Event::InitApply(pod) | Event::Apply(pod) = event
+            && let Some(node) = started_on(pod)
+        {
+            state.started.insert(node);
+        }
         match event {
             Event::Init => {
                 state.filling.clear();
@@ -52,6 +59,8 @@ impl Agents {
                 for node in old.into_keys().filter(|node| !pods.contains_key(node)) {
                     gone.insert(node, now);
                 }
+                let State { pods, started, .. } = &mut *state;
+                started.retain(|node| pods.contains_key(node));
                 state.filled.get_or_insert(now);
                 state.seen |= !state.pods.is_empty();
                 None
@@ -77,9 +86,10 @@ impl Agents {
         }
     }
 
-    /// Whether the node runs an agent, ready or not.
+    /// Whether the node has started an agent, ready or not.
     pub fn runs_on(&self, node: &str) -> bool {
-        self.lock().pods.contains_key(node)
+        let state = self.lock();
+        state.started.contains(node) && state.pods.contains_key(node)
     }
 
     /// Since when no agent of the node is ready, if none is.
@@ -118,8 +128,15 @@ pub fn prune(pod: &mut Pod) {
         *spec = k8s_openapi::api::core::v1::PodSpec { node_name, ..Default::default() };
     }
     if let Some(status) = &mut pod.status {
-        *status = PodStatus { conditions: status.conditions.take(), ..Default::default() };
+        let (phase, conditions) = (status.phase.take(), status.conditions.take());
+        *status = PodStatus { phase, conditions, ..Default::default() };
     }
+}
+
+/// The node on which the pod's containers have been started.
+fn started_on(pod: &Pod) -> Option<String> {
+    let phase = pod.status.as_ref()?.phase.as_deref()?;
+    pod.spec.as_ref()?.node_name.clone().filter(|_| phase == "Running")
 }
 
 /// Node and name of a pod that has a node, and since when it is not ready.
@@ -204,6 +221,23 @@ mod tests {
     fn of_two_agents_during_a_hand_over_one_is_enough() {
         let agents = filled(vec![pod("old", "n1", false, 50), pod("new", "n1", true, 60)], 100);
         assert_eq!(agents.down_since("n1"), None);
+    }
+
+    #[test]
+    fn a_pod_that_no_kubelet_starts_is_no_running_agent() {
+        let phase = |phase: &str| {
+            let mut pod = pod("a", "fargate", false, 1);
+            pod.status.as_mut().unwrap().phase = Some(phase.to_owned());
+            pod
+        };
+        let agents = filled(vec![phase("Pending")], 100);
+        assert!(!agents.runs_on("fargate"));
+        let mut running = phase("Running");
+        prune(&mut running);
+        agents.take(&Event::Apply(running), at(101));
+        assert!(agents.runs_on("fargate"));
+        agents.take(&Event::Delete(phase("Running")), at(102));
+        assert!(!agents.runs_on("fargate"));
     }
 
     #[test]

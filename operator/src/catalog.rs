@@ -33,6 +33,8 @@ pub struct ActivePool {
     pub entry: Arc<Entry>,
     /// Whether a few nodes change at a time.
     pub staged: bool,
+    /// Its place among all pools by age and name, which decides between pools of one priority.
+    pub age: usize,
 }
 
 /// The nodes a pool selects. Reading a selector costs more than asking it.
@@ -82,13 +84,15 @@ impl Catalog {
             .filter(|pool| pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER))
             .filter(|pool| matches!(verdicts.get(&pool.name_any()), Some(Ok(()))))
             .collect();
-        active.sort_by(|a, b| precedence(a, b));
+        active.sort_by_key(|pool| (pool.creation_timestamp(), pool.name_any()));
+        let mut active: Vec<_> = active.into_iter().enumerate().collect();
+        active.sort_by(|(_, a), (_, b)| precedence(a, b));
         let active = active
             .into_iter()
-            .filter_map(|pool| {
+            .filter_map(|(age, pool)| {
                 let nodes = Nodes::new(pool.spec.node_selector.as_ref())?;
                 let staged = pool.spec.rollout.rollout_type == RolloutType::Staged;
-                Some(ActivePool { nodes, entry: Arc::new(entry_of(pool)), staged })
+                Some(ActivePool { nodes, entry: Arc::new(entry_of(pool)), staged, age })
             })
             .collect();
         let meaningless = |pool: &&MacvtapResourcePool| {

@@ -125,6 +125,7 @@ impl Context {
             labels: node.labels(),
             not_ready_since: self.readiness.lost_since(name),
             agent_down_since: self.agents.down_since(name),
+            runs_agent: self.agents.runs_on(name),
             seen_until,
             is_terminating: node.metadata.deletion_timestamp.is_some(),
             state,

@@ -110,7 +110,7 @@ async fn serve(pool: &MacvtapResourcePool, context: &Context) -> Result<Option<D
         if !rollout.next.is_empty() {
             tracing::info!(pool = %pool.name_any(), nodes = rollout.next.len(), waiting = rollout.waiting, "next batch of the rollout");
         }
-        context.grants.set(&active.entry, rollout.turns);
+        context.grants.set(&active.entry, rollout.progress);
         rollout.next.iter().for_each(|node| context.queues.nodes.add(node));
     }
     Ok(retry.into_iter().chain(recheck).min())

@@ -6,6 +6,7 @@ use crate::states::KnownState;
 use kube::ResourceExt;
 use macvtap_crds::v1alpha1::nodestate::{POOLS_MAX, PoolPhase};
 use macvtap_crds::v1alpha1::{MacvtapResourcePool, NodePool};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -31,12 +32,12 @@ pub struct Target<'t> {
 /// pool was deleted, changed, or lost its acceptance.
 pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool) -> bool) -> Vec<Arc<Entry>> {
     let before = node.current.map_or(&[][..], |state| &state.pools);
-    let wanted: Vec<Arc<Entry>> = catalog
-        .active
-        .iter()
-        .filter(|pool| pool.nodes.selects(node.labels))
-        .filter_map(|pool| told(pool, before, &granted))
-        .collect();
+    let selected = catalog.active.iter().filter(|pool| pool.nodes.selects(node.labels));
+    let mut wanted: Vec<(usize, Arc<Entry>)> =
+        selected.filter_map(|pool| Some((pool.age, told(pool, before, &granted)?))).collect();
+    // The order is what a priority comes to, so one that is not the node's turn yet must not change it either.
+    wanted.sort_by_key(|(age, entry)| (Reverse(entry.settings.priority), *age));
+    let wanted: Vec<Arc<Entry>> = wanted.into_iter().map(|(_, entry)| entry).collect();
     let frozen: Vec<&Arc<Entry>> = before.iter().filter(|old| catalog.frozen(&old.uid)).collect();
     let mut draining: Vec<Arc<Entry>> = before
         .iter()

@@ -3,7 +3,7 @@
 use crate::catalog::{ActivePool, Catalog, Nodes};
 use crate::node_state::entry::Entry;
 use crate::node_state::render::{Target, turn_matters};
-use crate::rollout::Grants;
+use crate::rollout::{Grants, Health, Member};
 use crate::states::{KnownPool, KnownState};
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -31,6 +31,8 @@ pub struct NodeView<'v> {
     pub not_ready_since: Option<Timestamp>,
     /// Since when no agent of it is ready, if none is.
     pub agent_down_since: Option<Timestamp>,
+    /// Whether an agent of it has been started, also if it never reported.
+    pub runs_agent: bool,
     /// Until when the watch has surely shown every change of node states.
     pub seen_until: Timestamp,
     /// Whether the Node is being deleted.
@@ -44,7 +46,6 @@ pub struct NodeView<'v> {
 pub struct Subject<'s> {
     name: &'s str,
     uid: String,
-    everywhere: bool,
     nodes: Option<Nodes>,
     catalog: &'s Catalog,
     grants: &'s Grants,
@@ -58,7 +59,6 @@ impl<'s> Subject<'s> {
         let uid = pool.uid().unwrap_or_default();
         Self {
             name: pool.metadata.name.as_deref().unwrap_or_default(),
-            everywhere: pool.spec.node_selector.is_none(),
             nodes: Nodes::new(pool.spec.node_selector.as_ref()),
             catalog,
             grants,
@@ -119,12 +119,36 @@ pub struct Assessment<'v> {
     pub deadline: Option<Timestamp>,
 }
 
+impl<'v> Assessment<'v> {
+    /// The node as a member of a rollout.
+    pub fn member(&self) -> Member<'v> {
+        let is_degraded =
+            |status: &KnownPool| status.degraded.as_ref().is_some_and(|degraded| degraded.holds);
+        let health = match self.status {
+            _ if self.standing == Standing::Unreachable => Health::Unreachable,
+            _ if self.standing == Standing::Ready => Health::Well,
+            // Also one whose links no longer match: it had devices before.
+            Some(status) if status.ready.as_ref().is_some_and(|ready| !ready.holds) => Health::NotReady,
+            Some(status) if is_degraded(status) => Health::Degraded,
+            Some(_) | None if self.standing == Standing::NotReady => Health::NotReady,
+            Some(_) | None => Health::Well,
+        };
+        Member {
+            node: self.node,
+            told: self.told,
+            is_blocked: self.obstacle.is_some(),
+            standing: self.standing,
+            health,
+        }
+    }
+}
+
 /// How the node stands to the pool; none when the pool does not mean it.
 ///
-/// Without a node selector the pool means every node that runs the agent, so one that never reported is not meant.
+/// A pool means nodes that run the agent: one that never reported, such as a virtual node, is not meant.
 pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>, now: Timestamp) -> Option<Assessment<'v>> {
     let answered = node.state.is_some_and(KnownState::answered);
-    if !subject.nodes.as_ref()?.selects(node.labels) || (subject.everywhere && !answered) {
+    if !subject.nodes.as_ref()?.selects(node.labels) || !(answered || node.runs_agent) {
         return None;
     }
     let told = node.state.and_then(|state| told(state, subject));

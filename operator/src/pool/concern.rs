@@ -141,6 +141,7 @@ mod tests {
             labels: &labels,
             not_ready_since: None,
             agent_down_since: None,
+            runs_agent: false,
             seen_until: at(NOW).0,
             is_terminating: false,
             state: Some(state),

@@ -94,17 +94,15 @@ fn plan_rollout(observed: &Observed<'_>, subject: &Subject<'_>, assessments: &[A
         return Plan::default();
     };
     let settings = observed.pool.spec.rollout.staged.clone().unwrap_or_default();
-    let granted = observed.grants.given(&wanted.entry);
+    let status = observed.pool.status.as_ref();
+    let status = status.filter(|status| status.observed_generation == observed.pool.metadata.generation);
+    let progressing =
+        status.and_then(|status| condition::find(&status.conditions, ConditionType::Progressing));
+    let was_halted = progressing.is_some_and(|found| found.reason == PoolReason::RolloutHalted.as_str());
     // How a node ends that is being deleted tells nothing about the change.
     let staying = assessments.iter().filter(|assessment| !assessment.is_terminating);
-    let members = staying.map(|assessment| Member {
-        node: assessment.node,
-        told: assessment.told,
-        granted: granted.contains(assessment.node),
-        is_blocked: assessment.obstacle.is_some(),
-        standing: assessment.standing,
-    });
-    rollout::plan(members, &settings)
+    let members: Vec<Member<'_>> = staying.map(Assessment::member).collect();
+    rollout::plan(&members, &settings, observed.grants.past(&wanted.entry, was_halted))
 }
 
 fn findings(
@@ -178,7 +176,7 @@ fn ready(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]) -
         not(PoolReason::NoMatchingLinks, message + &named(samples))
     } else if counts.matched == 0 {
         let meant = match observed.pool.spec.node_selector {
-            Some(_) => "no node has the labels that nodeSelector asks for",
+            Some(_) => "no node with the labels that nodeSelector asks for runs the agent",
             None => "no node runs the agent",
         };
         not(PoolReason::NoMatchingNodes, meant.to_owned())
@@ -213,7 +211,7 @@ fn progressing(
     }
     if let Some(bad) = rollout.halted {
         let message = format!(
-            "the rollout stopped before the last {} nodes, for {bad} of those that have the change are not well{}; heal them, or change the pool",
+            "the rollout stopped before the last {} nodes, for {bad} of those that have the change got worse{}; heal them, or change the pool",
             rollout.waiting,
             named(samples)
         );

@@ -135,7 +135,7 @@ fn a_rollout_stops_at_a_node_that_is_not_well_and_goes_on_when_it_is() -> Result
     cluster.settle()?;
     assert_eq!((told(&cluster, 0).len(), progress(&cluster)), (usize::from(NAMES), "UpToDate"));
 
-    cluster.happen(&Event::Health { node: 1, health: Health::Degraded });
+    cluster.harm.insert((node_name(1), 1401), Health::Degraded);
     cluster.happen(&Event::Pool(Wish { mtu: 1, ..STAGED }));
     cluster.settle()?;
     assert_eq!((told(&cluster, 1), progress(&cluster)), (vec!["node-0", "node-1"], "RolloutHalted"));
@@ -143,6 +143,30 @@ fn a_rollout_stops_at_a_node_that_is_not_well_and_goes_on_when_it_is() -> Result
     assert_eq!(cluster.settle()?, 0, "another leader must not go on either");
 
     cluster.heal();
+    cluster.settle()?;
+    assert_eq!((told(&cluster, 1).len(), progress(&cluster)), (usize::from(NAMES), "UpToDate"));
+    assert_eq!(cluster.faults, Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn a_node_that_was_bad_before_stops_neither_a_rollout_nor_the_way_back() -> Result<(), TestCaseError> {
+    let mut cluster = Cluster::default();
+    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));
+    cluster.happen(&Event::Pool(STAGED));
+    cluster.settle()?;
+    cluster.happen(&Event::Health { node: 0, health: Health::NotReady });
+    cluster.settle()?;
+    cluster.happen(&Event::Pool(Wish { mtu: 1, ..STAGED }));
+    cluster.settle()?;
+    assert_eq!((told(&cluster, 1).len(), progress(&cluster)), (usize::from(NAMES), "UpToDate"));
+
+    cluster.harm.insert((node_name(1), 1402), Health::NotReady);
+    cluster.happen(&Event::Pool(Wish { mtu: 2, ..STAGED }));
+    cluster.settle()?;
+    assert_eq!((told(&cluster, 2), progress(&cluster)), (vec!["node-0", "node-1"], "RolloutHalted"));
+    cluster.happen(&Event::Health { node: 3, health: Health::NotReady });
+    cluster.happen(&Event::Pool(Wish { mtu: 1, ..STAGED }));
     cluster.settle()?;
     assert_eq!((told(&cluster, 1).len(), progress(&cluster)), (usize::from(NAMES), "UpToDate"));
     assert_eq!(cluster.faults, Vec::<String>::new());

@@ -11,9 +11,8 @@ use macvtap_crds::POOL_FINALIZER;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_operator::catalog::ActivePool;
 use macvtap_operator::network::{NetworkReport, plan};
-use macvtap_operator::node_state::apply::unchanged;
-use macvtap_operator::node_state::entry::{Entry, config_hash};
-use macvtap_operator::node_state::render::{Target, render};
+use macvtap_operator::node_state::entry::Entry;
+use macvtap_operator::node_state::{Snapshot, decide};
 use macvtap_operator::pool::assess::NodeView;
 use macvtap_operator::pool::publish::{Change, change};
 use macvtap_operator::pool::report::{Observed, report};
@@ -32,27 +31,26 @@ impl Cluster {
     pub(crate) fn look_at_node(&mut self, name: &str) {
         let Some(node) = self.cache.nodes.get(name).cloned() else { return };
         let current = self.known(name);
-        if node.metadata.deletion_timestamp.is_some() && current.is_none() {
-            return;
-        }
         let catalog = self.cache.catalog();
-        let silent = self.cache.down.contains(name);
-        let target = Target { name, labels: node.labels(), silent, current: current.as_ref() };
-        let entries = render(target, &catalog, |pool| self.grants.has(&pool.entry, name));
-        if unchanged(&node, &entries, current.as_ref()) {
-            return;
-        }
+        let snapshot = Snapshot {
+            node: &node,
+            current: current.as_ref(),
+            silent: self.cache.down.contains(name),
+            catalog: &catalog,
+            grants: &self.grants,
+        };
+        let Some(spec) = decide(&snapshot) else { return };
         for pool in catalog.active.iter().filter(|pool| pool.staged) {
-            self.take_turn(pool, name, current.as_ref(), &entries);
+            self.take_turn(pool, name, current.as_ref(), &spec.pools);
         }
         self.writes += 1;
         let pools: Vec<Value> =
-            entries.iter().map(|entry| serde_json::to_value(&***entry).unwrap()).collect();
-        let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": name, "uid": node.uid()}]);
+            spec.pools.iter().map(|entry| serde_json::to_value(&***entry).unwrap()).collect();
+        let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": name, "uid": spec.owner}]);
         let state = self.server.states.entry(name.to_owned()).or_default();
         state.metadata.name = Some(name.to_owned());
         state.metadata.owner_references = serde_json::from_value(owner).unwrap();
-        state.spec = json!({"configHash": config_hash(&entries), "pools": pools});
+        state.spec = json!({"configHash": spec.config_hash, "pools": pools});
     }
 
     /// A node hears of a staged pool only when it is its turn, and each turn is for once.
@@ -91,6 +89,8 @@ impl Cluster {
     pub(crate) fn change_leader(&mut self) {
         self.grants.forget_all();
         self.turns.clear();
+        self.well_before.clear();
+        self.ways_back.clear();
     }
 
     /// As the API server does it: only if the pool is as it was read.
@@ -181,6 +181,7 @@ impl Cluster {
                     labels: node.labels(),
                     not_ready_since: None,
                     agent_down_since: away.then(|| at(AWAY_SINCE).0),
+                    runs_agent: false,
                     seen_until: at(self.second).0,
                     is_terminating: node.metadata.deletion_timestamp.is_some(),
                     state: state.as_ref(),
@@ -207,7 +208,7 @@ impl Cluster {
             }
         }
         if let Some(wanted) = wanted {
-            self.grants.set(&wanted.entry, report.rollout.turns);
+            self.grants.set(&wanted.entry, report.rollout.progress);
             if wanted.staged {
                 self.give_turns(pool, wanted, &views, &report.rollout.next);
             }
@@ -226,16 +227,21 @@ impl Cluster {
         let uid = &wanted.entry.uid;
         let says =
             |state: &KnownState| state.entry(uid).filter(|entry| entry.says_the_same(&wanted.entry)).cloned();
-        let everywhere = pool.spec.node_selector.is_none();
         let members: Vec<&NodeView<'_>> = views
             .iter()
             .filter(|view| wanted.nodes.selects(view.labels) && !view.is_terminating)
-            .filter(|view| !everywhere || view.state.is_some_and(KnownState::answered))
+            .filter(|view| view.state.is_some_and(KnownState::answered))
             .collect();
         let turns =
             self.turns.entry(uid.clone()).or_insert_with(|| (Arc::clone(&wanted.entry), BTreeSet::new()));
         if !turns.0.says_the_same(&wanted.entry) {
             *turns = (Arc::clone(&wanted.entry), BTreeSet::new());
+            self.well_before.retain(|(of, _)| of != uid);
+            if members.iter().any(|member| member.state.and_then(&says).is_some()) {
+                self.ways_back.insert(uid.clone());
+            } else {
+                self.ways_back.remove(uid);
+            }
         }
         let silent = |name: &str| self.cache.down.contains(name);
         // Who still has another pool of this name or resource can take no turn.
@@ -254,6 +260,12 @@ impl Cluster {
         }
         let mut changing: BTreeSet<String> = turns.1.iter().chain(next).cloned().collect();
         turns.1.extend(next.iter().cloned());
+        let is_well = |member: &NodeView<'_>| {
+            let pool = member.state.and_then(|state| state.pool(&wanted.entry.name));
+            pool.is_none_or(|pool| {
+                pool.ready.as_ref().is_none_or(|ready| ready.holds) && pool.degraded.is_none()
+            })
+        };
         let mut unwell = 0;
         for member in members.iter().filter(|member| !next.iter().any(|node| node == member.name)) {
             let heard = member.state.and_then(&says);
@@ -262,7 +274,7 @@ impl Cluster {
             });
             let answered = member.state.zip(heard).is_some_and(|(state, entry)| state.applied_entry(&entry));
             if member.state.and_then(&says).is_some() && (silent(member.name) || answered && !healthy) {
-                unwell += 1;
+                unwell += usize::from(self.well_before.contains(&(uid.clone(), member.name.to_owned())));
             } else if let Some(real) = self.server.states.get(member.name)
                 && !silent(member.name)
             {
@@ -284,7 +296,15 @@ impl Cluster {
         if changing.len() > batch {
             self.faults.push(format!("{name} changes {changing:?} at once, more than {batch}"));
         }
-        if unwell > settings.max_degraded {
+        for member in members.iter().filter(|member| next.iter().any(|node| node == member.name)) {
+            let of = (uid.clone(), member.name.to_owned());
+            if is_well(member) && !silent(member.name) {
+                self.well_before.insert(of);
+            } else {
+                self.well_before.remove(&of);
+            }
+        }
+        if unwell > usize::try_from(settings.max_degraded).unwrap() && !self.ways_back.contains(uid) {
             self.faults.push(format!("{name} goes on with {next:?} although {unwell} nodes are not well"));
         }
     }

@@ -48,9 +48,15 @@ pub(crate) struct Cluster {
     pub(crate) server: World,
     pub(crate) cache: World,
     pub(crate) health: BTreeMap<String, Health>,
+    /// How a node is with a pool of this MTU, whatever it is else.
+    pub(crate) harm: BTreeMap<(String, u64), Health>,
     pub(crate) shared: Interner,
     pub(crate) grants: Grants,
     pub(crate) turns: Turns,
+    /// Nodes, after the UID of their pool, that were well when they got their turn.
+    pub(crate) well_before: BTreeSet<(String, String)>,
+    /// UIDs of pools whose rollout brings back what some nodes never lost.
+    pub(crate) ways_back: BTreeSet<String>,
     pub(crate) second: i64,
     pub(crate) writes: usize,
     /// What the operator did that it must never do.
@@ -75,6 +81,8 @@ impl Cluster {
         let pools: Vec<Value> = entries
             .iter()
             .map(|pool| {
+                let with_mtu = pool["macvtap"]["mtu"].as_u64().map(|mtu| (node.to_owned(), mtu));
+                let health = with_mtu.and_then(|key| self.harm.get(&key)).copied().unwrap_or(health);
                 json!({
                     "name": pool["name"], "generation": pool["generation"], "allocated": allocated,
                     "conditions": conditions(pool["phase"] == "Draining", health),
@@ -129,6 +137,7 @@ impl Cluster {
     pub(crate) fn heal(&mut self) {
         self.server.nodes.retain(|_, node| node.metadata.deletion_timestamp.is_none());
         self.health.clear();
+        self.harm.clear();
         self.server.down.clear();
     }
 }

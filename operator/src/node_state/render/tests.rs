@@ -52,6 +52,21 @@ fn a_node_gets_the_pools_that_select_it_in_order_of_precedence() {
 }
 
 #[test]
+fn the_priority_of_a_staged_pool_changes_the_order_on_a_node_when_its_turn_comes() {
+    let staged =
+        |priority: u32| created(pool("b", json!({"priority": priority, "rollout": {"type": "Staged"}})), 2);
+    let first = created(pool("a", json!({})), 1);
+    let before = applied(rendered(&[first.clone(), staged(0)], None), 0);
+    let catalog = Catalog::new([&first, &staged(100)].into_iter());
+    let order = |turn| {
+        let spec = with(&catalog, &labels(&[]), Some(&before), false, turn);
+        spec.pools.into_iter().map(|pool| (pool.name, pool.settings.priority)).collect::<Vec<_>>()
+    };
+    assert_eq!(order(false), [("a".to_owned(), 0), ("b".to_owned(), 0)]);
+    assert_eq!(order(true), [("b".to_owned(), 100), ("a".to_owned(), 0)]);
+}
+
+#[test]
 fn a_pool_without_our_finalizer_or_without_acceptance_is_not_rendered() {
     let mut fresh = pool("fresh", json!({}));
     fresh.metadata.finalizers = None;

@@ -21,6 +21,7 @@ struct TestNode {
     labels: BTreeMap<String, String>,
     not_ready_since: Option<Timestamp>,
     agent_down_since: Option<Timestamp>,
+    runs_agent: bool,
     is_terminating: bool,
     state: Option<MacvtapNodeState>,
 }
@@ -32,6 +33,7 @@ impl TestNode {
             labels: &self.labels,
             not_ready_since: self.not_ready_since,
             agent_down_since: self.agent_down_since,
+            runs_agent: self.runs_agent,
             seen_until: Timestamp::MAX,
             is_terminating: self.is_terminating,
             state,
@@ -45,7 +47,15 @@ fn told(name: &'static str, pool: &MacvtapResourcePool, seconds_ago: i64) -> Tes
     let target = Target { name, labels: &labels, silent: false, current: None };
     let entries = render::render(target, &Catalog::new([pool].into_iter()), |_| true);
     let state = Some(state(name, spec(&entries), NOW - seconds_ago));
-    TestNode { name, labels, not_ready_since: None, agent_down_since: None, is_terminating: false, state }
+    TestNode {
+        name,
+        labels,
+        not_ready_since: None,
+        agent_down_since: None,
+        runs_agent: true,
+        is_terminating: false,
+        state,
+    }
 }
 
 /// The same after its agent answered with this entry for the pool.
@@ -82,13 +92,22 @@ fn status_with(
     verdict: &Result<(), Rejection>,
     networks: &NetworkReport,
 ) -> Report {
+    status_after(pool, nodes, verdict, networks, &Grants::default())
+}
+
+fn status_after(
+    pool: &MacvtapResourcePool,
+    nodes: &[TestNode],
+    verdict: &Result<(), Rejection>,
+    networks: &NetworkReport,
+    grants: &Grants,
+) -> Report {
     let states: Vec<_> = nodes.iter().map(|node| node.state.as_ref().map(known)).collect();
     let views: Vec<NodeView<'_>> =
         nodes.iter().zip(&states).map(|(node, state)| node.view(state.as_ref())).collect();
     let now = Timestamp::from_second(NOW).unwrap();
     let catalog = Catalog::new([pool].into_iter());
-    let grants = Grants::default();
-    report(&Observed { pool, verdict, nodes: &views, catalog: &catalog, grants: &grants, networks, now })
+    report(&Observed { pool, verdict, nodes: &views, catalog: &catalog, grants, networks, now })
 }
 
 fn status(pool: &MacvtapResourcePool, nodes: &[TestNode]) -> MacvtapResourcePoolStatus {
@@ -126,10 +145,13 @@ fn every_node_with_a_healthy_device_makes_the_pool_ready() {
 #[test]
 fn a_pool_that_no_node_matches_says_so() {
     let everywhere = pool("dp", json!({}));
-    let without_agent = told("n1", &everywhere, 1);
-    let found = status(&everywhere, &[without_agent]);
-    says(&found, Ready, false, PoolReason::NoMatchingNodes);
-    assert_eq!(found.nodes.matched, 0, "a node without agent is not meant by a pool without selector");
+    let all = pool("dp", json!({"nodeSelector": {}}));
+    for virtual_too in [&everywhere, &all] {
+        let without_agent = TestNode { runs_agent: false, ..told("n1", virtual_too, 100) };
+        let found = status(virtual_too, &[without_agent]);
+        says(&found, Ready, false, PoolReason::NoMatchingNodes);
+        assert_eq!(found.nodes.matched, 0, "a node that never ran an agent is not meant");
+    }
     let labelled = pool("dp", json!({"nodeSelector": {"matchLabels": {"zone": "a"}}}));
     says(&status(&labelled, &[healthy("n1", &everywhere)]), Ready, false, PoolReason::NoMatchingNodes);
 }
@@ -369,18 +391,24 @@ fn the_answer_of_a_pool_that_was_drained_is_none_of_its_successor() {
 fn a_staged_rollout_says_who_waits_who_is_next_and_why_it_stopped() {
     let before = pool("dp", json!({}));
     let after = edited(&json!({"type": "Staged", "staged": {"batch": 1, "maxDegraded": 0}}));
-    let nodes = [healthy("n2", &before), healthy("n1", &before)];
-    let report = status_with(&after, &nodes, &Ok(()), &NetworkReport::default());
+    let grants = Grants::default();
+    let status_with = |nodes: &[TestNode]| {
+        let report = status_after(&after, nodes, &Ok(()), &NetworkReport::default(), &grants);
+        let catalog = Catalog::new([&after].into_iter());
+        grants.set(&catalog.active[0].entry, report.rollout.progress.clone());
+        report
+    };
+    let report = status_with(&[healthy("n2", &before), healthy("n1", &before)]);
     assert_eq!(report.rollout.next, ["n1"]);
     assert_eq!(report.status.samples[0].reason, "Waiting");
     let bad = json!({"conditions": conditions(&[("Ready", "False", "MtuTooSmall")])});
     let nodes = [healthy("n2", &before), answered("n1", &after, &bad)];
-    let report = status_with(&after, &nodes, &Ok(()), &NetworkReport::default());
+    let report = status_with(&nodes);
     says(&report.status, Progressing, false, PoolReason::RolloutHalted);
     let message = &find(&report.status.conditions, Progressing).unwrap().message;
     assert!(message.contains("last 1 nodes") && message.contains("n1: MtuTooSmall"), "{message}");
     let healed = [healthy("n2", &before), healthy("n1", &after)];
-    let report = status_with(&after, &healed, &Ok(()), &NetworkReport::default());
+    let report = status_with(&healed);
     says(&report.status, Progressing, true, PoolReason::NodesUpdating);
     assert_eq!(report.rollout.next, ["n2"]);
 }
@@ -394,7 +422,7 @@ fn a_node_that_is_being_deleted_holds_up_neither_rollout_nor_readiness() {
     let waiting = look(&[leaving(healthy("n1", &before)), healthy("n2", &before)]);
     assert_eq!(waiting.rollout.next, ["n2"]);
     let done = look(&[leaving(healthy("n1", &before)), healthy("n2", &after)]);
-    assert_eq!(done.rollout, Plan::default());
+    assert_eq!((done.rollout.next.len(), done.rollout.waiting), (0, 0));
     says(&done.status, Ready, true, PoolReason::AllNodesReady);
     says(&done.status, Progressing, false, PoolReason::UpToDate);
     assert_eq!(done.status.nodes.summary, "1/1");
