@@ -159,8 +159,7 @@ async fn terminate(
     let pool = match pool {
         Ok(pool) => pool,
         Err(invalid) => {
-            let finding =
-                with_nodes(context, |nodes| report::terminating(meta, nodes, &kept, clock::now()));
+            let finding = with_nodes(context, |nodes| report::terminating(meta, nodes, &kept, clock::now()));
             unreadable::say(meta, &invalid.error, Some(finding), context).await?;
             return Ok(retry.or(Some(RETRY)));
         }

@@ -259,7 +259,14 @@ fn what_goes_on_only_when_somebody_acts_is_stalled() {
     says(&rejected, Stalled, true, PoolReason::ResourceNameConflict);
     let after = edited(&json!({"type": "Staged", "staged": {"batch": 1, "maxDegraded": 0}}));
     let bad = json!({"conditions": conditions(&[("Ready", "False", "MtuTooSmall")])});
-    let halted = status(&after, &[healthy("n2", &dp), answered("n1", &after, &bad)]);
+    let grants = Grants::default();
+    let [_, halted] = [healthy("n1", &dp), answered("n1", &after, &bad)].map(|n1| {
+        let nodes = [healthy("n2", &dp), n1];
+        let report = status_after(&after, &nodes, &Ok(()), &NetworkReport::default(), &grants);
+        let catalog = Catalog::new([&after].into_iter());
+        grants.set(&catalog.active[0].entry, report.rollout.progress);
+        report.status
+    });
     says(&halted, Stalled, true, PoolReason::RolloutHalted);
     let ending = status_with(&deleted(dp.clone()), &[], &verdict, &NetworkReport::default()).status;
     assert_eq!(find(&ending.conditions, Stalled), None);
