@@ -24,7 +24,7 @@ use macvtap::host_link::{self, MoveError};
 use macvtap::kernel::{OpenError, Rtnl};
 use macvtap::link::{IfName, Link, Macvtap};
 use macvtap::mode::Mode;
-use macvtap::netns::{Netns, NetnsError, NetnsId};
+use macvtap::netns::{self, Netns, NetnsError, NetnsId};
 use macvtap::pci::PciAddress;
 use macvtap::record::Holder;
 use macvtap::table::{Device, DeviceTable, Owner};
@@ -230,7 +230,8 @@ fn check_mode(network: &Network, id: &DeviceId, actual: Mode) -> Result<(), CniE
 }
 
 fn holder(attachment: &Attachment, netns: &Netns) -> Result<Holder, CniError> {
-    let path = netns.path().to_str().ok_or_else(|| {
+    let path = netns::canonical(netns.path());
+    let path = path.to_str().ok_or_else(|| {
         let shown = netns.path().display();
         CniError::new(
             Code::Environment,

@@ -66,12 +66,24 @@ pub struct Network {
     pub group: Option<u32>,
     /// Whether new addresses are announced.
     pub announce: Announce,
+    /// Whether new IPv6 addresses are checked for duplicates.
+    pub dad: Dad,
     /// Where addresses come from.
     pub ipam: Option<Ipam>,
     /// Name resolution, if the IPAM plugin says nothing about it.
     pub dns: Dns,
     /// What the plugins before this one did.
     pub prev_result: Option<CniResult>,
+}
+
+/// Whether the kernel asks the wire if another host has a new IPv6 address (duplicate address detection, RFC 4862).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dad {
+    /// It asks, and an address that is taken fails the ADD.
+    #[default]
+    Auto,
+    /// It does not: a host that still has the address would object.
+    Never,
 }
 
 /// Whether new addresses are announced on the wire.
@@ -162,11 +174,12 @@ impl Document {
             },
             owner: number(json, "owner", 0..=u64::from(u32::MAX - 1), "a user ID")?,
             group: number(json, "group", 0..=u64::from(u32::MAX - 1), "a group ID")?,
-            announce: match string(json, "", "announce", "\"Auto\" or \"Never\"")?.as_deref() {
-                None | Some("Auto") => Announce::Auto,
-                Some("Never") => Announce::Never,
-                Some(other) => return Err(wrong("announce", &other.into(), "\"Auto\" or \"Never\"")),
+            announce: if is_never(json, "announce")? == Some(true) {
+                Announce::Never
+            } else {
+                Announce::Auto
             },
+            dad: dad(json)?,
             ipam,
             dns: match json.get("dns") {
                 None | Some(Value::Null) => Dns::default(),
@@ -415,6 +428,26 @@ fn number(
 pub(crate) fn wrong(key: &str, value: &Value, want: &str) -> CniError {
     let shown: String = value.to_string().chars().take(200).collect();
     CniError::new(Code::Config, format!("network configuration: {key} is {shown}; it must be {want}"))
+}
+
+/// `dad`. An address that must not be announced yet still has a holder who would object, so `announce: Never` alone means
+/// `dad: Never`.
+fn dad(json: &Map<String, Value>) -> Result<Dad, CniError> {
+    let is_off = match is_never(json, "dad")? {
+        Some(is_off) => is_off,
+        None => is_never(json, "announce")? == Some(true),
+    };
+    Ok(if is_off { Dad::Never } else { Dad::Auto })
+}
+
+/// Whether a key is `Never`; none if it is absent.
+fn is_never(json: &Map<String, Value>, key: &str) -> Result<Option<bool>, CniError> {
+    match string(json, "", key, "\"Auto\" or \"Never\"")?.as_deref() {
+        None => Ok(None),
+        Some("Auto") => Ok(Some(false)),
+        Some("Never") => Ok(Some(true)),
+        Some(other) => Err(wrong(key, &other.into(), "\"Auto\" or \"Never\"")),
+    }
 }
 
 #[cfg(test)]

@@ -124,13 +124,13 @@ fn begin_locked<'k, K: Kernel>(
     existing: Option<&Attachment>,
     lock: Lock,
 ) -> Result<Begun<'k, K>, AttachError> {
-    let claim = claim::judge(existing, &request.holder, |path, inode| !netns::is_at(path, inode))?;
+    let claim = claim::judge(existing, &request.holder, netns::is_gone)?;
     if let Some(existing) = existing {
         // What a former holder has is not removed for a request that cannot succeed.
-        check_lower(kernel, &request)?;
+        let lower = check_lower(kernel, &request)?;
         if claim == Claim::Again
             && request.repeat == Repeat::Keep
-            && let Some(attached) = present(paths, kernel, &request, existing)?
+            && let Some(attached) = present(paths, kernel, &request, existing, lower.mtu)?
         {
             return Ok(Begun::Present(attached));
         }
@@ -170,11 +170,12 @@ fn present<K: Kernel>(
     kernel: &mut K,
     request: &Request,
     record: &Attachment,
+    lower_mtu: u32,
 ) -> Result<Option<Attached>, AttachError> {
     let (State::Attached, Some(number)) = (record.state, record.tap) else {
         return Ok(None);
     };
-    let Some((_, link)) = detach::link_of(kernel, record)? else {
+    let Some((_, mut link)) = detach::link_of(kernel, record)? else {
         return Ok(None);
     };
     let wanted = &request.link;
@@ -183,10 +184,15 @@ fn present<K: Kernel>(
         && link.mode == Some(wanted.mode)
         && link.all_multicast == wanted.all_multicast
         && link.promiscuous == wanted.promiscuous
-        && wanted.mac.is_none_or(|mac| link.device_mac() == Some(mac))
-        && wanted.mtu.is_none_or(|mtu| link.mtu == mtu);
+        && wanted.mac.is_none_or(|mac| link.device_mac() == Some(mac));
     if !as_wanted || kernel.tap(Home::Target, &wanted.name, wanted.index)? != number {
         return Ok(None);
+    }
+    // A lower link that shrinks takes its devices along, and they stay small when it grows again.
+    let mtu = wanted.mtu.unwrap_or(lower_mtu);
+    if link.mtu != mtu {
+        kernel.change(wanted.index, Change::Mtu(mtu))?;
+        link.mtu = mtu;
     }
     let node = Node { number, owner: request.owner };
     let path = paths.device_node(record.ifindex);

@@ -58,8 +58,8 @@ pub(crate) fn judge(
             pod_uid: wanted_uid,
             pod_namespace: wanted_namespace,
             pod_name: wanted_name,
+            netns: wanted_netns,
             netns_inode: wanted_inode,
-            ..
         },
     ) = (&record.holder, wanted)
     else {
@@ -70,17 +70,19 @@ pub(crate) fn judge(
     let same_sandbox = if adopted { netns_inode == wanted_inode } else { container_id == wanted_container };
     let same_uid = pod_uid != UNKNOWN && pod_uid == wanted_uid;
     let same_name = adopted && (pod_namespace, pod_name) == (wanted_namespace, wanted_name);
-    let same_pod = same_sandbox || same_uid || same_name;
-    let same_ifname = ifname == wanted_ifname;
-    // What was adopted in another namespace may be a link that somebody passed off as this pod's.
-    let elsewhere = adopted && !same_sandbox;
-    if same_sandbox && same_ifname {
+    let same_pod = same_uid || same_name;
+    if same_sandbox && ifname == wanted_ifname {
         Ok(Claim::Again)
-    } else if detached || (same_pod && (same_ifname || elsewhere)) || is_gone(Path::new(netns), *netns_inode)
+    } else if same_sandbox && !detached {
+        Err(ClaimError::TwoNetworks { device: record.device.clone(), ifname: ifname.clone() })
+    // A pod has one sandbox, so what an earlier one had is free, whichever of the pod's networks had it there. And where
+    // path and inode of the record's namespace are the new sandbox's, the old one has ended.
+    } else if detached
+        || same_pod
+        || (netns, netns_inode) == (wanted_netns, wanted_inode)
+        || is_gone(Path::new(netns), *netns_inode)
     {
         Ok(Claim::TakeOver)
-    } else if same_pod {
-        Err(ClaimError::TwoNetworks { device: record.device.clone(), ifname: ifname.clone() })
     } else {
         Err(in_use())
     }
@@ -115,6 +117,21 @@ mod tests {
         }
     }
 
+    fn in_netns(holder: Holder, inode: u64, name: &str) -> Holder {
+        match holder {
+            Holder::Pod { container_id, ifname, pod_uid, pod_namespace, netns, .. } => Holder::Pod {
+                container_id,
+                ifname,
+                pod_uid,
+                pod_namespace,
+                pod_name: name.into(),
+                netns,
+                netns_inode: inode,
+            },
+            Holder::Host => Holder::Host,
+        }
+    }
+
     fn record(holder: Holder) -> Attachment {
         Attachment {
             version: record::VERSION,
@@ -133,32 +150,28 @@ mod tests {
 
     #[test]
     fn a_device_goes_to_the_same_pod_or_when_its_namespace_is_gone() {
+        let elsewhere = |holder: Holder| in_netns(holder, 2, "web-0");
         let judged =
             |wanted: &Holder, gone: bool| judge(Some(&record(pod("c1", "net1", "u1"))), wanted, |_, _| gone);
         assert_eq!(judged(&pod("c1", "net1", "u1"), false).unwrap(), Claim::Again);
-        assert_eq!(judged(&pod("c2", "net1", "u1"), false).unwrap(), Claim::TakeOver);
-        assert_eq!(judged(&pod("c2", "net1", "u2"), true).unwrap(), Claim::TakeOver);
+        for ifname in ["net1", "net2"] {
+            let next_sandbox = elsewhere(pod("c2", ifname, "u1"));
+            assert_eq!(judged(&next_sandbox, false).unwrap(), Claim::TakeOver, "{ifname}, in any order");
+        }
+        assert_eq!(judged(&elsewhere(pod("c2", "net1", "u2")), true).unwrap(), Claim::TakeOver);
+        assert_eq!(
+            judged(&pod("c2", "net1", "u2"), false).unwrap(),
+            Claim::TakeOver,
+            "path and inode used again"
+        );
         assert!(matches!(judged(&pod("c1", "net2", "u1"), false), Err(ClaimError::TwoNetworks { .. })));
-        assert!(matches!(judged(&pod("c2", "net2", "u1"), false), Err(ClaimError::TwoNetworks { .. })));
-        let refused = judged(&pod("c2", "net1", "u2"), false).unwrap_err();
+        let refused = judged(&elsewhere(pod("c2", "net1", "u2")), false).unwrap_err();
         assert_eq!(refused.to_string(), "device aMvp0 is in use by pod tenant-a/web-0 (net1)");
         assert_eq!(judge(None, &pod("c1", "net1", "u1"), |_, _| false).unwrap(), Claim::Free);
     }
 
     #[test]
     fn a_record_written_anew_goes_to_its_pod_and_to_nobody_else() {
-        let in_netns = |holder: Holder, inode: u64, name: &str| match holder {
-            Holder::Pod { container_id, ifname, pod_uid, pod_namespace, netns, .. } => Holder::Pod {
-                container_id,
-                ifname,
-                pod_uid,
-                pod_namespace,
-                pod_name: name.into(),
-                netns,
-                netns_inode: inode,
-            },
-            Holder::Host => Holder::Host,
-        };
         let adopted = record(in_netns(pod(UNKNOWN, "net1", UNKNOWN), 1, "web-0"));
         let judged = |ifname: &str, inode: u64, name: &str| {
             judge(Some(&adopted), &in_netns(pod("c1", ifname, "u1"), inode, name), |_, _| false)
@@ -182,7 +195,7 @@ mod tests {
     #[test]
     fn two_pods_without_a_uid_are_two_pods() {
         let existing = record(pod("c1", "net1", ""));
-        let outcome = judge(Some(&existing), &pod("c2", "net1", ""), |_, _| false);
+        let outcome = judge(Some(&existing), &in_netns(pod("c2", "net1", ""), 2, "web-0"), |_, _| false);
         assert!(matches!(outcome, Err(ClaimError::InUse { .. })));
     }
 

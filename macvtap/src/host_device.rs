@@ -189,7 +189,7 @@ pub enum TakeError {
 pub fn begin<'k>(paths: &'k Paths, kernel: &'k mut Rtnl, request: Request) -> Result<Begun<'k>, TakeError> {
     let lock = lock::device(paths, &request.device)?;
     let existing = records::read(paths, &request.device)?;
-    let claim = claim::judge(existing.as_ref(), &request.holder, |path, inode| !netns::is_at(path, inode))?;
+    let claim = claim::judge(existing.as_ref(), &request.holder, netns::is_gone)?;
     if let Some(existing) = &existing {
         if claim == Claim::Again
             && request.repeat == Repeat::Keep
@@ -228,7 +228,7 @@ pub fn begin<'k>(paths: &'k Paths, kernel: &'k mut Rtnl, request: Request) -> Re
 /// A NIC in one place; none when it is not there.
 pub fn find<K: Kernel>(kernel: &mut K, place: Place, nic: &Nic) -> Result<Option<Link>, NetlinkError> {
     let links = kernel.nics(place)?;
-    Ok(link::known(&links, &nic.identity).map(|found| found.link.clone()))
+    Ok(link::recorded(&links, nic).map(|found| found.link.clone()))
 }
 
 impl Taking<'_> {

@@ -15,6 +15,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 use std::path::Path;
+use tracing::warn;
 
 /// A namespace in which we make links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +160,11 @@ impl Rtnl {
     fn ignore_routers(&mut self, index: u32) -> Result<(), NetlinkError> {
         let Some(link) = self.find(Place::Home(Home::Target), &By::Index(index))? else { return Ok(()) };
         match self.set_switch(Family::Ipv6, &link.name, "accept_ra", "0") {
+            // In a container whose /proc/sys is read-only and which has not the node's either.
+            Err(error) if self.pod.is_none() && error.is_forbidden() => {
+                warn!(link = link.name, %error, "router advertisements on this link can configure the node; mount the node's /proc/sys/net at /host/proc/sys/net");
+                Ok(())
+            }
             Err(error) if !error.is_absent() => {
                 let what = format!("turn off router advertisements for {}", link.name);
                 Err(NetlinkError::Switch { what, source: error })

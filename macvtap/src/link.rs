@@ -34,6 +34,7 @@ mod attribute {
 const IFF_UP: u32 = 1;
 const IFF_PROMISC: u32 = 0x100;
 const IFF_ALLMULTI: u32 = 0x200;
+const IFF_LOWER_UP: u32 = 0x1_0000;
 
 /// What we know of an existing link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,10 +56,21 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it is connected to something that is up.
+    pub carrier: Carrier,
     /// Whether it was told to take every frame.
     pub promiscuous: bool,
     /// Whether it was told to take every multicast frame.
     pub all_multicast: bool,
+}
+
+/// Whether a link is connected to something that is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// It is.
+    Present,
+    /// It is not, or is down.
+    Absent,
 }
 
 /// A macvtap to be made. It is made down.
@@ -99,6 +111,8 @@ pub enum Change {
     NoAutoconfiguration,
     /// Another address; the link is down.
     Mac(MacAddr),
+    /// Another MTU.
+    Mtu(u32),
     /// Administratively up.
     Up,
 }
@@ -131,6 +145,7 @@ impl fmt::Display for Change {
         match self {
             Self::NoAutoconfiguration => f.write_str("turn off IPv6 autoconfiguration of"),
             Self::Mac(mac) => write!(f, "set MAC address {mac} of"),
+            Self::Mtu(mtu) => write!(f, "set MTU {mtu} of"),
             Self::Up => f.write_str("set up"),
         }
     }
@@ -162,6 +177,7 @@ impl Link {
             mac: None,
             mtu: 0,
             up: flags & IFF_UP != 0,
+            carrier: if flags & IFF_LOWER_UP == 0 { Carrier::Absent } else { Carrier::Present },
             promiscuous: flags & IFF_PROMISC != 0,
             all_multicast: flags & IFF_ALLMULTI != 0,
         };
@@ -253,6 +269,7 @@ mod tests {
             mac: Some([2, 0, 0, 0, 0, 1]),
             mtu: 9000,
             up: false,
+            carrier: Carrier::Absent,
             promiscuous: false,
             all_multicast: true,
         };

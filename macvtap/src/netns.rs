@@ -3,7 +3,7 @@
 use crate::netlink::{Kind, NetlinkError, Socket};
 use netlink_packet_core::{Emitable, NlasIterator};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
-use rustix::fs::{Mode, OFlags, fstat, fstatfs, open, stat};
+use rustix::fs::{Mode, OFlags, StatFs, fstat, fstatfs, open, stat, statfs};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -66,7 +66,7 @@ impl Netns {
             Err(errno) => return Err(failed("open")(errno)),
         };
         let file_system = fstatfs(&fd).map_err(failed("look at"))?;
-        if u64::try_from(file_system.f_type).ok() != Some(NSFS_MAGIC) {
+        if !is_nsfs(&file_system) {
             return Err(NetnsError::NotNetns(path.to_owned()));
         }
         let this = fstat(&fd).map_err(failed("look at"))?;
@@ -189,9 +189,29 @@ pub fn is_assigned(socket: &mut Socket, id: NetnsId) -> Result<bool, NetlinkErro
     }
 }
 
-/// Whether the namespace with this inode is still at `path`.
-pub fn is_at(path: &Path, inode: u64) -> bool {
-    stat(path).is_ok_and(|found| found.st_ino == inode)
+/// The path without links of the file system, by which a record names a namespace (`/run/netns/x` for `/var/run/netns/x`,
+/// which a container may not have): of the whole if something is there, else of its directory, for the last part of
+/// `/proc/<pid>/ns/net` leads to no path.
+pub fn canonical(path: &Path) -> PathBuf {
+    let whole = path.canonicalize().ok().filter(|whole| whole.exists());
+    let directory = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    whole.or_else(directory).unwrap_or_else(|| path.to_owned())
+}
+
+/// Returns whether the namespace with this inode is surely not at `path` any more: nothing is there, something that is
+/// not a namespace, or another one. A path that cannot be examined proves nothing.
+pub fn is_gone(path: &Path, inode: u64) -> bool {
+    match stat(path) {
+        Ok(found) => {
+            let is_namespace = statfs(path).is_ok_and(|system| is_nsfs(&system));
+            found.st_ino != inode || !is_namespace
+        }
+        Err(errno) => matches!(errno, Errno::NOENT | Errno::NOTDIR),
+    }
+}
+
+fn is_nsfs(system: &StatFs) -> bool {
+    u64::try_from(system.f_type).ok() == Some(NSFS_MAGIC)
 }
 
 #[cfg(test)]
@@ -208,10 +228,30 @@ mod tests {
     }
 
     #[test]
+    fn a_path_through_links_and_the_one_without_are_the_same_namespace() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().canonicalize().unwrap().join("run");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, directory.path().join("var")).unwrap();
+        std::fs::write(real.join("x"), "").unwrap();
+        for (path, meant) in [("var/x", "x"), ("run/x", "x"), ("var/gone", "gone")] {
+            assert_eq!(canonical(&directory.path().join(path)), real.join(meant), "{path}");
+        }
+        let own = format!("/proc/{}/ns/net", std::process::id());
+        assert_eq!(canonical(Path::new("/proc/self/ns/net")), Path::new(&own));
+    }
+
+    #[test]
     fn a_namespace_is_known_by_path_and_inode() {
         let own = stat("/proc/self/ns/net").unwrap();
-        assert!(is_at(Path::new("/proc/self/ns/net"), own.st_ino));
-        assert!(!is_at(Path::new("/proc/self/ns/net"), own.st_ino + 1));
-        assert!(!is_at(Path::new("/run/no/such/netns"), own.st_ino));
+        assert!(!is_gone(Path::new("/proc/self/ns/net"), own.st_ino));
+        assert!(is_gone(Path::new("/proc/self/ns/net"), own.st_ino + 1));
+        assert!(is_gone(Path::new("/run/no/such/netns"), own.st_ino));
+        let file = stat("/proc/self/status").unwrap();
+        assert!(is_gone(Path::new("/proc/self/status"), file.st_ino), "another file with the same inode");
+        let looping = tempfile::tempdir().unwrap();
+        let path = looping.path().join("loop");
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert!(!is_gone(&path, own.st_ino), "what cannot be examined proves nothing");
     }
 }

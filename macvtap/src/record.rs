@@ -5,6 +5,7 @@
 
 use crate::device_id::DeviceId;
 use crate::mac::MacAddr;
+use crate::netns;
 use crate::pci::PciAddress;
 use crate::table::LinkIdentity;
 use serde::{Deserialize, Serialize};
@@ -99,7 +100,7 @@ pub enum Holder {
         pod_namespace: String,
         /// `K8S_POD_NAME`.
         pod_name: String,
-        /// `CNI_NETNS`.
+        /// `CNI_NETNS` without links of the file system.
         netns: String,
         /// Inode of that namespace: a path may be used again for another one.
         netns_inode: u64,
@@ -112,16 +113,16 @@ impl Holder {
     /// Whether this is the interface that a runtime means by this namespace and name, in a record that was written anew
     /// and so knows no container.
     pub fn is_adopted(&self, ifname: &str, netns: Option<&Path>) -> bool {
-        let (Self::Pod { container_id, ifname: own, netns: path, netns_inode, .. }, Some(netns)) =
+        let (Self::Pod { container_id, ifname: own, netns: path, netns_inode, .. }, Some(wanted)) =
             (self, netns)
         else {
             return false;
         };
         container_id == UNKNOWN
             && own == ifname
-            && match std::fs::metadata(netns) {
+            && match std::fs::metadata(wanted) {
                 Ok(found) => found.ino() == *netns_inode,
-                Err(_) => netns == Path::new(path),
+                Err(_) => netns::canonical(wanted) == netns::canonical(Path::new(path)),
             }
     }
 }

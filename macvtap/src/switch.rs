@@ -1,4 +1,4 @@
-//! The kernel's switches of one link: `/proc/sys/net/<family>/conf/<link>/<name>`.
+//! The kernel's switches of one link: `/proc/sys/net/<family>/<link>/<name>`.
 //!
 //! The path shows the network namespace of the thread that opens it, not that of the mount.
 
@@ -16,6 +16,8 @@ pub enum Family {
     Ipv4,
     /// IPv6. A link has its switches only if the kernel has IPv6 and its MTU is 1280 or more.
     Ipv6,
+    /// IPv6's neighbour discovery.
+    Ipv6Neighbours,
 }
 
 /// A switch cannot be set.
@@ -41,6 +43,11 @@ impl SwitchError {
         self.kind() == Some(io::ErrorKind::NotFound)
     }
 
+    /// Whether this process may not set it.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self.kind(), Some(io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied))
+    }
+
     fn kind(&self) -> Option<io::ErrorKind> {
         match self {
             Self::Write { source, .. } => Some(source.kind()),
@@ -54,6 +61,7 @@ impl Family {
         match self {
             Self::Ipv4 => "ipv4/conf",
             Self::Ipv6 => "ipv6/conf",
+            Self::Ipv6Neighbours => "ipv6/neigh",
         }
     }
 }
@@ -66,10 +74,6 @@ pub(crate) fn set(family: Family, link: &str, name: &str, value: &str) -> Result
         std::fs::write(&path, value).map_err(|source| SwitchError::Write { path, source })
     };
     let [own, nodes] = ROOTS;
-    write(own).or_else(|error| match error.kind() {
-        Some(io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) => {
-            write(nodes).map_err(|_| error)
-        }
-        _ => Err(error),
-    })
+    write(own)
+        .or_else(|error| if error.is_forbidden() { write(nodes).map_err(|_| error) } else { Err(error) })
 }

@@ -6,7 +6,7 @@ use crate::config::Announce;
 use crate::ipam::{self, Delegate, Lease, configure};
 use crate::protocol::error::CniError;
 use macvtap::kernel::Rtnl;
-use macvtap::link::Change;
+use macvtap::link::{Carrier, Change};
 use macvtap::mac::MacAddr;
 use tracing::warn;
 
@@ -17,7 +17,7 @@ pub(super) fn raise<'a>(
     adding: &'a Adding<'_>,
     lease: &mut Option<Lease<'a>>,
 ) -> Result<(), CniError> {
-    let (delegate, announce) = (adding.delegate.as_ref(), adding.network.announce);
+    let (delegate, network) = (adding.delegate.as_ref(), &adding.network);
     pending.check()?;
     if let Some(delegate) = delegate {
         if pending.is_repeat() {
@@ -27,7 +27,7 @@ pub(super) fn raise<'a>(
         if !delegate.needs_link() {
             let taken = lease_before(delegate, pending.kernel())?;
             if let Some(mac) = taken.mac() {
-                warn_overruled(adding.network.mac, mac);
+                warn_overruled(network.mac, mac);
                 pending.wish_mac(mac);
             }
             *lease = Some(taken);
@@ -40,16 +40,16 @@ pub(super) fn raise<'a>(
     }
     if let Some(lease) = lease {
         let now = pending.link()?;
-        configure::addresses(pending.kernel(), &now, lease.result(), announce)?;
+        configure::addresses(pending.kernel(), &now, lease.result(), network)?;
     }
     pending.up()?;
     if let Some(delegate) = delegate.filter(|delegate| delegate.needs_link()) {
         let taken = lease.insert(delegate.lease()?);
         let now = pending.link()?;
-        configure::addresses(pending.kernel(), &now, taken.result(), announce)?;
+        configure::addresses(pending.kernel(), &now, taken.result(), network)?;
     }
     match lease {
-        Some(lease) => settle(pending, lease, announce),
+        Some(lease) => settle(pending, lease, network.announce),
         None => Ok(()),
     }
 }
@@ -66,10 +66,16 @@ fn lease_before<'d>(delegate: &'d Delegate<'_>, kernel: &mut Rtnl) -> Result<Lea
 /// Does what the kernel takes only when the link is up.
 fn settle(pending: &mut impl Pending, lease: &Lease<'_>, announce: Announce) -> Result<(), CniError> {
     // It may have got another MAC address on its way up.
-    let now = pending.link()?;
+    let mut now = pending.link()?;
+    let mut is_announced_by_us = pending.sends_without_carrier();
+    if !is_announced_by_us && now.carrier == Carrier::Absent {
+        // What the kernel announced when the link came up was lost.
+        now = configure::await_carrier(pending.kernel(), &now)?;
+        is_announced_by_us = now.carrier == Carrier::Present;
+    }
     configure::await_uniqueness(pending.kernel(), &now, lease.result())?;
     configure::routes(pending.kernel(), &now, lease.result())?;
-    if announce == Announce::Auto && pending.sends_without_carrier() {
+    if announce == Announce::Auto && is_announced_by_us {
         ipam::announce(pending.kernel(), &now, lease.result());
     }
     Ok(())

@@ -1,13 +1,13 @@
 //! Gives addresses and routes to the pod's interface.
 
-use crate::config::Announce;
+use crate::config::{Announce, Dad, Network};
 use crate::ipam::present;
 use crate::ipam::route::{self, describe, family};
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Ip};
 use ipnet::IpNet;
-use macvtap::kernel::Rtnl;
-use macvtap::link::Link;
+use macvtap::kernel::{Home, Kernel, Place, Rtnl};
+use macvtap::link::{By, Carrier, Link};
 use macvtap::netlink::{Kind, NetlinkError};
 use macvtap::switch::Family;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -22,9 +22,14 @@ use tracing::warn;
 const IFA_F_DADFAILED: u8 = 0x08;
 const IFA_F_TENTATIVE: u8 = 0x40;
 
-/// The kernel asks the wire for one to two seconds; without a carrier it waits for one for ever.
-const UNIQUENESS_PATIENCE: Duration = Duration::from_secs(5);
-const UNIQUENESS_POLL: Duration = Duration::from_millis(20);
+/// How long the kernel waits for an objection to an IPv6 address, and what it waits otherwise (RFC 4861, 10), in
+/// milliseconds. A host of the same network answers within one or two.
+const UNIQUENESS_WAIT: &str = "200";
+const RETRANSMISSION: &str = "1000";
+
+/// Without a carrier the kernel waits for one for ever.
+const PATIENCE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(10);
 
 /// `IPV6_MIN_MTU` of `linux/ipv6.h`.
 const IPV6_MTU_MIN: u32 = 1280;
@@ -34,12 +39,12 @@ pub fn addresses(
     kernel: &mut Rtnl,
     link: &Link,
     result: &CniResult,
-    announce: Announce,
+    network: &Network,
 ) -> Result<(), CniError> {
-    prepare(kernel, link, result, announce)?;
+    prepare(kernel, link, result, network)?;
     for ip in &result.ips {
         let what = format!("add address {} to {}", ip.address, link.name);
-        let request = address_message(link, ip, announce);
+        let request = address_message(link, ip, network.dad);
         let added = kernel.target_socket().act(Kind::NewAddress, &request, NLM_F_CREATE | NLM_F_EXCL, &what);
         match added {
             // The plugin named it twice.
@@ -79,9 +84,29 @@ pub fn has_ipv6(result: &CniResult) -> bool {
     result.ips.iter().any(|ip| ip.address.addr().is_ipv6())
 }
 
+/// Waits until the link has a carrier, for some seconds: many a NIC negotiates one only when it is set up.
+pub fn await_carrier(kernel: &mut Rtnl, link: &Link) -> Result<Link, CniError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found =
+            kernel.find(Place::Home(Home::Target), &By::Index(link.index)).map_err(|error| failed(&error))?;
+        match found {
+            Some(now) if now.carrier == Carrier::Absent && Instant::now() < deadline => thread::sleep(POLL),
+            Some(now) => {
+                if now.carrier == Carrier::Absent {
+                    warn!(link = now.name, "interface has no carrier, so its addresses are not announced");
+                }
+                return Ok(now);
+            }
+            // Whoever asks for the link next reports that it is gone.
+            None => return Ok(link.clone()),
+        }
+    }
+}
+
 /// Waits until nobody on the wire has objected to the IPv6 addresses. An address that somebody else has is an error.
 pub fn await_uniqueness(kernel: &mut Rtnl, link: &Link, result: &CniResult) -> Result<(), CniError> {
-    let deadline = Instant::now() + UNIQUENESS_PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     for ip in result.ips.iter().filter(|ip| ip.address.addr().is_ipv6()) {
         loop {
             let flags = v6_flags(kernel, link, ip).map_err(|error| failed(&error))?;
@@ -98,9 +123,15 @@ pub fn await_uniqueness(kernel: &mut Rtnl, link: &Link, result: &CniResult) -> R
                     warn!(address = %ip.address, "address is still being checked for duplicates, is the lower link connected?");
                     break;
                 }
-                _ => thread::sleep(UNIQUENESS_POLL),
+                _ => thread::sleep(POLL),
             }
         }
+    }
+    if has_ipv6(result)
+        && let Err(error) =
+            kernel.set_switch(Family::Ipv6Neighbours, &link.name, "retrans_time_ms", RETRANSMISSION)
+    {
+        warn!(%error, "neighbours of the interface are asked for more often than usual");
     }
     Ok(())
 }
@@ -121,15 +152,22 @@ fn v6_flags(kernel: &mut Rtnl, link: &Link, ip: &Ip) -> Result<Option<u8>, Netli
 }
 
 /// Sets the kernel's per-link switches, before the link comes up.
-fn prepare(kernel: &mut Rtnl, link: &Link, result: &CniResult, announce: Announce) -> Result<(), CniError> {
-    let notify = match announce {
+fn prepare(kernel: &mut Rtnl, link: &Link, result: &CniResult, network: &Network) -> Result<(), CniError> {
+    let notify = match network.announce {
         Announce::Auto => "1",
         // The node's own default holds for new namespaces too.
         Announce::Never => "0",
     };
     let v4 = [("arp_notify", notify)];
-    let v6 =
-        [("disable_ipv6", "0"), ("accept_ra", "0"), ("keep_addr_on_down", "1"), ("ndisc_notify", notify)];
+    let v6 = [
+        (Family::Ipv6, "disable_ipv6", "0"),
+        (Family::Ipv6, "accept_ra", "0"),
+        (Family::Ipv6, "keep_addr_on_down", "1"),
+        (Family::Ipv6, "ndisc_notify", notify),
+        // The kernel puts off its question for a new address by up to so many seconds.
+        (Family::Ipv6, "router_solicitation_delay", "0"),
+        (Family::Ipv6Neighbours, "retrans_time_ms", UNIQUENESS_WAIT),
+    ];
     if result.ips.iter().any(|ip| ip.address.addr().is_ipv4()) {
         for (name, value) in v4 {
             let written = kernel.set_switch(Family::Ipv4, &link.name, name, value);
@@ -137,8 +175,8 @@ fn prepare(kernel: &mut Rtnl, link: &Link, result: &CniResult, announce: Announc
         }
     }
     let Some(ip) = result.ips.iter().find(|ip| ip.address.addr().is_ipv6()) else { return Ok(()) };
-    for (name, value) in v6 {
-        match kernel.set_switch(Family::Ipv6, &link.name, name, value) {
+    for (family, name, value) in v6 {
+        match kernel.set_switch(family, &link.name, name, value) {
             Err(error) if error.is_absent() => return Err(no_ipv6(link, ip)),
             written => written.map_err(|error| CniError::from_chain(Code::Attach, &error))?,
         }
@@ -161,15 +199,14 @@ fn no_ipv6(link: &Link, ip: &Ip) -> CniError {
     )
 }
 
-fn address_message(link: &Link, ip: &Ip, announce: Announce) -> AddressMessage {
+fn address_message(link: &Link, ip: &Ip, dad: Dad) -> AddressMessage {
     let mut message = AddressMessage::default();
     let address = ip.address.addr();
     message.header.family = family(address);
     message.header.prefix_len = ip.address.prefix_len();
     message.header.index = link.index;
     message.header.scope = AddressScope::Universe;
-    if announce == Announce::Never && address.is_ipv6() {
-        // Its former holder still has it and would object.
+    if dad == Dad::Never && address.is_ipv6() {
         message.header.flags = AddressHeaderFlags::Nodad;
     }
     message.attributes.push(AddressAttribute::Local(address));

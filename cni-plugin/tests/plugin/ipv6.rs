@@ -128,3 +128,29 @@ fn a_link_too_small_for_ipv6_is_attached_and_an_ipv6_lease_refused_in_words() {
     node.sh("ip link add link dp0 name mvt0 type macvtap mode bridge");
     call.clone().with(json!({"deviceID": "mvt0"})).ok("ADD");
 }
+
+#[test]
+fn duplicate_address_detection_is_a_key_of_its_own_and_leaves_the_pods_timers() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    node.sh("ip addr add fd09::2/64 dev dp1 nodad");
+    let call = Call::new(&node, &pod, "c1").with(lease(&[V6]));
+    for keys in [json!({}), json!({"dad": "Auto"}), json!({"announce": "Never", "dad": "Auto"})] {
+        let message = call.clone().with(keys.clone()).fails("ADD", 100);
+        assert!(message.contains("address fd09::2/64 is in use by another host"), "{keys}: {message}");
+        assert_eq!(link(&pod), Value::Null);
+    }
+    for keys in [json!({"dad": "Never"}), json!({"announce": "Never"})] {
+        call.clone().with(keys).ok("ADD");
+        let timer = std::process::Command::new("nsenter")
+            .args([
+                &format!("--net={}", pod.netns().display()),
+                "cat",
+                "/proc/sys/net/ipv6/neigh/net1/retrans_time_ms",
+            ])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&timer.stdout).trim(), "1000");
+        call.ok("DEL");
+    }
+    assert!(call.with(json!({"dad": "Maybe"})).fails("ADD", 7).contains("dad"));
+}

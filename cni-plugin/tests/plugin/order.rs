@@ -1,6 +1,6 @@
 //! In which order ADD does things: nothing is touched for a call that cannot succeed, and what fails is undone from the end.
 
-use crate::support::{Call, link, node_and_pods};
+use crate::support::{Call, Node, link, node_and_pods, pod, record};
 use serde_json::{Value, json};
 
 #[test]
@@ -53,4 +53,62 @@ fn a_macvlan_below_is_refused_before_anything_is_made() {
         );
         assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
     }
+}
+
+#[test]
+fn names_that_mean_more_than_one_link_are_refused_as_names() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    for name in ["all", "default", "net%d", "a%b"] {
+        let message = Call::new(&node, &pod, "c1").var("CNI_IFNAME", name).fails("ADD", 4);
+        assert!(message.contains("CNI_IFNAME"), "{message}");
+        Call::new(&node, &pod, "c1").var("CNI_IFNAME", name).ok("DEL");
+    }
+}
+
+#[test]
+fn the_next_sandbox_of_a_pod_gets_its_devices_in_any_order() {
+    let Some((node, [old])) = node_and_pods() else { return };
+    let call = |pod, container, ifname, slot| {
+        Call::new(&node, pod, container)
+            .var("CNI_IFNAME", ifname)
+            .var("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_UID=u1;K8S_POD_NAME=p;K8S_POD_NAMESPACE=ns")
+            .device(slot)
+    };
+    call(&old, "c1", "net1", 0).ok("ADD");
+    call(&old, "c1", "net2", 1).ok("ADD");
+    assert!(call(&old, "c1", "net3", 0).fails("ADD", 7).contains("already interface net1 of this pod"));
+    // The old namespace lives on.
+    let new = pod();
+    call(&new, "c2", "net1", 1).ok("ADD");
+    call(&new, "c2", "net2", 0).ok("ADD");
+    assert!(!Node::ip(&old, "-br link").contains("net"));
+    call(&old, "c1", "net1", 0).ok("DEL");
+    assert!(Node::ip(&new, "-br link").contains("net2"), "a late DEL");
+}
+
+#[test]
+fn a_repeated_add_gives_back_the_mtu_that_a_smaller_lower_link_took() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let call = Call::new(&node, &pod, "c1");
+    call.ok("ADD");
+    let index = link(&pod)["ifindex"].clone();
+    node.sh("ip link set dp0 mtu 1300; ip link set dp0 mtu 1500");
+    assert_eq!(link(&pod)["mtu"], 1300);
+    assert_eq!(call.clone().with(json!({"cniVersion": "1.1.0"})).ok("ADD")["interfaces"][0]["mtu"], 1500);
+    assert_eq!((&link(&pod)["mtu"], &link(&pod)["ifindex"]), (&json!(1500), &index));
+}
+
+#[test]
+fn a_record_names_the_namespace_by_a_path_without_links() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    node.sh(&format!("touch /run/netns/x; mount --bind {} /run/netns/x", pod.netns().display()));
+    let call = Call::new(&node, &pod, "c1").var("CNI_NETNS", "/var/run/netns/x");
+    let result = call.ok("ADD");
+    let recorded = serde_json::to_value(record(&node, 0).unwrap().holder).unwrap();
+    assert_eq!(recorded["netns"], "/run/netns/x");
+    assert_eq!(result["interfaces"][0]["sandbox"], "/var/run/netns/x");
+    call.clone().with(json!({"prevResult": result})).ok("CHECK");
+    call.ok("ADD");
+    call.ok("DEL");
+    assert_eq!(record(&node, 0), None);
 }

@@ -59,7 +59,7 @@ impl<K: Kernel> Attaching<'_, K> {
     /// Looks whether the lower link can carry the device, for a caller that does something costly first. Otherwise
     /// [`Attaching::create_link`] finds out.
     pub fn check_lower(&mut self) -> Result<(), AttachError> {
-        check_lower(self.kernel, &self.request)
+        check_lower(self.kernel, &self.request).map(drop)
     }
 
     /// Makes the link, down. Its tap has a minor that no record names.
@@ -202,7 +202,7 @@ impl<K: Kernel> Drop for Attaching<'_, K> {
 }
 
 /// Whether the lower link can carry the device.
-pub(super) fn check_lower<K: Kernel>(kernel: &mut K, request: &Request) -> Result<(), AttachError> {
+pub(super) fn check_lower<K: Kernel>(kernel: &mut K, request: &Request) -> Result<Link, AttachError> {
     let ifindex = request.link.lower;
     let lower = kernel.find(Place::Home(Home::Node), &By::Index(ifindex))?;
     let lower = lower.ok_or_else(|| AttachError::LowerGone {
@@ -210,5 +210,6 @@ pub(super) fn check_lower<K: Kernel>(kernel: &mut K, request: &Request) -> Resul
         name: request.lower_name.clone(),
         ifindex,
     })?;
-    Ok(fit::judge(request.link.mtu, &lower)?)
+    fit::judge(request.link.mtu, &lower)?;
+    Ok(lower)
 }

@@ -99,7 +99,7 @@ pub(crate) fn give_back(kernel: &mut Rtnl, record: &Attachment, nic: &Nic) -> Re
     match enter(record, nic)? {
         Some(mut pod) => {
             let links = list(&mut pod, None, "list the pod's links").map_err(refused)?;
-            if let Some(found) = link::known(&links, &nic.identity) {
+            if let Some(found) = link::recorded(&links, nic) {
                 for upper in links.iter().filter(|link| link.is_on(found.link.index)) {
                     delete_upper(&mut pod, upper, nic).map_err(refused)?;
                 }
@@ -109,14 +109,14 @@ pub(crate) fn give_back(kernel: &mut Rtnl, record: &Attachment, nic: &Nic) -> Re
         None => {
             if let Some(id) = record.netns_id {
                 let place = Place::Numbered(NetnsId(id));
-                if link::known(&kernel.nics(place).map_err(refused)?, &nic.identity).is_some() {
+                if link::recorded(&kernel.nics(place).map_err(refused)?, nic).is_some() {
                     return Err(ReturnError::Held { name: nic.name.clone() });
                 }
             }
         }
     }
     let links = kernel.nics(NODE).map_err(refused)?;
-    let found = link::known(&links, &nic.identity);
+    let found = link::recorded(&links, nic);
     let Some(found) = found.or_else(|| links.iter().find(|link| link.is_still(&nic.identity))) else {
         if links.iter().any(|link| link.displaces(&nic.identity)) {
             warn!(nic = nic.name, pci = %nic.pci, "NIC is gone: another one is in its place");
@@ -187,7 +187,7 @@ fn fetch(
         let Err(error) = moved else { return Ok(()) };
         // The kernel moves first and renames then: the NIC can be on the node although something was refused.
         let links = kernel.nics(NODE).map_err(refused)?;
-        if link::known(&links, &nic.identity).is_some() {
+        if link::recorded(&links, nic).is_some() {
             return Ok(());
         }
         let is_race = matches!(error.errno(), Some(Errno::EXIST | Errno::BUSY | Errno::NODEV));
@@ -195,7 +195,7 @@ fn fetch(
             return Err(refused(error));
         }
         let links = list(pod, None, "list the pod's links").map_err(refused)?;
-        match link::known(&links, &nic.identity) {
+        match link::recorded(&links, nic) {
             Some(again) => found = again.clone(),
             None => return Ok(()),
         }
@@ -236,7 +236,7 @@ fn remove_names(
 fn unless_refused(outcome: Result<(), NetlinkError>, nic: &Nic) -> Result<(), NetlinkError> {
     match outcome {
         Err(error @ NetlinkError::Refused { errno, .. }) => {
-            warn!(nic = nic.name, %error, %errno, "NIC is not in all as it was");
+            warn!(nic = nic.name, %error, %errno, "NIC was not fully restored");
             Ok(())
         }
         outcome => outcome,
@@ -262,6 +262,8 @@ fn restore(node: &mut Socket, found: &NicLink, nic: &Nic, name: Option<&IfName>)
     let differs = |wanted: bool, now: bool| (wanted != now).then_some(wanted);
     let alias = nic.alias.as_deref().unwrap_or_default();
     let mut first_error = remove_names(node, found, nic, |_| true).err();
+    let resets = matches!(&nic.identity, LinkIdentity::Hardware { mac, .. }
+        if found.permanent_mac.is_some_and(|own| own != *mac));
     let parts = [
         // Neither older kernels nor every driver change these while the link is up.
         Wanted {
@@ -283,6 +285,9 @@ fn restore(node: &mut Socket, found: &NicLink, nic: &Nic, name: Option<&IfName>)
             alias: Some(alias).filter(|alias| *alias != found.alias.as_deref().unwrap_or_default()),
             ..Wanted::default()
         },
+        // A driver that took the pod's address for the permanent one takes the own one when it is reset.
+        Wanted { up: Some(true).filter(|_| resets && !nic.up), ..Wanted::default() },
+        Wanted { up: Some(false).filter(|_| resets && !nic.up), ..Wanted::default() },
         // Set down above, or in the pod, or by the kernel.
         Wanted { up: Some(nic.up).filter(|up| *up), ..Wanted::default() },
     ];

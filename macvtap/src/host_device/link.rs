@@ -213,6 +213,19 @@ pub(crate) fn known<'l>(links: &'l [NicLink], identity: &LinkIdentity) -> Option
     links.iter().find(|link| link.is(identity) && (link.parent.is_some() || !needs_parent))
 }
 
+/// Which of these links, all of one namespace, is the NIC of a record. A driver may report an address that was set as the
+/// permanent one (igbvf, after a reset), so a NIC behind the right device that still has the alias under which it left the
+/// node is the one, too.
+pub(crate) fn recorded<'l>(links: &'l [NicLink], nic: &Nic) -> Option<&'l NicLink> {
+    let LinkIdentity::Hardware { parent, .. } = &nic.identity else { return known(links, &nic.identity) };
+    let is_marked = |link: &&NicLink| {
+        link.link.kind.is_none()
+            && link.parent.as_ref() == Some(parent)
+            && link.alias.as_ref() == Some(&nic.name)
+    };
+    known(links, &nic.identity).or_else(|| links.iter().find(is_marked))
+}
+
 /// Who of these links has a name.
 pub(crate) fn named<'l>(links: &'l [NicLink], name: &str) -> Option<&'l NicLink> {
     links.iter().find(|link| link.names().any(|own| own == name))
@@ -311,6 +324,22 @@ mod tests {
         assert!(!nic(vec![]).is(&ours));
         assert!(!nic(vec![permanent(), parent()]).is(&hardware(PERMANENT, "virtio2")));
         assert!(!nic(vec![permanent(), parent()]).is(&hardware([2, 0, 0, 0, 0, 9], "virtio1")));
+    }
+
+    #[test]
+    fn a_nic_whose_permanent_address_follows_the_one_that_was_set_is_known_by_device_and_alias() {
+        let changed = |parent: &str, alias: &str| {
+            nic(vec![
+                LinkAttribute::PermAddress(vec![2, 0, 0, 0, 0, 9]),
+                LinkAttribute::ParentDevName(parent.into()),
+                LinkAttribute::IfAlias(alias.into()),
+            ])
+        };
+        let ours =
+            nic(vec![]).as_nic("0000:00:0a.0".parse().unwrap(), hardware(PERMANENT, "virtio1")).unwrap();
+        assert!(recorded(&[changed("virtio1", "ens5")], &ours).is_some());
+        assert!(recorded(&[changed("virtio1", "other")], &ours).is_none(), "another NIC in its place");
+        assert!(recorded(&[changed("virtio2", "ens5")], &ours).is_none());
     }
 
     #[test]

@@ -92,6 +92,7 @@ pub fn change(index: u32, change: Change) -> LinkMessage {
             message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(none)]));
         }
         Change::Mac(mac) => message.attributes.push(LinkAttribute::Address(mac.octets().to_vec())),
+        Change::Mtu(mtu) => message.attributes.push(LinkAttribute::Mtu(mtu)),
         Change::Up => {
             message.header.flags = LinkFlags::Up;
             message.header.change_mask = LinkFlags::Up;

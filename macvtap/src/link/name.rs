@@ -3,13 +3,16 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A name the kernel accepts for a link: 1 to 15 bytes, no `/`, no `:`, no white space, not `.` or `..`.
+/// A name that a link can be given: 1 to 15 bytes, no `/`, no `:`, no white space, not `.` or `..`. Without `%`, which the
+/// kernel takes for a pattern, and not `all` or `default`, which are the switches of all links.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct IfName(String);
 
-/// A text that is no link name.
+/// A text that is not a link name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no interface name; use 1 to 15 characters without '/', ':' and white space")]
+#[error(
+    "{0:?} is not an interface name; use 1 to 15 characters without '/', ':', '%' and white space, and not \"all\" or \"default\""
+)]
 pub struct BadIfName(pub String);
 
 impl IfName {
@@ -30,10 +33,11 @@ impl FromStr for IfName {
     fn from_str(text: &str) -> Result<Self, BadIfName> {
         // The last stands for what was no text.
         let forbidden = |c: char| {
-            c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | char::REPLACEMENT_CHARACTER)
+            c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%' | char::REPLACEMENT_CHARACTER)
         };
-        let valid =
-            (1..=15).contains(&text.len()) && !text.contains(forbidden) && !matches!(text, "." | "..");
+        let valid = (1..=15).contains(&text.len())
+            && !text.contains(forbidden)
+            && !matches!(text, "." | ".." | "all" | "default");
         if valid { Ok(Self(text.to_owned())) } else { Err(BadIfName(text.to_owned())) }
     }
 }
@@ -50,7 +54,22 @@ mod tests {
 
     #[test]
     fn only_names_the_kernel_takes_are_names() {
-        for text in ["", ".", "..", "a/b", "a b", "a:b", "a\n", "abcdefghijklmnop", "\u{a0}x", "\u{fffd}"] {
+        for text in [
+            "",
+            ".",
+            "..",
+            "all",
+            "default",
+            "net%d",
+            "a%b",
+            "a/b",
+            "a b",
+            "a:b",
+            "a\n",
+            "abcdefghijklmnop",
+            "\u{a0}x",
+            "\u{fffd}",
+        ] {
             assert_eq!(text.parse::<IfName>(), Err(BadIfName(text.into())));
         }
         for text in ["net1", "pod0123456789a", "abcdefghijklmno", "eth0.100"] {

@@ -56,7 +56,7 @@ pub(super) fn read_list(datagram: &[u8], sequence: u32, list: &mut List) -> Resu
             list.is_torn |= message.flags() & NLM_F_DUMP_INTR != 0;
             match message.message_type() {
                 NLMSG_NOOP => {}
-                NLMSG_DONE => return Ok(ListEnd::Complete),
+                NLMSG_DONE => return end_of(&message),
                 NLMSG_ERROR => {
                     return match acknowledgement(&message)? {
                         Answer::Refused { errno, said } => Ok(ListEnd::Refused { errno, said }),
@@ -69,6 +69,19 @@ pub(super) fn read_list(datagram: &[u8], sequence: u32, list: &mut List) -> Resu
         start += message_length(&message).next_multiple_of(4);
     }
     Ok(ListEnd::NotYet)
+}
+
+/// What the end of a list says: its payload is an error number, negative when the kernel could not go on (since 4.15), then
+/// attributes, not the request's header as in other errors.
+fn end_of(message: &NetlinkBuffer<&[u8]>) -> Result<ListEnd, &'static str> {
+    let payload = message.payload();
+    let Some((code, rest)) = payload.split_first_chunk() else { return Ok(ListEnd::Complete) };
+    let code = i32::from_ne_bytes(*code);
+    if code >= 0 {
+        return Ok(ListEnd::Complete);
+    }
+    let said = (message.flags() & NLM_F_ACK_TLVS != 0).then(|| sentence(rest)).flatten();
+    Ok(ListEnd::Refused { errno: errno(code)?, said })
 }
 
 /// Finds the answer to request `sequence` in a datagram.
@@ -104,10 +117,14 @@ fn acknowledgement(message: &NetlinkBuffer<&[u8]>) -> Result<Answer, &'static st
         code => {
             let told = message.flags() & NLM_F_ACK_TLVS != 0;
             let said = told.then(|| rest.get(HEADER_LEN..).and_then(sentence)).flatten();
-            let errno = code.checked_neg().filter(|errno| (1..4096).contains(errno));
-            Ok(Answer::Refused { errno: errno.ok_or("has no valid error number")?, said })
+            Ok(Answer::Refused { errno: errno(code)?, said })
         }
     }
+}
+
+/// The error number in a code of the kernel's.
+fn errno(code: i32) -> Result<i32, &'static str> {
+    code.checked_neg().filter(|errno| (1..4096).contains(errno)).ok_or("has no valid error number")
 }
 
 fn sentence(attributes: &[u8]) -> Option<String> {
@@ -188,6 +205,20 @@ mod tests {
         assert_eq!(list, List { objects: vec![b"one ".to_vec(), b"two ".to_vec()], is_torn: false });
         let refused = message(NLMSG_ERROR, 0, 7, &(-1_i32).to_ne_bytes());
         assert_eq!(read_list(&refused, 7, &mut list), Ok(ListEnd::Refused { errno: 1, said: None }));
+    }
+
+    #[test]
+    fn a_list_that_the_kernel_broke_off_is_refused_with_its_words() {
+        let code = (-22_i32).to_ne_bytes();
+        let attribute = [&[8, 0, 1, 0][..], b"bad\0"].concat();
+        let said = message(NLMSG_DONE, NLM_F_ACK_TLVS, 7, &[&code[..], &attribute].concat());
+        let refused = |said: Option<&str>| Ok(ListEnd::Refused { errno: 22, said: said.map(str::to_owned) });
+        assert_eq!(read_list(&said, 7, &mut List::default()), refused(Some("bad")));
+        assert_eq!(read_list(&message(NLMSG_DONE, 0, 7, &code), 7, &mut List::default()), refused(None));
+        assert_eq!(
+            read_list(&message(NLMSG_DONE, 0, 7, &[]), 7, &mut List::default()),
+            Ok(ListEnd::Complete)
+        );
     }
 
     #[test]

@@ -87,7 +87,7 @@ fn a_setting_that_the_driver_refuses_is_told_and_the_nic_is_back_none_the_less()
     record.nic.as_mut().unwrap().mtu = 10;
     records::write(&node.paths(), &record).unwrap();
     let answer = call.run("DEL");
-    assert!(answer.success && answer.stderr.contains("not in all as it was"), "{answer:?}");
+    assert!(answer.success && answer.stderr.contains("was not fully restored"), "{answer:?}");
     assert_eq!(state(&node, &pod), before, "all that can be as before");
     assert_eq!(self::record(&node, 0), None);
 }
