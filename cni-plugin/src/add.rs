@@ -48,6 +48,9 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
     let target = target::resolve(call, &network, &table)?;
     // A missing plugin is found before anything is touched: a repeated ADD must not cost a running pod its link.
     let delegate = Delegate::new(call, network.ipam.as_ref())?;
+    if let Target::Device(id, _) = &target {
+        refuse_user_namespace(id, &netns)?;
+    }
     let holder = holder(attachment, &netns)?;
     let mut kernel = Rtnl::with_pod(netns).map_err(|error| open_error(&error))?;
     let netns_id = kernel.pod_id().map_err(|error| CniError::from_chain(Code::Attach, &error))?;
@@ -57,6 +60,18 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
         Target::Nic(id, pci, device) => add_nic(&adding, &mut kernel, id, pci, &device),
         Target::HostLink(name) => add_host_link(&adding, &mut kernel, name, table.as_ref().ok()),
     }
+}
+
+/// In a user namespace a runtime cannot make the tap's node: it shows the container what the node's own `/dev` has under
+/// that name, which nobody in the pod may open, and which may be another pod's.
+fn refuse_user_namespace(id: &DeviceId, netns: &Netns) -> Result<(), CniError> {
+    if !netns.is_in_user_namespace().map_err(|error| netns_error(&error))? {
+        return Ok(());
+    }
+    let message = format!(
+        "the tap of device {id} cannot be opened in a pod with a user namespace of its own; remove hostUsers: false from the pod"
+    );
+    Err(CniError::new(Code::Config, message))
 }
 
 /// A macvtap is made for the pod.

@@ -105,6 +105,15 @@ impl Netns {
         Ok(result)
     }
 
+    /// Whether it belongs to a user namespace of the pod (`hostUsers: false`): the kernel shows what describes a network
+    /// namespace as owned by root of the user namespace that has it.
+    pub fn is_in_user_namespace(&self) -> Result<bool, NetnsError> {
+        let found = self.enter(|| stat("/proc/thread-self/net/dev"))?;
+        let found =
+            found.map_err(|errno| NetnsError::Failed { step: "look at", path: self.path.clone(), errno })?;
+        Ok(found.st_uid != 0)
+    }
+
     /// Its number as seen from the namespace of `socket`, which gets one assigned when it has none.
     pub fn id(&self, socket: &mut Socket) -> Result<NetnsId, NetlinkError> {
         if let Some(id) = self.assigned_id(socket)? {

@@ -16,3 +16,4 @@ mod collect;
 mod fixtures;
 mod steps;
 mod tap_number;
+mod user_namespace;
