@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::images::{self, Image};
 use crate::kube_ovn::{self, KubeOvn};
 use crate::layout::{Checkout, Layout, MAX_NODES};
+use crate::node::Kind;
 use crate::pki::Pki;
 use crate::process::Processes;
 use crate::progress::say;
@@ -43,11 +44,24 @@ pub struct Options {
     /// Whether kube-ovn gives addresses to further networks.
     #[serde(default)]
     pub kube_ovn: bool,
+    /// Whether its nodes are of the kinds that the tests' own nodes are not.
+    #[serde(default)]
+    pub field: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 2, multus: Multus::Thin, kube_ovn: false }
+        Self { nodes: 2, multus: Multus::Thin, kube_ovn: false, field: false }
+    }
+}
+
+impl Options {
+    fn kind(self, index: u8) -> Kind {
+        match (self.field, index) {
+            (true, _) => Kind::Moved,
+            (false, 1) => Kind::Current,
+            (false, _) => Kind::Debian,
+        }
     }
 }
 
@@ -68,9 +82,13 @@ struct Local {
 }
 
 impl Local {
-    fn new(layout: Layout, nodes: u8) -> Self {
+    fn new(layout: Layout, options: Options) -> Self {
         let processes = Processes::new(layout.run(), layout.logs(), &layout.id);
-        let nodes = layout.nodes(nodes).into_iter().map(|node| Node::new(node, processes.clone())).collect();
+        let nodes = layout.nodes(options.nodes).into_iter().map(|node| {
+            let kind = options.kind(node.index);
+            Node::new(node, processes.clone(), kind)
+        });
+        let nodes = nodes.collect();
         Self { layout, processes, nodes }
     }
 }
@@ -83,6 +101,9 @@ impl Cluster {
         let layout = Layout::new(name)?;
         prerequisites::ensure(&layout.checkout)?;
         components::build(&layout.checkout)?;
+        if options.field {
+            components::build_field(&layout.checkout)?;
+        }
         if options.kube_ovn {
             kube_ovn::build(&layout.checkout)?;
         }
@@ -97,7 +118,7 @@ impl Cluster {
             }
         };
         layout::write(&layout.state(), serde_json::to_string_pretty(&options)?)?;
-        start(&Local::new(layout, options.nodes), options)
+        start(&Local::new(layout, options), options)
     }
 
     /// The local cluster of that name, which must be up.
@@ -107,7 +128,7 @@ impl Cluster {
         let options = options.with_context(|| {
             format!("there is no cluster {name:?}; start it with: macvtap-cluster up --name {name}")
         })?;
-        Ok(Self::local(Local::new(layout, options.nodes)))
+        Ok(Self::local(Local::new(layout, options)))
     }
 
     /// Takes the cluster down and leaves nothing of it, in whatever state it is.
@@ -304,6 +325,10 @@ fn merge(name: &str, old: Options, new: Options) -> Result<Options> {
         old.multus == new.multus,
         "cluster {name:?} runs Multus {:?}; end it first with: macvtap-cluster down --name {name}",
         old.multus
+    );
+    ensure!(
+        old.field == new.field,
+        "cluster {name:?} has nodes of other kinds; end it first with: macvtap-cluster down --name {name}"
     );
     Ok(Options { nodes: old.nodes.max(new.nodes), kube_ovn: old.kube_ovn || new.kube_ovn, ..new })
 }

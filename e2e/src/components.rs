@@ -19,6 +19,8 @@ struct Family {
     tags: &'static str,
     /// Linker variables and the module whose version in `go.mod` they get: `v1.36.3`, or one of its numbers.
     variables: &'static [(&'static str, Version)],
+    /// Whether it has parts in C.
+    cgo: bool,
     steps: &'static [Step],
 }
 
@@ -44,6 +46,7 @@ enum Version {
 const K8S: &str = "k8s.io/kubernetes";
 const CONTAINERD: &str = "github.com/containerd/containerd/v2";
 const HELM: &str = "helm.sh/helm/v3";
+const RUNC: &str = "github.com/opencontainers/runc";
 const KUBE_OVN_MODULE: &str = "github.com/kubeovn/kube-ovn";
 
 const FAMILIES: [Family; 3] = [
@@ -58,6 +61,7 @@ const FAMILIES: [Family; 3] = [
             ("k8s.io/component-base/version.gitTreeState", Version::Fixed("clean")),
             ("helm.sh/helm/v3/internal/version.version", Version::Whole(HELM)),
         ],
+        cgo: false,
         steps: &[
             Step {
                 name: "kube-apiserver",
@@ -97,6 +101,7 @@ const FAMILIES: [Family; 3] = [
         name: "etcd",
         tags: "",
         variables: &[],
+        cgo: false,
         steps: &[Step {
             name: "etcd",
             seconds: 8,
@@ -108,6 +113,7 @@ const FAMILIES: [Family; 3] = [
         // Snapshotters that would need C libraries or are not used.
         tags: "no_btrfs no_zfs no_devmapper no_aufs",
         variables: &[("github.com/containerd/containerd/v2/version.Version", Version::Whole(CONTAINERD))],
+        cgo: false,
         steps: &[Step {
             name: "containerd",
             seconds: 32,
@@ -128,6 +134,7 @@ const KUBE_OVN: Family = Family {
     name: "kube-ovn",
     tags: "",
     variables: &[("github.com/kubeovn/kube-ovn/versions.VERSION", Version::Whole(KUBE_OVN_MODULE))],
+    cgo: false,
     steps: &[Step {
         name: "kube-ovn",
         seconds: 140,
@@ -140,6 +147,15 @@ const KUBE_OVN: Family = Family {
     }],
 };
 
+/// What nodes of further kinds run. Debian's runc knows no user namespaces.
+const FIELD: Family = Family {
+    name: "runc",
+    tags: "seccomp",
+    variables: &[("main.version", Version::Whole(RUNC))],
+    cgo: true,
+    steps: &[Step { name: "runc", seconds: 20, programs: &[Program(RUNC, "runc")] }],
+};
+
 /// Builds what is missing or no longer what its `go.mod` says. Costs a few milliseconds when there is nothing to do.
 pub fn build(checkout: &Checkout) -> Result<()> {
     build_families(checkout, &FAMILIES)
@@ -148,6 +164,11 @@ pub fn build(checkout: &Checkout) -> Result<()> {
 /// As [`build`], for kube-ovn.
 pub fn build_kube_ovn(checkout: &Checkout) -> Result<()> {
     build_families(checkout, &[KUBE_OVN])
+}
+
+/// As [`build`], for nodes of further kinds.
+pub fn build_field(checkout: &Checkout) -> Result<()> {
+    build_families(checkout, &[FIELD])
 }
 
 /// The directory of kube-ovn's sources, where its manifests are.
@@ -240,7 +261,11 @@ impl Builder<'_> {
         let fresh = self.checkout.artefacts().join("fresh");
         fs::create_dir_all(&fresh).with_context(|| format!("create {}", fresh.display()))?;
         let mut command = Command::new("nice");
-        command.args(["go", "build"]).args(flags).env("CGO_ENABLED", "0").current_dir(self.module());
+        command
+            .args(["go", "build"])
+            .args(flags)
+            .env("CGO_ENABLED", if self.family.cgo { "1" } else { "0" })
+            .current_dir(self.module());
         match step.programs {
             // A main package at the top of a module would be called after the version.
             [program] => command.arg("-o").arg(fresh.join(program.1)).arg(program.0),
@@ -309,7 +334,7 @@ mod tests {
     #[test]
     fn every_pinned_module_gives_its_flags() {
         let checkout = Checkout::here();
-        for family in FAMILIES.iter().chain([&KUBE_OVN]) {
+        for family in FAMILIES.iter().chain([&KUBE_OVN, &FIELD]) {
             let builder = Builder { checkout: &checkout, family };
             let flags = builder.flags().unwrap();
             assert_ne!(builder.digest(&flags).unwrap(), "");

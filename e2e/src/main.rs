@@ -33,6 +33,9 @@ enum Command {
         /// With kube-ovn, which gives addresses to networks of pods
         #[arg(long)]
         kube_ovn: bool,
+        /// With nodes of the kinds that the tests' own nodes are not: moved directories, user namespaces.
+        #[arg(long)]
+        field: bool,
     },
     /// End a cluster and leave nothing of it, in whatever state it is
     Down {
@@ -171,8 +174,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     let checkout = Checkout::here();
     match command {
-        Command::Up { name, nodes, multus, kube_ovn } => {
-            up(&name.name, Options { nodes, multus, kube_ovn })?;
+        Command::Up { name, nodes, multus, kube_ovn, field } => {
+            up(&name.name, Options { nodes, multus, kube_ovn, field })?;
         }
         Command::Down { name } => Cluster::down(&name.name)?,
         Command::Status { name } => status(&Cluster::open(&name.name)?),

@@ -137,7 +137,7 @@ done
 mount --rbind /run/checkout "$checkout"
 umount -l /run/checkout
 rmdir /run/checkout
-for pair in kubelet:/var/lib/kubelet containerd:/var/lib/containerd cni:/var/lib/cni macvtap:/var/lib/macvtap \
+for pair in kubelet:/var/lib/kubelet moved:/var/lib/moved containerd:/var/lib/containerd cni:/var/lib/cni macvtap:/var/lib/macvtap \
     etc-cni:/etc/cni opt-cni:/opt/cni pods:/var/log/pods containers:/var/log/containers; do
   mkdir -p "$dir/${pair%%:*}" "${pair#*:}"
   mount --bind "$dir/${pair%%:*}" "${pair#*:}"

@@ -26,21 +26,25 @@ const CRI: &str = "k8s.io";
 pub struct Node {
     layout: NodeLayout,
     processes: Processes,
+    kind: Kind,
 }
 
-/// Which containerd a node runs. Users have both, and they differ in how they notice a new CNI configuration.
+/// What a node is made of. Users have each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Runtime {
-    /// 2.x, built here.
+pub enum Kind {
+    /// containerd 2.x, built here, with Debian's runc.
     Current,
-    /// 1.6, Debian's.
+    /// containerd 1.6 and runc, both Debian's. It notices a new CNI configuration in another way.
     Debian,
+    /// containerd 2.x that keeps network namespaces in its state directory, a runc that knows user namespaces, and a
+    /// kubelet whose root directory is elsewhere.
+    Moved,
 }
 
 impl Node {
     /// The node with these names. Nothing is started.
-    pub fn new(layout: NodeLayout, processes: Processes) -> Self {
-        Self { layout, processes }
+    pub fn new(layout: NodeLayout, processes: Processes, kind: Kind) -> Self {
+        Self { layout, processes, kind }
     }
 
     /// Its name in the API.
@@ -57,14 +61,25 @@ impl Node {
         format!("{}-{part}", self.name())
     }
 
-    fn runtime(&self) -> Runtime {
-        if self.layout.index == 1 { Runtime::Current } else { Runtime::Debian }
+    fn runtime_bin(&self) -> PathBuf {
+        match self.kind {
+            Kind::Current | Kind::Moved => self.layout.cluster.checkout.bin(),
+            Kind::Debian => self.layout.cluster.checkout.debian().join("usr/bin"),
+        }
     }
 
-    fn runtime_bin(&self) -> PathBuf {
-        match self.runtime() {
-            Runtime::Current => self.layout.cluster.checkout.bin(),
-            Runtime::Debian => self.layout.cluster.checkout.debian().join("usr/bin"),
+    fn runc(&self) -> PathBuf {
+        match self.kind {
+            Kind::Current | Kind::Debian => self.layout.cluster.checkout.debian().join("usr/sbin/runc"),
+            Kind::Moved => self.layout.cluster.checkout.bin().join("runc"),
+        }
+    }
+
+    /// The kubelet's root directory. That of device plugins stays where it is.
+    pub fn kubelet_root(&self) -> &'static str {
+        match self.kind {
+            Kind::Current | Kind::Debian => "/var/lib/kubelet",
+            Kind::Moved => "/var/lib/moved/kubelet",
         }
     }
 
@@ -148,7 +163,9 @@ impl Node {
             command.arg(format!("--{flag}={}", self.layout.dir().join(file).display()));
         }
         command.arg(format!("--hostname-override={}", self.name()));
-        command.arg(format!("--node-ip={}", self.layout.address())).arg("--root-dir=/var/lib/kubelet");
+        command
+            .arg(format!("--node-ip={}", self.layout.address()))
+            .arg(format!("--root-dir={}", self.kubelet_root()));
         self.processes.start(&self.daemon("kubelet"), &command)
     }
 

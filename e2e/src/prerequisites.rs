@@ -16,13 +16,15 @@ use crate::process;
 use crate::progress::{self, say};
 
 /// Program (or a file by its full path, or a library), Debian package, why.
-const INSTALLED: [(&str, &str, &str); 16] = [
+const INSTALLED: [(&str, &str, &str); 18] = [
     ("ip", "iproute2", "makes the nodes' network namespaces and links"),
     ("iptables", "iptables", "kube-proxy and the portmap plugin write their rules with it"),
     ("nsenter", "util-linux", "starts the nodes' processes in their namespaces"),
     ("mount", "mount", "gives each node its own mounts"),
     ("gcc", "gcc", "compiles the sandbox process, and the crypto library links with it"),
     ("tar", "tar", "unpacks Debian packages"),
+    ("/usr/include/seccomp.h", "libseccomp-dev", "runc links with it"),
+    ("pkg-config", "pkg-config", "finds that library"),
     ("make", "make", "runs the targets of the Makefile"),
     ("/usr/include/stdlib.h", "libc6-dev", "headers and the static C library"),
     (

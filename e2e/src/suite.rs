@@ -100,8 +100,8 @@ pub fn run(stages: &[Stage], selection: &Selection) -> Result<()> {
 fn end_clusters(stage: Stage) -> Result<()> {
     let tests = Cluster::tests();
     let names = match stage {
-        Stage::Cluster => [&tests, "standalone"],
-        Stage::KubeOvn => ["kube-ovn", "kube-ovn-thick"],
+        Stage::Cluster => &[&tests, "standalone", "field"][..],
+        Stage::KubeOvn => &["kube-ovn", "kube-ovn-thick"],
         Stage::Format | Stage::Lint | Stage::Unit | Stage::Kernel | Stage::Guest | Stage::Api => {
             return Ok(());
         }

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::{Node, Runtime};
+use super::{Kind, Node};
 use crate::layout::POD_CIDR;
 use crate::pki::Pki;
 use crate::{images, registry};
@@ -62,14 +62,14 @@ impl Node {
     }
 
     pub(super) fn containerd_config(&self) -> Result<String> {
-        let runc = self.layout.cluster.checkout.debian().join("usr/sbin/runc");
-        let template = match self.runtime() {
-            Runtime::Current => CONTAINERD_2,
-            Runtime::Debian => CONTAINERD_1,
+        let template = match self.kind {
+            Kind::Current | Kind::Moved => CONTAINERD_2,
+            Kind::Debian => CONTAINERD_1,
         };
         let registries = registry::mirror(&self.layout)?;
         let words = [
-            ("@RUNC@", runc.display().to_string()),
+            ("@RUNC@", self.runc().display().to_string()),
+            ("@NETNS@", (self.kind == Kind::Moved).to_string()),
             ("@PAUSE@", images::PAUSE.to_owned()),
             ("@REGISTRIES@", registries.display().to_string()),
         ];
@@ -92,6 +92,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
   disable_apparmor = true
+  netns_mounts_under_state_dir = @NETNS@
   [plugins.'io.containerd.cri.v1.runtime'.containerd]
     default_runtime_name = "runc"
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]

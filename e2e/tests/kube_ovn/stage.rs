@@ -235,7 +235,7 @@ pub(crate) fn play_alone(namespace: &str, test: impl FnOnce(&mut Stage) -> Resul
 pub(crate) fn play_thick(namespace: &str, test: impl FnOnce(&mut Stage) -> Result<()>) -> Result<()> {
     static CLUSTER: OnceLock<Result<Cluster, String>> = OnceLock::new();
     let turn = Turn::Beside { _held: QUIET.read().unwrap_or_else(PoisonError::into_inner) };
-    let options = Options { nodes: 1, multus: Multus::Thick, kube_ovn: true };
+    let options = Options { nodes: 1, multus: Multus::Thick, kube_ovn: true, ..Options::default() };
     let Some(cluster) = shared(&CLUSTER, "kube-ovn-thick", options)? else { return Ok(()) };
     cluster.explain(|| test(&mut Stage::new(cluster, namespace, turn)?))
 }
