@@ -1,8 +1,7 @@
 //! Which pools have an effect: the rules between pools, and those no schema can state.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::ResourceExt;
-use kube::core::{Selector, SelectorExt};
+use kube::core::Selector;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::reason::PoolReason;
 use std::cmp::{Ordering, Reverse};
@@ -63,14 +62,6 @@ pub fn precedence(a: &MacvtapResourcePool, b: &MacvtapResourcePool) -> Ordering 
         (Reverse(pool.spec.settings.priority), pool.creation_timestamp(), pool.metadata.name.clone())
     };
     key(a).cmp(&key(b))
-}
-
-/// Whether a selector that has been checked selects these labels; an absent one selects all.
-pub fn selects(selector: Option<&LabelSelector>, labels: &BTreeMap<String, String>) -> bool {
-    match selector {
-        None => true,
-        Some(selector) => Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels)),
-    }
 }
 
 /// Gives the pool its resource name, unless an older pool has it.

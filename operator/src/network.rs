@@ -5,12 +5,14 @@ pub mod config;
 pub mod kind;
 pub mod plan;
 
-use crate::context::Context;
+use crate::context::{Context, NetworkKind};
 use kind::NetworkAttachmentDefinition;
+use kube::Resource;
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::reason::{EventReason, PoolReason};
+use macvtap_crds::v1alpha1::settings::Advertisement;
 use std::sync::Arc;
 
 /// What became of a pool's networks.
@@ -24,6 +26,8 @@ pub struct NetworkReport {
     pub problems: Vec<Problem>,
     /// Those that somebody had changed, and that are as they should be again.
     pub repaired: Vec<plan::Key>,
+    /// Those restored from a backup, or left by an earlier pool of the name, that are the pool's now.
+    pub adopted: Vec<plan::Key>,
     /// Those of a pool that is being deleted which somebody's finalizer keeps.
     pub kept: Vec<plan::Key>,
 }
@@ -49,16 +53,28 @@ impl NetworkReport {
     }
 }
 
-/// Brings the networks of a pool that is not being deleted up to date.
+/// Brings the networks of a pool that is not being deleted up to date. A dry run only compares.
 pub async fn reconcile(pool: &MacvtapResourcePool, context: &Context) -> NetworkReport {
     let Some(ours) = context.networks_of(pool) else {
-        return missing_kind(pool);
+        return without_kind(pool, *context.network_kind.borrow());
     };
     let namespaces = context.namespaces.state();
     let links = context.link_resources(pool);
     let desired = plan::desired(pool, namespaces.iter().map(Arc::as_ref), &links);
     let plan = plan::plan(&desired, &ours);
-    let report = apply::apply(&context.client, desired, plan).await;
+    if pool.spec.settings.advertisement == Advertisement::DryRun {
+        let (wanted, ready) = (desired.networks.len(), plan.keep.len());
+        return NetworkReport { desired: wanted, ready, ..NetworkReport::default() };
+    }
+    let pools = context.pools.state().iter().filter_map(|pool| pool.meta().uid.clone()).collect();
+    let report = apply::apply(&context.client, desired, plan, &pools).await;
+    for (namespace, name) in &report.adopted {
+        let note = format!(
+            "NetworkAttachmentDefinition {namespace}/{name} had the label of an earlier pool of this name and belongs to this one now"
+        );
+        let event = about(EventType::Normal, EventReason::NetworkAdopted, note, (namespace, name));
+        context.announce(&event, pool).await;
+    }
     // What a new spec changes is no repair.
     let status = pool.status.as_ref();
     if status.is_some_and(|status| status.observed_generation == pool.metadata.generation) {
@@ -66,17 +82,18 @@ pub async fn reconcile(pool: &MacvtapResourcePool, context: &Context) -> Network
             let note = format!(
                 "NetworkAttachmentDefinition {namespace}/{name} had been changed and is again as the pool has it; change the pool instead"
             );
-            context.announce(&repaired(note, namespace, name), pool).await;
+            let event = about(EventType::Warning, EventReason::NetworkRepaired, note, (namespace, name));
+            context.announce(&event, pool).await;
         }
     }
     report
 }
 
-fn repaired(note: String, namespace: &str, name: &str) -> Event {
-    let network = ObjectRef::<NetworkAttachmentDefinition>::new(name).within(namespace);
+fn about(type_: EventType, reason: EventReason, note: String, network: (&str, &str)) -> Event {
+    let network = ObjectRef::<NetworkAttachmentDefinition>::new(network.1).within(network.0);
     Event {
-        type_: EventType::Warning,
-        reason: EventReason::NetworkRepaired.to_string(),
+        type_,
+        reason: reason.to_string(),
         note: Some(note),
         action: "Repair".to_owned(),
         // Each network has an event of its own.
@@ -89,11 +106,33 @@ pub async fn remove(pool: &str, uid: &str, context: &Context) -> Result<Vec<plan
     apply::remove_all(&context.client, pool, uid).await
 }
 
-fn missing_kind(pool: &MacvtapResourcePool) -> NetworkReport {
+/// The report of a pool whose networks cannot be compared with what is there.
+fn without_kind(pool: &MacvtapResourcePool, kind: NetworkKind) -> NetworkReport {
     let desired = pool.spec.networks.as_ref().map_or(0, Vec::len);
-    let problems = (desired > 0).then(|| Problem {
-        reason: PoolReason::NADKindMissing,
-        message: "the cluster has no NetworkAttachmentDefinitions; install Multus".to_owned(),
-    });
+    let (reason, message) = match kind {
+        NetworkKind::Missing => {
+            (PoolReason::NADKindMissing, "the cluster has no NetworkAttachmentDefinitions; install Multus")
+        }
+        NetworkKind::Unknown | NetworkKind::Present => (
+            PoolReason::NetworksUpdating,
+            "the operator has not read the NetworkAttachmentDefinitions yet; if this stays, its log says why",
+        ),
+    };
+    let problems = (desired > 0).then(|| Problem { reason, message: message.to_owned() });
     NetworkReport { desired, problems: problems.into_iter().collect(), ..NetworkReport::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn networks_that_could_not_be_read_are_not_taken_for_a_cluster_without_multus() {
+        let networks = json!([{"name": "net", "namespaces": {"names": ["a"]}}]);
+        let pool = crate::testing::pool("dp", json!({"networks": networks}));
+        let reason = |kind| without_kind(&pool, kind).problems[0].reason;
+        assert_eq!(reason(NetworkKind::Missing), PoolReason::NADKindMissing);
+        assert_eq!(reason(NetworkKind::Unknown), PoolReason::NetworksUpdating);
+    }
 }

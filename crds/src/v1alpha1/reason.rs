@@ -227,6 +227,9 @@ reasons! {
     pub enum EventReason {
         /// A network attachment definition of the pool had been changed, and is again as the pool has it.
         NetworkRepaired,
+        /// A network attachment definition that was restored from a backup, or left by an earlier pool of the same name,
+        /// belongs to the pool now.
+        NetworkAdopted,
         /// An unreachable node was not waited for, as an annotation of the deleted pool asks.
         ReleasedWithoutDrain,
     }

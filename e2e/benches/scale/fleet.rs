@@ -16,6 +16,7 @@ use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateStatus};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// How long an agent waits after an error.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -155,8 +156,9 @@ impl Tally {
 }
 
 /// The agents at work.
-#[derive(Clone)]
 pub(crate) struct Fleet {
+    /// They end with this value.
+    _agents: JoinSet<()>,
     tally: watch::Receiver<Tally>,
     answers: Arc<Mutex<Answers>>,
 }
@@ -204,11 +206,12 @@ impl Fleet {
             tally: Arc::new(sender),
             answers: Arc::clone(&answers),
         };
+        let mut agents = JoinSet::new();
         for name in nodes {
             let agent = Agent { name: name.clone(), shared: shared.clone(), version: None, reported: None };
-            tokio::spawn(agent.run());
+            agents.spawn(agent.run());
         }
-        Self { tally, answers }
+        Self { _agents: agents, tally, answers }
     }
 
     /// The answers since the last call.

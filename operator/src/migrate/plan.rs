@@ -130,7 +130,8 @@ fn general(groups: &[Group]) -> Vec<String> {
         "links, modes and numbers of devices, and pods that take a tap without a network (tapOnly: Allowed).".to_owned(),
         "Different: devices of a link that is down or has no carrier are unhealthy (health: {carrier: Ignored} changes".to_owned(),
         "that); devices receive all multicast (macvtap: {allMulticast: false}); a changed pool needs no restart.".to_owned(),
-        "Remove macvtap-cni's DaemonSet first: a resource has one owner on a node.".to_owned(),
+        "A resource has one owner on a node: move nodes one after the other by label macvtap=pools, which macvtap-cni's".to_owned(),
+        "DaemonSet leaves out and agent.nodeSelector asks for, and remove that DaemonSet last (docs/migration.md).".to_owned(),
     ];
     if groups.len() > 1 && groups.iter().any(|group| group.nodes.is_none()) {
         notes.push(

@@ -1,19 +1,21 @@
 //! Writes and removes network attachment definitions; never touches one that is not ours.
 
 use super::kind::NetworkAttachmentDefinition;
-use super::plan::{Desired, Key, Plan, is_ours, key, same};
+use super::plan::{Desired, Key, Plan, is_orphan, is_ours, is_written_by_us, key, same};
 use super::{NetworkReport, Problem};
 use crate::refusal;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use macvtap_crds::v1alpha1::reason::PoolReason;
 use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_LABEL};
+use std::collections::BTreeSet;
 
-/// Does what the plan says, and goes on after an error.
-pub async fn apply(client: &Client, desired: Desired, plan: Plan) -> NetworkReport {
+/// Does what the plan says, and goes on after an error. `pools` has the UIDs of all pools there are.
+pub async fn apply(client: &Client, desired: Desired, plan: Plan, pools: &BTreeSet<String>) -> NetworkReport {
     let Desired { networks, problems: unusable } = desired;
     let mut problems = Vec::new();
     let mut repaired = Vec::new();
+    let mut adopted = Vec::new();
     let mut ready = plan.keep.len();
     for key in plan.create.iter().chain(&plan.repair) {
         let Some(network) = networks.get(key) else {
@@ -22,7 +24,7 @@ pub async fn apply(client: &Client, desired: Desired, plan: Plan) -> NetworkRepo
         let written = if plan.repair.contains(key) {
             repair(client, network).await.map(|needed| repaired.extend(needed.then(|| key.clone())))
         } else {
-            create(client, network).await
+            create(client, network, pools).await.map(|orphan| adopted.extend(orphan.then(|| key.clone())))
         };
         match written {
             Ok(()) => ready += 1,
@@ -30,17 +32,15 @@ pub async fn apply(client: &Client, desired: Desired, plan: Plan) -> NetworkRepo
         }
     }
     for (key, uid) in plan.delete {
-        let (namespace, name) = &key;
-        match delete(client, &key, uid).await {
-            Ok(()) => tracing::info!(namespace, network = %name, "network removed"),
-            Err(error) => problems.push(failed(&key, &error)),
+        if let Err(error) = delete_ours(client, &key, uid).await {
+            problems.push(failed(&key, &error));
         }
     }
     problems.extend(unusable);
-    NetworkReport { desired: networks.len(), ready, problems, repaired, kept: Vec::new() }
+    NetworkReport { desired: networks.len(), ready, problems, repaired, adopted, kept: Vec::new() }
 }
 
-/// Deletes every network of a pool. Asks the API server, not the cache: what the cache has not seen yet would remain
+/// Deletes every network of a pool that the operator wrote. Asks the API server, not the cache: what the cache has not seen yet would remain
 /// for ever. Gives those that are still there.
 pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<Vec<Key>, kube::Error> {
     let all: Api<NetworkAttachmentDefinition> = Api::all(client.clone());
@@ -51,12 +51,12 @@ pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<Vec<Ke
         Err(error) => return Err(error),
     };
     let mut left = Vec::new();
-    for network in found.iter().filter(|network| is_ours(*network, pool, uid)) {
+    let ours =
+        |network: &&NetworkAttachmentDefinition| is_ours(*network, pool, uid) && is_written_by_us(*network);
+    for network in found.iter().filter(ours) {
         let key = key(network);
         if network.metadata.deletion_timestamp.is_none() {
             delete(client, &key, network.uid()).await?;
-            let (namespace, name) = &key;
-            tracing::info!(namespace, network = %name, "network removed");
         }
         // A finalizer of somebody else may keep it; the pool then waits.
         if network.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty()) {
@@ -66,30 +66,57 @@ pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<Vec<Ke
     Ok(left)
 }
 
+/// Deletes a network unless only its labels are ours.
+async fn delete_ours(client: &Client, key: &Key, uid: Option<String>) -> Result<(), kube::Error> {
+    let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &key.0);
+    match api.get_metadata_opt(&key.1).await? {
+        Some(there) if is_written_by_us(&there) => delete(client, key, uid).await,
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Deletes a network if it still is the one with this UID.
 async fn delete(client: &Client, (namespace, name): &Key, uid: Option<String>) -> Result<(), kube::Error> {
     let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), namespace);
     let preconditions = Some(Preconditions { uid, resource_version: None });
     match api.delete(name, &DeleteParams { preconditions, ..Default::default() }).await {
-        // Another one has the name by now.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-        deleted => ignore_missing(deleted),
+        Ok(_) => {
+            tracing::info!(namespace, network = %name, "network removed");
+            Ok(())
+        }
+        // It is gone, or another one has the name by now.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
-/// Makes a network if nobody has the name. What somebody makes between question and answer has another field manager,
-/// so an apply without force is refused.
-async fn create(client: &Client, network: &NetworkAttachmentDefinition) -> Result<(), Problem> {
+/// Makes a network if nobody has the name, or takes over one that nobody owns any more. Returns whether it did the
+/// latter.
+async fn create(
+    client: &Client,
+    network: &NetworkAttachmentDefinition,
+    pools: &BTreeSet<String>,
+) -> Result<bool, Problem> {
     let key = key(network);
     let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &key.0);
-    match api.get_opt(&key.1).await {
-        Ok(None) => write(client, network, &PatchParams::apply(OPERATOR_FIELD_MANAGER)).await,
-        // Ours already: the cache has not seen it yet.
-        Ok(Some(there)) if same_owner(&there, network) => {
-            write(client, network, &PatchParams::apply(OPERATOR_FIELD_MANAGER).force()).await
+    let params = PostParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
+    match api.create(&params, network).await {
+        Ok(_) => {
+            tracing::info!(namespace = %key.0, network = %key.1, "network created");
+            return Ok(false);
         }
-        Ok(Some(_)) => Err(conflict(&key)),
-        Err(error) => Err(failed(&key, &error)),
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => return Err(failed(&key, &error)),
+    }
+    let there = api.get_opt(&key.1).await.map_err(|error| failed(&key, &error))?;
+    let orphan = there.as_ref().is_some_and(|there| {
+        let pool = network.labels().get(POOL_LABEL).map_or("", String::as_str);
+        is_orphan(there, pool, pools)
+    });
+    match there {
+        // Ours already: the cache has not seen it yet. Or gone again, and made by the same write.
+        Some(there) if !orphan && !same_owner(&there, network) => Err(conflict(&key)),
+        Some(_) | None => write(client, network).await.map(|()| orphan),
     }
 }
 
@@ -101,20 +128,15 @@ async fn repair(client: &Client, network: &NetworkAttachmentDefinition) -> Resul
     match there {
         Some(there) if !same_owner(&there, network) => Err(conflict(&key)),
         Some(there) if same(&there, network) => Ok(false),
-        Some(_) | None => {
-            write(client, network, &PatchParams::apply(OPERATOR_FIELD_MANAGER).force()).await.map(|()| true)
-        }
+        Some(_) | None => write(client, network).await.map(|()| true),
     }
 }
 
-async fn write(
-    client: &Client,
-    network: &NetworkAttachmentDefinition,
-    params: &PatchParams,
-) -> Result<(), Problem> {
+async fn write(client: &Client, network: &NetworkAttachmentDefinition) -> Result<(), Problem> {
     let key = key(network);
+    let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
     let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &key.0);
-    match api.patch(&key.1, params, &Patch::Apply(network)).await {
+    match api.patch(&key.1, &params, &Patch::Apply(network)).await {
         Ok(_) => {
             tracing::info!(namespace = %key.0, network = %key.1, "network written");
             Ok(())
@@ -142,14 +164,5 @@ fn failed((namespace, name): &Key, error: &kube::Error) -> Problem {
     Problem {
         reason: PoolReason::NetworkWriteFailed,
         message: format!("NetworkAttachmentDefinition {namespace}/{name}: {}", refusal::text(error)),
-    }
-}
-
-fn ignore_missing<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
-    match result {
-        Ok(_) => Ok(()),
-        // 409: our precondition does not hold, so somebody made another one under its name.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        Err(error) => Err(error),
     }
 }

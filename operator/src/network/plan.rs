@@ -2,14 +2,13 @@
 
 use super::kind::{NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec};
 use super::{Problem, config};
-use crate::acceptance::selects;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::core::PartialObjectMeta;
+use kube::core::{PartialObjectMeta, Selector, SelectorExt};
 use kube::{Resource, ResourceExt};
 use macvtap_crds::v1alpha1::network::{LINK_PLACEHOLDER, NamespaceSelector, NetworkTemplate};
 use macvtap_crds::v1alpha1::reason::PoolReason;
 use macvtap_crds::v1alpha1::{MacvtapResourcePool, pool::NAME_MAX};
-use macvtap_crds::{POOL_LABEL, POOL_UID_LABEL, RESOURCE_NAME_ANNOTATION};
+use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_LABEL, POOL_UID_LABEL, RESOURCE_NAME_ANNOTATION};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -106,6 +105,20 @@ pub fn is_ours(network: &impl Resource, pool: &str, uid: &str) -> bool {
     label(POOL_LABEL) == Some(pool) && label(POOL_UID_LABEL) == Some(uid)
 }
 
+/// Whether the network names the pool, and a UID that no pool has: it was restored from a backup, or written for an
+/// earlier pool of this name, and nobody else owns it.
+pub fn is_orphan(network: &impl Resource, pool: &str, pools: &BTreeSet<String>) -> bool {
+    let label = |key: &str| network.meta().labels.as_ref().and_then(|labels| labels.get(key));
+    label(POOL_LABEL).is_some_and(|name| name == pool)
+        && label(POOL_UID_LABEL).is_some_and(|uid| !pools.contains(uid))
+}
+
+/// Whether the operator wrote the network. Labels alone prove nothing: anybody who may write networks can copy them.
+pub fn is_written_by_us(network: &impl Resource) -> bool {
+    let managers = network.meta().managed_fields.iter().flatten();
+    managers.into_iter().any(|entry| entry.manager.as_deref() == Some(OPERATOR_FIELD_MANAGER))
+}
+
 /// Namespace and name of a network.
 pub fn key(network: &NetworkAttachmentDefinition) -> Key {
     (network.namespace().unwrap_or_default(), network.name_any())
@@ -127,10 +140,11 @@ fn places(
     };
     let (mut places, missing): (BTreeSet<String>, BTreeSet<String>) =
         selector.names.iter().flatten().cloned().partition(|name| alive(name));
-    if let Some(labels) = &selector.selector {
-        let selected = namespaces
-            .iter()
-            .filter(|(name, namespace)| alive(name) && selects(Some(labels), namespace.labels()));
+    // Read once, asked for each namespace; one that cannot be read was not accepted.
+    let labels = selector.selector.clone().and_then(|selector| Selector::try_from(selector).ok());
+    if let Some(labels) = labels {
+        let selected =
+            namespaces.iter().filter(|(name, namespace)| alive(name) && labels.matches(namespace.labels()));
         places.extend(selected.map(|(name, _)| (*name).to_owned()));
     }
     (places, missing.into_iter().collect())
@@ -237,6 +251,20 @@ mod tests {
         assert!(
             matches!(&desired.problems[..], [p] if p.reason == PoolReason::NamespaceNotFound && p.message.contains("gone"))
         );
+    }
+
+    #[test]
+    fn a_network_of_a_pool_that_is_no_more_is_an_orphan_of_the_one_that_has_its_name() {
+        let dp = pool("dp", json!({"networks": [{"name": "net", "namespaces": {"names": ["a"]}}]}));
+        let desired = wanted(&dp, &[namespace("a", &[])], &[]);
+        let network = &desired.networks[&("a".into(), "net".into())];
+        let pools = |uids: &[&str]| uids.iter().map(|uid| (*uid).to_owned()).collect();
+        assert!(is_orphan(network, "dp", &pools(&["uid-of-the-restored-pool"])));
+        assert!(!is_orphan(network, "dp", &pools(&["uid-dp"])));
+        assert!(!is_orphan(network, "other", &pools(&[])));
+        let mut unlabelled = network.clone();
+        unlabelled.metadata.labels = None;
+        assert!(!is_orphan(&unlabelled, "dp", &pools(&[])));
     }
 
     #[test]

@@ -251,6 +251,12 @@ fn networks_ready(observed: &Observed<'_>) -> Finding {
         state(false, PoolReason::Terminating, "the pool is being deleted".to_owned())
     } else if observed.verdict.is_err() {
         state(false, PoolReason::NotAccepted, "the pool is not accepted".to_owned())
+    } else if observed.pool.spec.settings.advertisement == Advertisement::DryRun && networks.desired > 0 {
+        let message = format!(
+            "dry run: {} of {} networks exist; none is made or removed",
+            networks.ready, networks.desired
+        );
+        state(false, PoolReason::DryRun, message)
     } else if let Some(problem) = networks.problems.first() {
         let more = networks.problems.len().saturating_sub(1);
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };

@@ -13,6 +13,8 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+mod kstatus;
+
 const NOW: i64 = 10_000;
 
 /// A node of a test: how its state came about.
