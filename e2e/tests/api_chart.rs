@@ -341,6 +341,80 @@ fn an_argument_that_the_chart_sets_itself_is_refused_with_the_value_to_use() -> 
     Ok(())
 }
 
+fn rendered(api: &Api, values: &[&str]) -> Result<String> {
+    let chart = Checkout::here().path("charts/macvtap-operator");
+    let chart = chart.to_string_lossy();
+    let mut args = vec!["template", "release", &chart, "-n", NAMESPACE, "--kube-version=1.35.0"];
+    for value in values {
+        args.extend(["--set", value]);
+    }
+    helm(api, &args)
+}
+
+#[test]
+fn a_server_queues_the_lease_apart_from_the_writes_of_a_large_change() -> Result<()> {
+    let api = Api::without_crds()?;
+    install(&api, &[])?;
+    let lease = api.kubectl.get("", "flowschema/release-macvtap-operator-lease")?["spec"].clone();
+    let rest = api.kubectl.get("", "flowschema/release-macvtap")?["spec"].clone();
+    assert_eq!(lease["priorityLevelConfiguration"]["name"], "leader-election");
+    let level = rest["priorityLevelConfiguration"]["name"].as_str().context("no priority level")?;
+    api.kubectl.get("", &format!("prioritylevelconfiguration/{level}"))?;
+    ensure!(lease["matchingPrecedence"].as_i64() < rest["matchingPrecedence"].as_i64(), "{lease} {rest}");
+    ensure!(!rendered(&api, &["flowControl.enabled=false"])?.contains("kind: FlowSchema"), "still there");
+    Ok(())
+}
+
+#[test]
+fn the_kinds_survive_a_gitops_tool_that_prunes() -> Result<()> {
+    let api = Api::shared()?;
+    let text = rendered(&api, &[])?;
+    let crds = text.matches("kind: CustomResourceDefinition").count();
+    for annotation in [
+        "argocd.argoproj.io/sync-options: Delete=false,Prune=false",
+        "kustomize.toolkit.fluxcd.io/prune: disabled",
+    ] {
+        assert_eq!(text.matches(annotation).count(), crds, "{annotation}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_differs_between_platforms_is_a_value() -> Result<()> {
+    let api = Api::shared()?;
+    let default = rendered(&api, &[])?;
+    for text in [
+        "type: spc_t",
+        "priorityClassName: system-node-critical",
+        "values: [virtual-kubelet]",
+        "path: /var/lib/kubelet/pod-resources, type: Directory}",
+        "path: /var/lib/kubelet/device-plugins, type: Directory}",
+        "mountPath: /var/run/netns",
+    ] {
+        ensure!(default.contains(text), "{text} is not in:\n{default}");
+    }
+    ensure!(!default.contains("SecurityContextConstraints"), "OpenShift's kind where it does not exist");
+    let other = rendered(
+        &api,
+        &[
+            "agent.seLinuxOptions=null",
+            "agent.priorityClassName=",
+            "operator.priorityClassName=mine",
+            "agent.affinity.podAffinity.x=y",
+            "openshift.securityContextConstraints=true",
+        ],
+    )?;
+    for text in ["spc_t", "system-node-critical", "virtual-kubelet"] {
+        ensure!(!other.contains(text), "{text} is in:\n{other}");
+    }
+    for text in
+        ["priorityClassName: mine", "kind: SecurityContextConstraints", "system:openshift:scc:nonroot-v2"]
+    {
+        ensure!(other.contains(text), "{text} is not in:\n{other}");
+    }
+    Ok(())
+}
+
 #[test]
 fn the_agent_is_not_privileged() -> Result<()> {
     let api = Api::without_crds()?;

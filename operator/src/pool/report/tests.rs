@@ -219,6 +219,18 @@ fn a_dry_run_is_never_ready_and_nothing_is_wrong_with_it() {
 }
 
 #[test]
+fn virtual_nodes_count_nowhere() {
+    let dp = pool("dp", json!({"nodeSelector": {}}));
+    let fargate = TestNode {
+        labels: labels(&[("eks.amazonaws.com/compute-type", "fargate")]),
+        ..told("fargate-1", &dp, 100)
+    };
+    let found = status(&dp, &[healthy("a", &dp), fargate]);
+    assert_eq!((found.nodes.summary.as_str(), found.nodes.unreachable), ("1/1", 0));
+    says(&found, Degraded, false, PoolReason::AsExpected);
+}
+
+#[test]
 fn nodes_without_a_matching_link_count_apart() {
     let dp = pool("dp", json!({"nodeSelector": {}}));
     let none = json!({"conditions": conditions(&[("Ready", "False", "NoMatchingLink")])});
