@@ -219,18 +219,6 @@ fn a_dry_run_is_never_ready_and_nothing_is_wrong_with_it() {
 }
 
 #[test]
-fn virtual_nodes_count_nowhere() {
-    let dp = pool("dp", json!({"nodeSelector": {}}));
-    let fargate = TestNode {
-        labels: labels(&[("eks.amazonaws.com/compute-type", "fargate")]),
-        ..told("fargate-1", &dp, 100)
-    };
-    let found = status(&dp, &[healthy("a", &dp), fargate]);
-    assert_eq!((found.nodes.summary.as_str(), found.nodes.unreachable), ("1/1", 0));
-    says(&found, Degraded, false, PoolReason::AsExpected);
-}
-
-#[test]
 fn nodes_without_a_matching_link_count_apart() {
     let dp = pool("dp", json!({"nodeSelector": {}}));
     let none = json!({"conditions": conditions(&[("Ready", "False", "NoMatchingLink")])});
@@ -264,6 +252,20 @@ fn a_pool_stays_available_while_one_node_serves_it() {
     says(&status(&before, &nodes(silent)), Available, false, PoolReason::NoNodeServing);
 }
 
+/// The status of a staged pool whose first node got worse by the edit.
+fn halted(before: &MacvtapResourcePool, after: &MacvtapResourcePool) -> MacvtapResourcePoolStatus {
+    let bad = json!({"conditions": conditions(&[("Ready", "False", "MtuTooSmall")])});
+    let grants = Grants::default();
+    let [_, halted] = [healthy("n1", before), answered("n1", after, &bad)].map(|n1| {
+        let nodes = [healthy("n2", before), n1];
+        let report = status_after(after, &nodes, &Ok(()), &NetworkReport::default(), &grants);
+        let catalog = Catalog::new([after].into_iter());
+        grants.set(&catalog.active[0].entry, report.rollout.progress);
+        report.status
+    });
+    halted
+}
+
 #[test]
 fn what_goes_on_only_when_somebody_acts_is_stalled() {
     let dp = pool("dp", json!({}));
@@ -272,16 +274,7 @@ fn what_goes_on_only_when_somebody_acts_is_stalled() {
     let rejected = status_with(&dp, &[], &verdict, &NetworkReport::default()).status;
     says(&rejected, Stalled, true, PoolReason::ResourceNameConflict);
     let after = edited(&json!({"type": "Staged", "staged": {"batch": 1, "maxDegraded": 0}}));
-    let bad = json!({"conditions": conditions(&[("Ready", "False", "MtuTooSmall")])});
-    let grants = Grants::default();
-    let [_, halted] = [healthy("n1", &dp), answered("n1", &after, &bad)].map(|n1| {
-        let nodes = [healthy("n2", &dp), n1];
-        let report = status_after(&after, &nodes, &Ok(()), &NetworkReport::default(), &grants);
-        let catalog = Catalog::new([&after].into_iter());
-        grants.set(&catalog.active[0].entry, report.rollout.progress);
-        report.status
-    });
-    says(&halted, Stalled, true, PoolReason::RolloutHalted);
+    says(&halted(&dp, &after), Stalled, true, PoolReason::RolloutHalted);
     let ending = status_with(&deleted(dp.clone()), &[], &verdict, &NetworkReport::default()).status;
     assert_eq!(find(&ending.conditions, Stalled), None);
 }

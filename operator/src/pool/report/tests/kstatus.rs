@@ -59,9 +59,7 @@ fn a_pool_is_current_when_it_is_ready_and_failed_when_only_somebody_can_help() {
     let after = edited(&json!({"type": "Staged", "staged": {"batch": 1, "maxDegraded": 0}}));
     assert_eq!(judged(&after, &status(&dp, &[healthy("n1", &dp)])), "InProgress", "of the former generation");
     assert_eq!(judged(&after, &status(&after, &[healthy("n1", &dp)])), "InProgress");
-    let bad = json!({"conditions": conditions(&[("Ready", "False", "MtuTooSmall")])});
-    let halted = status(&after, &[healthy("n2", &dp), answered("n1", &after, &bad)]);
-    assert_eq!(judged(&after, &halted), "Failed");
+    assert_eq!(judged(&after, &halted(&dp, &after)), "Failed");
     let gone = deleted(dp.clone());
     assert_eq!(judged(&gone, &status(&gone, &[healthy("n1", &dp)])), "Terminating");
 }
