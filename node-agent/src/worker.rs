@@ -4,6 +4,7 @@
 mod problems;
 mod recovery;
 mod serving;
+mod table_writer;
 mod usage;
 
 use crate::config::args::{LogFormat, Run};
@@ -27,10 +28,12 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use table_writer::TableWriter;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 
 /// Why the worker ends.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +69,8 @@ impl WorkerError {
 /// News are small and handled in microseconds; what comes while more than this wait is made up for by a full list.
 const NEWS: usize = 1024;
 
-/// Threads for what may block, each there only while it is needed. Four may wait for the kernel's lock of links at a time
-/// (links, routes, leftovers, taps of pods); the device table must not wait for it.
+/// Threads for what may block, each there only while it is needed. Five may wait for the kernel's lock of links at a time
+/// (links, routes, orphans, two for taps of pods); the device table has a thread of its own.
 const BLOCKING: usize = 8;
 
 /// How long allocations are answered after a hand-over.
@@ -78,7 +81,7 @@ const SHUTDOWN: Duration = Duration::from_millis(1500);
 
 /// Serves until it is asked to end.
 pub fn run(arguments: Run, worker: Worker) -> Result<(), WorkerError> {
-    start_log(&arguments)?;
+    let _log = start_log(&arguments)?;
     // Before anything is touched: a mistake is told within milliseconds, and nothing has happened.
     let source = Source::open(&arguments, worker)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -174,8 +177,9 @@ async fn lead(
     let names = Arc::clone(&shared.nics.borrow());
     engine.in_use = usage::at_start(&shared.paths, &arguments.device_plugin_dir, &names);
     let directory = arguments.device_plugin_dir.clone();
-    let mut serving =
-        Serving::new(engine, directory, happened, Arc::clone(&shared), readiness.clone(), status_sender);
+    let table = TableWriter::start(shared.paths.clone(), Some(lock)).map_err(WorkerError::Runtime)?;
+    let (shared, readiness) = (Arc::clone(&shared), readiness.clone());
+    let mut serving = Serving::new(engine, directory, happened, shared, table, readiness, status_sender);
     tokio::select! {
         () = serving.run(news, pools, used, plugin) => {}
         _ = end.recv() => {}
@@ -186,7 +190,7 @@ async fn lead(
         // The successor begins as soon as it has the lock. It listens at the same address, it looks for leftovers, and what
         // this agent has not reported yet would replace what that one reports.
         tasks.shutdown().await;
-        drop(lock);
+        serving.release_node().await;
         // The kubelet asks here until the successor has registered.
         tokio::time::sleep(LINGER).await;
     }
@@ -233,14 +237,20 @@ fn set_aside(paths: &Paths, error: &TableFileError) {
     }
 }
 
-fn start_log(arguments: &Run) -> Result<(), WorkerError> {
+/// Log lines that wait for whoever reads them; more are dropped.
+const LOG_LINES: usize = 4096;
+
+/// Starts the log. It ends when the returned value is dropped, which waits for the lines before it.
+fn start_log(arguments: &Run) -> Result<WorkerGuard, WorkerError> {
     use tracing_subscriber::{EnvFilter, fmt};
     let level = &arguments.log_level;
     let filter = EnvFilter::try_new(level).map_err(|_| WorkerError::LogLevel(level.clone()))?;
-    let log = fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    let lines = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).lossy(true);
+    let (writer, guard) = lines.thread_name("log").finish(io::stderr());
+    let log = fmt().with_env_filter(filter).with_writer(writer).with_target(false);
     match arguments.log_format {
         LogFormat::Json => log.json().flatten_event(true).init(),
         LogFormat::Text => log.with_ansi(false).init(),
     }
-    Ok(())
+    Ok(guard)
 }

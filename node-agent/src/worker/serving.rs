@@ -3,6 +3,7 @@
 mod status;
 
 use super::problems::Findings;
+use super::table_writer::{TableWriter, Written};
 use super::usage::{Seen, Usage};
 use crate::config::Configuration;
 use crate::devices::assignment::GRACE;
@@ -18,7 +19,6 @@ use crate::process::install::keep::Presence;
 use crate::process::probe::Readiness;
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::table::LowerLink;
-use macvtap::table_file;
 use macvtap_crds::v1alpha1::MacvtapNodeStateStatus;
 use status::REGISTERED_SOON;
 use std::collections::BTreeMap;
@@ -44,6 +44,9 @@ const NOTICED: Duration = Duration::from_millis(500);
 /// Between tries to write a table that could not be written.
 const TABLE_RETRY: Duration = Duration::from_secs(1);
 
+/// How long a disk may take before what is on it is served instead.
+const TABLE_SLOW: Duration = Duration::from_secs(1);
+
 /// What the loop holds.
 pub(super) struct Serving {
     engine: Engine,
@@ -63,7 +66,10 @@ pub(super) struct Serving {
     /// What was decided last, with the offers that are served.
     last: Option<Step>,
     started: Instant,
+    table: TableWriter,
     table_error: Option<String>,
+    /// Before then no table is written.
+    table_retry: Option<Instant>,
     plugin: Presence,
     findings: Findings,
 }
@@ -84,6 +90,7 @@ impl Serving {
         directory: PathBuf,
         happened: watch::Receiver<Happened>,
         shared: Arc<Shared>,
+        table: TableWriter,
         readiness: watch::Sender<Readiness>,
         status: watch::Sender<Option<MacvtapNodeStateStatus>>,
     ) -> Self {
@@ -106,7 +113,9 @@ impl Serving {
             has_looked: false,
             last: None,
             started: Instant::now(),
+            table,
             table_error: None,
+            table_retry: None,
             plugin: Presence::default(),
             findings: Findings::default(),
         }
@@ -159,6 +168,10 @@ impl Serving {
                     self.plugin = plugin.borrow_and_update().clone();
                     self.tell();
                 }
+                written = self.table.written() => {
+                    self.note_written(written);
+                    change = Change::Something;
+                }
                 () = sleep_until(wake) => change = Change::Something,
                 () = sleep_until(late) => {
                     late = None;
@@ -188,7 +201,12 @@ impl Serving {
         tokio::time::sleep(NOTICED).await;
     }
 
-    /// Ends every resource and leaves no socket.
+    /// Gives up the node's lock, as soon as no table is being written.
+    pub(super) async fn release_node(&mut self) {
+        self.table.release().await;
+    }
+
+    /// Ends every resource and leaves no socket. Does not wait for the disk.
     pub(super) async fn stop(self) {
         for running in self.resources.values() {
             running.stop.cancel();
@@ -259,14 +277,27 @@ impl Serving {
                     running.publish(self.stored_part(offer));
                 }
             }
-        }
-        self.store(&step).await;
-        if self.table_error.is_none() {
-            self.publish(&step);
-        } else {
+            if self.table_retry.is_none_or(|retry| now >= retry) {
+                self.table.write(&step.evolution.table);
+            }
+            let late = self.table.busy_since().map(|since| since + TABLE_SLOW);
+            if let Some(late) = late.filter(|late| now < *late) {
+                return wake.into_iter().chain([late]).min();
+            }
+            if late.is_some() && self.table_error.is_none() {
+                let reason = format!(
+                    "device table not written within {} s: the disk of the state directory does not answer; check it",
+                    TABLE_SLOW.as_secs()
+                );
+                error!(reason, "device table not written, the last list is served");
+                self.table_error = Some(reason);
+            }
             self.start_stored(&step);
             step.offers = self.served();
-            wake = wake.into_iter().chain([now + TABLE_RETRY]).min();
+            wake = wake.into_iter().chain(self.table_retry).min();
+        } else {
+            (self.table_error, self.table_retry) = (None, None);
+            self.publish(&step);
         }
         // One thread serves all: first the lists go out, then comes what nobody waits for.
         tokio::task::yield_now().await;
@@ -276,33 +307,24 @@ impl Serving {
         wake
     }
 
-    /// Puts the table of a step on the disk, if that has another one.
-    async fn store(&mut self, step: &Step) {
-        if !step.table_changed {
-            self.table_error = None;
-            return;
-        }
-        let (table, paths) = (step.evolution.table.clone(), self.shared.paths.clone());
-        let stored = tokio::task::spawn_blocking(move || table_file::store(&paths, &table)).await;
-        let failure = match stored {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(crate::error_chain(&error)),
-            Err(error) => Some(error.to_string()),
-        };
-        match &failure {
-            None => {
+    /// Takes note of what became of a table.
+    fn note_written(&mut self, written: Written) {
+        match written {
+            Written::Stored(table) => {
                 self.shared.metrics.table_writes.inc();
-                self.engine.stored(step.evolution.table.clone());
+                self.engine.stored(table);
                 self.shared.nics.send_replace(Arc::new(Names::of(self.engine.table())));
+                (self.table_error, self.table_retry) = (None, None);
             }
-            Some(reason) => {
+            Written::Failed(reason) => {
                 self.shared.metrics.table_write_failures.inc();
                 if self.table_error.is_none() {
                     error!(%reason, "device table not written, the last list is served");
                 }
+                self.table_error = Some(reason);
+                self.table_retry = Some(Instant::now() + TABLE_RETRY);
             }
         }
-        self.table_error = failure;
     }
 
     /// What of an offer the plugin finds on the disk, whether or not it was served before.

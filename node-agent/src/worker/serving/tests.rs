@@ -17,12 +17,14 @@ fn serving() -> Serving {
 }
 
 fn serving_in(paths: Paths) -> Serving {
+    let table = TableWriter::start(paths.clone(), None).unwrap();
     let shared = Shared::new(paths, "/nonexistent".into(), Names::default());
     Serving::new(
         Engine::new(assignment::empty("one", true), "one".into(), true),
         "/nonexistent".into(),
         watch::channel(Happened::default()).1,
         Arc::new(shared),
+        table,
         watch::Sender::new(Readiness::Standby),
         watch::Sender::default(),
     )
@@ -98,7 +100,17 @@ async fn decide(serving: &mut Serving, pools: &[(&str, u32)]) {
     serving.started = Instant::now().checked_sub(REGISTERED_SOON).unwrap();
     serving.configure(configuration(pools));
     let _ = serving.hear(News::All(vec![link(1, "dp0", Kind::Veth)]));
+    settle(serving).await;
+}
+
+/// Lets it decide, and decide again when the table was written or not.
+async fn settle(serving: &mut Serving) {
     serving.step().await;
+    while serving.table.busy_since().is_some() {
+        let written = serving.table.written().await;
+        serving.note_written(written);
+        serving.step().await;
+    }
 }
 
 /// The table that an agent has stored.
@@ -138,9 +150,32 @@ async fn an_agent_that_starts_with_a_full_disk_serves_what_is_on_it_and_nothing_
     // With room on the disk it is as it shall be.
     let dir = tempfile::tempdir().unwrap();
     let mut freed = serving_in(Paths::new(dir.path(), dir.path()));
-    std::mem::swap(&mut freed.shared, &mut serving.shared);
-    serving.step().await;
+    std::mem::swap(&mut freed.table, &mut serving.table);
+    serving.table_retry = None;
+    settle(&mut serving).await;
     assert_eq!((offer(&serving, "a").counts().capacity, offer(&serving, "b").counts().capacity), (8, 5));
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_holds_up_nothing() {
+    let stored = table(&[("a", 5)]).await;
+    let mut serving = serving();
+    let (writer, _waiting) = TableWriter::stuck();
+    (serving.engine, serving.table) = (Engine::new(stored, "one".into(), true), writer);
+    serving.has_looked = true;
+    serving.configure(configuration(&[("a", 8)]));
+    let _ = serving.hear(News::All(vec![link(1, "dp0", Kind::Veth)]));
+    let wake = serving.step().await.unwrap();
+    tokio::time::sleep_until(wake.into()).await;
+    serving.step().await;
+    assert_eq!(offer(&serving, "a").counts().allocatable, 5, "what is on the disk is served");
+    assert!(
+        matches!(&*serving.readiness.borrow(), Readiness::NotReady(why) if why.contains("does not answer"))
+    );
+    // A loss does not wait for the disk.
+    let _ = serving.hear(News::Gone(1));
+    serving.step().await;
+    assert_eq!(offer(&serving, "a").counts().allocatable, 0);
 }
 
 #[tokio::test]
@@ -166,7 +201,7 @@ async fn a_table_that_was_rebuilt_is_stored_although_nothing_in_it_changes() {
     let mut serving = serving_in(paths.clone());
     serving.engine = Engine::rebuilt(rebuilt.clone(), "one".into(), true);
     decide(&mut serving, &[("a", 5)]).await;
-    assert_eq!(table_file::load(&paths).unwrap(), Some(rebuilt));
+    assert_eq!(macvtap::table_file::load(&paths).unwrap(), Some(rebuilt));
 }
 
 #[tokio::test]
