@@ -99,6 +99,7 @@ pub async fn serve(
         let metrics = &context.metrics;
         metrics.queue_depth(Controller::Pools, context.queues.pools.depth());
         metrics.queue_depth(Controller::Nodes, context.queues.nodes.depth());
+        metrics.queue_depth(Controller::Networks, context.queues.networks.depth());
         let text = metrics.text();
         async {
             ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)

@@ -6,6 +6,7 @@ use crate::clock;
 use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
 use crate::network::plan::is_ours;
+use crate::network::reports::Reports;
 use crate::pace::Pace;
 use crate::pool::assess::{NodeView, SILENCE};
 use crate::pool::concern::Change;
@@ -50,6 +51,24 @@ pub struct Queues {
     pub pools: Queue,
     /// Nodes by name.
     pub nodes: Queue,
+    /// Pools by name, whose networks wait.
+    pub networks: Queue,
+}
+
+impl Queues {
+    fn all(&self) -> [&Queue; 3] {
+        [&self.pools, &self.nodes, &self.networks]
+    }
+
+    /// Begins to take keys.
+    pub fn open(&self) {
+        self.all().into_iter().for_each(Queue::open);
+    }
+
+    /// Forgets everything and takes no more.
+    pub fn close(&self) {
+        self.all().into_iter().for_each(Queue::close);
+    }
 }
 
 /// What a reconcile may use.
@@ -80,6 +99,8 @@ pub struct Context {
     pub network_kind: watch::Receiver<NetworkKind>,
     /// How often things are done.
     pub pace: Pace,
+    /// What became of pools' networks.
+    pub reports: Reports,
     /// What was written of pools.
     pub published: Published,
     /// Turns in staged rollouts.
@@ -139,6 +160,21 @@ impl Context {
         }
     }
 
+    /// Asks for a look at the networks of every pool.
+    pub fn every_network(&self) {
+        for pool in self.pools.state() {
+            self.queues.networks.add(&pool.name_any());
+        }
+    }
+
+    /// Asks for a look at every pool, and at the networks of those that have one for each link that nodes report.
+    pub fn every_pool_by_nodes(&self) {
+        self.every_pool();
+        for pool in self.pools.state().iter().filter(|pool| is_per_link(pool)) {
+            self.queues.networks.add(&pool.name_any());
+        }
+    }
+
     /// Asks for a look at the pools that a change of a node's state concerns, and at the others in time to notice that its
     /// agent does not answer.
     pub fn pools_of(&self, change: &Change<'_>) {
@@ -146,6 +182,9 @@ impl Context {
             let name = pool.name_any();
             if change.concerns(&name, pool.meta().uid.as_deref().unwrap_or_default()) {
                 self.queues.pools.add(&name);
+                if is_per_link(&pool) {
+                    self.queues.networks.add(&name);
+                }
             } else if change.awaits() {
                 self.queues.pools.add_within(&name, SILENCE + Duration::from_secs(1));
             }
@@ -203,6 +242,10 @@ impl Context {
             tracing::warn!(object = object.name, reason = %event.reason, error, "event not published");
         }
     }
+}
+
+fn is_per_link(pool: &Guarded<MacvtapResourcePool>) -> bool {
+    pool.0.as_ref().is_ok_and(|pool| pool.spec.settings.resource_per == ResourcePer::Link)
 }
 
 /// A pool as events refer to it, also one that cannot be read.

@@ -29,6 +29,7 @@ pub mod refusal;
 pub mod rollout;
 pub mod run;
 pub mod states;
+pub mod takeover;
 pub mod watches;
 
 #[cfg(test)]

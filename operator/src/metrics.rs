@@ -35,10 +35,12 @@ pub struct Metrics {
 /// Who reconciles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Controller {
-    /// Pools: status and networks.
+    /// Pools: status, rollout and drain.
     Pools,
     /// Nodes: the spec of their states.
     Nodes,
+    /// The networks of pools.
+    Networks,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -74,6 +76,7 @@ impl Controller {
         let controller = match self {
             Self::Pools => "pools",
             Self::Nodes => "nodes",
+            Self::Networks => "networks",
         };
         ControllerLabels { controller }
     }

@@ -4,16 +4,19 @@ pub mod apply;
 pub mod config;
 pub mod kind;
 pub mod plan;
+pub mod reports;
 
-use crate::context::{Context, NetworkKind};
+use crate::context::{Context, Guarded, NetworkKind};
 use kind::NetworkAttachmentDefinition;
-use kube::Resource;
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt};
+use macvtap_crds::POOL_FINALIZER;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::reason::{EventReason, PoolReason};
 use macvtap_crds::v1alpha1::settings::Advertisement;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What became of a pool's networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,8 +56,31 @@ impl NetworkReport {
     }
 }
 
-/// Brings the networks of a pool that is not being deleted up to date. A dry run only compares.
-pub async fn reconcile(pool: &MacvtapResourcePool, context: &Context) -> NetworkReport {
+/// How soon what no event announces is tried again: foreign networks that are in the way, a kind that is missing.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// Brings the networks of the pool of this name up to date, apart from its status, which may have to wait for nobody's
+/// webhooks; says when to look again although nothing happens.
+pub async fn reconcile(name: &str, context: &Context) -> Option<Duration> {
+    let turn = context.reports.turn(name);
+    let _at_work = turn.lock().await;
+    let found = context.pools.get(&ObjectRef::<Guarded<MacvtapResourcePool>>::new(name));
+    let pool = found.as_ref().and_then(|pool| pool.0.as_ref().ok())?;
+    // A pool that is not accepted keeps what it has: its networks work as long as its devices do.
+    let is_served = pool.metadata.deletion_timestamp.is_none()
+        && pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER)
+        && context.catalog().verdict(name).is_ok();
+    let report = if is_served { update(pool, context).await } else { NetworkReport::default() };
+    let retry = report.retry().then_some(RETRY);
+    let (uid, generation) = (pool.uid().unwrap_or_default(), pool.metadata.generation.unwrap_or_default());
+    if context.reports.set(name, &uid, generation, report) {
+        context.queues.pools.add(name);
+    }
+    retry
+}
+
+/// Compares the pool's networks with what is there and writes the difference. A dry run only compares.
+async fn update(pool: &MacvtapResourcePool, context: &Context) -> NetworkReport {
     let Some(ours) = context.networks_of(pool) else {
         return without_kind(pool, *context.network_kind.borrow());
     };

@@ -128,7 +128,7 @@ async fn perform(
             context.pools_of(&Change::new(before, &after, now));
             announce_released(node, before, &spec.pools, context).await;
         }
-        None => context.every_pool(),
+        None => context.every_pool_by_nodes(),
     }
     Ok(())
 }

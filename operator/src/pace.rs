@@ -21,6 +21,8 @@ pub struct Pace {
 struct Turns {
     run: Option<Instant>,
     numbers: Option<Instant>,
+    /// The generation for whose networks its status has waited.
+    waited: Option<i64>,
 }
 
 impl Pace {
@@ -34,6 +36,11 @@ impl Pace {
     /// Takes the turn to write a pool's numbers, or says how long to wait for it.
     pub fn numbers(&self, pool: &str, every: Duration) -> Option<Duration> {
         take(&mut self.turns().entry(pool.to_owned()).or_default().numbers, every, Instant::now())
+    }
+
+    /// Whether a pool's status waits for the networks of this generation: once.
+    pub fn wait_for_networks(&self, pool: &str, generation: i64) -> bool {
+        self.turns().entry(pool.to_owned()).or_default().waited.replace(generation) != Some(generation)
     }
 
     /// Whether this was said of a pool already.

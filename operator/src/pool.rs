@@ -26,8 +26,11 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How soon what no event announces is tried again: foreign networks that are in the way, a kind that is missing.
+/// How soon a pool that cannot be read and is being deleted is looked at again.
 const RETRY: Duration = Duration::from_secs(30);
+
+/// How long a status waits for the networks of a changed pool.
+const NETWORKS: Duration = Duration::from_secs(2);
 
 /// How soon a pool that was changed meanwhile is looked at again.
 const RETRY_CONFLICT: Duration = Duration::from_secs(1);
@@ -72,6 +75,7 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
     let Some(pool) = context.pools.get(&ObjectRef::<Guarded<MacvtapResourcePool>>::new(name)) else {
         context.pace.forget(name);
         context.published.forget(name);
+        context.reports.forget(name);
         context.metrics.forget(name);
         return Ok(None);
     };
@@ -84,6 +88,15 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
     if !ending && readable.is_some() && !has_finalizer(meta) {
         let finalizers = meta.finalizers.iter().flatten().map(String::as_str).chain([POOL_FINALIZER]);
         return set_finalizers(meta, finalizers, context).await;
+    }
+    // Networks that are done within the moment are reported with the change that they are for.
+    if let Ok(pool) = &newest
+        && !ending
+        && pool.spec.networks.iter().flatten().next().is_some()
+        && reported(pool, context).is_none()
+        && context.pace.wait_for_networks(name, meta.generation.unwrap_or_default())
+    {
+        return Ok(Some(NETWORKS));
     }
     if let Some(wait) = context.pace.run(name, context.nodes.len()) {
         return Ok(Some(wait));
@@ -101,10 +114,10 @@ async fn serve(pool: &MacvtapResourcePool, context: &Context) -> Result<Option<D
     context.pace.unsay(&pool.name_any());
     let catalog = context.catalog();
     let verdict = catalog.verdict(&pool.name_any());
-    // A pool that is not accepted keeps what it has: its networks work as long as its devices do.
-    let networks =
-        if verdict.is_ok() { network::reconcile(pool, context).await } else { NetworkReport::default() };
-    let retry = networks.retry().then_some(RETRY);
+    let networks = reported(pool, context).unwrap_or_else(|| {
+        // Nobody has come to them yet.
+        NetworkReport { desired: pool.spec.networks.as_ref().map_or(0, Vec::len), ..NetworkReport::default() }
+    });
     let (recheck, rollout) = observe_and_publish(pool, &verdict, &networks, context).await?;
     if let Some(active) = catalog.active(&pool.uid().unwrap_or_default()) {
         if !rollout.next.is_empty() {
@@ -113,7 +126,13 @@ async fn serve(pool: &MacvtapResourcePool, context: &Context) -> Result<Option<D
         context.grants.set(&active.entry, rollout.progress);
         rollout.next.iter().for_each(|node| context.queues.nodes.add(node));
     }
-    Ok(retry.into_iter().chain(recheck).min())
+    Ok(recheck)
+}
+
+/// What became of the networks of the pool as it is now, if they were looked at since.
+fn reported(pool: &MacvtapResourcePool, context: &Context) -> Option<NetworkReport> {
+    let generation = pool.metadata.generation.unwrap_or_default();
+    context.reports.of(&pool.name_any(), &pool.uid().unwrap_or_default(), generation)
 }
 
 /// Waits for the drain, then removes the networks, then lets the pool go.
@@ -133,6 +152,10 @@ async fn terminate(
         return Ok(Some(RETRY_CONFLICT));
     }
     if holders(&uid, context).is_empty() && context.states.may_hold(&uid).is_empty() {
+        let turn = context.reports.turn(&name);
+        let Ok(_at_work) = turn.try_lock() else {
+            return Ok(Some(RETRY_CONFLICT));
+        };
         // Networks go last: pods being started and machines being migrated still look them up.
         kept = network::remove(&name, &uid, context)
             .await

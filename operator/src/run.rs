@@ -8,6 +8,7 @@ use crate::gate::Gate;
 use crate::leader::Elector;
 use crate::leader::term::Term;
 use crate::metrics::{Controller, Metrics};
+use crate::network::reports::Reports;
 use crate::pace::Pace;
 use crate::pool::published::Published;
 use crate::queue::Lane;
@@ -16,7 +17,7 @@ use crate::refresh::Refresh;
 use crate::rollout::Grants;
 use crate::states::States;
 use crate::watches;
-use crate::{node_state, pool, refusal};
+use crate::{network, node_state, pool, refusal, takeover};
 use anyhow::Context as _;
 use futures::StreamExt;
 use kube::client::ClientBuilder;
@@ -41,6 +42,9 @@ const URGENT_NODES_AT_ONCE: usize = 4;
 
 /// How many pools are looked at at once.
 const POOLS_AT_ONCE: usize = 4;
+
+/// The networks of how many pools are made at once.
+const NETWORKS_AT_ONCE: usize = 8;
 
 /// How long is waited for what the operator can do without: networks, whose kind may be missing, and agents.
 const BRIEFLY: Duration = Duration::from_secs(10);
@@ -149,6 +153,7 @@ fn follow(
         network_kind,
         pace: Pace::default(),
         published: Published::default(),
+        reports: Reports::default(),
         grants: Grants::default(),
         catalog: RwLock::default(),
     });
@@ -203,13 +208,11 @@ async fn elect_and_lead(
         context.metrics.leading.set(1);
         let mut workers = JoinSet::new();
         let lead = async {
-            if is_stale {
-                tracing::info!("listing everything anew, for the API server could not be heard");
-                if shutdown.run_until_cancelled(refresh.all()).await.is_none() {
-                    return Ok(());
-                }
-                is_stale = false;
+            let fresh = freshen(&context, &refresh, is_stale);
+            if shutdown.run_until_cancelled(fresh).await.is_none() {
+                return Ok(());
             }
+            is_stale = false;
             start(&context, &shutdown, &mut workers);
             finish(&mut workers, &shutdown).await
         };
@@ -219,11 +222,11 @@ async fn elect_and_lead(
         };
         // Whatever is still at work ends before anybody else may take the lease.
         workers.shutdown().await;
-        context.queues.pools.close();
-        context.queues.nodes.close();
+        context.queues.close();
         context.grants.forget_all();
         context.states.forget_own();
         context.published.forget_all();
+        context.reports.forget_all();
         context.metrics.leading.set(0);
         context.metrics.forget_all();
         match ended {
@@ -236,17 +239,36 @@ async fn elect_and_lead(
     }
 }
 
+/// Waits until the caches show everything that was written before this operator led. Where watches do not, or may have
+/// been cut off, everything is listed again.
+async fn freshen(context: &Context, refresh: &Refresh, is_stale: bool) {
+    if !is_stale {
+        match takeover::catch_up(context).await {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => {
+                let error = refusal::text(&error);
+                tracing::warn!(error, "caches cannot be compared with the API server");
+            }
+        }
+    }
+    tracing::info!("listing everything again before leading");
+    refresh.all().await;
+}
+
 /// Starts the workers, with everything to be looked at.
 fn start(context: &Arc<Context>, shutdown: &CancellationToken, workers: &mut JoinSet<()>) {
-    context.queues.pools.open();
-    context.queues.nodes.open();
+    context.queues.open();
+    // The cache may be filled before anybody has worked out what the pools come to.
     context.refresh_catalog();
     context.every_pool();
+    context.every_network();
     context.every_node();
     let pools = std::iter::repeat_n((Controller::Pools, Lane::Later), POOLS_AT_ONCE);
     let nodes = std::iter::repeat_n((Controller::Nodes, Lane::Later), NODES_AT_ONCE);
     let urgent = std::iter::repeat_n((Controller::Nodes, Lane::Urgent), URGENT_NODES_AT_ONCE);
-    for (controller, last) in pools.chain(nodes).chain(urgent) {
+    let networks = std::iter::repeat_n((Controller::Networks, Lane::Later), NETWORKS_AT_ONCE);
+    for (controller, last) in pools.chain(nodes).chain(urgent).chain(networks) {
         workers.spawn(work(controller, last, Arc::clone(context), shutdown.clone()));
     }
 }
@@ -256,6 +278,7 @@ async fn work(controller: Controller, last: Lane, context: Arc<Context>, shutdow
     let queue = match controller {
         Controller::Pools => &context.queues.pools,
         Controller::Nodes => &context.queues.nodes,
+        Controller::Networks => &context.queues.networks,
     };
     while let Some((key, lane)) = shutdown.run_until_cancelled(queue.next(last)).await {
         let start = Instant::now();
@@ -267,6 +290,7 @@ async fn work(controller: Controller, last: Lane, context: Arc<Context>, shutdow
                 let urgent = lane == Lane::Urgent;
                 node_state::reconcile(&key, &context, urgent).await.map_err(|error| refusal::chain(&error))
             }
+            Controller::Networks => Ok(network::reconcile(&key, &context).await),
         };
         context.metrics.reconciled(controller, start.elapsed(), result.is_err());
         match result {

@@ -152,6 +152,7 @@ pub async fn follow_pools(mut events: Events<Guarded<MacvtapResourcePool>>, cont
         if changed {
             context.refresh_catalog();
             context.every_pool();
+            context.every_network();
             context.pools_that_are_gone();
             context.every_node();
         } else if let Event::Apply(pool) = &event {
@@ -212,7 +213,7 @@ pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) 
                     unreadable.tell("node state", &state.name, state.unreadable.as_deref(), &context.metrics);
                 }
                 context.every_node();
-                context.every_pool();
+                context.every_pool_by_nodes();
             }
             Event::Apply(state) => {
                 unreadable.tell("node state", &state.name, state.unreadable.as_deref(), &context.metrics);
@@ -221,14 +222,14 @@ pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) 
                     Some(before) => {
                         context.pools_of(&Change::new(&before, &state, now));
                     }
-                    None => context.every_pool(),
+                    None => context.every_pool_by_nodes(),
                 }
             }
             Event::Delete(state) => {
                 unreadable.tell("node state", &state.name, None, &context.metrics);
                 context.queues.nodes.add(&state.name);
                 // Also pools that the state does not name wait for it: those being deleted.
-                context.every_pool();
+                context.every_pool_by_nodes();
             }
             Event::Init | Event::InitApply(_) => {}
         }
@@ -259,7 +260,7 @@ pub async fn follow_namespaces(mut events: Events<PartialObjectMeta<Namespace>>,
             fingerprint(&(&namespace.metadata.labels, namespace.metadata.deletion_timestamp.is_some()))
         });
         if changed {
-            context.every_pool();
+            context.every_network();
         }
     }
 }
@@ -276,11 +277,11 @@ pub async fn follow_networks(
                 if kind.send_replace(NetworkKind::Present) != NetworkKind::Present {
                     tracing::info!("NetworkAttachmentDefinitions are there");
                 }
-                context.every_pool();
+                context.every_network();
             }
             Ok(Event::Apply(network) | Event::Delete(network)) => {
                 if let Some(pool) = network.labels().get(POOL_LABEL) {
-                    context.queues.pools.add(pool);
+                    context.queues.networks.add(pool);
                 }
             }
             Ok(Event::Init | Event::InitApply(_)) => {}
@@ -289,7 +290,7 @@ pub async fn follow_networks(
                     tracing::warn!(
                         "the cluster has no NetworkAttachmentDefinitions; pools get no networks until Multus is installed"
                     );
-                    context.every_pool();
+                    context.every_network();
                 }
             }
             Err(error) => drop(logged("networks", Err::<Event<()>, _>(error), &context.metrics)),
