@@ -46,8 +46,7 @@ impl Agents {
                 None
             }
             Event::InitApply(pod) => {
-                let (node, name, told) = known(pod, now)?;
-                let since = state.since(&node, &name, told, now);
+                let (node, name, since) = known(pod, now)?;
                 state.filling.entry(node).or_default().insert(name, since);
                 None
             }
@@ -66,8 +65,7 @@ impl Agents {
                 None
             }
             Event::Apply(pod) => {
-                let (node, name, told) = known(pod, now)?;
-                let since = state.since(&node, &name, told, now);
+                let (node, name, since) = known(pod, now)?;
                 state.seen = true;
                 state.gone.remove(&node);
                 let before = state.pods.entry(node.clone()).or_default().insert(name, since);
@@ -105,16 +103,6 @@ impl Agents {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// Since when the pod is not ready by our own clock, if `told` says that it is not. Another machine's clock counts for
-    /// what happened before the first list only.
-    fn since(&self, node: &str, name: &str, told: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
-        let before = self.pods.get(node).and_then(|pods| pods.get(name)).copied().flatten();
-        let first = |told: Timestamp| if self.filled.is_some() { now } else { told.min(now) };
-        told.map(|told| before.unwrap_or_else(|| first(told)))
     }
 }
 
@@ -193,7 +181,7 @@ mod tests {
         let agents = filled(vec![pod("a", "n1", true, 5), pod("b", "n2", false, 7)], 100);
         assert_eq!((agents.down_since("n1"), agents.down_since("n2")), (None, Some(at(7))));
         assert_eq!(agents.take(&Event::Apply(pod("a", "n1", false, 120)), at(121)).as_deref(), Some("n1"));
-        assert_eq!(agents.down_since("n1"), Some(at(121)), "by our own clock");
+        assert_eq!(agents.down_since("n1"), Some(at(120)));
         assert_eq!(agents.take(&Event::Apply(pod("a", "n1", false, 120)), at(122)), None);
     }
 

@@ -12,7 +12,6 @@ use crate::pool::assess::{NodeView, SILENCE};
 use crate::pool::concern::Change;
 use crate::pool::published::Published;
 use crate::queue::Queue;
-use crate::readiness::Readiness;
 use crate::refusal;
 use crate::rollout::Grants;
 use crate::states::{KnownState, States};
@@ -85,8 +84,6 @@ pub struct Context {
     pub pools: Store<Guarded<MacvtapResourcePool>>,
     /// All nodes, reduced to what we use.
     pub nodes: Store<Node>,
-    /// Which of them are not Ready.
-    pub readiness: Readiness,
     /// All node states.
     pub states: States,
     /// All agents.
@@ -140,11 +137,18 @@ impl Context {
         state: Option<&'v KnownState>,
         seen_until: Timestamp,
     ) -> NodeView<'v> {
+        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let not_ready = conditions
+            .into_iter()
+            .find(|condition| condition.type_ == "Ready")
+            .filter(|condition| condition.status != "True");
         let name = node.metadata.name.as_deref().unwrap_or_default();
         NodeView {
             name,
             labels: node.labels(),
-            not_ready_since: self.readiness.lost_since(name),
+            not_ready_since: not_ready
+                .and_then(|condition| condition.last_transition_time.as_ref())
+                .map(|time| time.0),
             agent_down_since: self.agents.down_since(name),
             runs_agent: self.agents.runs_on(name),
             seen_until,

@@ -23,7 +23,6 @@ pub mod overwrite;
 pub mod pace;
 pub mod pool;
 pub mod queue;
-pub mod readiness;
 pub mod refresh;
 pub mod refusal;
 pub mod rollout;

@@ -140,12 +140,12 @@ impl Metrics {
         );
         registry.register_with_unit(
             "reconcile",
-            "Time of one look at a pool or a node",
+            "Time of one reconcile",
             Unit::Seconds,
             self.reconcile_seconds.clone(),
         );
-        registry.register("reconcile_failures", "Looks that failed", self.reconcile_failures.clone());
-        registry.register("queue_depth", "Pools or nodes waiting for a look", self.queue_depth.clone());
+        registry.register("reconcile_failures", "Reconciles that failed", self.reconcile_failures.clone());
+        registry.register("queue_depth", "Keys that wait for a reconcile", self.queue_depth.clone());
         registry.register("api_requests", "Requests by method and answer", self.api_requests.clone());
         registry.register("watch_errors", "Interruptions of watches", self.watch_errors.clone());
         registry.register("unreadable_objects", "Objects seen that cannot be read", self.unreadable.clone());
@@ -158,7 +158,7 @@ impl Metrics {
         );
     }
 
-    /// Notes a look that ended.
+    /// Notes a reconcile that ended.
     pub fn reconciled(&self, controller: Controller, took: Duration, failed: bool) {
         self.reconcile_seconds.get_or_create(&controller.labels()).observe(took.as_secs_f64());
         if failed {

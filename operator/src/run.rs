@@ -12,7 +12,6 @@ use crate::network::reports::Reports;
 use crate::pace::Pace;
 use crate::pool::published::Published;
 use crate::queue::Lane;
-use crate::readiness::Readiness;
 use crate::refresh::Refresh;
 use crate::rollout::Grants;
 use crate::states::States;
@@ -145,7 +144,6 @@ fn follow(
         queues: Queues::default(),
         pools: pools.store,
         nodes: nodes.store,
-        readiness: Readiness::default(),
         states: States::default(),
         agents: Agents::default(),
         namespaces: namespaces.store,

@@ -168,7 +168,6 @@ pub async fn follow_nodes(mut events: Events<Node>, context: Arc<Context>) {
         let Some(event) = logged("nodes", event, &context.metrics) else {
             continue;
         };
-        context.readiness.take(&event, clock::now());
         let changed = seen.changed(&event, |node| {
             let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
             let ready: Vec<&str> = conditions.map(|condition| condition.status.as_str()).collect();
