@@ -19,29 +19,29 @@ pub struct Happened {
     pub removals: u64,
 }
 
-/// Between looks at a directory that cannot be watched: it is not there yet, or the node is out of inotify instances.
-const POLL: Duration = Duration::from_millis(50);
+/// Between looks for a directory that is not there yet.
+const MISSING: Duration = Duration::from_millis(50);
+
+/// Between looks at a directory that cannot be watched: the node is out of inotify instances.
+const POLL: Duration = Duration::from_secs(1);
 
 /// Follows the directory for ever.
 pub async fn watch(directory: PathBuf, happened: watch::Sender<Happened>) {
-    let mut seen = socket_stamp(&directory);
-    let mut told = false;
+    let mut seen = Stamp::of(&directory);
+    let mut logged = false;
     loop {
         if let Err(error) = follow(&directory, &happened, &mut seen).await
-            && !std::mem::replace(&mut told, true)
+            && !std::mem::replace(&mut logged, true)
         {
-            warn!(directory = %directory.display(), %error, "device plugin directory not watched, looking every 50 ms");
+            let directory = directory.display();
+            warn!(%directory, %error, "device plugin directory not watched: it is looked at every second; is fs.inotify.max_user_instances exhausted?");
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(if directory.exists() { POLL } else { MISSING }).await;
         compare(&directory, &happened, &mut seen);
     }
 }
 
-async fn follow(
-    directory: &Path,
-    happened: &watch::Sender<Happened>,
-    seen: &mut Option<Stamp>,
-) -> io::Result<()> {
+async fn follow(directory: &Path, happened: &watch::Sender<Happened>, seen: &mut Stamp) -> io::Result<()> {
     let inotify = Inotify::init()?;
     let mask = WatchMask::CREATE
         | WatchMask::MOVED_TO
@@ -62,7 +62,7 @@ async fn follow(
         let appeared = event.mask.intersects(EventMask::CREATE | EventMask::MOVED_TO);
         let kubelet = event.name.as_deref().is_some_and(|name| name == KUBELET_SOCKET);
         let lost = event.mask.contains(EventMask::Q_OVERFLOW);
-        *seen = socket_stamp(directory);
+        *seen = Stamp::of(directory);
         happened.send_if_modified(|happened| {
             happened.kubelet_starts += u64::from(lost || (appeared && kubelet));
             happened.removals += u64::from(lost || (!appeared && !kubelet));
@@ -72,19 +72,55 @@ async fn follow(
     Ok(())
 }
 
-/// What tells one kubelet's socket from the next one's.
-type Stamp = (u64, i64, i64);
+/// A file's inode and the times of its last change: what tells it from the next one of its name.
+type Change = (u64, i64, i64);
 
-fn socket_stamp(directory: &Path) -> Option<Stamp> {
-    let metadata = std::fs::symlink_metadata(directory.join(KUBELET_SOCKET)).ok()?;
+/// The directory as it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    socket: Option<Change>,
+    entries: Option<Change>,
+}
+
+impl Stamp {
+    fn of(directory: &Path) -> Self {
+        Self { socket: change(&directory.join(KUBELET_SOCKET)), entries: change(directory) }
+    }
+}
+
+fn change(path: &Path) -> Option<Change> {
+    let metadata = std::fs::symlink_metadata(path).ok()?;
     Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
-fn compare(directory: &Path, happened: &watch::Sender<Happened>, seen: &mut Option<Stamp>) {
-    let now = socket_stamp(directory);
+fn compare(directory: &Path, happened: &watch::Sender<Happened>, seen: &mut Stamp) {
+    let now = Stamp::of(directory);
     let before = std::mem::replace(seen, now);
-    happened.send_modify(|happened| {
-        happened.kubelet_starts += u64::from(now.is_some() && now != before);
-        happened.removals += 1;
+    happened.send_if_modified(|happened| {
+        happened.kubelet_starts += u64::from(now.socket.is_some() && now.socket != before.socket);
+        happened.removals += u64::from(now.entries != before.entries);
+        now != before
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_looked_at_counts_changes_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (happened, mut changes) = watch::channel(Happened::default());
+        let mut seen = Stamp::of(dir.path());
+        let mut look = || {
+            compare(dir.path(), &happened, &mut seen);
+            changes.has_changed().unwrap().then(|| *changes.borrow_and_update())
+        };
+        assert_eq!(look(), None);
+        std::fs::write(dir.path().join(KUBELET_SOCKET), "").unwrap();
+        assert_eq!(look(), Some(Happened { kubelet_starts: 1, removals: 1 }));
+        assert_eq!(look(), None);
+        std::fs::write(dir.path().join("other.sock"), "").unwrap();
+        assert_eq!(look(), Some(Happened { kubelet_starts: 1, removals: 2 }));
+    }
 }

@@ -90,6 +90,12 @@ fn a_pod_keeps_what_it_has_wherever_its_runtime_keeps_the_namespace_until_that_h
     for slot in 1..4 {
         assert!(node.sh(&format!("ip -n pod{slot} -o link")).contains("net1"), "{}", agent.log());
     }
+    // The kubelet takes their devices for free; it is told to give others first.
+    await_true("they are counted", || metric(&node, "macvtap_unlisted_devices") == Some(4));
+    let ids: Vec<String> = (0..6).map(|slot| format!("dataplaneMvp{slot}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    assert_eq!(kubelet.prefer("dataplane", &ids, 2), ids[4..]);
+    assert_eq!(kubelet.prefer("dataplane", &ids, 3), ids[..3], "there are not enough others");
     kubelet.remove_pods();
     node.sh("for slot in 0 1 2 3; do ip netns del pod$slot; done");
     eventually_in(Duration::from_mins(1), "nothing is left", || nothing_is_recorded(&node).then_some(()));
