@@ -21,14 +21,15 @@ use crate::device_id::DeviceId;
 use crate::kernel::{Home, Kernel, Place};
 use crate::link::{Change, Link, Macvtap};
 use crate::lock::{self, Lock};
-use crate::netns::{self, NetnsId};
+use crate::netns::NetnsId;
 use crate::paths::Paths;
 use crate::record::{self, Attachment, DeviceNumber, Holder, State};
 use crate::records;
 use crate::table::Owner;
 use crate::tap::{self, Node};
+use crate::tap_pods;
 use making::{Progress, check_lower};
-use tracing::info;
+use tracing::{info, warn};
 
 const TARGET: Place = Place::Home(Home::Target);
 
@@ -124,7 +125,7 @@ fn begin_locked<'k, K: Kernel>(
     existing: Option<&Attachment>,
     lock: Lock,
 ) -> Result<Begun<'k, K>, AttachError> {
-    let claim = claim::judge(existing, &request.holder, netns::is_gone)?;
+    let claim = claim::judge_on(paths, existing, &request.holder)?;
     if let Some(existing) = existing {
         // What a former holder has is not removed for a request that cannot succeed.
         let lower = check_lower(kernel, &request)?;
@@ -136,6 +137,11 @@ fn begin_locked<'k, K: Kernel>(
         }
         if claim == Claim::TakeOver {
             info!(from = %claim::describe(&existing.holder), "device taken over");
+        }
+        if existing.holder == Holder::Host
+            && let Err(error) = tap_pods::forget(paths, &request.device)
+        {
+            warn!(%error, "pods of a device without a network are still noted");
         }
         detach::remove_parts(paths, kernel, existing)?;
     }

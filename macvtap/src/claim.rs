@@ -1,7 +1,10 @@
-//! Who may take a device that somebody had: judged by its attachment record. Pure.
+//! Who may take a device that somebody had: judged by its attachment record.
 
 use crate::device_id::DeviceId;
+use crate::netns;
+use crate::paths::Paths;
 use crate::record::{Attachment, Holder, State, UNKNOWN};
+use crate::tap_pods;
 use std::path::Path;
 
 /// What a device's record means to somebody who wants the device.
@@ -28,18 +31,41 @@ pub enum ClaimError {
     },
     /// The same pod has the device on another interface.
     #[error(
-        "device {device} is already interface {ifname} of this pod: one device cannot serve two networks; request one device per network, each from the resource its network names"
+        "device {device} is already interface {ifname} of this pod: one device cannot serve two networks; request one device per network, each from the resource its network names{}",
+        spare.as_ref().map(|id| format!("; the pod holds {id} without a network, attach that one")).unwrap_or_default()
     )]
     TwoNetworks {
         /// The device.
         device: DeviceId,
         /// The other interface.
         ifname: String,
+        /// A device that the pod holds without a network.
+        spare: Option<DeviceId>,
     },
 }
 
+/// Judges the record of a device that `wanted` asks for, with what else is noted on the node.
+pub(crate) fn judge_on(
+    paths: &Paths,
+    existing: Option<&Attachment>,
+    wanted: &Holder,
+) -> Result<Claim, ClaimError> {
+    let is_spare = |record: &Attachment| {
+        record.holder == Holder::Host && tap_pods::is_spare_of(paths, &record.device, wanted)
+    };
+    if existing.is_some_and(is_spare) {
+        return Ok(Claim::TakeOver);
+    }
+    judge(existing, wanted, netns::is_gone).map_err(|error| match error {
+        ClaimError::TwoNetworks { device, ifname, .. } => {
+            ClaimError::TwoNetworks { device, ifname, spare: tap_pods::spare_of(paths, wanted) }
+        }
+        error @ ClaimError::InUse { .. } => error,
+    })
+}
+
 /// Judges a record. `is_gone` tells whether the namespace with that inode is not at that path any more.
-pub(crate) fn judge(
+fn judge(
     existing: Option<&Attachment>,
     wanted: &Holder,
     is_gone: impl Fn(&Path, u64) -> bool,
@@ -74,7 +100,8 @@ pub(crate) fn judge(
     if same_sandbox && ifname == wanted_ifname {
         Ok(Claim::Again)
     } else if same_sandbox && !detached {
-        Err(ClaimError::TwoNetworks { device: record.device.clone(), ifname: ifname.clone() })
+        let (device, ifname) = (record.device.clone(), ifname.clone());
+        Err(ClaimError::TwoNetworks { device, ifname, spare: None })
     // A pod has one sandbox, so what an earlier one had is free, whichever of the pod's networks had it there. And where
     // path and inode of the record's namespace are the new sandbox's, the old one has ended.
     } else if detached

@@ -29,7 +29,7 @@ use crate::link::{BadIfName, Change, IfName, Link};
 use crate::lock::{self, Lock, LockError};
 use crate::mac::MacAddr;
 use crate::netlink::{Kind, NetlinkError};
-use crate::netns::{self, NetnsId};
+use crate::netns::NetnsId;
 use crate::paths::Paths;
 use crate::pci::PciAddress;
 use crate::record::{self, Attachment, Holder, Nic, State};
@@ -189,7 +189,7 @@ pub enum TakeError {
 pub fn begin<'k>(paths: &'k Paths, kernel: &'k mut Rtnl, request: Request) -> Result<Begun<'k>, TakeError> {
     let lock = lock::device(paths, &request.device)?;
     let existing = records::read(paths, &request.device)?;
-    let claim = claim::judge(existing.as_ref(), &request.holder, netns::is_gone)?;
+    let claim = claim::judge_on(paths, existing.as_ref(), &request.holder)?;
     if let Some(existing) = &existing {
         if claim == Claim::Again
             && request.repeat == Repeat::Keep

@@ -31,4 +31,5 @@ pub mod switch;
 pub mod table;
 pub mod table_file;
 pub mod tap;
+pub mod tap_pods;
 mod uevent;

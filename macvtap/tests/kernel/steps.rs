@@ -5,6 +5,8 @@ use crate::support::{Node, node_and_pods, state};
 use macvtap::attach::{self, AttachError};
 use macvtap::kernel::Rtnl;
 use macvtap::netns::Netns;
+use macvtap::record::Holder as RecordHolder;
+use macvtap::tap_pods;
 
 #[test]
 fn a_failure_of_any_step_leaves_nothing() {
@@ -63,7 +65,46 @@ fn a_pod_that_only_has_the_tap_gets_its_link_once_and_never_a_lost_one() {
         !node.sh(&format!("ip -6 addr show dev {}", made.link.name)).contains("inet6"),
         "it has an address"
     );
+    let accepted = node.sh(&format!("cat /proc/sys/net/ipv6/conf/{}/accept_ra", made.link.name));
+    assert_eq!(accepted.trim(), "0", "a router on the wire configures the node");
     assert_eq!(prepare().unwrap(), None, "a second start of the container made another link");
     node.sh(&format!("ip link del {}", made.link.name));
     assert!(matches!(prepare(), Err(AttachError::LinkLost { .. })));
+}
+
+#[test]
+fn a_spare_device_goes_to_a_network_of_its_pod_and_is_named_when_another_is_asked_for() {
+    let Some((node, [pod, other])) = node_and_pods() else { return };
+    let paths = node.paths();
+    let request = |slot, pod| request(&node, slot, pod);
+    node.inside(|| attach::tap_only(&paths, &mut Rtnl::node().unwrap(), request(2, None))).unwrap().unwrap();
+    let device = "dataplaneMvp2".parse().unwrap();
+    let noted = |pods: &[&str]| {
+        let pods = pods.iter().map(|name| ("tenant-a".to_owned(), (*name).to_owned())).collect();
+        tap_pods::write(&paths, &device, &pods).unwrap();
+    };
+    attach_in(&node, 0, &pod, "vm").unwrap();
+    noted(&["vm"]);
+    assert!(matches!(attach_in(&node, 2, &other, "stranger"), Err(AttachError::Claim(_))));
+    noted(&["vm", "stranger"]);
+    assert!(
+        matches!(attach_in(&node, 2, &other, "stranger"), Err(AttachError::Claim(_))),
+        "it may be the other's"
+    );
+    noted(&["vm"]);
+    let mut second = request(0, Some((&pod, "vm")));
+    second.link.name = "net2".parse().unwrap();
+    if let RecordHolder::Pod { ifname, .. } = &mut second.holder {
+        "net2".clone_into(ifname);
+    }
+    let refused = node.inside(|| {
+        let mut kernel = Rtnl::with_pod(Netns::open(&pod.netns()).unwrap()).unwrap();
+        attach(&node, second, &mut kernel).unwrap_err().to_string()
+    });
+    assert!(refused.contains("the pod holds dataplaneMvp2 without a network"), "{refused}");
+    Node::ip(&pod, "link set net1 down");
+    Node::ip(&pod, "link set net1 name net0");
+    attach_in(&node, 2, &pod, "vm").unwrap();
+    assert!(Node::ip(&pod, "-br link").contains("net1"));
+    assert!(!node.sh("ip -br link").contains("mvt01"), "the link without a network is gone");
 }
