@@ -1,8 +1,8 @@
 //! All pools as nodes need them, worked out once for each change of a pool and not once for each node.
 
 use crate::acceptance::{Rejection, judge, precedence};
-use crate::node_state::entry::Entry;
-use crate::node_state::render::entry_of;
+use crate::entry::Entry;
+use crate::entry::entry_of;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;

@@ -13,6 +13,7 @@ pub mod args;
 pub mod catalog;
 pub mod clock;
 pub mod context;
+pub mod entry;
 pub mod gate;
 pub mod leader;
 pub mod metrics;

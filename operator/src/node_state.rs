@@ -1,17 +1,16 @@
 //! What each node shall offer: pools and nodes to node states.
 
 pub mod apply;
-pub mod entry;
 pub mod render;
 
 use crate::catalog::Catalog;
 use crate::clock;
 use crate::context::{Context, pool_reference};
+use crate::entry::Entry;
 use crate::pool::assess;
 use crate::pool::concern::Change;
 use crate::rollout::Grants;
 use crate::states::{KnownState, Spec};
-use entry::Entry;
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;

@@ -3,7 +3,7 @@
 //! What a node was told stands in its state, so a new leader goes on where the former one was. In memory are turns that were
 //! given and not written yet, and how well each node was before its turn.
 
-use crate::node_state::entry::Entry;
+use crate::entry::Entry;
 use crate::pool::assess::Standing;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use macvtap_crds::v1alpha1::pool::Staged;
@@ -214,7 +214,7 @@ impl Grants {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node_state::render::entry_of;
+    use crate::entry::entry_of;
     use crate::testing::pool;
     use Standing::{Degraded, NotReady, Ready, Unreachable, Updating};
     use proptest::prelude::*;

@@ -11,7 +11,7 @@ pub use known::{KnownPool, KnownState, KnownStatus, Verdict, version};
 pub use own::Spec;
 
 use crate::clock;
-use crate::node_state::entry::Entry;
+use crate::entry::Entry;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -272,7 +272,7 @@ impl Interner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node_state::render::entry_of;
+    use crate::entry::entry_of;
     use crate::testing::{pool, raw, spec};
     use kube::ResourceExt;
 

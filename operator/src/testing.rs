@@ -1,6 +1,6 @@
 //! Objects for tests.
 
-use crate::node_state::entry::{Entry, config_hash};
+use crate::entry::{Entry, config_hash};
 use crate::states::{Interner, KnownState, RawState};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, Time};
 use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateSpec, MacvtapResourcePool, NodePool};

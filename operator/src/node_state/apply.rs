@@ -1,6 +1,6 @@
 //! Writes the specs of node states.
 
-use super::entry::{Entry, config_hash};
+use crate::entry::{Entry, config_hash};
 use crate::overwrite;
 use crate::states::{KnownState, Spec};
 use k8s_openapi::api::core::v1::Node;

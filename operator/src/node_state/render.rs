@@ -1,11 +1,10 @@
 //! Pure: pools and a node to the spec of its node state.
 
-use super::entry::Entry;
 use crate::catalog::{ActivePool, Catalog};
+use crate::entry::Entry;
 use crate::states::KnownState;
-use kube::ResourceExt;
+use macvtap_crds::v1alpha1::NodePool;
 use macvtap_crds::v1alpha1::nodestate::{POOLS_MAX, PoolPhase};
-use macvtap_crds::v1alpha1::{MacvtapResourcePool, NodePool};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -107,18 +106,6 @@ pub fn drained(state: &KnownState, entry: &NodePool) -> bool {
                 && state.pool(&entry.name).is_none_or(|pool| pool.allocated == 0)
         }
     }
-}
-
-/// What nodes are told of a pool.
-pub fn entry_of(pool: &MacvtapResourcePool) -> Entry {
-    Entry::new(NodePool {
-        name: pool.name_any(),
-        uid: pool.uid().unwrap_or_default(),
-        generation: pool.metadata.generation.unwrap_or_default(),
-        phase: PoolPhase::Active,
-        resource_name: pool.spec.resource_name.clone(),
-        settings: pool.spec.settings.clone(),
-    })
 }
 
 /// What a node is told of a pool that it shall have: an edit that no node needs to know changes nothing, and one that

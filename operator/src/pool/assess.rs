@@ -1,7 +1,7 @@
 //! Pure: how one node stands to one pool.
 
 use crate::catalog::{ActivePool, Catalog, Nodes};
-use crate::node_state::entry::Entry;
+use crate::entry::Entry;
 use crate::node_state::render::{Target, turn_matters};
 use crate::rollout::{Grants, Health, Member};
 use crate::states::{KnownPool, KnownState};

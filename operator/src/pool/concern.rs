@@ -60,8 +60,8 @@ fn crowded(state: &KnownState) -> bool {
 mod tests {
     use super::*;
     use crate::catalog::Catalog;
-    use crate::node_state::entry::config_hash;
-    use crate::node_state::render::entry_of;
+    use crate::entry::config_hash;
+    use crate::entry::entry_of;
     use crate::pool::assess::{NodeView, Subject, assess};
     use crate::rollout::Grants;
     use crate::states::{KnownPool, KnownStatus, Verdict};

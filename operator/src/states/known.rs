@@ -2,7 +2,7 @@
 
 use super::own::Spec;
 use super::{Interner, RawState};
-use crate::node_state::entry::Entry;
+use crate::entry::Entry;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::ObjectMeta;

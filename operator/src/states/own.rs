@@ -1,7 +1,7 @@
 //! Pure: the operator's own writes of node states, how far the watch is behind them, and which of them wait for an
 //! agent's answer.
 
-use crate::node_state::entry::Entry;
+use crate::entry::Entry;
 use crate::states::KnownState;
 use jiff::Timestamp;
 use std::collections::HashMap;

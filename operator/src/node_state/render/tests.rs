@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::testing::{created, deleted, known, labels, pool, spec, state};
+use kube::ResourceExt;
 use macvtap_crds::v1alpha1::{
-    MacvtapNodeState, MacvtapNodeStateSpec, MacvtapNodeStateStatus, NodePoolStatus,
+    MacvtapNodeState, MacvtapNodeStateSpec, MacvtapNodeStateStatus, MacvtapResourcePool, NodePoolStatus,
 };
 use proptest::prelude::*;
 use serde_json::json;

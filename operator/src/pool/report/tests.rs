@@ -4,6 +4,7 @@ use super::*;
 use crate::catalog::Catalog;
 use crate::network::Problem;
 use crate::node_state::render::{self, Target};
+use crate::pool::assess::silent;
 use crate::states::KnownState;
 use crate::testing::{deleted, known, labels, pool, spec, state};
 use kube::ResourceExt;
@@ -197,6 +198,16 @@ fn a_silent_node_is_unreachable_after_ninety_seconds_and_does_not_take_readiness
         status_with(&dp, &[healthy("a", &dp), told("b", &dp, 30)], &Ok(()), &NetworkReport::default());
     assert_eq!(waiting.recheck, Some(Duration::from_secs(61)));
     says(&waiting.status, Ready, false, PoolReason::NodesNotReady);
+    let mut late = known(told("b", &dp, 100).state.as_ref().unwrap());
+    late.unanswered_since = Timestamp::from_second(NOW - 100).ok();
+    let node = told("b", &dp, 100);
+    let now = Timestamp::from_second(NOW).unwrap();
+    let seen_until = |seconds_ago| NodeView {
+        seen_until: Timestamp::from_second(NOW - seconds_ago).unwrap(),
+        ..node.view(Some(&late))
+    };
+    assert!(silent(&seen_until(10), now).is_ok());
+    assert!(silent(&seen_until(11), now).is_err(), "its answer may be on its way in a watch that is late");
     let mut gone = healthy("b", &dp);
     gone.not_ready_since = Some(Timestamp::from_second(NOW - 90).unwrap());
     let silent = status_with(&dp, &[healthy("a", &dp), gone], &Ok(()), &NetworkReport::default());
@@ -456,7 +467,7 @@ fn a_node_that_cannot_have_the_pool_holds_up_no_rollout_and_says_why() {
     let mut others: Vec<_> = (0..64).map(|i| pool(&format!("p{i:02}"), json!({"priority": 5}))).collect();
     let look = |others: &[MacvtapResourcePool]| {
         let (mut full, empty) = (told("n1", &after, 0), told("n2", &pool("gone", json!({})), 0));
-        let entries: Vec<_> = others.iter().map(|pool| Arc::new(render::entry_of(pool))).collect();
+        let entries: Vec<_> = others.iter().map(|pool| Arc::new(crate::entry::entry_of(pool))).collect();
         full.state = Some(state("n1", spec(&entries), NOW));
         let all: Vec<_> = others.iter().chain([&after]).collect();
         let catalog = Catalog::new(all.iter().copied());

@@ -1,7 +1,8 @@
 //! One pool as a node is told of it, with names for its content: nodes are many, and compared all the time.
 
-use macvtap_crds::v1alpha1::NodePool;
+use kube::ResourceExt;
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
+use macvtap_crds::v1alpha1::{MacvtapResourcePool, NodePool};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::ops::Deref;
@@ -55,6 +56,18 @@ impl PartialEq for Entry {
 }
 
 impl Eq for Entry {}
+
+/// What nodes are told of a pool.
+pub fn entry_of(pool: &MacvtapResourcePool) -> Entry {
+    Entry::new(NodePool {
+        name: pool.name_any(),
+        uid: pool.uid().unwrap_or_default(),
+        generation: pool.metadata.generation.unwrap_or_default(),
+        phase: PoolPhase::Active,
+        resource_name: pool.spec.resource_name.clone(),
+        settings: pool.spec.settings.clone(),
+    })
+}
 
 /// The name of a spec by its content, stable across releases. Every node state carries it twice, so it is no longer
 /// than telling apart the specs of one node needs.
