@@ -19,7 +19,7 @@ use std::ops::Range;
 /// as it allows a link: 64 KiB.
 const ANSWER_MAX: usize = 128 << 10;
 
-/// Messages that are no answer to the request: so many are skipped before the socket counts as disturbed.
+/// Late answers to earlier requests: so many are skipped before the one that is waited for counts as lost.
 const STRAYS_MAX: u32 = 1_000;
 
 /// More addresses, routes or links than there are anywhere.
@@ -283,31 +283,25 @@ impl Socket {
         Err(disturbed(what))
     }
 
-    /// Waits for the kernel's next datagram, into the buffer.
+    /// Waits for the kernel's next datagram, into the buffer. Nobody else can write to the socket: it is connected to the
+    /// kernel, which refuses other senders.
     fn receive(&mut self, what: &dyn Display) -> Result<(), NetlinkError> {
-        for _ in 0..STRAYS_MAX {
+        loop {
             self.buffer.clear();
-            let received = self.inner.recv_from(&mut self.buffer, 0);
-            let (length, sender) = match received {
-                Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            match self.inner.recv(&mut self.buffer, 0) {
+                Ok(length) if length < ANSWER_MAX => return Ok(()),
+                Ok(_) => {
+                    return Err(NetlinkError::Answer { what: what.to_string(), problem: "is too long" });
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
                     return Err(NetlinkError::Socket { what: what.to_string(), source });
                 }
-            };
-            // A process with CAP_NET_ADMIN in the socket's namespace (a pod may have it) can write to the socket.
-            if sender.port_number() != 0 {
-                continue;
             }
-            if length >= ANSWER_MAX {
-                return Err(NetlinkError::Answer { what: what.to_string(), problem: "is too long" });
-            }
-            return Ok(());
         }
-        Err(disturbed(what))
     }
 }
 
 fn disturbed(what: &dyn Display) -> NetlinkError {
-    NetlinkError::Answer { what: what.to_string(), problem: "did not come: others write to the socket" }
+    NetlinkError::Answer { what: what.to_string(), problem: "did not come" }
 }

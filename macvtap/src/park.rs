@@ -94,17 +94,17 @@ pub fn release<K: Kernel>(paths: &Paths, kernel: &mut K) -> Result<Released, Par
     records::sweep_taps(paths)?;
     let mut released = Released::default();
     for (number, index) in tap::all().map_err(ParkError::List)? {
-        if placeholder_index(number).ok() != Some(index) {
-            continue;
-        }
-        let name = placeholder_name(number)?;
+        let keeps = placeholder_index(number).ok() == Some(index);
+        // One whose maker was killed before it saw that the kernel gave it another minor keeps nothing.
+        let Some(minor) = index.checked_sub(PLACEHOLDER_IFINDEX_FIRST) else { continue };
+        let name = placeholder_name(DeviceNumber { minor, ..number })?;
         let link = kernel.find(NODE, &By::Index(index))?;
         // Another node's on the same kernel, or a stranger with such an index.
         if link.is_none_or(|link| !link.is_macvtap() || link.name != name.as_str()) {
             continue;
         }
         // A damaged record might name it.
-        if matches!(records::with_tap(paths, number), Ok(None)) {
+        if !keeps || matches!(records::with_tap(paths, number), Ok(None)) {
             kernel.delete(NODE, index)?;
             released.removed += 1;
         } else {

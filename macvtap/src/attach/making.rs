@@ -181,18 +181,19 @@ impl<K: Kernel> Drop for Attaching<'_, K> {
         if self.progress == Progress::Finished {
             return;
         }
-        // Each undone though another failed; who is left is found by the record.
-        if self.progress >= Progress::Linked
-            && let Err(error) = self.kernel.delete(TARGET, self.record.ifindex)
-        {
-            warn!(device = %self.record.device, %error, "link left behind");
-            return;
+        let (index, device) = (self.record.ifindex, &self.record.device);
+        let link = if self.progress >= Progress::Linked { self.kernel.delete(TARGET, index) } else { Ok(()) };
+        // Also when the link could not be deleted: no container may be given its node.
+        let has_node = self.progress >= Progress::WithNode;
+        let node = if has_node { self.kernel.remove_node(&self.paths.device_node(index)) } else { Ok(()) };
+        if let Err(error) = &link {
+            warn!(%device, %error, "link left behind");
         }
-        let node = self.paths.device_node(self.record.ifindex);
-        if self.progress >= Progress::WithNode
-            && let Err(error) = self.kernel.remove_node(&node)
-        {
-            warn!(device = %self.record.device, %error, "device node left behind");
+        if let Err(error) = &node {
+            warn!(%device, %error, "device node left behind");
+        }
+        if link.is_err() || node.is_err() {
+            // The record stays: by it the rest is found.
             return;
         }
         if let Err(error) = records::remove(self.paths, &self.record) {
