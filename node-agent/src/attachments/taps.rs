@@ -13,6 +13,7 @@ use macvtap::paths::Paths;
 use macvtap::record::Holder;
 use macvtap::records::{self, RecordError};
 use macvtap::table_file::{self, TableFileError};
+use std::collections::HashSet;
 
 /// A tap could not be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,12 @@ pub enum TapOnlyError {
 /// Whom the device's record names.
 pub fn holder(paths: &Paths, device: &DeviceId) -> Result<Option<Holder>, RecordError> {
     Ok(records::read(paths, device)?.map(|record| record.holder))
+}
+
+/// Returns the IDs of devices that have a record, readable or not. Reads one directory in memory.
+pub fn attached(paths: &Paths) -> HashSet<String> {
+    let entries = std::fs::read_dir(paths.attachments()).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// Whether the device is attached without a network.

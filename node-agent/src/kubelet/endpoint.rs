@@ -33,6 +33,9 @@ const STREAM_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF_FIRST: Duration = Duration::from_millis(2);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
+/// The same for a kubelet that answers, and does not take the resource.
+const BACKOFF_REFUSED: Duration = Duration::from_secs(30);
+
 /// A registration that held this long was no failure.
 const SETTLED: Duration = Duration::from_secs(5);
 
@@ -149,8 +152,10 @@ impl Resource {
                     if failures == 0 {
                         warn!(resource = %self.name, %reason, "resource not registered, trying again");
                     }
+                    let refused = matches!(error, EndpointError::Refused(_));
                     self.tell(error.registration(reason));
-                    if self.pause(&mut failures, before).await {
+                    let max = if refused { BACKOFF_REFUSED } else { BACKOFF_MAX };
+                    if self.pause(&mut failures, before, max).await {
                         continue;
                     }
                     End::Stopped
@@ -165,7 +170,7 @@ impl Resource {
                 failures = 0;
             } else if end == End::StreamLost || end == End::NeverAsked {
                 // The first time at once: every millisecond without a list costs pods.
-                if failures > 0 && !self.pause(&mut failures, before).await {
+                if failures > 0 && !self.pause(&mut failures, before, BACKOFF_MAX).await {
                     return;
                 }
                 failures = failures.max(1);
@@ -324,8 +329,8 @@ impl Resource {
 
     /// Waits after a failure, or until the kubelet has started since; false when it is time to stop. Nothing else in the
     /// directory ends the wait: the end of our own socket is an event there, and so is each of the kubelet's checkpoints.
-    async fn pause(&self, failures: &mut u32, before: Happened) -> bool {
-        let wait = BACKOFF_FIRST.saturating_mul(1 << (*failures).min(16)).min(BACKOFF_MAX);
+    async fn pause(&self, failures: &mut u32, before: Happened, max: Duration) -> bool {
+        let wait = BACKOFF_FIRST.saturating_mul(1 << (*failures).min(16)).min(max);
         *failures = failures.saturating_add(1);
         let mut happened = self.happened.clone();
         tokio::select! {

@@ -116,15 +116,16 @@ impl Service {
         listing.await.ok()
     }
 
-    /// What of these the kubelet only takes for free goes last: a pod that got it could not be attached.
+    /// The available devices without those that are still attached, unless there are too few. The kubelet takes a device for
+    /// free when it has lost its checkpoint, or before the DEL of a pod that was deleted by force; the next pod could not
+    /// attach it.
     fn free(&self, offer: &Offer, available: Vec<String>, size: usize) -> Vec<String> {
-        let unlisted = self.shared.unlisted.borrow();
-        if unlisted.is_empty() {
-            return available;
-        }
+        let attached = taps::attached(&self.shared.paths);
         let names = self.shared.nics.borrow();
-        let is_free =
-            |id: &&String| !names.device(&offer.full_name, id).is_some_and(|id| unlisted.contains(&id));
+        // A list of 40,000 is not parsed for this: only NICs have another name than their record.
+        let nic = |id: &String| names.device(&offer.full_name, id).map(|device| device.to_string());
+        let name = |id: &String| if id.contains(':') { nic(id) } else { None };
+        let is_free = |id: &&String| !attached.contains(name(id).as_ref().unwrap_or(id));
         let free: Vec<String> = available.iter().filter(is_free).cloned().collect();
         if free.len() < size { available } else { free }
     }

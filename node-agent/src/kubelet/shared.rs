@@ -7,7 +7,7 @@ use crate::process::metrics::Metrics;
 use macvtap::device_id::DeviceId;
 use macvtap::paths::Paths;
 use macvtap::record::Holder;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,8 +35,6 @@ pub struct Shared {
     pub allocated: Notify,
     /// Devices whose link vanished under a pod.
     pub lost: watch::Sender<Lost>,
-    /// Devices of pods that exist, for which the kubelet does not list them: it takes them for free.
-    pub unlisted: watch::Sender<BTreeSet<DeviceId>>,
     /// What the kubelet calls the NICs of the stored table.
     pub nics: watch::Sender<Arc<Names>>,
     /// Calls that wait for the kernel or a device's lock. Few at a time: the device table needs threads too.
@@ -56,7 +54,6 @@ impl Shared {
             metrics: Arc::default(),
             allocated: Notify::new(),
             lost: watch::Sender::default(),
-            unlisted: watch::Sender::default(),
             nics: watch::Sender::new(Arc::new(nics)),
             slow: Semaphore::new(SLOW),
         }

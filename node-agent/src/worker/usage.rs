@@ -73,7 +73,7 @@ pub(super) async fn follow(
         kubelet_since: Instant::now(),
         happened,
         lost: Lost::new(),
-        logged: BTreeSet::new(),
+        unlisted: BTreeMap::new(),
         told: false,
     };
     loop {
@@ -99,8 +99,8 @@ struct Look {
     kubelet_since: Instant,
     happened: watch::Receiver<Happened>,
     lost: Lost,
-    /// Unlisted devices that were logged.
-    logged: BTreeSet<DeviceId>,
+    /// Attached devices that the kubelet does not list, and whether that was logged.
+    unlisted: BTreeMap<DeviceId, bool>,
     told: bool,
 }
 
@@ -179,19 +179,18 @@ impl Look {
         self.shared.lost.send_replace(lost);
     }
 
-    /// Publishes the devices that pods keep although the kubelet takes them for free. Logs each once, and only when it was
-    /// seen twice: a pod that ends is not listed for a moment.
+    /// Counts the devices that pods keep although the kubelet takes them for free. Logs each once, and only when it was seen
+    /// twice: a pod that ends is not listed for a moment.
     fn note_unlisted(&mut self, unlisted: BTreeMap<DeviceId, Holder>) {
-        let metrics = &self.shared.metrics;
-        metrics.unlisted.set(unlisted.len().try_into().unwrap_or(i64::MAX));
-        let before = self.shared.unlisted.borrow().clone();
-        self.logged.retain(|device| unlisted.contains_key(device));
-        for (device, holder) in unlisted.iter().filter(|(device, _)| before.contains(device)) {
-            if self.logged.insert(device.clone()) {
+        self.shared.metrics.unlisted.set(unlisted.len().try_into().unwrap_or(i64::MAX));
+        let before = std::mem::take(&mut self.unlisted);
+        for (device, holder) in unlisted {
+            let logged = before.get(&device).copied();
+            if logged == Some(false) {
                 warn!(%device, ?holder, "device is attached but the kubelet does not list it; it is kept while its pod may exist");
             }
+            self.unlisted.insert(device, logged.is_some());
         }
-        self.shared.unlisted.send_replace(unlisted.into_keys().collect());
     }
 
     async fn ask_kubelet(&mut self, names: &Names) -> Option<Listing> {
