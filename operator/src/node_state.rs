@@ -71,16 +71,21 @@ pub async fn reconcile(
     urgent: bool,
 ) -> Result<Option<Duration>, NodeStateError> {
     let Some(node) = context.nodes.get(&ObjectRef::new(name)) else {
+        context.states.give_up(name);
         return Ok(None);
     };
     if decide_now(&node, context).0.is_none() {
+        context.states.give_up(name);
         return Ok(None);
     }
     if !urgent {
         context.states.room().await;
     }
     let (spec, catalog, current) = decide_now(&node, context);
-    let Some(spec) = spec else { return Ok(None) };
+    let Some(spec) = spec else {
+        context.states.give_up(name);
+        return Ok(None);
+    };
     context.states.send(name, spec.clone());
     // A pool that is being deleted waits for specs on their way, but only for those that it can see.
     if !Arc::ptr_eq(&catalog, &context.catalog()) {

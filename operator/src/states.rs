@@ -104,6 +104,12 @@ impl States {
         self.changed.notify_waiters();
     }
 
+    /// Notes that nothing is to be written to a state: one whose answer was lost keeps nobody waiting any more.
+    pub fn give_up(&self, name: &str) {
+        self.write().own.give_up(name);
+        self.changed.notify_waiters();
+    }
+
     /// Notes that the API server has stored a spec as this version; gives the state as it is known from now on.
     pub fn stored(&self, name: &str, spec: &Spec, version: u64, now: Timestamp) -> Arc<KnownState> {
         let mut inner = self.write();
@@ -378,6 +384,9 @@ mod tests {
         let spec = Spec { owner: None, config_hash: "h".to_owned(), pools: vec![entry] };
         states.send("n1", spec.clone());
         assert_eq!(states.may_hold("uid-dp"), ["n1"]);
+        states.give_up("n1");
+        assert!(states.may_hold("uid-dp").is_empty(), "its answer was lost, and it is wanted no more");
+        states.send("n1", spec.clone());
         states.stored("n1", &spec, 3, NOW);
         assert!(states.may_hold("uid-dp").is_empty() && states.get("n1").unwrap().entry("uid-dp").is_some());
     }

@@ -61,6 +61,13 @@ impl Own {
         self.writes.remove(name);
     }
 
+    /// Forgets a write of which nobody knows what became of it: there is nothing more to write.
+    pub(super) fn give_up(&mut self, name: &str) {
+        if matches!(self.writes.get(name).map(|write| write.phase), Some(Phase::Sent)) {
+            self.writes.remove(name);
+        }
+    }
+
     /// Notes which version a write became.
     pub(super) fn stored(&mut self, name: &str, version: u64, at: Timestamp) {
         if let Some(write) = self.writes.get_mut(name) {
