@@ -133,7 +133,7 @@ pub struct Staged {
     /// How many nodes change together: a number, or a share in percent.
     #[schemars(schema_with = "schema::batch")]
     pub batch: IntOrString,
-    /// How many of the changed nodes may be degraded or silent before it halts.
+    /// How many nodes may get worse by the change or fall silent before it halts.
     #[schemars(range(min = 0, max = 5000))]
     pub max_degraded: u32,
 }
