@@ -11,6 +11,7 @@ mod pending;
 mod raise;
 
 use crate::config::Network;
+use crate::follow::{self, Following};
 use crate::ipam::{Delegate, Lease};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
@@ -55,6 +56,7 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
     let mut kernel = Rtnl::with_pod(netns).map_err(|error| open_error(&error))?;
     let netns_id = kernel.pod_id().map_err(|error| CniError::from_chain(Code::Attach, &error))?;
     let adding = Adding { call, attachment, network, delegate, holder, netns_id };
+    follow::mend(&call.paths);
     match target {
         Target::Device(id, device) => add_macvtap(&adding, &mut kernel, id, &device),
         Target::Nic(id, pci, device) => add_nic(&adding, &mut kernel, id, pci, &device),
@@ -91,6 +93,7 @@ fn add_macvtap(
             address::derived(&attachment.args.pod_uid, attachment.ifname.as_str(), 0)
         }
     };
+    let following = Following::wanted(network, &adding.holder, lower, ifindex);
     let request = Request {
         device: id,
         holder: adding.holder.clone(),
@@ -102,7 +105,7 @@ fn add_macvtap(
             index: ifindex,
             name: attachment.ifname.clone(),
             mode: lower.mode,
-            mac: network.mac.or(derived),
+            mac: following.as_ref().map(|following| following.away).or(network.mac).or(derived),
             mtu: network.mtu.or(resource.mtu),
             promiscuous: network.promiscuous.unwrap_or(resource.promiscuous),
             all_multicast: resource.all_multicast,
@@ -111,11 +114,11 @@ fn add_macvtap(
         repeat: repeat(network),
     };
     match attach::begin(&call.paths, kernel, request)? {
-        Begun::Present(attached) => adding.report(&attached.link, None),
+        Begun::Present(attached) => adding.report(&follow::told(attached.link, following.as_ref()), None),
         Begun::New(attaching) => {
             let is_derived = network.mac.is_none() && derived.is_some();
             let derived_for = is_derived.then_some(*attachment);
-            attach(NewLink { attaching: *attaching, derived_for }, adding)
+            attach(NewLink { attaching: *attaching, derived_for, following, paths: &call.paths }, adding)
         }
     }
 }

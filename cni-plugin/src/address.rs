@@ -20,6 +20,11 @@ pub fn derived(pod_uid: &str, ifname: &str, candidate: u8) -> Option<MacAddr> {
     octets.try_into().ok()
 }
 
+/// The address of a link whose guest is elsewhere: nobody's but this sandbox's interface's.
+pub fn away(container: &str, ifname: &str) -> Option<MacAddr> {
+    derived(container, ifname, u8::MAX)
+}
+
 /// FNV-1a, 64 bits: stable over versions of this program and of its standard library, unlike the latter's hashes.
 pub(crate) fn hash(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))

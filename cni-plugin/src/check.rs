@@ -1,6 +1,7 @@
 //! CHECK: everything is still as ADD reported it.
 
 use crate::Call;
+use crate::config::Migration;
 use crate::del::is_theirs;
 use crate::ipam::{self, Delegate};
 use crate::protocol::environment::Attachment;
@@ -48,7 +49,9 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
         let kind = link.kind.as_deref().unwrap_or("no virtual link");
         return Err(differs(attachment, &format!("is no macvtap but {kind}")));
     }
-    compare(attachment, &link, interface)?;
+    // A link that follows its guest may have another address than the guest.
+    let mac = (network.migration == Migration::Fixed).then_some(interface.mac.as_str());
+    compare(attachment, &link, mac.filter(|mac| !mac.is_empty()))?;
     let pools_mtu = match &target {
         Target::Device(_, device) | Target::Nic(_, _, device) => device.resource.mtu,
         Target::HostLink(_) => None,
@@ -71,13 +74,13 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
     }
 }
 
-fn compare(attachment: &Attachment, link: &Link, reported: &Interface) -> Result<(), CniError> {
+fn compare(attachment: &Attachment, link: &Link, wanted: Option<&str>) -> Result<(), CniError> {
     if !link.up {
         return Err(differs(attachment, "is down"));
     }
     let mac = link.device_mac().map(|mac| mac.to_string()).unwrap_or_default();
-    if !reported.mac.is_empty() && !mac.eq_ignore_ascii_case(&reported.mac) {
-        return Err(differs(attachment, &format!("has MAC address {mac}, ADD gave it {}", reported.mac)));
+    if let Some(wanted) = wanted.filter(|wanted| !mac.eq_ignore_ascii_case(wanted)) {
+        return Err(differs(attachment, &format!("has MAC address {mac}, ADD gave it {wanted}")));
     }
     Ok(())
 }

@@ -68,6 +68,8 @@ pub struct Network {
     pub announce: Announce,
     /// Whether new IPv6 addresses are checked for duplicates.
     pub dad: Dad,
+    /// Whether the link's address follows a machine that migrates.
+    pub migration: Migration,
     /// Where addresses come from.
     pub ipam: Option<Ipam>,
     /// Name resolution, if the IPAM plugin says nothing about it.
@@ -94,6 +96,16 @@ pub enum Announce {
     Auto,
     /// They are not: a migrating virtual machine must not lose its address early.
     Never,
+}
+
+/// What becomes of the link's address when its guest migrates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Migration {
+    /// The link has it from the beginning to the end.
+    #[default]
+    Fixed,
+    /// The link has it while the guest is behind it.
+    Follow,
 }
 
 /// An IPAM plugin.
@@ -180,6 +192,7 @@ impl Document {
                 Announce::Auto
             },
             dad: dad(json)?,
+            migration: self.migration(ipam.is_some())?,
             ipam,
             dns: match json.get("dns") {
                 None | Some(Value::Null) => Dns::default(),
@@ -191,6 +204,19 @@ impl Document {
             },
             prev_result: self.prev_result()?,
         })
+    }
+
+    fn migration(&self, has_ipam: bool) -> Result<Migration, CniError> {
+        match string(&self.json, "", "migration", "\"Fixed\" or \"Follow\"")?.as_deref() {
+            None | Some("Fixed") => Ok(Migration::Fixed),
+            // Its own address would answer for the guest before that is there.
+            Some("Follow") if has_ipam => {
+                let want = "left out where ipam gives the pod an address: the pod would answer for a guest that is still elsewhere";
+                Err(wrong("migration", &"Follow".into(), want))
+            }
+            Some("Follow") => Ok(Migration::Follow),
+            Some(other) => Err(wrong("migration", &other.into(), "\"Fixed\" or \"Follow\"")),
+        }
     }
 
     /// The device, which Multus fills in at the top or in `runtimeConfig`.

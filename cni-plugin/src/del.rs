@@ -2,6 +2,7 @@
 
 use crate::Call;
 use crate::config::Ipam;
+use crate::follow;
 use crate::ipam::Delegate;
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
@@ -42,7 +43,9 @@ pub fn del(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
             Ok(None)
         }
     };
-    delete(call, attachment, delegate)
+    let deleted = delete(call, attachment, delegate);
+    follow::mend(&call.paths);
+    deleted
 }
 
 type Found<'c> = Result<Option<Delegate<'c>>, CniError>;

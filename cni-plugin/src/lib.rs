@@ -8,6 +8,7 @@ pub mod address;
 pub mod check;
 pub mod config;
 pub mod del;
+pub mod follow;
 pub mod gc;
 pub mod ipam;
 pub mod log;

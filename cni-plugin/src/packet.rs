@@ -5,8 +5,13 @@
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
-use rustix::net::{AddressFamily, Protocol, SendFlags, SocketFlags, SocketType, bind, send, socket_with};
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom, send, socket_with,
+};
 use std::ptr;
+
+/// `PACKET_OUTGOING` of `linux/if_packet.h`.
+const OUTGOING: u8 = 4;
 
 /// `struct sockaddr_ll` of `linux/if_packet.h`, as bind reads it.
 #[repr(C)]
@@ -53,6 +58,16 @@ impl PacketSocket {
         };
         bind(&socket, &address)?;
         Ok(Self(socket))
+    }
+
+    /// Reads the beginning of a frame, as much as there is room for, and says whether it was sent through this interface
+    /// (else it arrived there).
+    pub fn receive(&self, buffer: &mut [u8]) -> Result<(usize, bool), Errno> {
+        let (_, length, from) = recvfrom(&self.0, &mut *buffer, RecvFlags::empty())?;
+        let from = from.filter(|from| from.addr_len() as usize >= size_of::<LinkAddress>());
+        // SAFETY: the kernel wrote a `struct sockaddr_ll` of this length; the storage is aligned for every address.
+        let kind = from.map(|from| unsafe { from.as_ptr().cast::<LinkAddress>().read() }.kind);
+        Ok((length.min(buffer.len()), kind == Some(OUTGOING)))
     }
 
     /// Sends a frame, beginning with the destination's address.

@@ -1,6 +1,7 @@
 //! The three kinds of link that a pod can be given, as one: a new macvtap, a whole NIC, an existing macvtap of the node.
 
 use crate::address;
+use crate::follow::{self, Following};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use macvtap::attach::{AttachError, Attached, Attaching};
@@ -11,6 +12,7 @@ use macvtap::host_link::{MoveError, Moving};
 use macvtap::kernel::Rtnl;
 use macvtap::link::{Change, Link};
 use macvtap::mac::MacAddr;
+use macvtap::paths::Paths;
 use macvtap::table::Owner;
 use tracing::info;
 
@@ -48,6 +50,10 @@ pub(super) struct NewLink<'a> {
     pub(super) attaching: Attaching<'a, Rtnl>,
     /// The holder whose derived address it has, which can be exchanged; none if its address was asked for.
     pub(super) derived_for: Option<&'a Attachment>,
+    /// What shall follow its guest, if anything.
+    pub(super) following: Option<Following>,
+    /// Where followers are recorded.
+    pub(super) paths: &'a Paths,
 }
 
 impl Pending for NewLink<'_> {
@@ -97,9 +103,14 @@ impl Pending for NewLink<'_> {
         }
     }
 
+    /// A follower that cannot be started fails the attachment, which is undone then.
     fn finish(self) -> Result<Link, CniError> {
+        if let Some(following) = &self.following {
+            follow::start(self.paths, &self.attaching.request().device, following)
+                .map_err(|error| CniError::from_chain(Code::Attach, &error))?;
+        }
         let Attached { link, .. } = self.attaching.finish()?;
-        Ok(link)
+        Ok(follow::told(link, self.following.as_ref()))
     }
 }
 

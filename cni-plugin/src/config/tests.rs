@@ -31,6 +31,8 @@ fn each_wrong_value_is_code_7_with_key_and_value() {
         ("owner", json!(4_294_967_295_u32)),
         ("group", json!("qemu")),
         ("announce", json!("never")),
+        ("migration", json!("follow")),
+        ("migration", json!(true)),
         ("dns", json!([])),
         ("ipam", json!("host-local")),
         ("ipam.type", json!({"type": "../../bin/sh"})),

@@ -15,6 +15,7 @@ mod attach;
 mod chain;
 mod companions;
 mod disturbed;
+mod follow;
 mod host_device;
 mod host_link;
 mod ipam;

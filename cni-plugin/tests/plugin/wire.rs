@@ -25,13 +25,13 @@ const LLDP_GROUP: [u8; 6] = [0x01, 0x80, 0xc2, 0, 0, 0x0e];
 const FAR_END: [u8; 6] = [0x02, 0, 0, 0, 0, 0xfe];
 
 /// The far end of the cable.
-fn far_end(node: &Node) -> PacketSocket {
+pub(crate) fn far_end(node: &Node) -> PacketSocket {
     let index = node.ifindex("dp1");
     node.inside(|| PacketSocket::open(index, Some(EVERY_TYPE)).unwrap())
 }
 
 /// The tap of a slot, opened as a guest does.
-fn tap_of(node: &Node, slot: u32) -> OwnedFd {
+pub(crate) fn tap_of(node: &Node, slot: u32) -> OwnedFd {
     open(&node.paths().device_node(node.first_ifindex + slot))
 }
 

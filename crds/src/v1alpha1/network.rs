@@ -38,6 +38,10 @@ pub struct NetworkTemplate {
     /// advertisement). Never: do not, as live migration of a virtual machine needs it. Absent: Auto.
     #[serde(default)]
     pub announce: Announce,
+    /// Follow: an interface has its MAC address while the virtual machine that it belongs to is behind it, so that a
+    /// machine that migrates is reached from the pods of both nodes at any time. Fixed: from the beginning to the end.
+    #[serde(default)]
+    pub migration: Migration,
     /// DNS settings that the result of the plugin carries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Dns>,
@@ -99,6 +103,16 @@ pub enum Announce {
     Auto,
     /// They are not.
     Never,
+}
+
+/// What becomes of an interface's MAC address when its virtual machine migrates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Migration {
+    /// The interface keeps it.
+    #[default]
+    Fixed,
+    /// It follows the machine.
+    Follow,
 }
 
 /// DNS settings.

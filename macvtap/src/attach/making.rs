@@ -46,6 +46,11 @@ impl<K: Kernel> Attaching<'_, K> {
         self.kernel
     }
 
+    /// What is being made.
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
     /// Whether the same holder had the device before, so that what belongs to it beside the link may exist.
     pub fn is_repeat(&self) -> bool {
         self.is_repeat

@@ -38,8 +38,8 @@ pub(crate) fn first_ifindex() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let run = std::process::id() % 8_192;
     let first = NEXT.fetch_add(64, Ordering::Relaxed);
-    assert!(first < 0x2000, "more nodes than this program has ranges for");
-    IFINDEX_FIRST + run * 0x2000 + first
+    assert!(first < 0x8000, "more nodes than this program has ranges for");
+    IFINDEX_FIRST + run * 0x8000 + first
 }
 
 /// A process that only keeps namespaces alive.

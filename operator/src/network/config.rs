@@ -1,6 +1,6 @@
 //! Pure: a network template to a CNI configuration.
 
-use macvtap_crds::v1alpha1::network::{Announce, CniVersion, Ipam, NetworkTemplate};
+use macvtap_crds::v1alpha1::network::{Announce, CniVersion, Ipam, Migration, NetworkTemplate};
 use serde_json::{Map, Value, json};
 
 /// Type of the plugin, hence the name of its executable on the nodes.
@@ -20,6 +20,12 @@ pub fn config(template: &NetworkTemplate, name: &str, namespace: &str) -> String
         Announce::Auto => {}
         Announce::Never => {
             plugin.insert("announce".to_owned(), "Never".into());
+        }
+    }
+    match template.migration {
+        Migration::Fixed => {}
+        Migration::Follow => {
+            plugin.insert("migration".to_owned(), "Follow".into());
         }
     }
     if let Some(dns) = &template.dns {
@@ -124,13 +130,14 @@ mod tests {
         let template = json!({
             "metaPlugins": [{"type": "tuning", "sysctl": {"a": "b"}}, {"type": "bandwidth"}],
             "announce": "Never",
+            "migration": "Follow",
         });
         assert_eq!(
             made(&template),
             json!({
                 "cniVersion": "1.0.0", "name": "p4p1",
                 "plugins": [
-                    {"type": "macvtap", "announce": "Never"},
+                    {"type": "macvtap", "announce": "Never", "migration": "Follow"},
                     {"type": "tuning", "sysctl": {"a": "b"}},
                     {"type": "bandwidth"},
                 ],
