@@ -1,0 +1,194 @@
+//! Whose turn it is.
+
+use super::*;
+use crate::entry::entry_of;
+use crate::testing::pool;
+use Standing::{Degraded, NotReady, Ready, Unreachable, Updating};
+use proptest::prelude::*;
+use serde_json::json;
+
+fn staged(batch: IntOrString, max_degraded: u32) -> Staged {
+    Staged { batch, max_degraded }
+}
+
+fn member(node: &'static str, told: bool, standing: Standing) -> Member<'static> {
+    let health = match standing {
+        Unreachable => Health::Unreachable,
+        NotReady => Health::NotReady,
+        Degraded => Health::Degraded,
+        _ => Health::Well,
+    };
+    Member { node, told, is_blocked: false, standing, health }
+}
+
+/// A plan of which the rollout so far is known: it is these nodes' turn, and those that were told were well.
+fn next(members: &[Member<'static>], staged: &Staged, turns: &[&str]) -> Plan {
+    let mut progress = Progress::adopt(members, true);
+    progress.turns = turns.iter().map(|node| (*node).to_owned()).collect();
+    plan(members, staged, Past::Known(progress))
+}
+
+fn given(plan: &Plan) -> (Vec<&str>, usize, Option<usize>) {
+    assert!(plan.next.iter().all(|node| plan.progress.turns.contains(node)));
+    (plan.next.iter().map(String::as_str).collect(), plan.waiting, plan.halted)
+}
+
+#[test]
+fn the_first_batch_is_the_first_nodes_by_name() {
+    let members = ["c", "a", "b"].map(|node| member(node, false, Ready));
+    assert_eq!(given(&next(&members, &staged(IntOrString::Int(2), 0), &[])), (vec!["a", "b"], 3, None));
+}
+
+#[test]
+fn the_next_batch_waits_for_the_former_to_have_applied_the_change() {
+    let two = staged(IntOrString::Int(2), 0);
+    let mut members = [member("a", true, Ready), member("b", true, Updating), member("c", false, Ready)];
+    assert_eq!(given(&next(&members, &two, &[])), (vec![], 1, None));
+    members[1].standing = Ready;
+    assert_eq!(given(&next(&members, &two, &[])), (vec!["c"], 1, None));
+    members[1] = member("b", false, Ready);
+    let plan = next(&members, &two, &["b"]);
+    assert_eq!(given(&plan), (vec![], 1, None), "a turn that was given and not taken yet counts");
+    assert!(plan.progress.turns.contains("b"));
+}
+
+#[test]
+fn more_nodes_that_got_worse_than_allowed_halt_it_and_healing_resumes_it() {
+    let one = staged(IntOrString::Int(1), 1);
+    let mut members = [
+        member("a", true, Degraded),
+        member("b", true, NotReady),
+        member("c", false, Ready),
+        member("d", false, Degraded),
+    ];
+    assert_eq!(given(&next(&members, &one, &[])), (vec![], 2, Some(2)));
+    members[1] = member("b", true, Ready);
+    assert_eq!(given(&next(&members, &one, &[])), (vec!["c"], 2, None));
+}
+
+#[test]
+fn a_node_that_was_bad_before_its_turn_halts_nothing_unless_it_gets_worse() {
+    let one = staged(IntOrString::Int(1), 0);
+    let mut members = [member("a", false, Degraded), member("b", false, Ready)];
+    let first = plan(&members, &one, Past::Edited);
+    assert_eq!(given(&first), (vec!["a"], 2, None));
+    members[0] = member("a", true, Degraded);
+    let second = plan(&members, &one, Past::Known(first.progress.clone()));
+    assert_eq!(given(&second), (vec!["b"], 1, None));
+    members[0] = member("a", true, NotReady);
+    assert_eq!(given(&plan(&members, &one, Past::Known(first.progress.clone()))), (vec![], 1, Some(1)));
+    members[0] = member("a", true, Ready);
+    let healed = plan(&members, &one, Past::Known(first.progress)).progress;
+    let mut healed = Progress { turns: HashSet::new(), ..healed };
+    assert!(healed.is_worse(&member("a", true, Degraded)), "it has been well with the change");
+}
+
+#[test]
+fn the_way_back_is_not_halted_by_anybody() {
+    let one = staged(IntOrString::Int(1), 0);
+    let mut members = [member("a", false, NotReady), member("b", true, NotReady), member("c", false, Ready)];
+    let first = plan(&members, &one, Past::Edited);
+    assert_eq!(given(&first), (vec!["a"], 2, None), "b never had the change");
+    members[0] = member("a", true, Unreachable);
+    assert_eq!(given(&plan(&members, &one, Past::Known(first.progress))), (vec!["c"], 1, None));
+}
+
+#[test]
+fn an_heir_goes_on_with_what_was_wrong_unless_that_had_halted_the_rollout() {
+    let one = staged(IntOrString::Int(1), 0);
+    let mut members = [member("a", true, NotReady), member("b", false, Ready)];
+    let after = |was_halted, members: &[Member<'static>]| plan(members, &one, Past::Unknown { was_halted });
+    assert_eq!(given(&after(true, &members)), (vec![], 1, Some(1)));
+    assert_eq!(given(&after(false, &members)), (vec!["b"], 1, None));
+    members[0] = member("a", true, Updating);
+    assert_eq!(
+        given(&after(false, &members)),
+        (vec![], 1, None),
+        "a batch of the former leader's is under way"
+    );
+}
+
+#[test]
+fn a_silent_node_gets_no_turn_and_holds_up_nobody() {
+    let members = [member("a", false, Unreachable), member("b", false, Ready)];
+    let five = staged(IntOrString::Int(5), 0);
+    assert_eq!(given(&next(&members, &five, &[])), (vec!["b"], 2, None));
+    let told = [member("a", true, Unreachable), member("b", false, Ready)];
+    assert_eq!(next(&told, &five, &[]).halted, Some(1));
+}
+
+#[test]
+fn a_turn_ends_when_it_is_taken_or_cannot_be() {
+    let (one, others) = (staged(IntOrString::Int(1), 0), member("b", false, Ready));
+    let taken = [member("a", true, Updating), others];
+    assert_eq!(given(&next(&taken, &one, &["a"])), (vec![], 1, None));
+    let silent = [member("a", false, Unreachable), others];
+    assert_eq!(given(&next(&silent, &one, &["a"])), (vec!["b"], 2, None));
+}
+
+#[test]
+fn a_node_that_could_do_nothing_with_its_turn_neither_gets_nor_keeps_it() {
+    let one = staged(IntOrString::Int(1), 0);
+    let blocked = |standing| Member { is_blocked: true, ..member("a", false, standing) };
+    let others = member("b", false, Ready);
+    assert_eq!(given(&next(&[blocked(NotReady), others], &one, &[])), (vec!["b"], 2, None));
+    assert_eq!(given(&next(&[blocked(Updating), others], &one, &["a"])), (vec!["b"], 2, None));
+    assert_eq!(given(&next(&[blocked(NotReady)], &one, &["a"])), (vec![], 1, None));
+}
+
+#[test]
+fn a_rollout_that_is_through_is_not_halted_by_what_happens_later() {
+    let members = [member("a", true, NotReady), member("b", true, NotReady)];
+    assert_eq!(given(&next(&members, &staged(IntOrString::Int(1), 0), &[])), (vec![], 0, None));
+}
+
+#[test]
+fn a_share_is_rounded_up_and_at_least_one_node() {
+    let share = |text: &str, all| batch(&IntOrString::String(text.into()), all);
+    assert_eq!((share("10%", 5000), share("10%", 11), share("1%", 3), share("100%", 7)), (500, 2, 1, 7));
+    assert_eq!((share("nonsense", 9), batch(&IntOrString::Int(-3), 9)), (1, 1));
+}
+
+#[test]
+fn turns_are_for_one_content_of_the_pool_only() {
+    let grants = Grants::default();
+    let entry = |mtu: u32| Arc::new(entry_of(&pool("dp", json!({"macvtap": {"mtu": mtu}}))));
+    let (old, new) = (entry(1500), entry(9000));
+    let turn = |node: &str| Progress { turns: HashSet::from([node.to_owned()]), ..Progress::default() };
+    grants.set(&old, turn("a"));
+    assert!(grants.has(&old, "a") && !grants.has(&old, "b") && !grants.has(&new, "a"));
+    grants.set(&new, turn("b"));
+    assert!(grants.has(&new, "b") && !grants.has(&new, "a") && !grants.has(&old, "a"));
+    grants.retain(&HashSet::from(["uid-dp"]));
+    assert!(grants.has(&new, "b"));
+    grants.retain(&HashSet::new());
+    assert!(!grants.has(&new, "b"), "a pool that went while nobody looked leaves no turns");
+    grants.set(&new, turn("b"));
+    grants.forget("uid-dp");
+    assert!(!grants.has(&new, "b"));
+}
+
+proptest! {
+    /// Nodes that take their turn and get well: every one is told, and never more than a batch at once.
+    #[test]
+    fn every_node_is_reached_by_batches(count in 1usize..40, size in 1i32..9) {
+        let names: Vec<String> = (0..count).map(|i| format!("n{i:02}")).collect();
+        let mut told = vec![false; count];
+        let limit = staged(IntOrString::Int(size), 0);
+        for round in 0..=count {
+            let members: Vec<_> = names.iter().zip(&told).map(|(node, told)| Member {
+                node, told: *told, is_blocked: false, standing: Ready, health: Health::Well,
+            }).collect();
+            let plan = plan(&members, &limit, Past::Unknown { was_halted: false });
+            prop_assert!(plan.next.len() <= usize::try_from(size).unwrap());
+            if plan.next.is_empty() {
+                prop_assert!(told.iter().all(|told| *told), "stuck in round {}", round);
+                return Ok(());
+            }
+            for node in plan.next {
+                told[names.iter().position(|name| *name == node).unwrap()] = true;
+            }
+        }
+        prop_assert!(false, "never through");
+    }
+}
