@@ -1,5 +1,6 @@
 use super::*;
 use crate::devices::assignment;
+use crate::devices::nics::Names;
 use crate::links::inventory::tests::link;
 use crate::links::link::Kind;
 use crate::pools::selection::tests::pool;
