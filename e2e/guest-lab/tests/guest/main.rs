@@ -11,6 +11,7 @@ mod bond;
 mod changes;
 mod host_device;
 mod inventory;
+mod lost_checkpoint;
 mod no_ipv6;
 mod pools;
 mod recording;
