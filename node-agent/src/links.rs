@@ -5,4 +5,5 @@ pub mod health;
 pub mod inventory;
 pub mod link;
 pub mod netlink;
+mod reader;
 pub mod sysfs;

@@ -295,13 +295,13 @@ async fn write(
     api.patch_status(node, &parameters, &Patch::<()>::Json(operations)).await.map(drop)
 }
 
-/// Whether nothing changed but numbers of devices in use and the carrier of links whose state is as before.
+/// Whether nothing changed but numbers of devices in use, and carrier and speed of links whose state is as before.
 fn differ_in_details_only(one: &MacvtapNodeStateStatus, other: &MacvtapNodeStateStatus) -> bool {
     let without = |status: &MacvtapNodeStateStatus| {
         let mut status = status.clone();
         status.totals.allocated = 0;
         for link in &mut status.links {
-            link.carrier = false;
+            (link.carrier, link.speed_mbps) = (false, None);
         }
         for pool in &mut status.pools {
             pool.allocated = 0;

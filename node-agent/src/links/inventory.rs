@@ -68,6 +68,12 @@ impl Inventory {
         Change::from(self.links.remove(&ifindex).is_some())
     }
 
+    /// Takes the speed of a link in Mbit/s.
+    pub fn set_speed(&mut self, ifindex: u32, speed: u32) -> Change {
+        let link = self.links.get_mut(&ifindex);
+        Change::from(link.is_some_and(|link| link.hardware.speed_mbps.replace(speed) != Some(speed)))
+    }
+
     /// Takes a full list in place of everything known.
     pub fn reset(&mut self, links: impl IntoIterator<Item = Link>) -> Change {
         let links = links.into_iter().map(|link| (link.ifindex, link)).collect();

@@ -70,8 +70,23 @@ pub struct Hardware {
     pub vendor: Option<String>,
     /// Memory node of the device.
     pub numa_node: Option<u32>,
-    /// Speed in Mbit/s; unknown without carrier.
+    /// The last known speed in Mbit/s.
     pub speed_mbps: Option<u32>,
+}
+
+impl Hardware {
+    /// Fills every attribute that is unknown here with the one that is known there.
+    #[must_use]
+    pub fn or(self, known: &Self) -> Self {
+        Self {
+            parent: self.parent.or_else(|| known.parent.clone()),
+            driver: self.driver.or_else(|| known.driver.clone()),
+            pci_address: self.pci_address.or_else(|| known.pci_address.clone()),
+            vendor: self.vendor.or_else(|| known.vendor.clone()),
+            numa_node: self.numa_node.or(known.numa_node),
+            speed_mbps: self.speed_mbps.or(known.speed_mbps),
+        }
+    }
 }
 
 /// What a link is.

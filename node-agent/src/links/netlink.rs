@@ -1,12 +1,14 @@
 //! Follows the links of the node's namespace: events as they come, a full list at the start, every minute, and
 //! whenever the kernel could not deliver an event.
 
-use crate::links::link::{Hardware, Kind, Link, LinkError};
+use crate::links::inventory::Inventory;
+use crate::links::link::Link;
+use crate::links::reader::{self, Event, Reader};
 use crate::links::sysfs;
 use crate::process::metrics::Metrics;
 use futures::StreamExt;
+use macvtap::host_ties;
 use macvtap::netlink::{Kind as Request, NetlinkError, Socket};
-use macvtap::{host_ties, park};
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
@@ -20,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::warn;
 
 /// What the kernel told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,13 +33,26 @@ pub enum News {
     Changed(Box<Link>),
     /// One link went away, or to another namespace.
     Gone(u32),
-    /// Links with addresses of the host, and those of default routes.
-    Ties {
-        /// By index.
-        addressed: BTreeSet<u32>,
-        /// By index.
-        default_routes: BTreeSet<u32>,
-    },
+    /// The speed of one link in Mbit/s.
+    Speed(u32, u32),
+    /// The indexes of the links on which the host has addresses.
+    Addressed(BTreeSet<u32>),
+    /// The indexes of the links that default routes use.
+    DefaultRoutes(BTreeSet<u32>),
+}
+
+/// What is read again a moment after it changed, on another thread: the kernel's lock may be held for seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Query {
+    Speeds,
+    Addresses,
+    DefaultRoutes,
+}
+
+/// The answer to a [`Query`].
+enum Answer {
+    Speeds(Vec<(u32, Option<u32>)>),
+    News(News),
 }
 
 /// The kernel could not be asked.
@@ -69,8 +84,8 @@ const GROUPS: [MulticastGroup; 5] = [
 /// Between full lists.
 const RESYNC: Duration = Duration::from_mins(1);
 
-/// Routes and addresses change in bursts; they are read once the burst is over.
-const TIES_DELAY: Duration = Duration::from_millis(100);
+/// Routes, addresses and speeds change in bursts; they are read once the burst is over.
+const QUERY_DELAY: Duration = Duration::from_millis(100);
 
 /// Between tries after a failure.
 const RETRY: Duration = Duration::from_millis(200);
@@ -78,10 +93,13 @@ const RETRY: Duration = Duration::from_millis(200);
 /// How long all links may take: events wait meanwhile. Routes may take as long as they do.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reads every link of the caller's namespace once.
-pub async fn list() -> Result<(Vec<Link>, News), LinksError> {
-    let links = Reader::default().complete(aside(links).await?);
-    Ok((links, aside(ties).await?))
+/// Reads the links of the caller's namespace once.
+pub async fn inventory() -> Result<Inventory, LinksError> {
+    let mut inventory = Inventory::default();
+    let _ = inventory.reset(aside(links).await?);
+    let _ = inventory.set_addressed(aside(addressed).await?);
+    let _ = inventory.set_default_routes(aside(default_routes).await?);
+    Ok(inventory)
 }
 
 /// Follows for ever. The first news is every link.
@@ -89,12 +107,14 @@ pub async fn follow(news: mpsc::Sender<News>, metrics: Arc<Metrics>) {
     let mut reader = Reader::default();
     let mut told = None;
     loop {
-        let lists = metrics.resyncs.get();
+        let (lists, started) = (metrics.resyncs.get(), Instant::now());
         match follow_once(&news, &metrics, &mut reader).await {
             Ok(End::Unheard) => return,
             // What the old socket still holds is older than what it lost: a link that is gone would be back.
             Ok(End::Overflow) => {
                 metrics.overflows.inc();
+                // A socket that overflows at once would have the kernel list all its links without pause.
+                tokio::time::sleep_until(started + RETRY).await;
                 continue;
             }
             Err(error) => {
@@ -127,12 +147,13 @@ async fn follow_once(
     let opened = rtnetlink::new_multicast_connection(&GROUPS).map_err(LinksError::Open)?;
     let (connection, _handle, mut events) = opened;
     let _task = AbortOnDrop(tokio::spawn(connection));
-    // Subscribed before listed: what changes in between is told twice, not never.
+    // Subscribed before listed: what changes in between is reported twice, not never.
     let mut resync_at = Instant::now();
-    let mut ties_at = None;
-    let mut reading: Option<Reading> = None;
+    let mut due: BTreeMap<Query, Instant> = BTreeMap::new();
+    let mut running: Option<AbortOnDrop<Result<Answer, LinksError>>> = None;
     loop {
-        let ties_due = ties_at.filter(|_| reading.is_none());
+        let next = due.iter().min_by_key(|(_, at)| **at).map(|(query, at)| (*query, *at));
+        let next = next.filter(|_| running.is_none());
         // A list first: however often the kernel overflows, each socket gets to one.
         tokio::select! {
             biased;
@@ -141,54 +162,104 @@ async fn follow_once(
                 let listed = tokio::time::timeout(ANSWER_TIMEOUT, aside(links)).await;
                 let links = reader.complete(listed.unwrap_or(Err(LinksError::Silent))?);
                 metrics.resyncs.inc();
-                (resync_at, ties_at) = (Instant::now() + RESYNC, Some(Instant::now()));
+                resync_at = Instant::now() + RESYNC;
+                due.extend([Query::Addresses, Query::DefaultRoutes].map(|query| (query, Instant::now())));
                 room.send(News::All(links));
             }
-            read = finished(&mut reading) => {
-                reading = None;
-                read?;
+            answer = finished(&mut running) => {
+                running = None;
+                for found in found(reader, answer?) {
+                    if news.send(found).await.is_err() { return Ok(End::Unheard) }
+                }
             }
-            () = sleep_until(ties_due) => {
-                ties_at = None;
-                reading = Some(AbortOnDrop(tokio::spawn(tell_ties(news.clone()))));
-            }
+            () = sleep_until(next.map(|(_, at)| at)) => if let Some((query, _)) = next {
+                due.remove(&query);
+                running = Some(AbortOnDrop(tokio::spawn(ask(query, reader.take_outdated()))));
+            },
             event = events.next() => match event {
                 None => return Err(LinksError::Closed),
                 // Processes with CAP_NET_ADMIN here can write to the socket, too.
                 Some((_, sender)) if sender.port_number() != 0 => {}
-                Some((message, _)) => match reader.read(message.payload) {
-                    Heard::Nothing => {}
-                    Heard::News(heard) => {
+                Some((message, _)) => match take(reader, message.payload, &mut due) {
+                    Taken::Nothing => {}
+                    Taken::News(change) => {
                         metrics.link_events.inc();
-                        match tell(news, heard).await {
+                        match tell(news, change).await {
                             Ok(()) => {}
                             Err(TrySendError::Full(())) => resync_at = Instant::now(),
                             Err(TrySendError::Closed(())) => return Ok(End::Unheard),
                         }
                     }
-                    Heard::TiesChanged => {
-                        ties_at.get_or_insert(Instant::now() + TIES_DELAY);
-                    }
-                    Heard::Overflow => return Ok(End::Overflow),
+                    Taken::Overflow => return Ok(End::Overflow),
                 },
             },
         }
     }
 }
 
-/// Routes and addresses being read.
-type Reading = AbortOnDrop<Result<(), LinksError>>;
-
-/// Reads routes and addresses, which takes seconds where a node knows all of the Internet's. Links are heard of meanwhile.
-async fn tell_ties(news: mpsc::Sender<News>) -> Result<(), LinksError> {
-    let ties = aside(ties).await?;
-    // Whoever reads the events notices if nobody listens.
-    let _ = news.send(ties).await;
-    Ok(())
+/// What an event means for the listener.
+enum Taken {
+    Nothing,
+    News(News),
+    Overflow,
 }
 
-async fn finished(reading: &mut Option<Reading>) -> Result<(), LinksError> {
-    match reading {
+/// Reads an event, and notes what must be read again because of it.
+fn take(
+    reader: &mut Reader,
+    payload: NetlinkPayload<RouteNetlinkMessage>,
+    due: &mut BTreeMap<Query, Instant>,
+) -> Taken {
+    let mut later = |query| {
+        due.entry(query).or_insert_with(|| Instant::now() + QUERY_DELAY);
+        Taken::Nothing
+    };
+    let event = reader.read(payload);
+    if reader.has_outdated() {
+        later(Query::Speeds);
+    }
+    match event {
+        Event::Irrelevant => Taken::Nothing,
+        Event::Link(link) => Taken::News(News::Changed(link)),
+        Event::Gone(ifindex) => Taken::News(News::Gone(ifindex)),
+        Event::Addresses => later(Query::Addresses),
+        Event::DefaultRoutes => later(Query::DefaultRoutes),
+        Event::Overflow => Taken::Overflow,
+    }
+}
+
+/// Asks the kernel, which takes seconds where a node has all routes of the Internet. Events are read meanwhile.
+async fn ask(query: Query, outdated: Vec<(u32, String)>) -> Result<Answer, LinksError> {
+    let read = move || match query {
+        Query::Speeds => {
+            let links = Path::new(sysfs::LINKS);
+            let speeds =
+                outdated.into_iter().map(|(ifindex, name)| (ifindex, sysfs::speed(links, &name, ifindex)));
+            Ok(Answer::Speeds(speeds.collect()))
+        }
+        Query::Addresses => Ok(Answer::News(News::Addressed(addressed()?))),
+        Query::DefaultRoutes => Ok(Answer::News(News::DefaultRoutes(default_routes()?))),
+    };
+    aside(read).await
+}
+
+/// What an answer changes.
+fn found(reader: &mut Reader, answer: Answer) -> Vec<News> {
+    match answer {
+        Answer::News(news) => vec![news],
+        Answer::Speeds(speeds) => {
+            let speeds = speeds.into_iter();
+            let changed =
+                speeds.filter_map(|(ifindex, speed)| Some((ifindex, reader.learn_speed(ifindex, speed)?)));
+            changed.map(|(ifindex, speed)| News::Speed(ifindex, speed)).collect()
+        }
+    }
+}
+
+async fn finished(
+    running: &mut Option<AbortOnDrop<Result<Answer, LinksError>>>,
+) -> Result<Answer, LinksError> {
+    match running {
         Some(AbortOnDrop(task)) => task.await.unwrap_or(Err(LinksError::Closed)),
         None => std::future::pending().await,
     }
@@ -212,140 +283,47 @@ async fn tell(news: &mpsc::Sender<News>, heard: News) -> Result<(), TrySendError
     news.try_reserve().map(|room| room.send(heard))
 }
 
-/// Turns messages into links. Remembers devices, so that an event that says nothing new costs no look into sysfs.
-#[derive(Debug, Default)]
-struct Reader {
-    devices: BTreeMap<u32, (Seen, Option<Hardware>)>,
-}
-
-/// What a device may depend on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Seen {
-    name: String,
-    parent: Option<String>,
-    carrier: bool,
-}
-
-enum Heard {
-    Nothing,
-    News(News),
-    TiesChanged,
-    Overflow,
-}
-
-impl Reader {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "a socket carries more kinds of message than we ask for"
-    )]
-    fn read(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Heard {
-        let message = match payload {
-            NetlinkPayload::InnerMessage(message) => message,
-            NetlinkPayload::Overrun(_) => return Heard::Overflow,
-            _ => return Heard::Nothing,
-        };
-        match message {
-            // A bridge tells of its ports by messages of its own family: losing a port is not losing a link.
-            RouteNetlinkMessage::NewLink(link) if is_link(&link) => {
-                let link = self::link(Link::parse(&link)).map(|link| self.with_hardware(link));
-                link.map_or(Heard::Nothing, |link| Heard::News(News::Changed(Box::new(link))))
-            }
-            RouteNetlinkMessage::DelLink(link) if is_link(&link) => {
-                self.devices.remove(&link.header.index);
-                Heard::News(News::Gone(link.header.index))
-            }
-            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)
-                if route.header.destination_prefix_length == 0 =>
-            {
-                Heard::TiesChanged
-            }
-            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Heard::TiesChanged,
-            _ => Heard::Nothing,
-        }
-    }
-
-    /// Takes a full list in place of everything known.
-    fn complete(&mut self, links: Vec<Link>) -> Vec<Link> {
-        let links: Vec<Link> = links.into_iter().map(|link| self.with_hardware(link)).collect();
-        let present: BTreeSet<u32> = links.iter().map(|link| link.ifindex).collect();
-        self.devices.retain(|ifindex, _| present.contains(ifindex));
-        links
-    }
-
-    /// Adds what sysfs tells.
-    fn with_hardware(&mut self, mut link: Link) -> Link {
-        // Only what may have a device: on a node with many pods most links are veths.
-        let kindless =
-            matches!(&link.kind, Kind::Physical | Kind::Other(_)) && link.kind.rtnetlink().is_empty();
-        if kindless || link.kind == Kind::Bond {
-            let seen =
-                Seen { name: link.name.clone(), parent: link.hardware.parent.clone(), carrier: link.carrier };
-            let known = self.devices.get(&link.ifindex).filter(|(before, _)| *before == seen);
-            let hardware = match known {
-                Some((_, hardware)) => hardware.clone(),
-                None => probe(&link, kindless),
-            };
-            if let Some(hardware) = hardware.clone() {
-                link.set_hardware(hardware);
-            }
-            self.devices.insert(link.ifindex, (seen, hardware));
-        }
-        link
-    }
-}
-
-/// The link that a message tells of; none of a damaged message, and none of a link that only keeps a tap's number busy.
-fn link(read: Result<Link, LinkError>) -> Option<Link> {
-    match read {
-        Ok(link) => Some(link).filter(|link| !park::is_ours(&link.name)),
-        Err(error) => {
-            debug!(%error, "link message skipped");
-            None
-        }
-    }
-}
-
-fn probe(link: &Link, kindless: bool) -> Option<Hardware> {
-    let links = Path::new(sysfs::LINKS);
-    if kindless {
-        return sysfs::hardware(links, &link.name, link.ifindex);
-    }
-    Some(Hardware { speed_mbps: sysfs::speed(links, &link.name), ..Hardware::default() })
-}
-
-fn is_link(message: &LinkMessage) -> bool {
-    message.header.interface_family == AddressFamily::Unspec
-}
-
-/// Every link of the caller's namespace, without what sysfs tells.
+/// Every link of the caller's namespace, with what sysfs reports of its device.
 fn links() -> Result<Vec<Link>, LinksError> {
     let mut request = LinkMessage::default();
     request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let add = |links: &mut Vec<Link>, payload: &[u8]| links.extend(link(Link::read(payload)));
-    Ok(Socket::open()?.fold(Request::GetLink, &request, &"list links", add)?)
+    let add = |links: &mut Vec<Link>, payload: &[u8]| links.extend(reader::present(Link::read(payload)));
+    let links: Vec<Link> = Socket::open()?.fold(Request::GetLink, &request, &"list links", add)?;
+    Ok(links.into_iter().map(reader::describe).collect())
 }
 
-/// What ties links of the caller's namespace to the node. Nothing is kept of all other routes and addresses, of which
-/// there may be a million.
-fn ties() -> Result<News, LinksError> {
+/// The links of the caller's namespace on which the host has addresses. Nothing is kept of all others.
+fn addressed() -> Result<BTreeSet<u32>, LinksError> {
     let mut socket = Socket::open()?;
-    let (mut addressed, mut default_routes) = (BTreeSet::new(), BTreeSet::new());
+    let mut found = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = AddressMessage::default();
         request.header.family = family;
         let add = |links: &mut BTreeSet<u32>, payload: &[u8]| links.extend(host_ties::addressed(payload));
-        addressed.append(&mut socket.fold(Request::GetAddress, &request, &"list addresses", add)?);
+        found.append(&mut socket.fold(Request::GetAddress, &request, &"list addresses", add)?);
+    }
+    Ok(found)
+}
+
+/// The links of the caller's namespace that default routes use. Nothing is kept of all other routes, of which there may
+/// be a million.
+fn default_routes() -> Result<BTreeSet<u32>, LinksError> {
+    let mut socket = Socket::open()?;
+    let mut found = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         let add =
             |links: &mut BTreeSet<u32>, payload: &[u8]| links.extend(host_ties::default_routes(payload));
-        default_routes.append(&mut socket.fold(Request::GetRoute, &request, &"list routes", add)?);
+        found.append(&mut socket.fold(Request::GetRoute, &request, &"list routes", add)?);
     }
-    Ok(News::Ties { addressed, default_routes })
+    Ok(found)
 }
 
-/// Asks the kernel on another thread: its lock may be taken for seconds, and the kubelet does not wait for that.
-async fn aside<T: Send + 'static>(ask: fn() -> Result<T, LinksError>) -> Result<T, LinksError> {
+/// Asks the kernel on another thread: its lock may be held for seconds, and the kubelet does not wait for that.
+async fn aside<T: Send + 'static>(
+    ask: impl FnOnce() -> Result<T, LinksError> + Send + 'static,
+) -> Result<T, LinksError> {
     tokio::task::spawn_blocking(ask).await.unwrap_or(Err(LinksError::Closed))
 }
 

@@ -16,10 +16,10 @@ pub const FUNCTIONS: &str = "/sys/bus/pci/devices";
 /// Longer than any chain of bridges.
 const DEPTH_MAX: usize = 32;
 
-/// The device behind a link; none when there is none, or when the name is another link's by now.
+/// Returns the device behind a link without its speed, or none if the link has no device or the name now belongs to
+/// another link.
 pub fn hardware(links: &Path, name: &str, ifindex: u32) -> Option<Hardware> {
-    // A name of the kernel's own making; it never contains these, and a path never may.
-    if name.contains('/') || matches!(name, "." | "..") {
+    if !is_file_name(name) {
         return None;
     }
     let link = links.join(name);
@@ -31,9 +31,19 @@ pub fn hardware(links: &Path, name: &str, ifindex: u32) -> Option<Hardware> {
         pci_address: function.as_deref().and_then(file_name),
         vendor: function.as_deref().and_then(vendor),
         numa_node: function.as_deref().and_then(numa_node),
-        speed_mbps: number(&link.join("speed")).filter(|speed| *speed > 0),
+        speed_mbps: None,
     };
-    (number(&link.join("ifindex")) == Some(ifindex)).then_some(hardware)
+    has_index(&link, ifindex).then_some(hardware)
+}
+
+/// Returns the speed of a link in Mbit/s (a bond's is the sum of its members'), or none while the kernel does not know
+/// it, for example without carrier. Waits for the kernel's rtnetlink lock, so it must not be called where others wait.
+pub fn speed(links: &Path, name: &str, ifindex: u32) -> Option<u32> {
+    if !is_file_name(name) {
+        return None;
+    }
+    let link = links.join(name);
+    number(&link.join("speed")).filter(|speed| *speed > 0 && has_index(&link, ifindex))
 }
 
 /// The device of a NIC whose link is in another namespace: a PCI function, or what virtio has made of it.
@@ -53,9 +63,14 @@ pub fn function(functions: &Path, address: PciAddress) -> Hardware {
     }
 }
 
-/// Speed of a link without a device of its own, in Mbit/s: a bond's is the sum of its members'.
-pub fn speed(links: &Path, name: &str) -> Option<u32> {
-    number(&links.join(name).join("speed")).filter(|speed| *speed > 0)
+/// Whether the name, which the kernel chose or checked, stays below the directory it is joined to.
+fn is_file_name(name: &str) -> bool {
+    !name.contains('/') && !matches!(name, "." | "..")
+}
+
+/// Whether the directory is still that of the link with this index: names change hands.
+fn has_index(link: &Path, ifindex: u32) -> bool {
+    number(&link.join("ifindex")) == Some(ifindex)
 }
 
 /// The PCI function a device is, or is behind: virtio devices are one level below theirs.
@@ -137,7 +152,8 @@ mod tests {
         assert_eq!(hardware.driver.as_deref(), Some("virtio_net"));
         assert_eq!(hardware.pci_address.as_deref(), Some("0000:01:00.0"));
         assert_eq!(hardware.vendor.as_deref(), Some("1af4"));
-        assert_eq!((hardware.numa_node, hardware.speed_mbps), (None, Some(10_000)));
+        assert_eq!(hardware.numa_node, None);
+        assert_eq!(speed(&dir.path().join("class/net"), "eth0", 4), Some(10_000));
     }
 
     #[test]
@@ -146,7 +162,7 @@ mod tests {
         let link = hardware(&dir.path().join("class/net"), "eth0", 4).unwrap();
         let functions = dir.path().join("devices/pci0000:00/0000:00:04.0");
         let found = function(&functions, "0000:01:00.0".parse().unwrap());
-        assert_eq!(found, Hardware { speed_mbps: None, ..link });
+        assert_eq!(found, link);
         let gone = function(&functions, "0000:02:00.0".parse().unwrap());
         assert_eq!((gone.parent.as_deref(), gone.driver), (Some("0000:02:00.0"), None));
     }
@@ -158,5 +174,6 @@ mod tests {
         assert_eq!(hardware(&links, "eth0", 5), None);
         assert_eq!(hardware(&links, "../net/eth0", 4), None);
         assert_eq!(hardware(&links, "gone", 4), None);
+        assert_eq!((speed(&links, "eth0", 5), speed(&links, "../net/eth0", 4)), (None, None));
     }
 }

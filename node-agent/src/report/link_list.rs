@@ -1,7 +1,7 @@
 //! `macvtap-node-agent links`: every link of this machine, what could be made on it, and why not.
 
 use crate::links::inventory::Inventory;
-use crate::links::netlink::{self, LinksError, News};
+use crate::links::netlink::{self, LinksError};
 use crate::pools::selection;
 use serde::Serialize;
 use std::io;
@@ -70,13 +70,7 @@ pub enum ReportError {
 /// Reads the links of this namespace.
 pub fn links() -> Result<Vec<LinkReport>, ReportError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (links, ties) = runtime.block_on(netlink::list())?;
-    let mut inventory = Inventory::default();
-    let _ = inventory.reset(links);
-    if let News::Ties { addressed, default_routes } = ties {
-        let _ = inventory.set_addressed(addressed) | inventory.set_default_routes(default_routes);
-    }
-    Ok(judge(&inventory))
+    Ok(judge(&runtime.block_on(netlink::inventory())?))
 }
 
 /// What can be made on each link.

@@ -61,8 +61,7 @@ pub(super) struct Serving {
     registration_news: Option<mpsc::UnboundedReceiver<()>>,
     configuration: Option<Configuration>,
     usage: Usage,
-    has_links: bool,
-    has_ties: bool,
+    received: Received,
     has_looked: bool,
     /// What was decided last, with the offers that are served.
     last: Option<Step>,
@@ -73,6 +72,14 @@ pub(super) struct Serving {
     table_retry: Option<Instant>,
     plugin: Presence,
     findings: Findings,
+}
+
+/// What the kernel has been asked for and has answered, once at least.
+#[derive(Debug, Default)]
+struct Received {
+    links: bool,
+    addresses: bool,
+    routes: bool,
 }
 
 /// A resource the kubelet knows, or shall.
@@ -109,8 +116,7 @@ impl Serving {
             registration_news: Some(registration_news),
             configuration: None,
             usage,
-            has_links: false,
-            has_ties: false,
+            received: Received::default(),
             has_looked: false,
             last: None,
             started: Instant::now(),
@@ -221,10 +227,10 @@ impl Serving {
     /// What must be known before anything can be decided. Before routes and addresses are known the node's uplink looks
     /// free.
     fn missing(&self) -> Option<&'static str> {
-        if !self.has_links {
+        if !self.received.links {
             return Some("links of the node not read yet");
         }
-        if !self.has_ties {
+        if !self.received.addresses || !self.received.routes {
             return Some("routes and addresses of the node not read yet");
         }
         if self.configuration.is_none() {
@@ -239,16 +245,19 @@ impl Serving {
         let inventory = &mut self.engine.inventory;
         match news {
             News::All(links) => {
-                let first = !std::mem::replace(&mut self.has_links, true);
+                let first = !std::mem::replace(&mut self.received.links, true);
                 inventory.reset(links) | Change::from(first)
             }
             News::Changed(link) => inventory.apply(*link),
             News::Gone(ifindex) => inventory.remove(ifindex),
-            News::Ties { addressed, default_routes } => {
-                let first = !std::mem::replace(&mut self.has_ties, true);
-                let changed =
-                    inventory.set_addressed(addressed) | inventory.set_default_routes(default_routes);
-                changed | Change::from(first)
+            News::Speed(ifindex, speed) => inventory.set_speed(ifindex, speed),
+            News::Addressed(links) => {
+                let first = !std::mem::replace(&mut self.received.addresses, true);
+                inventory.set_addressed(links) | Change::from(first)
+            }
+            News::DefaultRoutes(links) => {
+                let first = !std::mem::replace(&mut self.received.routes, true);
+                inventory.set_default_routes(links) | Change::from(first)
             }
         }
     }

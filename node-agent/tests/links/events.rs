@@ -77,7 +77,7 @@ impl Listener {
                     }
                     Ok(News::Changed(link)) => drop(self.links.insert(link.ifindex, link.name)),
                     Ok(News::Gone(ifindex)) => drop(self.links.remove(&ifindex)),
-                    Ok(News::Ties { .. }) | Err(_) => {}
+                    Ok(News::Addressed(_) | News::DefaultRoutes(_) | News::Speed(..)) | Err(_) => {}
                 }
             }
         };

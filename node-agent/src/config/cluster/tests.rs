@@ -68,13 +68,13 @@ fn a_state_that_can_be_read_again_ends_the_trouble_also_when_it_says_the_same() 
 }
 
 #[test]
-fn numbers_in_use_and_carrier_alone_can_wait() {
+fn numbers_in_use_carrier_and_speed_alone_can_wait() {
     let link = NodeLink { name: "dp0".into(), carrier: true, ..NodeLink::default() };
     let mut one = MacvtapNodeStateStatus { links: vec![link], ..MacvtapNodeStateStatus::default() };
     one.totals.allocated = 3;
     let mut other = one.clone();
     other.totals.allocated = 4;
-    other.links[0].carrier = false;
+    (other.links[0].carrier, other.links[0].speed_mbps) = (false, Some(10_000));
     assert!(differ_in_details_only(&one, &other));
     let mut unhealthy = other.clone();
     unhealthy.links[0].reason = Some("NoCarrier".into());

@@ -43,8 +43,8 @@ fn configuration(pools: &[(&str, u32)]) -> Configuration {
     Configuration { pools, hash: Some("h".into()), ..Configuration::default() }
 }
 
-fn ties() -> News {
-    News::Ties { addressed: BTreeSet::new(), default_routes: BTreeSet::new() }
+fn ties() -> [News; 2] {
+    [News::Addressed(BTreeSet::new()), News::DefaultRoutes(BTreeSet::new())]
 }
 
 /// What is told of a resource that runs, and the end by which it tells.
@@ -83,7 +83,9 @@ async fn a_resource_that_stays_pending_keeps_the_first_report_back_for_some_seco
     let (pools, configured) = mpsc::channel(1);
     let (usage, used) = mpsc::channel(1);
     news.send(News::All(vec![link(1, "dp0", Kind::Veth)])).await.unwrap();
-    news.send(ties()).await.unwrap();
+    for tie in ties() {
+        news.send(tie).await.unwrap();
+    }
     pools.send(configuration(&[("a", 1)])).await.unwrap();
     let seen = Seen { usage: Usage::default(), listed: Vec::new(), asked: Instant::now() };
     usage.send(seen).await.unwrap();
@@ -223,7 +225,9 @@ async fn nothing_is_decided_before_links_routes_and_addresses_are_known_and_whoe
         news.send(News::All(vec![link(1, "dp0", Kind::Veth)])).await.unwrap();
         // The uplink would be taken.
         says("routes and addresses").await;
-        news.send(ties()).await.unwrap();
+        for tie in ties() {
+            news.send(tie).await.unwrap();
+        }
         // Also on a node without addresses; here nothing can be stored.
         says("device table").await;
     };
