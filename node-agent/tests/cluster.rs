@@ -240,7 +240,7 @@ fn an_agent_that_starts_while_the_api_server_is_down_serves_what_it_served_last(
 }
 
 #[test]
-fn a_node_state_that_comes_late_or_comes_again_is_reported_to() {
+fn a_node_state_that_comes_late_or_comes_again_is_reported_to_and_takes_nothing_while_it_is_away() {
     if !is_root() {
         return;
     }
@@ -251,9 +251,9 @@ fn a_node_state_that_comes_late_or_comes_again_is_reported_to() {
     scene.kubelet.await_healthy("dataplane", 20);
     scene.await_status("the first is reported to", |status| status["observedHash"] == "h1");
     scene.kubectl(&["delete", "mns", NODE]);
-    scene.kubelet.await_healthy("dataplane", 0);
-    scene.tell("h1", &[pool("dataplane", &json!({}))]);
+    await_true("the deletion is noticed", || agent.log().contains("node state deleted"));
     scene.kubelet.await_healthy("dataplane", 20);
+    scene.tell("h1", &[pool("dataplane", &json!({}))]);
     scene.await_status("the second is reported to", |status| status["observedHash"] == "h1");
 }
 

@@ -3,39 +3,27 @@
 //! The last spec stays on the disk, and is served from the start when the API server cannot be reached: a node that
 //! comes up while the control plane is down still admits its pods.
 
-use super::events::{self, Announcer};
-use super::{Configuration, save};
+mod reporter;
+
+use super::{Configuration, events, save};
 use crate::attachments::Lost;
 use futures::StreamExt;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Config};
-use macvtap_crds::AGENT_FIELD_MANAGER;
-use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateSpec, MacvtapNodeStateStatus};
-use serde_json::json;
+use macvtap_crds::v1alpha1::{MacvtapNodeStateSpec, MacvtapNodeStateStatus};
+use reporter::{State, Stored};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 /// The last spec.
 const FILE: &str = "nodestate.json";
 
 /// Between tries to find the API server.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Numbers of allocated devices change with every pod, and carrier may come and go many times a second; they are written
-/// this often at most. What carrier means for devices is written at once, and has its own delays.
-const COUNTS_PERIOD: Duration = Duration::from_secs(30);
-
-/// Everything else is written at once, but not more often than this.
-const PERIOD: Duration = Duration::from_millis(250);
-
-/// Waits after failed writes, doubled each time.
-const WRITE_RETRY: Duration = Duration::from_secs(1);
-const WRITE_RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// How long an API server may be silent on a connection in use. It sends a bookmark on every watch about once a minute, so
 /// longer silence is a connection that nobody ended and nobody hears.
@@ -47,8 +35,6 @@ pub struct Cluster {
     node: String,
     saved: PathBuf,
 }
-
-type State = DeserializeGuard<MacvtapNodeState>;
 
 /// What is served.
 #[derive(Debug, Default)]
@@ -88,17 +74,24 @@ impl Cluster {
         status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
         lost: watch::Receiver<Lost>,
     ) {
-        let reported = report(client.clone(), self.node.clone(), status);
+        let (stored, seen) = watch::channel(None);
+        let reported = Box::pin(reporter::report(client.clone(), self.node.clone(), status, seen));
         let announced = events::announce_lost(client.clone(), self.node.clone(), lost);
         // Parts of this future: whoever ends it knows that nothing is written any more.
         tokio::select! {
-            () = self.serve(client, served, pools) => {}
+            () = self.serve(client, served, pools, stored) => {}
             ((), ()) = futures::future::join(reported, announced) => {}
         }
     }
 
     /// Sends what the node state says, and every later one.
-    async fn serve(&self, client: Client, mut served: Served, pools: mpsc::Sender<Configuration>) {
+    async fn serve(
+        &self,
+        client: Client,
+        mut served: Served,
+        pools: mpsc::Sender<Configuration>,
+        stored: watch::Sender<Option<Stored>>,
+    ) {
         let api: Api<State> = Api::all(client);
         let seen = watcher::watch_object(api, &self.node).default_backoff();
         futures::pin_mut!(seen);
@@ -117,13 +110,14 @@ impl Cluster {
                     continue;
                 }
             };
+            stored.send_replace(wanted.as_ref().map(Stored::from));
             let Some(next) = served.next(wanted) else { continue };
             if pools.send(next).await.is_err() {
                 return;
             }
             // Afterwards: the kubelet does not wait for the disk.
-            if served.problem.is_none() {
-                self.save(served.spec.as_ref()).await;
+            if let (Some(spec), None) = (&served.spec, &served.problem) {
+                self.save(spec).await;
             }
         }
     }
@@ -139,9 +133,8 @@ impl Cluster {
         }
     }
 
-    /// None is saved too, as one that wants nothing.
-    async fn save(&self, spec: Option<&MacvtapNodeStateSpec>) {
-        match serde_json::to_vec(&spec.cloned().unwrap_or_default()) {
+    async fn save(&self, spec: &MacvtapNodeStateSpec) {
+        match serde_json::to_vec(spec) {
             Ok(json) => save(&self.saved, json).await,
             Err(problem) => warn!(%problem, "configuration not saved for the next start"),
         }
@@ -152,11 +145,17 @@ impl Served {
     /// What to serve from now on; nothing when that is what is served.
     fn next(&mut self, state: Option<State>) -> Option<Configuration> {
         let (spec, generation) = match state {
-            // Nobody wants anything of this node: what is in use drains, and there is nowhere to report.
-            None => {
-                *self = Self::default();
-                return Some(Configuration::default());
+            // A slip of the hand must not take devices away: the operator writes the state again, and only it removes
+            // pools from a node.
+            None if self.spec.is_some() => {
+                if self.generation.take().is_some() {
+                    warn!(
+                        "node state deleted, the last configuration stays in force until the operator writes another"
+                    );
+                }
+                return None;
             }
+            None => return Some(Configuration::default()),
             Some(DeserializeGuard(Ok(state))) => (state.spec, state.metadata.generation),
             Some(DeserializeGuard(Err(invalid))) => {
                 if self.problem.as_ref() == Some(&invalid.error) {
@@ -208,107 +207,6 @@ fn attentive(mut config: Config, silence_max: Duration) -> Config {
     // A pooled connection is idle by right.
     config.reset_reader_on_write = true;
     config
-}
-
-/// Writes the status whenever it changes.
-async fn report(client: Client, node: String, mut status: watch::Receiver<Option<MacvtapNodeStateStatus>>) {
-    let announcer = Announcer::new(client.clone(), &node);
-    let api = Api::all(client);
-    let mut written: Option<MacvtapNodeStateStatus> = None;
-    // What an earlier agent announced, this one need not say again.
-    let mut told = None;
-    let mut wrote_at = Instant::now();
-    let mut retry = WRITE_RETRY;
-    loop {
-        let wanted = status.borrow_and_update().clone();
-        if wanted.is_none() {
-            // An object that comes later knows nothing of what its predecessor was told.
-            written = None;
-        }
-        let wait = match &wanted {
-            Some(wanted) if written.as_ref() != Some(wanted) => {
-                let only_counts =
-                    written.as_ref().is_some_and(|before| differ_in_details_only(before, wanted));
-                let period = if only_counts { COUNTS_PERIOD } else { PERIOD };
-                let first = written.is_none();
-                Some(if first { Duration::ZERO } else { period.saturating_sub(wrote_at.elapsed()) })
-            }
-            _ => None,
-        };
-        let Some(wait) = wait else {
-            if status.changed().await.is_err() {
-                return;
-            }
-            continue;
-        };
-        if !wait.is_zero() {
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                // Something more important may have come.
-                changed = status.changed() => if changed.is_err() { return },
-            }
-            continue;
-        }
-        wrote_at = Instant::now();
-        if written.is_none() {
-            told = reported(&api, &node).await;
-        }
-        match write(&api, &node, wanted.as_ref()).await {
-            Ok(()) => {
-                debug!("status written");
-                if let Some(after) = &wanted {
-                    announcer.announce(told.as_ref(), after).await;
-                }
-                told.clone_from(&wanted);
-                (written, retry) = (wanted, WRITE_RETRY);
-            }
-            Err(problem) => {
-                let reason = crate::error_chain(&problem);
-                warn!(%reason, "status not written, trying again");
-                tokio::select! {
-                    () = tokio::time::sleep(retry) => {}
-                    changed = status.changed() => if changed.is_err() { return },
-                }
-                retry = retry.saturating_mul(2).min(WRITE_RETRY_MAX);
-            }
-        }
-    }
-}
-
-/// What the node state says so far; nothing when it cannot be read.
-async fn reported(api: &Api<MacvtapNodeState>, node: &str) -> Option<MacvtapNodeStateStatus> {
-    api.get_opt(node).await.ok()??.status
-}
-
-async fn write(
-    api: &Api<MacvtapNodeState>,
-    node: &str,
-    status: Option<&MacvtapNodeStateStatus>,
-) -> Result<(), kube::Error> {
-    // The agent is the only writer and knows the status whole, so it replaces what is there, even if that is not as the
-    // schema has it. To apply it would need an object that the API server can compare with its schema.
-    let status = status.cloned().map(MacvtapNodeStateStatus::brief);
-    let operations = json!([{"op": "add", "path": "/status", "value": status}]);
-    let operations = serde_json::from_value(operations).map_err(kube::Error::SerdeError)?;
-    let parameters =
-        PatchParams { field_manager: Some(AGENT_FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    api.patch_status(node, &parameters, &Patch::<()>::Json(operations)).await.map(drop)
-}
-
-/// Whether nothing changed but numbers of devices in use, and carrier and speed of links whose state is as before.
-fn differ_in_details_only(one: &MacvtapNodeStateStatus, other: &MacvtapNodeStateStatus) -> bool {
-    let without = |status: &MacvtapNodeStateStatus| {
-        let mut status = status.clone();
-        status.totals.allocated = 0;
-        for link in &mut status.links {
-            (link.carrier, link.speed_mbps) = (false, None);
-        }
-        for pool in &mut status.pools {
-            pool.allocated = 0;
-        }
-        status
-    };
-    without(one) == without(other)
 }
 
 #[cfg(test)]
