@@ -27,6 +27,7 @@ pub mod paths;
 pub mod pci;
 pub mod record;
 pub mod records;
+pub mod support;
 pub mod switch;
 pub mod table;
 pub mod table_file;

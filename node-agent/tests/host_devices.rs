@@ -39,24 +39,17 @@ const B: &str = "0000:00:0b.0";
 
 fn nic(ifindex: u32, name: &str, slot: u8) -> Link {
     Link {
-        ifindex,
         name: name.to_owned(),
-        altnames: Vec::new(),
         kind: Kind::Physical,
-        mac: None,
         permanent_mac: Some([2, 0, 0, 0, 0, slot].try_into().unwrap()),
         mtu: 1500,
-        admin_up: false,
-        carrier: false,
-        master: None,
-        lower: None,
-        passthru: false,
         hardware: Hardware {
             parent: Some(format!("virtio{slot}")),
             pci_address: Some(format!("0000:00:{slot:02x}.0")),
             numa_node: Some(u32::from(slot) % 2),
             ..Hardware::default()
         },
+        ..Link::blank(ifindex)
     }
 }
 

@@ -45,6 +45,8 @@ reasons! {
         PassthruInUse,
         /// The kernel makes no macvtap on a link of this kind, or the pool's type needs a NIC.
         KindNotSupported,
+        /// The kernel has no macvtap.
+        KernelWithoutMacvtap,
         /// Another pool has it.
         LostToPool,
         /// With `resourcePer: Link`: its name cannot be the name of a resource, or another resource has that name.
@@ -65,6 +67,12 @@ reasons! {
         ModeChangePending,
         /// Its MTU is smaller than the pool's.
         MtuTooSmall,
+        /// Its MTU was smaller while pods had devices on it; theirs still is.
+        MtuLowered,
+        /// It is a VLAN that leaves its tags in place, so that pods of this node cannot reach one another.
+        HeadersNotReordered,
+        /// It is a virtual function, which may pass only the frames of a few MAC addresses.
+        FewMacFilters,
         /// A link of the node that is not ours has the index of one of its devices.
         IndexTaken,
         /// It is a NIC that a pod has as a whole (type `HostDevice`); it comes back when the pod ends.

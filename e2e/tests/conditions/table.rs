@@ -78,7 +78,7 @@ const REACHED: [(&str, &[&str]); 5] = [
 ];
 
 /// Reason, why it is not reached here, and where it is tested.
-const ELSEWHERE: [(&str, &str, &str); 20] = [
+const ELSEWHERE: [(&str, &str, &str); 24] = [
     (
         "link",
         "LostToPool",
@@ -91,6 +91,18 @@ const ELSEWHERE: [(&str, &str, &str); 20] = [
         "answered to an Allocate, when the link is in no list any more: node-agent/src/devices/offer.rs",
     ),
     ("link", "LinkReplaced", "needs NICs with permanent addresses: node-agent/src/report/nodestate/tests.rs"),
+    (
+        "link",
+        "KernelWithoutMacvtap",
+        "needs another kernel: e2e/guest-lab, node-agent/src/pools/selection/tests.rs",
+    ),
+    ("link", "MtuLowered", "node-agent/src/report/nodestate/tests/links.rs"),
+    (
+        "link",
+        "HeadersNotReordered",
+        "needs a kernel with VLANs: node-agent/src/report/nodestate/tests/links.rs",
+    ),
+    ("link", "FewMacFilters", "needs a virtual function: node-agent/src/report/nodestate/tests/links.rs"),
     ("link", "InPod", "needs NICs on PCI: node-agent/src/report/nodestate/tests.rs"),
     ("part", "Registering", "over in milliseconds: node-agent/src/report/nodestate/tests.rs"),
     (

@@ -9,15 +9,14 @@ use crate::devices::assignment::{
 use crate::devices::nics::{self, InPod};
 use crate::devices::offer::{self, LinkState, Offer, OfferedRun};
 use crate::links::health::{Policy, Sight, Tracker};
-use crate::links::inventory::Inventory;
+use crate::links::inventory::{self, Inventory};
 use crate::links::link::{Kind, Link};
 use crate::pods::PodName;
 use crate::pools::pool::{Naming, Pool};
 use crate::pools::selection::{self, Holding, Holdings, Selection};
 use macvtap::device_id::{DeviceId, ResourceName};
-use macvtap::link::IfName;
 use macvtap::pci::PciAddress;
-use macvtap::table::{DeviceTable, DeviceType, LowerLink, Resource, SlotRange};
+use macvtap::table::{DeviceTable, DeviceType, IFINDEX_FIRST, LowerLink, Resource, SlotRange};
 use macvtap_crds::v1alpha1::reason::LinkReason;
 use macvtap_crds::v1alpha1::settings::{Allocation, Topology};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +44,17 @@ pub struct Engine {
     /// Every NIC that is offered as a whole, as it looked when it was last seen on the node.
     seen: BTreeMap<PciAddress, Link>,
     tracker: Tracker<(ResourceName, u32)>,
+    /// The smallest MTU that the link of each device in use has had since the device is in use.
+    smallest_mtus: BTreeMap<DeviceId, SmallestMtu>,
+}
+
+/// The smallest MTU of a link while a device on it was in use.
+#[derive(Clone, Copy, Debug)]
+struct SmallestMtu {
+    lower: u32,
+    mtu: u32,
+    /// The MTU that the pool asks for.
+    wanted: Option<u32>,
 }
 
 /// What a step found.
@@ -78,6 +88,7 @@ impl Engine {
             owners: BTreeMap::new(),
             seen: BTreeMap::new(),
             tracker: Tracker::default(),
+            smallest_mtus: BTreeMap::new(),
         }
     }
 
@@ -108,9 +119,24 @@ impl Engine {
         self.is_stored = true;
     }
 
-    /// Decides everything anew.
+    /// Whether anything is decided by this link. The links that the networks of pods are made of come and go with every
+    /// pod; such a link matters only if a pool selects it, if it has a device's index, or if the table has had it.
+    pub fn concerns(&self, link: &Link) -> bool {
+        let has_devices = || {
+            let links = self.table.resources.values().flat_map(|resource| &resource.links);
+            links.into_iter().any(|lower| lower.ifindex == link.ifindex || lower.name == link.name)
+        };
+        !selection::is_of_pods(link)
+            || link.lower.is_some_and(|lower| link.kind != Kind::Veth && self.inventory.has(lower))
+            || link.ifindex >= IFINDEX_FIRST
+            || self.pools.iter().any(|pool| pool.selects(link))
+            || has_devices()
+    }
+
+    /// Decides everything again.
     pub fn step(&mut self, now: Instant) -> Step {
         self.remember_nics();
+        self.note_mtus();
         let links = self.inventory.iter().map(known).collect();
         let selection = selection::select(&self.pools, &self.inventory, &self.holdings(&links));
         self.remember_owners(&selection);
@@ -161,6 +187,30 @@ impl Engine {
         let now: Vec<(PciAddress, Link)> = now.collect();
         self.seen.extend(now);
         self.seen.retain(|address, _| nics.iter().any(|nic| nic.address == *address));
+    }
+
+    /// The kernel lowers the MTU of macvtaps with that of their link, and never raises it again.
+    fn note_mtus(&mut self) {
+        let Self { smallest_mtus, in_use, table, inventory, .. } = self;
+        smallest_mtus.retain(|device, _| in_use.contains(device));
+        for device in in_use.iter() {
+            let Some(found) = table.device(device).filter(|found| found.link.pci.is_none()) else { continue };
+            let Some(link) = inventory.get(found.link.ifindex) else { continue };
+            let now = SmallestMtu { lower: link.ifindex, mtu: link.mtu, wanted: found.resource.mtu };
+            let noted = smallest_mtus.entry(device.clone()).or_insert(now);
+            *noted = if noted.lower == now.lower {
+                SmallestMtu { mtu: noted.mtu.min(now.mtu), ..now }
+            } else {
+                now
+            };
+        }
+    }
+
+    /// The MTU that pods on the link were left with when the link's own was lowered and raised again.
+    pub fn lowered_mtu(&self, link: &Link) -> Option<u32> {
+        let of_link = self.smallest_mtus.values().filter(|noted| noted.lower == link.ifindex);
+        let lowered = of_link.filter(|noted| noted.mtu < noted.wanted.unwrap_or(link.mtu).min(link.mtu));
+        lowered.map(|noted| noted.mtu).min()
     }
 
     /// The pool that had the resource when the last agent ended. A table that was rebuilt, or is of an earlier release, does
@@ -288,7 +338,7 @@ impl Engine {
                     let key = (resource.clone(), run.lower);
                     let (healthy, due) = self.tracker.observe(key, policy, sight, now);
                     *wake = (*wake).into_iter().chain(due).min();
-                    let state = link_state(&self.inventory, link, healthy, entry.mtu);
+                    let state = link_state(&self.inventory, link, healthy, entry.mtu, entry.device_type);
                     (state, link.hardware.numa_node.filter(|_| hint))
                 }
             };
@@ -315,7 +365,7 @@ impl Engine {
 fn without_taken(inventory: &Inventory, whole: &OfferedRun) -> Vec<OfferedRun> {
     let range = whole.run.range;
     let end = range.first_ifindex.saturating_add(range.count);
-    let foreign = |link: &&Link| !is_tap_of(link, whole.run.lower);
+    let foreign = |link: &&Link| !(inventory::is_ours(link) && link.lower == Some(whole.run.lower));
     let mut cuts: Vec<OfferedRun> = Vec::new();
     let mut next = range.first_ifindex;
     let cut = |from: u32, to: u32, state| OfferedRun {
@@ -343,12 +393,6 @@ fn without_taken(inventory: &Inventory, whole: &OfferedRun) -> Vec<OfferedRun> {
     cuts
 }
 
-/// Whether the link is the tap of a device of ours on that link.
-fn is_tap_of(link: &Link, lower: u32) -> bool {
-    let name = IfName::tap_only(link.ifindex);
-    link.kind == Kind::Macvtap && link.lower == Some(lower) && link.name == name.as_str()
-}
-
 fn known(link: &Link) -> (u32, Known) {
     (
         link.ifindex,
@@ -356,8 +400,18 @@ fn known(link: &Link) -> (u32, Known) {
     )
 }
 
-fn link_state(inventory: &Inventory, link: &Link, healthy: bool, mtu: Option<u32>) -> LinkState {
-    let reason = if let Some(refusal) = selection::obstacle(inventory, link) {
+fn link_state(
+    inventory: &Inventory,
+    link: &Link,
+    healthy: bool,
+    mtu: Option<u32>,
+    device_type: DeviceType,
+) -> LinkState {
+    let obstacle = match device_type {
+        DeviceType::Macvtap => selection::macvtap_obstacle(inventory, link),
+        DeviceType::HostDevice => selection::obstacle(inventory, link),
+    };
+    let reason = if let Some(refusal) = obstacle {
         refusal.reason
     } else if mtu.is_some_and(|mtu| mtu > link.mtu) {
         LinkReason::MtuTooSmall

@@ -105,7 +105,6 @@ impl InPod {
             LinkIdentity::Name { .. } => (None, self.hardware.parent.clone()),
         };
         Link {
-            ifindex,
             name: name.clone(),
             altnames: alt_names.clone(),
             kind: Kind::Physical,
@@ -114,10 +113,8 @@ impl InPod {
             mtu: *mtu,
             admin_up: *up,
             carrier: *up,
-            master: None,
-            lower: None,
-            passthru: false,
             hardware: Hardware { parent, ..self.hardware.clone() },
+            ..Link::blank(ifindex)
         }
     }
 }

@@ -7,7 +7,7 @@
 //! A NIC that is in a pod is not in the node's namespace, and still the node's: it is kept beside the others.
 
 use crate::links::link::{Kind, Link};
-use macvtap::table::IFINDEX_FIRST;
+use macvtap::link::IfName;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The links of the node's namespace.
@@ -17,6 +17,7 @@ pub struct Inventory {
     addressed: BTreeSet<u32>,
     default_routes: BTreeSet<u32>,
     in_pods: BTreeMap<u32, Link>,
+    lacks_macvtap: bool,
 }
 
 /// Whether the index is another one than before.
@@ -34,6 +35,8 @@ pub enum Change {
 pub enum Obstacle {
     /// The kernel makes no macvtap on such a link.
     Kind(Kind),
+    /// It stands for a function of the NIC, not for the network.
+    Representor,
     /// It is a port of that link, whose receive handler it has.
     EnslavedTo(String),
     /// That ipvlan has its receive handler.
@@ -88,6 +91,16 @@ impl Inventory {
     /// Takes the indexes of all links that a default route uses.
     pub fn set_default_routes(&mut self, links: BTreeSet<u32>) -> Change {
         Change::from(std::mem::replace(&mut self.default_routes, links) != self.default_routes)
+    }
+
+    /// Takes whether the kernel has macvtap.
+    pub fn set_macvtap(&mut self, present: bool) -> Change {
+        Change::from(std::mem::replace(&mut self.lacks_macvtap, !present) == present)
+    }
+
+    /// Whether the kernel is known to have no macvtap.
+    pub fn lacks_macvtap(&self) -> bool {
+        self.lacks_macvtap
     }
 
     /// Takes the NICs that are in pods, as they were before, each under an index that no link of the node has.
@@ -145,8 +158,9 @@ impl Inventory {
     /// What forbids any macvtap on the link.
     pub fn obstacle(&self, link: &Link) -> Option<Obstacle> {
         match &link.kind {
-            // On a macvtap the kernel silently uses the link below: the device would not be where it claims to be.
-            Kind::Loopback | Kind::Macvtap | Kind::NotEthernet(_) => {
+            // On a macvlan or macvtap the kernel silently uses the link below: the device would not be where it claims
+            // to be.
+            Kind::Loopback | Kind::Macvlan | Kind::Macvtap | Kind::NotEthernet(_) => {
                 return Some(Obstacle::Kind(link.kind.clone()));
             }
             // The kernel refuses it (EINVAL).
@@ -160,15 +174,17 @@ impl Inventory {
             | Kind::Dummy
             | Kind::Bridge
             | Kind::Team
-            | Kind::Macvlan
             | Kind::Other(_) => {}
+        }
+        if link.is_representor() {
+            return Some(Obstacle::Representor);
         }
         // A VRF takes no receive handler, every other master does.
         if let Some(master) = link.master.as_ref().filter(|master| master.kind != "vrf") {
             return Some(Obstacle::EnslavedTo(self.name_of(master.ifindex)));
         }
         // Devices of ours are no obstacle to each other: who has the link is decided elsewhere.
-        let mut strangers = self.children(link.ifindex).filter(|child| child.ifindex < IFINDEX_FIRST);
+        let mut strangers = self.children(link.ifindex).filter(|child| !is_ours(child));
         strangers.find_map(|child| match &child.kind {
             Kind::Macvlan | Kind::Macvtap if child.passthru => Some(Obstacle::Passthru(child.name.clone())),
             kind if is_ipvlan(kind.rtnetlink()) => Some(Obstacle::IpvlanParent(child.name.clone())),
@@ -185,7 +201,7 @@ impl Inventory {
             return Some(Tie::HostAddress);
         }
         // Our own devices are links on it too, where a pod has the tap alone.
-        let upper = self.children(link.ifindex).find(|child| child.ifindex < IFINDEX_FIRST);
+        let upper = self.children(link.ifindex).find(|child| !is_ours(child));
         upper.map(|upper| Tie::Upper(upper.name.clone()))
     }
 
@@ -200,6 +216,12 @@ impl Inventory {
             None => format!("link {ifindex}"),
         }
     }
+}
+
+/// Whether the link is the tap of a pod without a network, made by this project in the node's namespace. Its index alone
+/// does not tell: the kernel's own numbers reach the project's ranges after some sixteen million links.
+pub fn is_ours(link: &Link) -> bool {
+    link.kind == Kind::Macvtap && link.name == IfName::tap_only(link.ifindex).as_str()
 }
 
 fn is_ipvlan(kind: &str) -> bool {

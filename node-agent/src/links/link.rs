@@ -7,8 +7,8 @@ use macvtap::pci::PciAddress;
 use macvtap_crds::v1alpha1::LinkKind;
 use netlink_packet_core::{NlasIterator, ParseableParametrized};
 use netlink_packet_route::link::{
-    InfoData, InfoMacVlan, InfoMacVtap, LinkAttribute, LinkFlags, LinkHeader, LinkInfo, LinkLayerType,
-    LinkMessage, MacVlanMode, Prop,
+    InfoData, InfoMacVlan, InfoMacVtap, InfoVlan, LinkAttribute, LinkFlags, LinkHeader, LinkInfo,
+    LinkLayerType, LinkMessage, MacVlanMode, Prop, VlanFlags,
 };
 
 /// The longest link name the kernel gives, in bytes.
@@ -44,8 +44,21 @@ pub struct Link {
     pub lower: Option<u32>,
     /// Whether it is a macvlan or macvtap in passthru mode.
     pub passthru: bool,
+    /// Whether a VLAN takes its tag out of frames.
+    pub tag: Tag,
+    /// The name of the port of a switch in hardware that it is (`phys_port_name`).
+    pub port: Option<String>,
     /// The device behind it.
     pub hardware: Hardware,
+}
+
+/// Where a VLAN leaves its tag (`reorder_hdr`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tag {
+    /// It is taken out of frames, as VLANs do by default; also said of links that are not VLANs.
+    Removed,
+    /// It stays in frames.
+    LeftInPlace,
 }
 
 /// Membership of a link in another one.
@@ -70,6 +83,8 @@ pub struct Hardware {
     pub vendor: Option<String>,
     /// Memory node of the device.
     pub numa_node: Option<u32>,
+    /// Whether it is a virtual function of a NIC (SR-IOV).
+    pub is_virtual_function: bool,
     /// The last known speed in Mbit/s.
     pub speed_mbps: Option<u32>,
 }
@@ -84,6 +99,7 @@ impl Hardware {
             pci_address: self.pci_address.or_else(|| known.pci_address.clone()),
             vendor: self.vendor.or_else(|| known.vendor.clone()),
             numa_node: self.numa_node.or(known.numa_node),
+            is_virtual_function: self.is_virtual_function || known.is_virtual_function,
             speed_mbps: self.speed_mbps.or(known.speed_mbps),
         }
     }
@@ -187,6 +203,19 @@ impl Link {
         address.parse().ok().filter(|_| is_function && self.kind == Kind::Physical)
     }
 
+    /// Whether it stands for the other side of a port of a switch in hardware (a representor): what is sent on it goes
+    /// to a function of the NIC, not to the network. Such ports are called `pf0vf3`, `pf0sf1`, `c1pf0`; those of the
+    /// network `p0`.
+    pub fn is_representor(&self) -> bool {
+        let port = self.port.as_deref().unwrap_or_default();
+        let of_controller =
+            port.strip_prefix('c').map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+        of_controller
+            .unwrap_or(port)
+            .strip_prefix("pf")
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    }
+
     /// All its names, the primary one first.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         std::iter::once(self.name.as_str()).chain(self.altnames.iter().map(String::as_str))
@@ -201,7 +230,8 @@ impl Link {
         self.hardware = hardware;
     }
 
-    fn blank(ifindex: u32) -> Self {
+    /// A link of which only the index is known.
+    pub fn blank(ifindex: u32) -> Self {
         Self {
             ifindex,
             name: String::new(),
@@ -215,6 +245,8 @@ impl Link {
             master: None,
             lower: None,
             passthru: false,
+            tag: Tag::Removed,
+            port: None,
             hardware: Hardware::default(),
         }
     }
@@ -233,6 +265,7 @@ impl Link {
             LinkAttribute::Link(ifindex) => parts.lower = Some(*ifindex),
             LinkAttribute::LinkNetNsId(_) => parts.lower_is_elsewhere = true,
             LinkAttribute::Controller(ifindex) => parts.master = Some(*ifindex),
+            LinkAttribute::PhysPortName(port) => self.port = Some(port.clone()),
             LinkAttribute::ParentDevName(name) => self.hardware.parent = Some(name.clone()),
             LinkAttribute::PropList(props) => {
                 self.altnames.extend(props.iter().filter_map(|prop| match prop {
@@ -254,6 +287,10 @@ impl Link {
         match info {
             LinkInfo::Kind(kind) => parts.kind = kind.to_string(),
             LinkInfo::PortKind(kind) => parts.port_kind = kind.to_string(),
+            LinkInfo::Data(InfoData::Vlan(data)) => {
+                let is_left = |info: &InfoVlan| matches!(info, InfoVlan::Flags((flags, _)) if !flags.contains(VlanFlags::ReorderHdr));
+                self.tag = if data.iter().any(is_left) { Tag::LeftInPlace } else { Tag::Removed };
+            }
             LinkInfo::Data(InfoData::MacVlan(data)) => {
                 self.passthru = data.contains(&InfoMacVlan::Mode(MacVlanMode::Passthrough));
             }

@@ -7,8 +7,8 @@ use crate::links::reader::{self, Event, Reader};
 use crate::links::sysfs;
 use crate::process::metrics::Metrics;
 use futures::StreamExt;
-use macvtap::host_ties;
 use macvtap::netlink::{Kind as Request, NetlinkError, Socket};
+use macvtap::{host_ties, support};
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
@@ -33,6 +33,8 @@ pub enum News {
     Changed(Box<Link>),
     /// One link went away, or to another namespace.
     Gone(u32),
+    /// Whether the kernel has macvtap.
+    Macvtap(bool),
     /// The speed of one link in Mbit/s.
     Speed(u32, u32),
     /// The indexes of the links on which the host has addresses.
@@ -44,6 +46,7 @@ pub enum News {
 /// What is read again a moment after it changed, on another thread: the kernel's lock may be held for seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Query {
+    Macvtap,
     Speeds,
     Addresses,
     DefaultRoutes,
@@ -97,6 +100,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 pub async fn inventory() -> Result<Inventory, LinksError> {
     let mut inventory = Inventory::default();
     let _ = inventory.reset(aside(links).await?);
+    let _ = inventory.set_macvtap(aside(|| Ok(support::has_macvtap()?)).await?);
     let _ = inventory.set_addressed(aside(addressed).await?);
     let _ = inventory.set_default_routes(aside(default_routes).await?);
     Ok(inventory)
@@ -163,7 +167,8 @@ async fn follow_once(
                 let links = reader.complete(listed.unwrap_or(Err(LinksError::Silent))?);
                 metrics.resyncs.inc();
                 resync_at = Instant::now() + RESYNC;
-                due.extend([Query::Addresses, Query::DefaultRoutes].map(|query| (query, Instant::now())));
+                let queries = [Query::Macvtap, Query::Addresses, Query::DefaultRoutes];
+                due.extend(queries.map(|query| (query, Instant::now())));
                 room.send(News::All(links));
             }
             answer = finished(&mut running) => {
@@ -231,6 +236,7 @@ fn take(
 /// Asks the kernel, which takes seconds where a node has all routes of the Internet. Events are read meanwhile.
 async fn ask(query: Query, outdated: Vec<(u32, String)>) -> Result<Answer, LinksError> {
     let read = move || match query {
+        Query::Macvtap => Ok(Answer::News(News::Macvtap(support::has_macvtap()?))),
         Query::Speeds => {
             let links = Path::new(sysfs::LINKS);
             let speeds =

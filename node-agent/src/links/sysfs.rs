@@ -31,6 +31,7 @@ pub fn hardware(links: &Path, name: &str, ifindex: u32) -> Option<Hardware> {
         pci_address: function.as_deref().and_then(file_name),
         vendor: function.as_deref().and_then(vendor),
         numa_node: function.as_deref().and_then(numa_node),
+        is_virtual_function: function.as_deref().is_some_and(is_virtual_function),
         speed_mbps: None,
     };
     has_index(&link, ifindex).then_some(hardware)
@@ -59,6 +60,7 @@ pub fn function(functions: &Path, address: PciAddress) -> Hardware {
         pci_address: Some(address.to_string()),
         vendor: vendor(&directory),
         numa_node: numa_node(&directory),
+        is_virtual_function: is_virtual_function(&directory),
         speed_mbps: None,
     }
 }
@@ -95,6 +97,11 @@ fn vendor(function: &Path) -> Option<String> {
 
 fn numa_node(function: &Path) -> Option<u32> {
     number(&function.join("numa_node"))
+}
+
+/// A virtual function links to the physical one that it is made of.
+fn is_virtual_function(function: &Path) -> bool {
+    function.join("physfn").exists()
 }
 
 fn text(path: &Path) -> Option<String> {
@@ -152,7 +159,7 @@ mod tests {
         assert_eq!(hardware.driver.as_deref(), Some("virtio_net"));
         assert_eq!(hardware.pci_address.as_deref(), Some("0000:01:00.0"));
         assert_eq!(hardware.vendor.as_deref(), Some("1af4"));
-        assert_eq!(hardware.numa_node, None);
+        assert_eq!((hardware.numa_node, hardware.is_virtual_function), (None, false));
         assert_eq!(speed(&dir.path().join("class/net"), "eth0", 4), Some(10_000));
     }
 
@@ -165,6 +172,15 @@ mod tests {
         assert_eq!(found, link);
         let gone = function(&functions, "0000:02:00.0".parse().unwrap());
         assert_eq!((gone.parent.as_deref(), gone.driver), (Some("0000:02:00.0"), None));
+    }
+
+    #[test]
+    fn a_virtual_function_is_known_by_the_physical_one() {
+        let dir = tree();
+        let function = dir.path().join("devices/pci0000:00/0000:00:04.0/0000:01:00.0");
+        symlink("../0000:01:00.1", function.join("physfn")).unwrap();
+        fs::create_dir(function.join("../0000:01:00.1")).unwrap();
+        assert!(hardware(&dir.path().join("class/net"), "eth0", 4).unwrap().is_virtual_function);
     }
 
     #[test]

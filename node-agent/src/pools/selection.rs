@@ -103,15 +103,28 @@ pub fn select(pools: &[Pool], inventory: &Inventory, held: &Holdings) -> Selecti
     selection
 }
 
-/// Why nothing can be made on the link, or only by pools that leave something of it to others.
+/// Why no macvtap can be made on the link.
+pub fn macvtap_obstacle(inventory: &Inventory, link: &Link) -> Option<Refusal> {
+    let lacks = inventory.lacks_macvtap().then(|| Refusal {
+        reason: LinkReason::KernelWithoutMacvtap,
+        message: format!(
+            "no macvtap can be made on {}: the kernel has no macvtap; install its module (`modprobe macvtap`)",
+            link.name
+        ),
+    });
+    lacks.or_else(|| obstacle(inventory, link))
+}
+
+/// Why the link cannot be used, whatever the type of the pool.
 pub fn obstacle(inventory: &Inventory, link: &Link) -> Option<Refusal> {
     let name = &link.name;
     let (reason, message) = match inventory.obstacle(link)? {
         Obstacle::Kind(Kind::Loopback) => {
             (LinkReason::KindNotSupported, "no macvtap can be made on the loopback link".to_owned())
         }
-        Obstacle::Kind(Kind::Macvtap) => {
-            (LinkReason::KindNotSupported, format!("{name} is itself a macvtap; use the link below it"))
+        Obstacle::Kind(kind @ (Kind::Macvlan | Kind::Macvtap)) => {
+            let message = format!("{name} is itself a {}; use the link below it", kind.rtnetlink());
+            (LinkReason::KindNotSupported, message)
         }
         Obstacle::Kind(Kind::Other(kind)) => {
             (LinkReason::KindNotSupported, format!("no macvtap can be made on {kind} {name}"))
@@ -119,6 +132,11 @@ pub fn obstacle(inventory: &Inventory, link: &Link) -> Option<Refusal> {
         Obstacle::Kind(kind) => {
             let kind = if kind.rtnetlink().is_empty() { "no kind" } else { kind.rtnetlink() };
             (LinkReason::KindNotSupported, format!("{name} ({kind}) is not an Ethernet link"))
+        }
+        Obstacle::Representor => {
+            let port = link.port.as_deref().unwrap_or_default();
+            let message = format!("{name} represents port {port} of its NIC and does not reach the network");
+            (LinkReason::KindNotSupported, message)
         }
         Obstacle::EnslavedTo(master) => {
             (LinkReason::EnslavedTo, format!("{name} is a port of {master}; use {master}"))
@@ -179,10 +197,10 @@ pub fn why_empty(
         ours.map(|(_, refusal)| format!("{} ({})", refusal.message, refusal.reason)).collect();
     let by_kind = pools.get(index).is_some_and(|pool| pool.naming == Naming::AfterLink);
     if reasons.is_empty() && by_kind {
-        // Nobody named a link, so each deserves an answer.
-        let links = inventory.iter().filter(|link| !matches!(link.kind, Kind::Loopback | Kind::Macvtap));
+        // Nobody named a link, so each that could be meant deserves an answer. Pods' links come and go with every pod.
+        let links = inventory.iter().filter(|link| !is_of_pods(link) && link.kind != Kind::Loopback);
         reasons.extend(links.map(|link| {
-            let kind = if link.kind.rtnetlink().is_empty() { "no NIC" } else { link.kind.rtnetlink() };
+            let kind = if link.kind.rtnetlink().is_empty() { "not a NIC" } else { link.kind.rtnetlink() };
             format!("{} is {kind} ({})", link.name, LinkReason::KindNotSupported)
         }));
     }
@@ -195,6 +213,22 @@ pub fn why_empty(
         reasons.push(format!("and {more} more"));
     }
     Some(reasons.join("; "))
+}
+
+/// Whether the link is of a kind that the networks of pods are made of on a node.
+pub fn is_of_pods(link: &Link) -> bool {
+    match &link.kind {
+        Kind::Veth | Kind::Macvlan | Kind::Macvtap => true,
+        Kind::Other(kind) => matches!(kind.as_str(), "netkit" | "ipvlan" | "ipvtap"),
+        Kind::Physical
+        | Kind::Bond
+        | Kind::Vlan
+        | Kind::Dummy
+        | Kind::Bridge
+        | Kind::Team
+        | Kind::Loopback
+        | Kind::NotEthernet(_) => false,
+    }
 }
 
 impl Selection {
@@ -311,14 +345,19 @@ fn consider(pool: &Pool, inventory: &Inventory, link: &Link) -> Option<Result<Re
     if pool.excludes(link) {
         return refuse(LinkReason::Excluded, format!("pool {} excludes {}", pool.name, link.name));
     }
-    let obstacle = not_a_nic(inventory, link).filter(|_| pool.gives_nics());
-    if let Some(refusal) = obstacle.or_else(|| self::obstacle(inventory, link)) {
+    let obstacle = if pool.gives_nics() {
+        not_a_nic(inventory, link).or_else(|| obstacle(inventory, link))
+    } else {
+        macvtap_obstacle(inventory, link)
+    };
+    if let Some(refusal) = obstacle {
         return Some(Err(refusal));
     }
     if pool.settings.exclude_default_route && inventory.has_default_route(link.ifindex) {
         return refuse(LinkReason::DefaultRoute, format!("a default route of the node uses {}", link.name));
     }
-    if let Some(refusal) = tie(inventory, link).filter(|_| pool.settings.takes_whole_links()) {
+    let tie = if pool.settings.takes_whole_links() { tie(inventory, link) } else { None };
+    if let Some(refusal) = tie {
         return Some(Err(refusal));
     }
     match pool.resource_for(link) {

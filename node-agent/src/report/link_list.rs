@@ -78,7 +78,7 @@ pub fn judge(inventory: &Inventory) -> Vec<LinkReport> {
     inventory
         .iter()
         .map(|link| {
-            let obstacle = selection::obstacle(inventory, link);
+            let obstacle = selection::macvtap_obstacle(inventory, link);
             let tie = obstacle.clone().or_else(|| selection::tie(inventory, link));
             LinkReport {
                 name: link.name.clone(),

@@ -7,6 +7,7 @@ use crate::config::Configuration;
 use crate::devices::engine::{Engine, Step};
 use crate::devices::offer::{LinkState, OfferedRun};
 use crate::kubelet::endpoint::Registration;
+use crate::links::link::Link;
 use crate::process::install::keep::Presence;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use macvtap::device_id::{DeviceId, ResourceName};
@@ -99,7 +100,7 @@ impl View<'_> {
             let by = self.names(&[range.first_ifindex]).join("");
             let device = DeviceId::new(resource.clone(), range.first_slot);
             format!(
-                "index {} of device {device} is taken by link {by}; `ip link del {by}`",
+                "index {} of device {device} is taken by link {by} of the node until that link is gone",
                 range.first_ifindex
             )
         });
@@ -108,7 +109,19 @@ impl View<'_> {
 
     fn names(&self, links: &[u32]) -> Vec<String> {
         let links = links.iter().filter_map(|ifindex| self.engine.inventory.get(*ifindex));
-        links.take(LINKS_MAX).map(|link| link.name.clone()).collect()
+        links.take(LINKS_MAX).map(|link| self.name_of(link)).collect()
+    }
+
+    /// The name under which the status lists a link: no two links have one. Another link can have the name of a NIC that
+    /// is in a pod; the NIC is then named by its PCI address.
+    fn name_of(&self, link: &Link) -> String {
+        let inventory = &self.engine.inventory;
+        let has_namesake =
+            || inventory.iter().any(|other| other.ifindex != link.ifindex && other.name == link.name);
+        match link.pci_function() {
+            Some(address) if inventory.is_in_pod(link.ifindex) && has_namesake() => address.to_string(),
+            _ => link.name.clone(),
+        }
     }
 }
 

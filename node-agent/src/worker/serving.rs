@@ -241,7 +241,27 @@ impl Serving {
         None
     }
 
+    /// Takes what the kernel reported; returns whether that calls for a decision.
     fn hear(&mut self, news: News) -> Change {
+        let concerns = match &news {
+            News::Changed(link) => self.engine.concerns(link) || self.concerned(link.ifindex),
+            News::Gone(ifindex) => self.concerned(*ifindex),
+            News::All(_)
+            | News::Macvtap(_)
+            | News::Speed(..)
+            | News::Addressed(_)
+            | News::DefaultRoutes(_) => true,
+        };
+        let change = self.apply(news);
+        if concerns { change } else { Change::Nothing }
+    }
+
+    /// Whether anything was decided by the link that has this index so far.
+    fn concerned(&self, ifindex: u32) -> bool {
+        self.engine.inventory.get(ifindex).is_some_and(|link| self.engine.concerns(link))
+    }
+
+    fn apply(&mut self, news: News) -> Change {
         let inventory = &mut self.engine.inventory;
         match news {
             News::All(links) => {
@@ -250,6 +270,7 @@ impl Serving {
             }
             News::Changed(link) => inventory.apply(*link),
             News::Gone(ifindex) => inventory.remove(ifindex),
+            News::Macvtap(present) => inventory.set_macvtap(present),
             News::Speed(ifindex, speed) => inventory.set_speed(ifindex, speed),
             News::Addressed(links) => {
                 let first = !std::mem::replace(&mut self.received.addresses, true);

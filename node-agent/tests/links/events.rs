@@ -77,7 +77,8 @@ impl Listener {
                     }
                     Ok(News::Changed(link)) => drop(self.links.insert(link.ifindex, link.name)),
                     Ok(News::Gone(ifindex)) => drop(self.links.remove(&ifindex)),
-                    Ok(News::Addressed(_) | News::DefaultRoutes(_) | News::Speed(..)) | Err(_) => {}
+                    Ok(News::Macvtap(_) | News::Addressed(_) | News::DefaultRoutes(_) | News::Speed(..))
+                    | Err(_) => {}
                 }
             }
         };

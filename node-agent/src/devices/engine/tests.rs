@@ -5,6 +5,7 @@ use crate::devices::offer::Counts;
 use crate::links::inventory::tests::{link, nic};
 use crate::links::link::Kind;
 use crate::pools::selection::tests::pool;
+use macvtap::link::IfName;
 use proptest::prelude::*;
 use serde_json::json;
 use std::time::Duration;

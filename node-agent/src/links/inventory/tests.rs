@@ -1,24 +1,19 @@
 use super::*;
 use crate::links::link::{Hardware, Master};
+use macvtap::table::IFINDEX_FIRST;
 use proptest::prelude::*;
 
 /// A link as tests need it.
 pub(crate) fn link(ifindex: u32, name: &str, kind: Kind) -> Link {
     let physical = kind == Kind::Physical;
     Link {
-        ifindex,
         name: name.to_owned(),
-        altnames: Vec::new(),
         kind,
-        mac: None,
-        permanent_mac: None,
         mtu: 1500,
         admin_up: true,
         carrier: true,
-        master: None,
-        lower: None,
-        passthru: false,
         hardware: Hardware { parent: physical.then(|| format!("virtio{ifindex}")), ..Hardware::default() },
+        ..Link::blank(ifindex)
     }
 }
 
@@ -56,8 +51,25 @@ fn a_port_cannot_be_used_but_a_link_in_a_vrf_can() {
 }
 
 #[test]
+fn a_representor_carries_no_macvtap_and_the_port_of_the_network_does() {
+    let port = |name: &str| {
+        let mut port = link(1, "a", Kind::Physical);
+        port.port = Some(name.to_owned());
+        obstacle_of(vec![port], 1)
+    };
+    for representor in ["pf0vf3", "pf1sf12", "pf0", "c1pf0vf0", "c2pf1"] {
+        assert_eq!(port(representor), Some(Obstacle::Representor), "{representor}");
+    }
+    for uplink in ["p0", "p3s1", "1", "", "c1"] {
+        assert_eq!(port(uplink), None, "{uplink}");
+    }
+}
+
+#[test]
 fn an_ipvlan_or_vrf_carries_no_macvtap() {
-    for kind in ["ipvlan", "ipvtap", "vrf"].map(|kind| Kind::Other(kind.into())) {
+    let others = ["ipvlan", "ipvtap", "vrf"].map(|kind| Kind::Other(kind.into()));
+    // On these the kernel uses the link below instead.
+    for kind in others.into_iter().chain([Kind::Macvlan, Kind::Macvtap]) {
         assert_eq!(obstacle_of(vec![link(1, "a", kind.clone())], 1), Some(Obstacle::Kind(kind)));
     }
     assert_eq!(obstacle_of(vec![link(1, "a", Kind::Other("vxlan".into()))], 1), None);
@@ -85,6 +97,20 @@ fn a_device_of_ours_that_has_the_whole_link_does_not_take_it_from_its_own_pool()
 }
 
 #[test]
+fn a_stranger_whose_index_is_in_our_range_is_a_stranger() {
+    let upper = |name: &str, kind, passthru| {
+        let mut upper = link(IFINDEX_FIRST + 1, name, kind);
+        (upper.lower, upper.passthru) = (Some(1), passthru);
+        inventory(vec![link(1, "a", Kind::Physical), upper])
+    };
+    let a = link(1, "a", Kind::Physical);
+    assert_eq!(upper("a.5", Kind::Vlan, false).tie(&a), Some(Tie::Upper("a.5".into())));
+    assert_eq!(upper("bond0", Kind::Macvtap, false).tie(&a), Some(Tie::Upper("bond0".into())));
+    let passthru = upper("macvlan0", Kind::Macvlan, true).obstacle(&a);
+    assert_eq!(passthru, Some(Obstacle::Passthru("macvlan0".into())));
+}
+
+#[test]
 fn what_ties_a_link_to_the_host_is_found() {
     let mut inventory = inventory(vec![link(1, "a", Kind::Physical), link(2, "b", Kind::Veth)]);
     let a = link(1, "a", Kind::Physical);
@@ -101,7 +127,8 @@ fn what_ties_a_link_to_the_host_is_found() {
 
 #[test]
 fn the_other_end_of_a_veth_and_our_own_devices_tie_nothing() {
-    let (mut peer, mut tap) = (link(2, "peer", Kind::Veth), link(IFINDEX_FIRST, "tap", Kind::Macvtap));
+    let (mut peer, mut tap) =
+        (link(2, "peer", Kind::Veth), link(IFINDEX_FIRST, "mvt01000000", Kind::Macvtap));
     (peer.lower, tap.lower) = (Some(1), Some(1));
     let a = link(1, "a", Kind::Veth);
     assert_eq!(inventory(vec![a.clone(), peer, tap]).tie(&a), None);

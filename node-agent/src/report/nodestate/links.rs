@@ -2,12 +2,14 @@
 
 use super::{View, short};
 use crate::devices::offer::LinkState;
-use crate::links::link::{Kind, Link};
+use crate::links::link::{Kind, Link, Tag};
 use crate::pools::selection::{self, Refusal};
+use macvtap::mode::Mode;
 use macvtap_crds::v1alpha1::nodestate::{LINKS_MAX, NodeLink};
 use macvtap_crds::v1alpha1::reason::LinkReason;
 
-/// NICs, bonds, VLANs, and what a pool matches; those in pools first when there are too many.
+/// NICs, bonds, VLANs, and what a pool matches. When there are too many, those in pools come first, and of these the
+/// ones with a problem.
 pub(super) fn listed(view: &View<'_>) -> (Vec<NodeLink>, u32) {
     let mut listed: Vec<NodeLink> = view
         .engine
@@ -30,11 +32,13 @@ pub(super) fn listed(view: &View<'_>) -> (Vec<NodeLink>, u32) {
                 } else {
                     trouble(view, link)
                 };
-                node_link(link, pools, refusal)
+                NodeLink { name: view.name_of(link), ..node_link(link, pools, refusal) }
             })
         })
         .collect();
-    listed.sort_by_key(|link| link.pools.is_empty());
+    let is_well =
+        |link: &NodeLink| link.reason.as_deref().is_none_or(|reason| reason == LinkReason::InPod.as_str());
+    listed.sort_by_key(|link| (link.pools.is_empty(), is_well(link)));
     let truncated = listed.len().saturating_sub(LINKS_MAX);
     listed.truncate(LINKS_MAX);
     listed.sort_by(|a, b| a.name.cmp(&b.name));
@@ -88,7 +92,7 @@ fn trouble(view: &View<'_>, link: &Link) -> Option<Refusal> {
                 format!("the MTU of {name} is {}, smaller than the pool's", link.mtu)
             }
             LinkReason::IndexTaken => view.taken(|_, offered| offered.run.lower == link.ifindex),
-            _ => selection::obstacle(&view.engine.inventory, link)
+            _ => selection::macvtap_obstacle(&view.engine.inventory, link)
                 .map_or_else(|| format!("devices of {name} are unhealthy"), |obstacle| obstacle.message),
         };
         return Some(Refusal { reason, message });
@@ -107,6 +111,36 @@ fn trouble(view: &View<'_>, link: &Link) -> Option<Refusal> {
     if !runs.any(|offered| offered.run.lower == link.ifindex && offered.run.advertised) {
         let message = format!("other links have all devices that this node offers, none is left for {name}");
         return refusal(LinkReason::CapacityReached, message);
+    }
+    advice(view, link)
+}
+
+/// What pods on a link that works will miss.
+fn advice(view: &View<'_>, link: &Link) -> Option<Refusal> {
+    let name = &link.name;
+    if let Some(mtu) = view.engine.lowered_mtu(link) {
+        let message = format!(
+            "the MTU of {name} was {mtu} while pods had devices on it and is {} now; those pods keep {mtu} until they \
+             are recreated",
+            link.mtu
+        );
+        return Some(Refusal { reason: LinkReason::MtuLowered, message });
+    }
+    let pools = view.step.selection.links.get(&link.ifindex).map_or(&[][..], |outcome| &outcome.pools);
+    let mut modes = pools.iter().map(|index| view.engine.pools[*index].mode());
+    if link.tag == Tag::LeftInPlace && modes.clone().any(|mode| mode == Mode::Bridge) {
+        let message = format!(
+            "pods of this node cannot reach one another through {name}, a VLAN without header reordering; `ip link set \
+             {name} type vlan reorder_hdr on`"
+        );
+        return Some(Refusal { reason: LinkReason::HeadersNotReordered, message });
+    }
+    if link.hardware.is_virtual_function && modes.any(|mode| mode != Mode::Passthru) {
+        let message = format!(
+            "{name} is a virtual function, which may pass the frames of a few MAC addresses only; trust it (`ip link \
+             set PF vf N trust on`) or limit the pool's capacity.perLink"
+        );
+        return Some(Refusal { reason: LinkReason::FewMacFilters, message });
     }
     None
 }

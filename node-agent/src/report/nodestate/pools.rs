@@ -112,10 +112,13 @@ fn ready(
         return unready(reason, message);
     }
     if status.allocatable == 0 {
-        return unready(
-            NodePoolReason::NoHealthyLink,
-            format!("unhealthy: {}", status.unhealthy_links.join(", ")),
-        );
+        let taken = view.taken(|resource, _| resources.contains(resource));
+        let message = match status.unhealthy_links.as_slice() {
+            [] if status.capacity == 0 => "no device is offered".to_owned(),
+            [] => taken,
+            links => format!("unhealthy: {}", links.join(", ")),
+        };
+        return unready(NodePoolReason::NoHealthyLink, message);
     }
     Finding {
         condition: ConditionType::Ready,

@@ -1,3 +1,5 @@
+mod links;
+
 use super::*;
 use crate::devices::assignment;
 use crate::devices::nics::tests::in_pod;
@@ -214,7 +216,9 @@ fn a_device_whose_index_is_taken_is_told_with_the_link_that_has_it_and_its_own_l
     assert_eq!(says(&status, 0, ConditionType::Ready), (true, "Serving"));
     assert_eq!(says(&status, 0, ConditionType::Degraded), (true, "IndexTaken"));
     let message = &condition::find(&status.pools[0].conditions, ConditionType::Degraded).unwrap().message;
-    let wanted = format!("index {index} of device aMvp4 is taken by link stranger; `ip link del stranger`");
+    let wanted = format!(
+        "index {index} of device aMvp4 is taken by link stranger of the node until that link is gone"
+    );
     assert_eq!(*message, wanted);
     assert_eq!((status.pools[0].allocatable, status.pools[0].unhealthy_links.len()), (9, 0));
     let link = status.links.iter().find(|link| link.name == "dp0").unwrap();
