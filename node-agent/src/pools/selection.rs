@@ -200,7 +200,11 @@ pub fn why_empty(
         // Nobody named a link, so each that could be meant deserves an answer. Pods' links come and go with every pod.
         let links = inventory.iter().filter(|link| !is_of_pods(link) && link.kind != Kind::Loopback);
         reasons.extend(links.map(|link| {
-            let kind = if link.kind.rtnetlink().is_empty() { "not a NIC" } else { link.kind.rtnetlink() };
+            let kind = if link.kind.rtnetlink().is_empty() {
+                link.kind.api().as_str()
+            } else {
+                link.kind.rtnetlink()
+            };
             format!("{} is {kind} ({})", link.name, LinkReason::KindNotSupported)
         }));
     }
