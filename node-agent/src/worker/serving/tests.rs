@@ -79,7 +79,7 @@ async fn a_resource_that_stays_pending_keeps_the_first_report_back_for_some_seco
     let most = REGISTERED_SOON.saturating_sub(Duration::from_millis(500));
     serving.started = Instant::now().checked_sub(most).unwrap();
     let _pending = running(&mut serving, "a");
-    let (news, heard) = mpsc::channel(2);
+    let (news, heard) = mpsc::channel(3);
     let (pools, configured) = mpsc::channel(1);
     let (usage, used) = mpsc::channel(1);
     news.send(News::All(vec![link(1, "dp0", Kind::Veth)])).await.unwrap();
