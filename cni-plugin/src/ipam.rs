@@ -3,12 +3,14 @@
 mod announce;
 pub mod configure;
 pub mod kube_ovn;
+mod objection;
 mod present;
 mod process;
 mod route;
 mod supervisor;
 
 pub(crate) use announce::announce;
+pub(crate) use objection::Objections;
 pub(crate) use present::{check, refuse_twice};
 pub use supervisor::supervise;
 

@@ -34,6 +34,7 @@ mod attribute {
 const IFF_UP: u32 = 1;
 const IFF_PROMISC: u32 = 0x100;
 const IFF_ALLMULTI: u32 = 0x200;
+const IFF_RUNNING: u32 = 0x40;
 const IFF_LOWER_UP: u32 = 0x1_0000;
 
 /// What we know of an existing link.
@@ -69,8 +70,20 @@ pub struct Link {
 pub enum Carrier {
     /// It is.
     Present,
+    /// It is since a moment ago: until the kernel has started its queues it drops what is sent.
+    Starting,
     /// It is not, or is down.
     Absent,
+}
+
+impl Carrier {
+    fn of(flags: u32) -> Self {
+        match (flags & IFF_LOWER_UP != 0, flags & IFF_RUNNING != 0) {
+            (true, true) => Self::Present,
+            (true, false) => Self::Starting,
+            (false, _) => Self::Absent,
+        }
+    }
 }
 
 /// A macvtap to be made. It is made down.
@@ -177,7 +190,7 @@ impl Link {
             mac: None,
             mtu: 0,
             up: flags & IFF_UP != 0,
-            carrier: if flags & IFF_LOWER_UP == 0 { Carrier::Absent } else { Carrier::Present },
+            carrier: Carrier::of(flags),
             promiscuous: flags & IFF_PROMISC != 0,
             all_multicast: flags & IFF_ALLMULTI != 0,
         };

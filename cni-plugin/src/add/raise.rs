@@ -2,8 +2,8 @@
 
 use super::Adding;
 use super::pending::Pending;
-use crate::config::Announce;
-use crate::ipam::{self, Delegate, Lease, configure};
+use crate::config::{Announce, Dad};
+use crate::ipam::{self, Delegate, Lease, Objections, configure};
 use crate::protocol::error::CniError;
 use macvtap::kernel::Rtnl;
 use macvtap::link::{Carrier, Change};
@@ -38,9 +38,13 @@ pub(super) fn raise<'a>(
         // Nothing on the wire configures the link, and whoever is behind it has addresses of its own.
         pending.change(Change::NoAutoconfiguration)?;
     }
+    let mut objections = None;
     if let Some(lease) = lease {
         let now = pending.link()?;
         configure::addresses(pending.kernel(), &now, lease.result(), network)?;
+        if configure::has_ipv6(lease.result()) && network.dad == Dad::Auto {
+            objections = Objections::listen(pending.kernel(), &now);
+        }
     }
     pending.up()?;
     if let Some(delegate) = delegate.filter(|delegate| delegate.needs_link()) {
@@ -49,7 +53,7 @@ pub(super) fn raise<'a>(
         configure::addresses(pending.kernel(), &now, taken.result(), network)?;
     }
     match lease {
-        Some(lease) => settle(pending, lease, network.announce),
+        Some(lease) => settle(pending, lease, network.announce, objections.as_ref()),
         None => Ok(()),
     }
 }
@@ -64,7 +68,12 @@ fn lease_before<'d>(delegate: &'d Delegate<'_>, kernel: &mut Rtnl) -> Result<Lea
 }
 
 /// Does what the kernel takes only when the link is up.
-fn settle(pending: &mut impl Pending, lease: &Lease<'_>, announce: Announce) -> Result<(), CniError> {
+fn settle(
+    pending: &mut impl Pending,
+    lease: &Lease<'_>,
+    announce: Announce,
+    objections: Option<&Objections>,
+) -> Result<(), CniError> {
     // It may have got another MAC address on its way up.
     let mut now = pending.link()?;
     let mut is_announced_by_us = pending.sends_without_carrier();
@@ -73,7 +82,7 @@ fn settle(pending: &mut impl Pending, lease: &Lease<'_>, announce: Announce) -> 
         now = configure::await_carrier(pending.kernel(), &now)?;
         is_announced_by_us = now.carrier == Carrier::Present;
     }
-    configure::await_uniqueness(pending.kernel(), &now, lease.result())?;
+    configure::await_uniqueness(pending.kernel(), &now, lease.result(), objections)?;
     configure::routes(pending.kernel(), &now, lease.result())?;
     if announce == Announce::Auto && is_announced_by_us {
         ipam::announce(pending.kernel(), &now, lease.result());

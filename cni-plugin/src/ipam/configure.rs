@@ -1,6 +1,7 @@
 //! Gives addresses and routes to the pod's interface.
 
 use crate::config::{Announce, Dad, Network};
+use crate::ipam::objection::Objections;
 use crate::ipam::present;
 use crate::ipam::route::{self, describe, family};
 use crate::protocol::error::{CniError, Code};
@@ -14,6 +15,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use rustix::io::Errno;
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 use tracing::warn;
@@ -84,16 +86,16 @@ pub fn has_ipv6(result: &CniResult) -> bool {
     result.ips.iter().any(|ip| ip.address.addr().is_ipv6())
 }
 
-/// Waits until the link has a carrier, for some seconds: many a NIC negotiates one only when it is set up.
+/// Waits until the link has a carrier and can send, for some seconds: many a NIC negotiates one only when it is set up.
 pub fn await_carrier(kernel: &mut Rtnl, link: &Link) -> Result<Link, CniError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let found =
             kernel.find(Place::Home(Home::Target), &By::Index(link.index)).map_err(|error| failed(&error))?;
         match found {
-            Some(now) if now.carrier == Carrier::Absent && Instant::now() < deadline => thread::sleep(POLL),
+            Some(now) if now.carrier != Carrier::Present && Instant::now() < deadline => thread::sleep(POLL),
             Some(now) => {
-                if now.carrier == Carrier::Absent {
+                if now.carrier != Carrier::Present {
                     warn!(link = now.name, "interface has no carrier, so its addresses are not announced");
                 }
                 return Ok(now);
@@ -105,18 +107,19 @@ pub fn await_carrier(kernel: &mut Rtnl, link: &Link) -> Result<Link, CniError> {
 }
 
 /// Waits until nobody on the wire has objected to the IPv6 addresses. An address that somebody else has is an error.
-pub fn await_uniqueness(kernel: &mut Rtnl, link: &Link, result: &CniResult) -> Result<(), CniError> {
+pub(crate) fn await_uniqueness(
+    kernel: &mut Rtnl,
+    link: &Link,
+    result: &CniResult,
+    objections: Option<&Objections>,
+) -> Result<(), CniError> {
     let deadline = Instant::now() + PATIENCE;
     for ip in result.ips.iter().filter(|ip| ip.address.addr().is_ipv6()) {
         loop {
             let flags = v6_flags(kernel, link, ip).map_err(|error| failed(&error))?;
             match flags {
                 _ if flags.is_none_or(|flags| flags & IFA_F_DADFAILED != 0) => {
-                    let message = format!(
-                        "address {} is in use by another host on the network of {}",
-                        ip.address, link.name
-                    );
-                    return Err(CniError::new(Code::Attach, message));
+                    return Err(taken(link, ip, objections));
                 }
                 Some(flags) if flags & IFA_F_TENTATIVE == 0 => break,
                 _ if Instant::now() >= deadline => {
@@ -134,6 +137,18 @@ pub fn await_uniqueness(kernel: &mut Rtnl, link: &Link, result: &CniResult) -> R
         warn!(%error, "neighbours of the interface are asked for more often than usual");
     }
     Ok(())
+}
+
+/// The error for an address that another host has, with that host's MAC address if its objection was heard.
+fn taken(link: &Link, ip: &Ip, objections: Option<&Objections>) -> CniError {
+    let objector = match (objections, ip.address.addr()) {
+        (Some(objections), IpAddr::V6(address)) => objections.to(address),
+        _ => None,
+    };
+    let who = objector.map(|mac| format!(" ({mac})")).unwrap_or_default();
+    let message =
+        format!("address {} is in use by another host{who} on the network of {}", ip.address, link.name);
+    CniError::new(Code::Attach, message)
 }
 
 /// The kernel's flags of an IPv6 address; none when the link does not have it.

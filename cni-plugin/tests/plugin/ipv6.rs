@@ -133,10 +133,12 @@ fn a_link_too_small_for_ipv6_is_attached_and_an_ipv6_lease_refused_in_words() {
 fn duplicate_address_detection_is_a_key_of_its_own_and_leaves_the_pods_timers() {
     let Some((node, [pod])) = node_and_pods() else { return };
     node.sh("ip addr add fd09::2/64 dev dp1 nodad");
+    let holder = node.sh("ip -o link show dp1").split("link/ether ").nth(1).unwrap()[..17].to_owned();
     let call = Call::new(&node, &pod, "c1").with(lease(&[V6]));
     for keys in [json!({}), json!({"dad": "Auto"}), json!({"announce": "Never", "dad": "Auto"})] {
         let message = call.clone().with(keys.clone()).fails("ADD", 100);
-        assert!(message.contains("address fd09::2/64 is in use by another host"), "{keys}: {message}");
+        let who = format!("address fd09::2/64 is in use by another host ({holder}) on the network of net1");
+        assert!(message.contains(&who), "{keys}: {message}");
         assert_eq!(link(&pod), Value::Null);
     }
     for keys in [json!({"dad": "Never"}), json!({"announce": "Never"})] {
