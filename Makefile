@@ -6,7 +6,7 @@ STATIC := --locked --release --target $(HOST) --config images/static.toml
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn bench bench-pods bench-idle bench-scale chaos fuzz killed generate images cluster-up cluster-down fmt lint tool
+.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz killed generate images cluster-up cluster-down fmt lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -34,6 +34,9 @@ test-cluster: tool ## Tests on a real cluster (root), or on that of KUBECONFIG
 
 test-kube-ovn: tool ## Tests with the real kube-ovn, which gives macvtaps their addresses (root)
 	@$(CLUSTER) test kube-ovn
+
+test-kubevirt: tool ## Tests with the real KubeVirt (root); not part of make test: its first build takes a quarter of an hour
+	@$(CLUSTER) test kubevirt
 
 bench: tool ## Measure plugin and agent, each against a floor of the same run (root); results in target/bench
 	@$(CLUSTER) bench

@@ -20,7 +20,7 @@ use crate::node::Kind;
 use crate::pki::Pki;
 use crate::process::Processes;
 use crate::progress::say;
-use crate::{Kubectl, Node, components, install, layout, multus, namespaces, prerequisites};
+use crate::{Kubectl, Node, components, install, kubevirt, layout, multus, namespaces, prerequisites};
 use crate::{registry, traces};
 
 /// How Multus is installed.
@@ -47,11 +47,14 @@ pub struct Options {
     /// Whether its nodes are of the kinds that the tests' own nodes are not.
     #[serde(default)]
     pub field: bool,
+    /// Whether KubeVirt runs machines: each node then has a process namespace of its own.
+    #[serde(default)]
+    pub kubevirt: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 2, multus: Multus::Thin, kube_ovn: false, field: false }
+        Self { nodes: 2, multus: Multus::Thin, kube_ovn: false, field: false, kubevirt: false }
     }
 }
 
@@ -106,6 +109,9 @@ impl Cluster {
         }
         if options.kube_ovn {
             kube_ovn::build(&layout.checkout)?;
+        }
+        if options.kubevirt {
+            kubevirt::build(&layout.checkout)?;
         }
         images::build(&layout.checkout, &images::BASE)?;
         let _lock = lock(&layout)?;
@@ -330,6 +336,10 @@ fn merge(name: &str, old: Options, new: Options) -> Result<Options> {
         old.field == new.field,
         "cluster {name:?} has nodes of other kinds; end it first with: macvtap-cluster down --name {name}"
     );
+    ensure!(
+        old.kubevirt == new.kubevirt,
+        "the nodes of cluster {name:?} have other process namespaces; end it first with: macvtap-cluster down --name {name}"
+    );
     Ok(Options { nodes: old.nodes.max(new.nodes), kube_ovn: old.kube_ovn || new.kube_ovn, ..new })
 }
 
@@ -373,7 +383,7 @@ fn start_runtime(node: &Node, options: Options, pki: &Pki) -> Result<()> {
         // Before containerd, which then sees the final configuration at once.
         multus::install_thin(node, pki)?;
     }
-    node.ensure_runtime().with_context(|| format!("start node {}", node.name()))
+    node.ensure_runtime(options.kubevirt).with_context(|| format!("start node {}", node.name()))
 }
 
 fn wait_ready(cluster: &Cluster, options: Options) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Kubernetes, etcd, containerd, Multus, Helm and kube-ovn, built from the Go modules pinned in `components/`.
+//! Kubernetes, etcd, containerd, Multus, Helm, kube-ovn and KubeVirt, built from the Go modules pinned in `components/`.
 //!
 //! Go checks every module against `go.sum`. Modules whose dependencies agree share one `go.mod`, and the others are held
 //! at the same versions as far as they go: what two programs have in common is then compiled once.
@@ -48,6 +48,7 @@ const CONTAINERD: &str = "github.com/containerd/containerd/v2";
 const HELM: &str = "helm.sh/helm/v3";
 const RUNC: &str = "github.com/opencontainers/runc";
 const KUBE_OVN_MODULE: &str = "github.com/kubeovn/kube-ovn";
+const KUBEVIRT_MODULE: &str = "kubevirt.io/kubevirt";
 
 const FAMILIES: [Family; 3] = [
     Family {
@@ -156,6 +157,35 @@ const FIELD: Family = Family {
     steps: &[Step { name: "runc", seconds: 20, programs: &[Program(RUNC, "runc")] }],
 };
 
+/// KubeVirt, which only the clusters of its own tests have. All in one call, though only two need C: with two settings
+/// everything they share would be compiled twice.
+const KUBEVIRT: Family = Family {
+    name: "kubevirt",
+    // libvirt's library is opened when virt-launcher starts, so it need not be installed here.
+    tags: "libvirt_dlopen",
+    cgo: true,
+    variables: &[
+        ("kubevirt.io/client-go/version.gitVersion", Version::Whole(KUBEVIRT_MODULE)),
+        ("kubevirt.io/client-go/version.gitTreeState", Version::Fixed("clean")),
+    ],
+    steps: &[Step {
+        name: "KubeVirt",
+        seconds: 500,
+        programs: &[
+            Program("kubevirt.io/kubevirt/cmd/virt-operator", "virt-operator"),
+            Program("kubevirt.io/kubevirt/cmd/virt-api", "virt-api"),
+            Program("kubevirt.io/kubevirt/cmd/virt-controller", "virt-controller"),
+            Program("kubevirt.io/kubevirt/cmd/virt-handler", "virt-handler"),
+            Program("kubevirt.io/kubevirt/cmd/virt-launcher", "virt-launcher"),
+            Program("kubevirt.io/kubevirt/cmd/virt-launcher-monitor", "virt-launcher-monitor"),
+            Program("kubevirt.io/kubevirt/cmd/virt-chroot", "virt-chroot"),
+            Program("kubevirt.io/kubevirt/cmd/virt-freezer", "virt-freezer"),
+            Program("kubevirt.io/kubevirt/cmd/virt-probe", "virt-probe"),
+            Program("kubevirt.io/kubevirt/cmd/virt-tail", "virt-tail"),
+        ],
+    }],
+};
+
 /// Builds what is missing or no longer what its `go.mod` says. Costs a few milliseconds when there is nothing to do.
 pub fn build(checkout: &Checkout) -> Result<()> {
     build_families(checkout, &FAMILIES)
@@ -171,15 +201,36 @@ pub fn build_field(checkout: &Checkout) -> Result<()> {
     build_families(checkout, &[FIELD])
 }
 
+/// As [`build`], for KubeVirt.
+pub fn build_kubevirt(checkout: &Checkout) -> Result<()> {
+    build_families(checkout, &[KUBEVIRT])
+}
+
 /// The directory of kube-ovn's sources, where its manifests are.
 pub fn kube_ovn_sources(checkout: &Checkout) -> Result<PathBuf> {
+    sources(checkout, KUBE_OVN.name, KUBE_OVN_MODULE)
+}
+
+/// The directory of KubeVirt's sources, where its manifests and the files of its images are.
+pub fn kubevirt_sources(checkout: &Checkout) -> Result<PathBuf> {
+    sources(checkout, KUBEVIRT.name, KUBEVIRT_MODULE)
+}
+
+fn sources(checkout: &Checkout, family: &str, module: &str) -> Result<PathBuf> {
+    let version = version(checkout, family, module);
+    let version = version.with_context(|| format!("go.mod does not require {module}"))?;
     let mut command = Command::new("go");
-    command.args(["mod", "download", "-json", &format!("{KUBE_OVN_MODULE}@{}", kube_ovn_version(checkout)?)]);
-    command.current_dir(checkout.path("e2e/components").join(KUBE_OVN.name)).stdin(Stdio::null());
-    let module: serde_json::Value =
-        serde_json::from_str(&process::output(&mut command)?).context("read what Go says about kube-ovn")?;
-    let dir = module["Dir"].as_str().context("Go names no directory of kube-ovn")?;
+    command.args(["mod", "download", "-json", &format!("{module}@{version}")]);
+    command.current_dir(checkout.path("e2e/components").join(family)).stdin(Stdio::null());
+    let said: serde_json::Value = serde_json::from_str(&process::output(&mut command)?)
+        .with_context(|| format!("read what Go says about {module}"))?;
+    let dir = said["Dir"].as_str().with_context(|| format!("Go names no directory of {module}"))?;
     Ok(PathBuf::from(dir))
+}
+
+/// The version of KubeVirt that is built.
+pub fn kubevirt_version(checkout: &Checkout) -> Result<String> {
+    version(checkout, KUBEVIRT.name, KUBEVIRT_MODULE).context("go.mod does not require KubeVirt")
 }
 
 /// The version of kube-ovn that is built.
@@ -334,7 +385,7 @@ mod tests {
     #[test]
     fn every_pinned_module_gives_its_flags() {
         let checkout = Checkout::here();
-        for family in FAMILIES.iter().chain([&KUBE_OVN, &FIELD]) {
+        for family in FAMILIES.iter().chain([&KUBE_OVN, &FIELD, &KUBEVIRT]) {
             let builder = Builder { checkout: &checkout, family };
             let flags = builder.flags().unwrap();
             assert_ne!(builder.digest(&flags).unwrap(), "");

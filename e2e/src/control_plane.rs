@@ -64,7 +64,23 @@ pub fn cluster_api_server(bin: &Path, pki: &Pki, ports: Ports) -> Command {
     command.args(["--kubelet-preferred-address-types=InternalIP", "--endpoint-reconciler-type=lease"]);
     command.arg(format!("--kubelet-client-certificate={}", pki.file("kubelet-client.crt").display()));
     command.arg(format!("--kubelet-client-key={}", pki.file("kubelet-client.key").display()));
+    aggregation(&mut command, pki);
     command
+}
+
+/// APIs and webhooks that pods serve. They are reached at the pods themselves: nothing translates addresses of Services here.
+fn aggregation(command: &mut Command, pki: &Pki) {
+    command.arg("--enable-aggregator-routing=true");
+    command.args([
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+    ]);
+    command.arg("--requestheader-extra-headers-prefix=X-Remote-Extra-");
+    // The CA signs everybody: only this one may speak for others.
+    command.arg("--requestheader-allowed-names=apiserver-kubelet-client");
+    command.arg(format!("--requestheader-client-ca-file={}", pki.file("ca.crt").display()));
+    command.arg(format!("--proxy-client-cert-file={}", pki.file("kubelet-client.crt").display()));
+    command.arg(format!("--proxy-client-key-file={}", pki.file("kubelet-client.key").display()));
 }
 
 /// An API server without any node or controller. Nobody would make service accounts, so pods need none.

@@ -5,8 +5,8 @@
 //! within seconds, runs that test, and is gone: no test finds what another one left. The programs in it are
 //! those that the kernel stage tests.
 
-mod image;
-mod kernel;
+pub(crate) mod image;
+pub(crate) mod kernel;
 mod machine;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -241,7 +241,8 @@ fn layer(out: &Path, stage: &Stage) -> Result<Vec<u8>> {
     tar.into_inner().context("finish the layer")
 }
 
-fn add(tar: &mut tar::Builder<Vec<u8>>, source: &Path, name: &str) -> Result<()> {
+/// Adds a file, or a directory with all that is below it.
+pub(crate) fn add(tar: &mut tar::Builder<Vec<u8>>, source: &Path, name: &str) -> Result<()> {
     let kind = fs::symlink_metadata(source).with_context(|| format!("look at {}", source.display()))?;
     if kind.is_symlink() {
         let target = fs::read_link(source)?;

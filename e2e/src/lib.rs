@@ -25,6 +25,7 @@ pub mod images;
 pub mod install;
 pub mod kube_ovn;
 pub mod kubectl;
+pub mod kubevirt;
 pub mod layout;
 pub mod multus;
 pub mod namespaces;

@@ -36,6 +36,9 @@ enum Command {
         /// With nodes of the kinds that the tests' own nodes are not: moved directories, user namespaces.
         #[arg(long)]
         field: bool,
+        /// With nodes on which KubeVirt can run
+        #[arg(long)]
+        kubevirt: bool,
     },
     /// End a cluster and leave nothing of it, in whatever state it is
     Down {
@@ -174,8 +177,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     let checkout = Checkout::here();
     match command {
-        Command::Up { name, nodes, multus, kube_ovn, field } => {
-            up(&name.name, Options { nodes, multus, kube_ovn, field })?;
+        Command::Up { name, nodes, multus, kube_ovn, field, kubevirt } => {
+            up(&name.name, Options { nodes, multus, kube_ovn, field, kubevirt })?;
         }
         Command::Down { name } => Cluster::down(&name.name)?,
         Command::Status { name } => status(&Cluster::open(&name.name)?),

@@ -113,7 +113,7 @@ fn pod_route(node: &NodeLayout) -> String {
 }
 
 /// What the first process of a node does: private mounts, then it sleeps and keeps them. Arguments: the node's
-/// directory, the top of the checkout.
+/// directory, the top of the checkout. With a process namespace it takes the dead that nobody else waits for.
 const HOLDER: &str = r#"
 set -e
 dir=$1 checkout=$2
@@ -146,7 +146,11 @@ done
 mount --make-rshared /
 echo 1 >/proc/sys/net/ipv4/ip_forward
 : >"$dir/ready"
-exec sleep infinity
+[ $$ = 1 ] || exec sleep infinity
+while :; do
+  sleep infinity &
+  wait $!
+done
 "#;
 
 /// The daemon that holds a node's mount namespace.
@@ -154,8 +158,9 @@ pub fn holder_name(node: &NodeLayout) -> String {
     format!("{}-mounts", node.name())
 }
 
-/// Starts the process that holds a node's mount namespace, unless it runs; gives its pid.
-pub fn ensure_mounts(processes: &Processes, node: &NodeLayout) -> Result<u32> {
+/// Starts the process that holds a node's mount namespace, and a process namespace if it shall have one, unless it runs;
+/// gives its pid.
+pub fn ensure_mounts(processes: &Processes, node: &NodeLayout, own_processes: bool) -> Result<u32> {
     let name = holder_name(node);
     if let Some(pid) = processes.pid(&name) {
         return Ok(pid);
@@ -164,7 +169,11 @@ pub fn ensure_mounts(processes: &Processes, node: &NodeLayout) -> Result<u32> {
     crate::layout::remove(&ready)?;
     std::fs::create_dir_all(node.dir()).with_context(|| format!("create {}", node.dir().display()))?;
     let mut command = in_netns(&node.netns());
-    command.args(["unshare", "-m", "--propagation", "private", "sh", "-c", HOLDER, "sh"]);
+    command.args(["unshare", "-m", "--propagation", "private"]);
+    if own_processes {
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    }
+    command.args(["sh", "-c", HOLDER, "sh"]);
     command.arg(node.dir()).arg(node.cluster.checkout.root());
     processes.start(&name, &command)?;
     wait::until("the node's mounts", Duration::from_secs(10), || {
@@ -180,12 +189,35 @@ pub fn in_netns(netns: &str) -> Command {
     command
 }
 
-/// A command that will run in a node's network and mount namespaces; append the program.
+/// A command that will run in a node's network and mount namespaces, and in its process namespace if it has one; append
+/// the program.
 pub fn in_node(holder: u32) -> Command {
+    let mut command = nsenter(holder);
+    if let Some(processes) = own_processes(holder) {
+        command.arg(format!("--pid={}", processes.display()));
+    }
+    command.arg("--");
+    command
+}
+
+/// As [`in_node`], for a daemon that [`Processes::start_in`] starts: it would lose its pid with a process between.
+pub fn daemon_in_node(holder: u32) -> Command {
+    let mut command = nsenter(holder);
+    command.arg("--");
+    command
+}
+
+fn nsenter(holder: u32) -> Command {
     let mut command = Command::new("nsenter");
     // Not the caller's directory: the mount namespace may hide it.
-    command.args(["-t", &holder.to_string(), "-m", "-n", "--wd=/", "--"]);
+    command.args(["-t", &holder.to_string(), "-m", "-n", "--wd=/"]);
     command
+}
+
+/// The process namespace that a node's holder made, if it has made one.
+pub fn own_processes(holder: u32) -> Option<PathBuf> {
+    let file = PathBuf::from(format!("/proc/{holder}/ns/pid_for_children"));
+    (identity(&file)? != identity(Path::new("/proc/self/ns/pid"))?).then_some(file)
 }
 
 /// The network namespaces whose names start with `prefix`.

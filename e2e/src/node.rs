@@ -95,6 +95,16 @@ impl Node {
         Ok(namespaces::in_node(self.holder()?))
     }
 
+    /// As [`Node::command`], for [`Node::start`].
+    fn daemon_command(&self) -> Result<Command> {
+        Ok(namespaces::daemon_in_node(self.holder()?))
+    }
+
+    fn start(&self, name: &str, command: &Command) -> Result<()> {
+        let namespace = namespaces::own_processes(self.holder()?);
+        self.processes.start_in(name, command, namespace.as_deref())
+    }
+
     /// Runs a program in the node's namespaces and gives what it printed.
     pub fn exec(&self, program: &[&str]) -> Result<String> {
         process::output(self.command()?.args(program))
@@ -105,11 +115,12 @@ impl Node {
         self.processes.pid(&self.daemon(part))
     }
 
-    /// Makes namespaces and cgroup and starts containerd with the images, as far as they are missing.
-    pub fn ensure_runtime(&self) -> Result<()> {
+    /// Makes namespaces and cgroup and starts containerd with the images, as far as they are missing. A new node has a
+    /// process namespace of its own if it shall.
+    pub fn ensure_runtime(&self, own_processes: bool) -> Result<()> {
         namespaces::ensure_node(&self.layout)?;
         cgroups::create(&self.layout.cgroup())?;
-        namespaces::ensure_mounts(&self.processes, &self.layout)?;
+        namespaces::ensure_mounts(&self.processes, &self.layout, own_processes)?;
         self.install_cni_plugins()?;
         self.start_containerd()?;
         for archive in images::archives(&self.layout.cluster.checkout)? {
@@ -138,7 +149,7 @@ impl Node {
     pub fn start_containerd(&self) -> Result<()> {
         let config = self.layout.dir().join("containerd.toml");
         layout::write(&config, self.containerd_config()?)?;
-        let mut command = self.command()?;
+        let mut command = self.daemon_command()?;
         command.arg(self.runtime_bin().join("containerd")).arg("--config").arg(&config);
         // It finds its shim in PATH.
         let path = format!(
@@ -147,7 +158,7 @@ impl Node {
         );
         command.env("PATH", path);
         let name = self.daemon("containerd");
-        self.processes.start(&name, &command)?;
+        self.start(&name, &command)?;
         let answers = || {
             self.processes.expect_running(&name)?;
             Ok(self.ctr(&["version"]).is_ok().then_some(()))
@@ -157,7 +168,7 @@ impl Node {
 
     /// Starts the kubelet, unless it runs.
     pub fn start_kubelet(&self) -> Result<()> {
-        let mut command = self.command()?;
+        let mut command = self.daemon_command()?;
         command.arg(self.layout.cluster.checkout.bin().join("kubelet"));
         for (flag, file) in [("config", "kubelet.json"), ("kubeconfig", "kubelet.kubeconfig")] {
             command.arg(format!("--{flag}={}", self.layout.dir().join(file).display()));
@@ -166,7 +177,7 @@ impl Node {
         command
             .arg(format!("--node-ip={}", self.layout.address()))
             .arg(format!("--root-dir={}", self.kubelet_root()));
-        self.processes.start(&self.daemon("kubelet"), &command)
+        self.start(&self.daemon("kubelet"), &command)
     }
 
     /// Kills the kubelet at once; its pods go on.
@@ -180,10 +191,10 @@ impl Node {
     }
 
     fn start_proxy(&self) -> Result<()> {
-        let mut command = self.command()?;
+        let mut command = self.daemon_command()?;
         command.arg(self.layout.cluster.checkout.bin().join("kube-proxy"));
         command.arg(format!("--config={}", self.layout.dir().join("kube-proxy.json").display()));
-        self.processes.start(&self.daemon("kube-proxy"), &command)
+        self.start(&self.daemon("kube-proxy"), &command)
     }
 
     /// Runs containerd's command on the kubelet's containers.

@@ -2,12 +2,15 @@
 //! by a mark in their environment when every record is lost.
 
 use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::thread::LinkNameSpaceType;
 
 use crate::{layout, wait};
 
@@ -30,6 +33,12 @@ impl Processes {
 
     /// Starts `command` as daemon `name`, unless it runs. The program must not fork into the background.
     pub fn start(&self, name: &str, command: &Command) -> Result<()> {
+        self.start_in(name, command, None)
+    }
+
+    /// As [`Processes::start`], in the process namespace of that file. Its pid is the one that we see: no process of ours
+    /// stays between.
+    pub fn start_in(&self, name: &str, command: &Command, namespace: Option<&Path>) -> Result<()> {
         if self.pid(name).is_some() {
             return Ok(());
         }
@@ -45,7 +54,11 @@ impl Processes {
             };
         }
         daemon.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = daemon.spawn().with_context(|| format!("start {name}"))?;
+        let child = match namespace {
+            None => daemon.spawn(),
+            Some(namespace) => spawn_in(&mut daemon, namespace),
+        };
+        let child = child.with_context(|| format!("start {name}"))?;
         let identity = Identity::of(child.id()).with_context(|| format!("{name} ended at once"))?;
         layout::write(&self.run.join(format!("{name}.pid")), identity.to_text())
     }
@@ -97,6 +110,20 @@ impl Processes {
         names.sort();
         names
     }
+}
+
+/// Starts a process in a process namespace. The kernel gives it to the children of the thread that asks, so one thread does
+/// just this.
+fn spawn_in(command: &mut Command, namespace: &Path) -> std::io::Result<Child> {
+    let namespace = File::open(namespace)?;
+    thread::scope(|scope| {
+        let child = scope.spawn(|| {
+            let kind = Some(LinkNameSpaceType::ProcessID);
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
+            command.spawn()
+        });
+        child.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// A pid can be given to another process; together with its start time it cannot.

@@ -14,7 +14,9 @@ use serde::Deserialize;
 
 use crate::layout::Checkout;
 use crate::progress::say;
-use crate::{Cluster, chaos, components, guest_lab, images, kube_ovn, layout, prerequisites, process};
+use crate::{
+    Cluster, chaos, components, guest_lab, images, kube_ovn, kubevirt, layout, prerequisites, process,
+};
 
 /// One kind of check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -35,10 +37,13 @@ pub enum Stage {
     Cluster,
     /// Tests on real clusters with kube-ovn.
     KubeOvn,
+    /// Tests on a real cluster with KubeVirt. Its programs take long to build, so it is run on its own.
+    #[value(name = "kubevirt")]
+    KubeVirt,
 }
 
 impl Stage {
-    /// All, the cheap ones first.
+    /// All that `make test` runs, the cheap ones first.
     pub const ALL: [Self; 8] = [
         Self::Format,
         Self::Lint,
@@ -60,6 +65,7 @@ impl Stage {
             Self::Api => "api",
             Self::Cluster => "cluster",
             Self::KubeOvn => "kube-ovn",
+            Self::KubeVirt => "kubevirt",
         }
     }
 }
@@ -102,6 +108,7 @@ fn end_clusters(stage: Stage) -> Result<()> {
     let names = match stage {
         Stage::Cluster => &[&tests, "standalone", "field"][..],
         Stage::KubeOvn => &["kube-ovn", "kube-ovn-thick"],
+        Stage::KubeVirt => &["kubevirt"],
         Stage::Format | Stage::Lint | Stage::Unit | Stage::Kernel | Stage::Guest | Stage::Api => {
             return Ok(());
         }
@@ -114,13 +121,19 @@ fn end_clusters(stage: Stage) -> Result<()> {
 
 fn prepare(checkout: &Checkout, stages: &[Stage]) -> Result<()> {
     prerequisites::ensure(checkout)?;
-    if stages.iter().any(|stage| matches!(stage, Stage::Api | Stage::Cluster | Stage::KubeOvn)) {
+    if stages
+        .iter()
+        .any(|stage| matches!(stage, Stage::Api | Stage::Cluster | Stage::KubeOvn | Stage::KubeVirt))
+    {
         components::build(checkout)?;
     }
     if stages.contains(&Stage::KubeOvn) {
         kube_ovn::build(checkout)?;
     }
-    if stages.iter().any(|stage| matches!(stage, Stage::Cluster | Stage::KubeOvn)) {
+    if stages.contains(&Stage::KubeVirt) {
+        kubevirt::build(checkout)?;
+    }
+    if stages.iter().any(|stage| matches!(stage, Stage::Cluster | Stage::KubeOvn | Stage::KubeVirt)) {
         images::build(checkout, &images::ALL)?;
     }
     Ok(())
@@ -171,7 +184,13 @@ fn command(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<C
         }
         // Always the whole workspace: with `-p` Cargo would choose other features of what crates share, and compile
         // that anew for each.
-        Stage::Unit | Stage::Kernel | Stage::Guest | Stage::Api | Stage::Cluster | Stage::KubeOvn => {
+        Stage::Unit
+        | Stage::Kernel
+        | Stage::Guest
+        | Stage::Api
+        | Stage::Cluster
+        | Stage::KubeOvn
+        | Stage::KubeVirt => {
             command.args(["test", "--locked", "--no-fail-fast", "--workspace"]);
         }
     }
@@ -211,6 +230,8 @@ impl Program {
             Stage::Guest
         } else if self.name.starts_with("kube_ovn") {
             Stage::KubeOvn
+        } else if self.name.starts_with("kubevirt") {
+            Stage::KubeVirt
         } else if self.package == "e2e" {
             Stage::Cluster
         } else {

@@ -49,7 +49,8 @@ fn needed(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(words.map(PathBuf::from).collect())
 }
 
-fn pack(archive: &Path, files: &[(PathBuf, String)]) -> Result<()> {
+/// Writes an archive of files, each with its place.
+pub(crate) fn pack(archive: &Path, files: &[(PathBuf, String)]) -> Result<()> {
     let file = File::create(archive).with_context(|| format!("create {}", archive.display()))?;
     let mut out = BufWriter::new(file);
     let mut directories = BTreeSet::new();

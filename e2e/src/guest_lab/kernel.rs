@@ -11,7 +11,7 @@ use crate::{prerequisites, process};
 
 /// Which of Debian's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Flavour {
+pub(crate) enum Flavour {
     /// For clouds: small, and without drivers of NICs that clouds do not have.
     Cloud,
     /// For every machine.
@@ -28,7 +28,7 @@ impl Flavour {
     }
 
     /// Its directory.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Cloud => "kernel",
             Self::General => "kernel-general",
@@ -68,15 +68,15 @@ const MODULES: [&str; 15] = [
 
 /// What a machine boots.
 #[derive(Debug)]
-pub(super) struct Kernel {
+pub(crate) struct Kernel {
     /// The kernel itself.
-    pub(super) image: PathBuf,
+    pub(crate) image: PathBuf,
     /// Its modules, in the order to load them in.
-    pub(super) modules: Vec<PathBuf>,
+    pub(crate) modules: Vec<PathBuf>,
 }
 
 /// Unpacks the kernel unless it is there.
-pub(super) fn unpack(checkout: &Checkout, flavour: Flavour) -> Result<Kernel> {
+pub(crate) fn unpack(checkout: &Checkout, flavour: Flavour) -> Result<Kernel> {
     ensure!(
         cfg!(target_arch = "x86_64"),
         "the machines of these tests are x86-64 ones, and they run the programs of this build"

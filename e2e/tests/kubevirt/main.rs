@@ -1,0 +1,7 @@
+//! Real machines of KubeVirt on our macvtaps: they boot, are reached, migrate, and survive what nodes do.
+
+#![expect(clippy::print_stdout, reason = "what was measured belongs in the test's output")]
+
+mod machine;
+mod machines;
+mod stage;

@@ -1,0 +1,224 @@
+//! The cluster that the tests of this binary share, with KubeVirt, our pools, a pod on each node, and a third host.
+
+use crate::machine::Machine;
+use anyhow::{Context, Result, anyhow};
+use e2e::{Cluster, Kubectl, Options, images, kubevirt, namespaces};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// How long a machine may take to boot in emulation, or to migrate, on a busy node.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
+
+/// The resource of the pool of links `dp0`.
+pub(crate) const RESOURCE: &str = "macvtap.network.kubevirt.io/machines";
+
+/// The third host's address, on the switch between the nodes.
+const THIRD: [&str; 2] = ["10.90.0.9/24", "fd90::9/64"];
+
+/// Two pools, and networks with and without the key for migration. The pods beside have addresses of their own.
+const POOLS: &str = "
+apiVersion: macvtap.network.kubevirt.io/v1alpha1
+kind: MacvtapResourcePool
+metadata: {name: machines}
+spec:
+  links: [{names: [dp0]}]
+  capacity: {perLink: 40}
+  networks:
+  - name: follow
+    announce: Never
+    migration: Follow
+    namespaces: {names: [machines]}
+  - name: fixed
+    announce: Never
+    namespaces: {names: [machines]}
+---
+apiVersion: macvtap.network.kubevirt.io/v1alpha1
+kind: MacvtapResourcePool
+metadata: {name: second}
+spec:
+  links: [{names: [dp1]}]
+  capacity: {perLink: 10}
+  networks:
+  - name: second
+    announce: Never
+    migration: Follow
+    namespaces: {names: [machines]}
+";
+
+/// Machines take turns: each has the processors of an emulator's host.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// One test's turn. Its machines go when it ends.
+pub(crate) struct Stage {
+    pub(crate) cluster: &'static Cluster,
+    pub(crate) kubectl: &'static Kubectl,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Where everything is.
+pub(crate) const NAMESPACE: &str = "machines";
+
+impl Stage {
+    /// Starts a machine, and waits until the pods of both nodes and the third host reach it.
+    pub(crate) fn start(&self, machine: &Machine) -> Result<()> {
+        self.kubectl.apply(&machine.manifest())?;
+        self.wait_running(machine)?;
+        self.wait_reached(machine)
+    }
+
+    pub(crate) fn wait_running(&self, machine: &Machine) -> Result<()> {
+        let object = format!("vmi/{}", machine.name);
+        self.kubectl
+            .wait_until(NAMESPACE, &object, PATIENCE, |vmi| {
+                (vmi["status"]["phase"] == "Running").then_some(())
+            })
+            .with_context(|| format!("machine {} does not run", machine.name))
+    }
+
+    /// Waits until everybody reaches all addresses of a machine on the first network.
+    pub(crate) fn wait_reached(&self, machine: &Machine) -> Result<()> {
+        for address in machine.addresses() {
+            for from in Place::ALL {
+                e2e::wait::until(&format!("{from:?} to reach {address}"), PATIENCE, || {
+                    Ok(self.shell(from, &format!("ping -c 1 -W 1 {address}")).is_ok().then_some(()))
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The pods of a machine that have not ended, by node.
+    pub(crate) fn launchers(&self, machine: &Machine) -> Result<Vec<(String, String)>> {
+        let pods = self.kubectl.get(NAMESPACE, "pods")?;
+        let all = pods["items"].as_array().into_iter().flatten();
+        let own = all.filter(|pod| pod["metadata"]["labels"]["app"] == machine.name);
+        let live =
+            own.filter(|pod| pod["status"]["phase"] != "Succeeded" && pod["status"]["phase"] != "Failed");
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(live.map(|pod| (text(&pod["spec"]["nodeName"]), text(&pod["metadata"]["name"]))).collect())
+    }
+
+    /// Runs a shell command where it is said.
+    pub(crate) fn shell(&self, place: Place, script: &str) -> Result<String> {
+        match place.pod() {
+            Some(pod) => self.kubectl.exec(NAMESPACE, pod, &["sh", "-c", script]),
+            None => third_host(self.cluster, script),
+        }
+    }
+}
+
+/// From where a machine is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A pod on node n1.
+    N1,
+    /// A pod on node n2.
+    N2,
+    /// A host that is no node.
+    Third,
+}
+
+impl Place {
+    pub(crate) const ALL: [Self; 3] = [Self::N1, Self::N2, Self::Third];
+
+    fn pod(self) -> Option<&'static str> {
+        match self {
+            Self::N1 => Some("peer-n1"),
+            Self::N2 => Some("peer-n2"),
+            Self::Third => None,
+        }
+    }
+}
+
+fn third_host(cluster: &Cluster, script: &str) -> Result<String> {
+    let layout = cluster.layout().context("the third host is part of a local cluster")?;
+    let mut command = namespaces::in_netns(&layout.netns("sw"));
+    // The same ping as the pods'.
+    let busybox = cluster.checkout().debian().join("bin/busybox");
+    let script = script.replace("ping ", &format!("{} ping ", busybox.display()));
+    e2e::process::output(command.args(["sh", "-c", &script]))
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let words = ["-n", NAMESPACE, "delete", "vm,vmim", "--all", "--wait", "--timeout=120s"];
+        if let Err(error) = self.kubectl.run(&words) {
+            println!("clean up machines: {error:#}");
+        }
+        let gone = self.kubectl.wait_until(NAMESPACE, "pods", PATIENCE, |pods| {
+            let mut names = pods["items"].as_array()?.iter().map(|pod| pod["metadata"]["name"].as_str());
+            names.all(|name| !name.unwrap_or_default().starts_with("virt-launcher")).then_some(())
+        });
+        if let Err(error) = gone {
+            println!("machines' pods stay: {error:#}");
+        }
+    }
+}
+
+/// Plays one test on the stage; a failure comes with what the cluster has to say about it.
+pub(crate) fn play(test: impl FnOnce(&Stage) -> Result<()>) -> Result<()> {
+    static CLUSTER: OnceLock<Result<Cluster, String>> = OnceLock::new();
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    if !Cluster::permitted()? {
+        return Ok(());
+    }
+    let cluster = CLUSTER.get_or_init(|| start().map_err(|error| format!("{error:#}")));
+    let cluster =
+        cluster.as_ref().map_err(|error| anyhow!("the cluster with KubeVirt did not start: {error}"))?;
+    let stage = Stage { cluster, kubectl: cluster.kubectl(), _turn: turn };
+    cluster.explain(|| test(&stage))
+}
+
+fn start() -> Result<Cluster> {
+    // As for the other tests' cluster: taken as it is by those who work on a test.
+    let cluster = match std::env::var("MACVTAP_TEST_REUSE").as_deref() {
+        Ok("1") => Cluster::open("kubevirt")?,
+        _ => Cluster::with_product("kubevirt", Options { kubevirt: true, ..Options::default() })?,
+    };
+    kubevirt::install(&cluster)?;
+    cluster.explain(|| furnish(&cluster))?;
+    Ok(cluster)
+}
+
+fn furnish(cluster: &Cluster) -> Result<()> {
+    let kubectl = cluster.kubectl();
+    kubectl.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}"))?;
+    kubectl.apply(POOLS)?;
+    for pool in ["machines", "second"] {
+        kubectl.wait_for("", &format!("macvtapresourcepool/{pool}"), "condition=Ready", PATIENCE)?;
+    }
+    for (number, node) in ["n1", "n2"].iter().enumerate() {
+        kubectl.apply(&peer(node, number + 1))?;
+    }
+    for node in ["n1", "n2"] {
+        kubectl.wait_for(NAMESPACE, &format!("pod/peer-{node}"), "condition=Ready", PATIENCE)?;
+    }
+    for address in THIRD {
+        third_host(cluster, &format!("ip addr replace {address} dev data nodad"))?;
+    }
+    Ok(())
+}
+
+/// A pod beside the machines, and a network that gives it its addresses.
+fn peer(node: &str, number: usize) -> String {
+    format!(
+        r#"apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {{name: peer-{node}, namespace: {NAMESPACE}, annotations: {{k8s.v1.cni.cncf.io/resourceName: {RESOURCE}}}}}
+spec:
+  config: '{{"cniVersion": "1.0.0", "name": "peer-{node}", "type": "macvtap", "ipam": {{"type": "static", "addresses":
+    [{{"address": "10.90.0.1{number}/24"}}, {{"address": "fd90::1{number}/64"}}]}}}}'
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: peer-{node}, namespace: {NAMESPACE}, annotations: {{k8s.v1.cni.cncf.io/networks: peer-{node}}}}}
+spec:
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
+  terminationGracePeriodSeconds: 1
+  tolerations: [{{operator: Exists}}]
+  containers:
+  - {{name: peer, image: {image}, imagePullPolicy: IfNotPresent, command: [sleep, infinity], resources: {{limits: {{{RESOURCE}: 1}}}}}}
+"#,
+        image = images::reference("busybox"),
+    )
+}
