@@ -83,8 +83,12 @@ fn resource_rules() -> Vec<Rule> {
         rule(resource("a"), resource(""), "spec.resourceName"),
         rule(resource("a-b"), resource("a-"), "spec.resourceName"),
         rule(prefix("example.com"), prefix("Example.com"), "spec.resourcePrefix"),
-        rule(prefix("a.kubernetes.io.example"), prefix("kubernetes.io"), "kubernetes.io is Kubernetes' own"),
-        rule(prefix("kubernetes.example"), prefix("x.kubernetes.io"), "kubernetes.io is Kubernetes' own"),
+        rule(
+            prefix("a.kubernetes.io.example"),
+            prefix("kubernetes.io"),
+            "kubernetes.io belongs to Kubernetes",
+        ),
+        rule(prefix("kubernetes.example"), prefix("x.kubernetes.io"), "kubernetes.io belongs to Kubernetes"),
         rule(prefix("request.example"), prefix("requests.example"), "reserved for quotas"),
         rule(json!({"priority": 1000}), json!({"priority": 1001}), "less than or equal to 1000"),
         rule(json!({"priority": 0}), json!({"priority": -1}), "spec.priority"),
@@ -242,7 +246,7 @@ fn network_rules() -> Vec<Rule> {
         rule(named("Pool", "net-1"), named("Pool", "net.1"), "networks[0].name"),
         rule(named("Link", "m-{link}"), named("Link", "m"), "contains {link} with resourcePer: Link"),
         rule(named("Pool", "m"), named("Pool", "m-{link}"), "contains {link} with resourcePer: Link"),
-        rule(places(json!({"selector": {}})), places(json!({})), "no namespace is meant"),
+        rule(places(json!({"selector": {}})), places(json!({})), "no namespace is selected"),
         rule(places(json!({"names": ["a"]})), places(json!({"names": []})), "namespaces.names"),
         rule(places(json!({"names": ["a"]})), places(json!({"names": ["A"]})), "namespaces.names"),
         rule(
@@ -466,6 +470,6 @@ fn every_field_explains_itself() -> Result<()> {
     let text = api.kubectl.run(&["explain", "mrp.spec.links.names"])?;
     assert!(text.contains("shell patterns"), "{text}");
     let text = api.kubectl.run(&["explain", "mns.status.links.reason"])?;
-    assert!(text.contains("Why no pool has it"), "{text}");
+    assert!(text.contains("Why no pool holds it"), "{text}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Which links of a node are meant.
+//! Selectors of links.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What kind of link: Physical (a NIC), Bond, Vlan, Team, Bridge, Veth, Dummy, or Other for every other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum LinkKind {
-    /// A NIC: a link with a device behind it, made by no other link.
+    /// A NIC: a link with a hardware device that is not built on another link.
     Physical,
     /// A bond.
     Bond,

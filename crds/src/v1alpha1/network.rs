@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 /// What stands for the link's name in the name of a network, with `resourcePer: Link`.
 pub const LINK_PLACEHOLDER: &str = "{link}";
 
-/// One network attachment definition, made in each of the namespaces.
+/// A network attachment definition that is created in each of the namespaces.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkTemplate {
@@ -21,7 +21,7 @@ pub struct NetworkTemplate {
         regex(pattern = r"^([a-z0-9]|\{link\})(([-a-z0-9]|\{link\})*([a-z0-9]|\{link\}))?$")
     )]
     pub name: String,
-    /// Where it is made.
+    /// Namespaces in which it is created.
     pub namespaces: NamespaceSelector,
     /// CNI version of its configuration. Absent: 1.0.0.
     #[serde(default)]
@@ -30,7 +30,7 @@ pub struct NetworkTemplate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 68, max = 65535))]
     pub mtu: Option<u32>,
-    /// Set interfaces promiscuous: they get every multicast frame, with mode Passthru also frames for strangers. Absent:
+    /// Set interfaces promiscuous: they receive every multicast frame, and with mode Passthru also frames for others. Absent:
     /// as the pool says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promisc_mode: Option<bool>,
@@ -40,15 +40,16 @@ pub struct NetworkTemplate {
     pub announce: Announce,
     /// Follow: an interface has its MAC address while the virtual machine that it belongs to is behind it, so that a
     /// machine that migrates is reached from the pods of both nodes at any time. Fixed: from the beginning to the end.
+    /// Absent: Fixed.
     #[serde(default)]
     pub migration: Migration,
-    /// DNS settings that the result of the plugin carries.
+    /// DNS settings in the result of the plugin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Dns>,
-    /// Who gives addresses. Absent: nobody.
+    /// Source of IP addresses. Absent: interfaces get none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipam: Option<Ipam>,
-    /// What a pod may ask for in its network annotation beyond what Multus always passes on.
+    /// What a pod may request in its network annotation, in addition to what Multus always passes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Capabilities>,
     /// Plugins that run after macvtap, each with its own configuration.
@@ -61,7 +62,7 @@ pub struct NetworkTemplate {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.names) || has(self.selector)")
-    .message("no namespace is meant; set names, selector or both"))]
+    .message("no namespace is selected; set names, selector or both"))]
 pub struct NamespaceSelector {
     /// Names of namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,7 +150,7 @@ pub struct Dns {
     pub options: Option<Vec<String>>,
 }
 
-/// Who gives addresses: exactly one of the members.
+/// Source of IP addresses: exactly one of the members.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.kubeOVN) != has(self.raw)")

@@ -1,4 +1,4 @@
-//! `MacvtapNodeState`: what one node shall offer, and what it does offer.
+//! `MacvtapNodeState`: what one node should offer, and what it offers.
 //!
 //! `spec` is written by the operator alone, `status` by the agent of that node alone.
 
@@ -12,13 +12,13 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The most pools one node can have.
+/// The most pools of one node.
 pub const POOLS_MAX: usize = 64;
 
 /// The most links a node reports.
 pub const LINKS_MAX: usize = 128;
 
-/// What one node shall offer.
+/// The pools one node should serve.
 #[derive(CustomResource, JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "macvtap.network.kubevirt.io",
@@ -29,7 +29,7 @@ pub const LINKS_MAX: usize = 128;
     category = "macvtap",
     status = "MacvtapNodeStateStatus",
     derive = "PartialEq",
-    doc = "What one node shall offer (spec, by the operator) and what it does offer (status, by the node's agent). Its name is the node's.",
+    doc = "The pools one node should serve (spec, written by the operator) and what it serves (status, written by the node's agent). It has the name of the node.",
     printcolumn(
         name = "Pools",
         type_ = "string",
@@ -46,13 +46,13 @@ pub const LINKS_MAX: usize = 128;
         name = "Devices",
         type_ = "integer",
         json_path = ".status.totals.allocatable",
-        description = "Devices that pods can have"
+        description = "Healthy devices"
     ),
     printcolumn(
         name = "Allocated",
         type_ = "integer",
         json_path = ".status.totals.allocated",
-        description = "Devices that pods have"
+        description = "Devices assigned to pods"
     ),
     printcolumn(
         name = "Ready",
@@ -64,7 +64,6 @@ pub const LINKS_MAX: usize = 128;
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
     ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Dead",
         type_ = "integer",
@@ -84,7 +83,8 @@ pub const LINKS_MAX: usize = 128;
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].message",
         priority = 1
-    )
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", default)]
 pub struct MacvtapNodeStateSpec {
@@ -151,7 +151,7 @@ impl PoolPhase {
     }
 }
 
-/// What one node does offer.
+/// What one node serves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MacvtapNodeStateStatus {
@@ -166,17 +166,17 @@ pub struct MacvtapNodeStateStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub agent_version: Option<String>,
-    /// Which boot of the node this is about.
+    /// ID of the node's boot that this status is about.
     #[serde(rename = "bootID", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub boot_id: Option<String>,
     /// Sums over the node, for people.
     pub totals: NodeTotals,
-    /// Links that could be used, with the pool that has each or the reason why none has: NICs, bonds, VLANs and what a
-    /// pool matches. At most 128.
+    /// Links that pools can use, each with the pools that hold it or the reason why none does: NICs, bonds, VLANs and
+    /// what a pool matches. At most 128.
     #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "atomic"))]
     pub links: Vec<NodeLink>,
-    /// How many links did not fit.
+    /// Number of links that are left out because the list is full.
     #[serde(skip_serializing_if = "is_zero")]
     pub truncated_links: u32,
     /// The pools of spec, as they are on this node.
@@ -194,14 +194,14 @@ pub struct NodeTotals {
     /// Pools that are ready / all.
     #[schemars(length(max = 32))]
     pub pools: String,
-    /// Links that a pool has / all.
+    /// Links that a pool holds / all.
     #[schemars(length(max = 32))]
     pub links: String,
     /// Devices offered, healthy or not.
     pub capacity: u32,
     /// Devices offered and healthy.
     pub allocatable: u32,
-    /// Devices pods have.
+    /// Devices assigned to pods.
     pub allocated: u32,
     /// Devices whose link vanished under a running pod.
     pub dead: u32,
@@ -249,15 +249,15 @@ pub struct NodeLink {
     /// Whether the link is up and has carrier.
     #[serde(default)]
     pub carrier: bool,
-    /// The pools that have it: one, or several that share it.
+    /// The pools that hold it: one, or several that share it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
     pub pools: Vec<String>,
-    /// Why no pool has it, or why its devices are unhealthy.
+    /// Why no pool holds it, or why its devices are unhealthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub reason: Option<String>,
-    /// The reason with its particulars, for people.
+    /// The reason in detail, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
@@ -270,7 +270,7 @@ pub struct NodePoolStatus {
     /// Name of the pool.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// The generation in spec that this is about.
+    /// The generation in spec that these values are about.
     pub generation: i64,
     /// Devices offered, healthy or not.
     #[serde(default)]
@@ -278,13 +278,13 @@ pub struct NodePoolStatus {
     /// Devices offered and healthy.
     #[serde(default)]
     pub allocatable: u32,
-    /// Devices pods have.
+    /// Devices assigned to pods.
     #[serde(default)]
     pub allocated: u32,
     /// Devices whose link vanished under a running pod.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dead: u32,
-    /// Links the pool has.
+    /// Links the pool holds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "atomic"))]
     pub links: Vec<String>,
@@ -292,11 +292,11 @@ pub struct NodePoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "atomic"))]
     pub unhealthy_links: Vec<String>,
-    /// Links that the pool matches and another pool has.
+    /// Links that the pool matches and another pool holds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128), inner(length(max = 15)), extend("x-kubernetes-list-type" = "atomic"))]
     pub contested_links: Vec<String>,
-    /// Other pools that match a link this pool has.
+    /// Other pools that match a link this pool holds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
     pub contenders: Vec<String>,
@@ -353,64 +353,4 @@ fn is_zero(number: &u32) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    fn written(pool: &Value) -> Value {
-        let mut full = json!({"name": "dp", "uid": "u", "generation": 1, "links": [{"names": ["dp0"]}]});
-        full.as_object_mut().unwrap().extend(pool.as_object().unwrap().clone());
-        serde_json::to_value(serde_json::from_value::<NodePool>(full).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn what_equals_its_default_is_not_written_and_everything_else_is() {
-        let least = json!({"name": "dp", "uid": "u", "generation": 1, "links": [{"names": ["dp0"]}]});
-        let with = |pool: &Value| {
-            let mut full = least.clone();
-            full.as_object_mut().unwrap().extend(pool.as_object().unwrap().clone());
-            full
-        };
-        let defaults = json!({
-            "phase": "Active", "resourcePrefix": crate::GROUP, "priority": 0, "overlap": "Exclusive",
-            "type": "Macvtap", "health": {"carrier": "Required", "downDelaySeconds": 3, "upDelaySeconds": 5},
-            "macvtap": {"mode": "Bridge", "promiscuous": false, "allMulticast": true, "owner": {"uid": 107, "gid": 107}},
-        });
-        assert_eq!(written(&defaults), least);
-        for other in [
-            json!({"phase": "Draining"}),
-            json!({"resourceName": "other", "priority": 7, "overlap": "Shared"}),
-            json!({"health": {"downDelaySeconds": 0}, "capacity": {"perLink": 100}}),
-            json!({"macvtap": {"allMulticast": false, "mtu": 9000, "owner": {"gid": 0}}}),
-            json!({"type": "HostDevice", "tapOnly": "Allowed", "topology": "None", "allocation": "Pack"}),
-        ] {
-            assert_eq!(written(&other), with(&other));
-        }
-    }
-
-    #[test]
-    fn a_status_says_what_is_wrong_and_not_what_is_well() {
-        let condition = |kind: &str, status: &str| {
-            json!({"type": kind, "status": status, "reason": "R", "message": "m", "observedGeneration": 3,
-                "lastTransitionTime": "2026-01-01T00:00:00Z"})
-        };
-        let status: MacvtapNodeStateStatus = serde_json::from_value(json!({
-            "pools": [
-                {"name": "well", "generation": 3, "conditions": [condition("Ready", "True"), condition("Degraded", "False")]},
-                {"name": "sick", "generation": 3, "conditions": [condition("Ready", "True"), condition("Degraded", "True")]},
-            ],
-            "conditions": [condition("Ready", "False"), condition("Degraded", "False")],
-        }))
-        .unwrap();
-        let brief = status.brief();
-        assert_eq!(brief.pools[0].conditions, []);
-        let [sick] = brief.pools[1].conditions.as_slice() else { panic!("{:?}", brief.pools[1]) };
-        assert_eq!(
-            (sick.type_.as_str(), sick.message.as_str(), sick.observed_generation),
-            ("Degraded", "m", None)
-        );
-        let messages: Vec<&str> =
-            brief.conditions.iter().map(|condition| condition.message.as_str()).collect();
-        assert_eq!(messages, ["m", ""]);
-    }
-}
+mod tests;

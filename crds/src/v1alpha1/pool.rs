@@ -15,7 +15,7 @@ pub const NAME_MAX: usize = 63;
 /// The most samples in a pool's status.
 pub const SAMPLES_MAX: usize = 10;
 
-/// Links of nodes that become one schedulable resource, and the networks that hand its devices to pods.
+/// Links of nodes that become one schedulable resource, and the networks that attach its devices to pods.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "macvtap.network.kubevirt.io",
@@ -26,22 +26,22 @@ pub const SAMPLES_MAX: usize = 10;
     category = "macvtap",
     status = "MacvtapResourcePoolStatus",
     derive = "PartialEq",
-    doc = "Links of nodes that become one schedulable resource, and the networks that hand its devices to pods.",
+    doc = "Links of nodes that become one schedulable resource, and the networks that attach its devices to pods.",
     validation = Rule::new("self.metadata.name.size() <= 63")
         .message("a pool's name is part of names that Kubernetes limits; use at most 63 characters"),
-    printcolumn(name = "Resource", type_ = "string", json_path = ".status.resource", description = "What a pod asks for"),
+    printcolumn(name = "Resource", type_ = "string", json_path = ".status.resource", description = "Resource that pods request"),
     printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodes.summary", description = "Nodes ready / matched"),
-    printcolumn(name = "Devices", type_ = "integer", json_path = ".status.devices.allocatable", description = "Devices that pods can have"),
-    printcolumn(name = "Allocated", type_ = "integer", json_path = ".status.devices.allocated", description = "Devices that pods have"),
+    printcolumn(name = "Devices", type_ = "integer", json_path = ".status.devices.allocatable", description = "Healthy devices"),
+    printcolumn(name = "Allocated", type_ = "integer", json_path = ".status.devices.allocated", description = "Devices assigned to pods"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority", priority = 1),
     printcolumn(name = "Type", type_ = "string", json_path = ".spec.type", priority = 1),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.macvtap.mode", priority = 1),
-    printcolumn(name = "Links", type_ = "integer", json_path = ".status.links.claimed", description = "Links the pool has", priority = 1),
+    printcolumn(name = "Links", type_ = "integer", json_path = ".status.links.claimed", description = "Links the pool holds", priority = 1),
     printcolumn(name = "Networks", type_ = "integer", json_path = ".status.networks.ready", description = "Network attachment definitions in place", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -76,10 +76,10 @@ pub struct MacvtapResourcePoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::label_selector")]
     pub node_selector: Option<LabelSelector>,
-    /// What nodes must know.
+    /// The part of the pool that nodes receive.
     #[serde(flatten)]
     pub settings: PoolSettings,
-    /// How a change reaches the nodes.
+    /// How changes are rolled out to the nodes.
     #[serde(default)]
     pub rollout: Rollout,
     /// Network attachment definitions for the pool's resource.
@@ -103,12 +103,12 @@ impl MacvtapResourcePool {
     }
 }
 
-/// How a change reaches the nodes.
+/// How changes are rolled out to the nodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.type == 'Staged' || !has(self.staged)").message("staged needs type: Staged"))]
 pub struct Rollout {
-    /// AllAtOnce, or Staged: a few nodes at a time, stopping when too many get worse.
+    /// AllAtOnce, or Staged: a few nodes at a time, halting when too many of them get worse.
     #[serde(default, rename = "type")]
     pub rollout_type: RolloutType,
     /// Settings of type Staged.
@@ -116,7 +116,7 @@ pub struct Rollout {
     pub staged: Option<Staged>,
 }
 
-/// How a change reaches the nodes.
+/// How changes are rolled out to the nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum RolloutType {
     /// All nodes together.
@@ -130,7 +130,7 @@ pub enum RolloutType {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Staged {
-    /// How many nodes change together: a number, or a share in percent.
+    /// Number of nodes that change together, or a share in percent.
     #[schemars(schema_with = "schema::batch")]
     pub batch: IntOrString,
     /// How many nodes may get worse by the change or fall silent before it halts.
@@ -144,14 +144,14 @@ impl Default for Staged {
     }
 }
 
-/// What became of a pool.
+/// What the operator observes of a pool.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MacvtapResourcePoolStatus {
     /// The generation this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// What a pod writes into its limits: prefix and name.
+    /// Resource that pods request in their limits: prefix and name.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 317))]
     pub resource: Option<String>,
@@ -168,7 +168,7 @@ pub struct MacvtapResourcePoolStatus {
     pub devices: DeviceCounts,
     /// Network attachment definitions.
     pub networks: NetworkCounts,
-    /// Nodes where something is wrong, the worst first; at most ten.
+    /// Nodes that do not serve the pool as they should, the worst first; at most ten.
     #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
     pub samples: Vec<NodeSample>,
 }
@@ -177,7 +177,7 @@ pub struct MacvtapResourcePoolStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeCounts {
-    /// ready / matched, to read.
+    /// ready / matched, for people.
     #[schemars(length(max = 32))]
     pub summary: String,
     /// Nodes the pool selects, without those of withoutLinks and those that are being deleted and did not receive its
@@ -185,13 +185,13 @@ pub struct NodeCounts {
     pub matched: u32,
     /// Nodes the pool selects that have no matching link.
     pub without_links: u32,
-    /// Those that have applied the pool as it is now.
+    /// Matched nodes that have applied the current pool.
     pub updated: u32,
-    /// Those that have applied it and offer a healthy device.
+    /// Updated nodes that offer a healthy device.
     pub ready: u32,
-    /// Those that report a problem.
+    /// Matched nodes that report a problem.
     pub degraded: u32,
-    /// Those that have not answered for 90 seconds.
+    /// Matched nodes whose agent has not responded for 90 seconds.
     pub unreachable: u32,
 }
 
@@ -199,11 +199,11 @@ pub struct NodeCounts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LinkCounts {
-    /// Links the pool has.
+    /// Links the pool holds.
     pub claimed: u32,
-    /// Those of them that are unhealthy.
+    /// Claimed links that are unhealthy.
     pub unhealthy: u32,
-    /// Links that the pool matches and another pool has.
+    /// Links that the pool matches and another pool holds.
     pub contested: u32,
 }
 
@@ -215,7 +215,7 @@ pub struct DeviceCounts {
     pub capacity: u64,
     /// Devices offered and healthy.
     pub allocatable: u64,
-    /// Devices pods have.
+    /// Devices assigned to pods.
     pub allocated: u64,
     /// Devices whose link vanished under a running pod.
     pub dead: u64,
@@ -225,23 +225,23 @@ pub struct DeviceCounts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkCounts {
-    /// Those that should be there.
+    /// Network attachment definitions the pool asks for.
     pub desired: u32,
-    /// Those that are there as they should be.
+    /// Those that exist as the pool describes them.
     pub ready: u32,
 }
 
-/// A node where something is wrong.
+/// A node that does not serve the pool as it should.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeSample {
     /// Name of the node.
     #[schemars(length(max = 253))]
     pub node: String,
-    /// Why, in one word.
+    /// The reason, one word for programs.
     #[schemars(length(max = 64))]
     pub reason: String,
-    /// Why, for people.
+    /// The reason in detail, for people.
     #[serde(default)]
     #[schemars(length(max = 1024))]
     pub message: String,

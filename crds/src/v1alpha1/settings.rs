@@ -1,4 +1,4 @@
-//! What a node must know of a pool: the fields pools and node states have in common, under the same names.
+//! The settings that pools and node states have in common, under the same names.
 
 use super::links::LinkSelector;
 use kube::KubeSchema;
@@ -7,20 +7,20 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-/// How many devices a link offers when nothing is said: what macvtap-cni offers.
+/// How many devices a link offers by default, as macvtap-cni does.
 pub const DEFAULT_PER_LINK: u32 = 100;
 
 /// The node-relevant part of a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolSettings {
-    /// What stands before the `/` in the resource's name. Immutable.
+    /// Part of the resource's name before the `/`. Immutable.
     #[serde(default = "defaults::resource_prefix")]
     #[schemars(
         length(min = 1, max = 244),
         regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
     )]
-    #[x_kube(validation = Rule::new("!self.endsWith('kubernetes.io')").message("kubernetes.io is Kubernetes' own; use a domain of yours"))]
+    #[x_kube(validation = Rule::new("!self.endsWith('kubernetes.io')").message("kubernetes.io belongs to Kubernetes; use a domain of your own"))]
     #[x_kube(validation = Rule::new("!self.startsWith('requests.')").message("requests. is reserved for quotas"))]
     pub resource_prefix: String,
     /// Which pool gets a link that several match: the higher number, then the older pool, then the first by name.
@@ -30,7 +30,7 @@ pub struct PoolSettings {
     /// The links of the pool: those that match one of the entries.
     #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub links: Vec<LinkSelector>,
-    /// Links to leave out, although an entry of links matches.
+    /// Links to leave out even if an entry of links matches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16), extend("x-kubernetes-list-type" = "atomic"))]
     pub exclude: Option<Vec<LinkSelector>>,
@@ -50,13 +50,13 @@ pub struct PoolSettings {
     /// How many devices are offered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
-    /// Which free device a pod gets: Spread takes it from the link with the fewest in use, Pack from the one with the most.
+    /// Which free device a pod is assigned: Spread takes it from the link with the fewest in use, Pack from the one with the most.
     #[serde(default)]
     pub allocation: Allocation,
     /// Whether a pod may take a tap device without a network (by resource limit alone): Allowed or Forbidden.
     #[serde(default)]
     pub tap_only: TapOnly,
-    /// Hint: tell the kubelet the NUMA node of each device. None: do not.
+    /// Hint: report the NUMA node of each device to the kubelet. None: do not.
     #[serde(default)]
     pub topology: Topology,
     /// When a link's devices count as healthy.
@@ -257,8 +257,8 @@ pub struct Macvtap {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 68, max = 65535))]
     pub mtu: Option<u32>,
-    /// Set devices promiscuous. The kernel then gives them every multicast frame of their link, and with mode Passthru
-    /// also frames for strangers; with other modes never, whatever the link is set to.
+    /// Set devices promiscuous. The kernel then delivers every multicast frame of their link to them, and with mode
+    /// Passthru also frames for others; with other modes never, whatever the link is set to.
     pub promiscuous: bool,
     /// Devices receive every multicast frame. Without it a guest's own multicast groups, hence IPv6, do not work.
     pub all_multicast: bool,

@@ -14,7 +14,9 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+mod availability;
 mod kstatus;
+mod obstacles;
 
 const NOW: i64 = 10_000;
 
@@ -217,52 +219,6 @@ fn a_silent_node_is_unreachable_after_ninety_seconds_and_does_not_take_readiness
     says(&status(&dp, &[told("b", &dp, 100)]), Ready, false, PoolReason::NodesNotReady);
 }
 
-#[test]
-fn a_dry_run_is_never_ready_and_nothing_is_wrong_with_it() {
-    let dry = pool("dp", json!({"advertisement": "DryRun"}));
-    let entry = json!({"links": ["dp0"], "conditions": conditions(&[("Ready", "False", "DryRun")])});
-    let found = status(&dry, &[answered("n1", &dry, &entry)]);
-    says(&found, Ready, false, PoolReason::DryRun);
-    says(&found, Available, false, PoolReason::NoNodeServing);
-    says(&found, Degraded, false, PoolReason::AsExpected);
-    says(&found, Progressing, false, PoolReason::UpToDate);
-    assert!(found.samples.is_empty(), "{:?}", found.samples);
-}
-
-#[test]
-fn nodes_without_a_matching_link_count_apart() {
-    let dp = pool("dp", json!({"nodeSelector": {}}));
-    let none = json!({"conditions": conditions(&[("Ready", "False", "NoMatchingLink")])});
-    let found = status(&dp, &[healthy("a", &dp), answered("b", &dp, &none)]);
-    says(&found, Ready, true, PoolReason::AllNodesReady);
-    says(&found, Degraded, false, PoolReason::AsExpected);
-    assert_eq!((found.nodes.summary.as_str(), found.nodes.without_links), ("1/1", 1));
-    assert_eq!((found.nodes.updated, found.samples[0].node.as_str()), (1, "b"));
-    let alone = status(&dp, &[answered("b", &dp, &none)]);
-    says(&alone, Ready, false, PoolReason::NoMatchingLinks);
-    for trouble in [json!({"dead": 1}), json!({"contestedLinks": ["dp0"]}), json!({"allocated": 1})] {
-        let mut entry = none.clone();
-        entry.as_object_mut().unwrap().extend(trouble.as_object().unwrap().clone());
-        let found = status(&dp, &[healthy("a", &dp), answered("b", &dp, &entry)]);
-        assert_eq!((found.nodes.without_links, found.nodes.degraded), (0, 1), "{trouble}");
-    }
-}
-
-#[test]
-fn a_pool_stays_available_while_one_node_serves_it() {
-    let before = pool("dp", json!({}));
-    let after = edited(&json!({}));
-    let found = status(&after, &[healthy("n1", &before)]);
-    says(&found, Ready, false, PoolReason::NodesNotReady);
-    says(&found, Available, true, PoolReason::NodesServing);
-    let down = json!({"conditions": conditions(&[("Ready", "False", "NoHealthyLink")])});
-    let nodes = |first: TestNode| [first, answered("n2", &before, &down)];
-    says(&status(&before, &nodes(healthy("n1", &before))), Available, true, PoolReason::NodesServing);
-    let mut silent = healthy("n1", &before);
-    silent.not_ready_since = Some(Timestamp::from_second(NOW - 90).unwrap());
-    says(&status(&before, &nodes(silent)), Available, false, PoolReason::NoNodeServing);
-}
-
 /// The status of a staged pool whose first node got worse by the edit.
 fn halted(before: &MacvtapResourcePool, after: &MacvtapResourcePool) -> MacvtapResourcePoolStatus {
     let bad = json!({"conditions": conditions(&[("Ready", "False", "MtuTooSmall")])});
@@ -275,19 +231,6 @@ fn halted(before: &MacvtapResourcePool, after: &MacvtapResourcePool) -> MacvtapR
         report.status
     });
     halted
-}
-
-#[test]
-fn what_goes_on_only_when_somebody_acts_is_stalled() {
-    let dp = pool("dp", json!({}));
-    assert_eq!(find(&status(&dp, &[healthy("n1", &dp)]).conditions, Stalled), None);
-    let verdict = Err(Rejection::ResourceNameConflict { resource: "dp".into(), older: "first".into() });
-    let rejected = status_with(&dp, &[], &verdict, &NetworkReport::default()).status;
-    says(&rejected, Stalled, true, PoolReason::ResourceNameConflict);
-    let after = edited(&json!({"type": "Staged", "staged": {"batch": 1, "maxDegraded": 0}}));
-    says(&halted(&dp, &after), Stalled, true, PoolReason::RolloutHalted);
-    let ending = status_with(&deleted(dp.clone()), &[], &verdict, &NetworkReport::default()).status;
-    assert_eq!(find(&ending.conditions, Stalled), None);
 }
 
 #[test]
@@ -318,33 +261,6 @@ fn the_first_problem_of_the_networks_is_the_reason() {
     assert!(find(&found.conditions, NetworksReady).unwrap().message.contains("and 1 more"));
     let fine = NetworkReport { desired: 1, ready: 1, ..NetworkReport::default() };
     says(&status_with(&dp, &[], &Ok(()), &fine).status, NetworksReady, true, PoolReason::AllNetworksReady);
-}
-
-#[test]
-fn a_pool_that_is_being_deleted_names_the_nodes_it_waits_for() {
-    let dp = pool("dp", json!({}));
-    let gone = deleted(dp.clone());
-    let found = status(&gone, &[healthy("n1", &dp), answered("n2", &dp, &json!({"allocated": 7}))]);
-    says(&found, Terminating, true, PoolReason::DevicesInUse);
-    says(&found, Ready, false, PoolReason::Terminating);
-    let message = &find(&found.conditions, Terminating).unwrap().message;
-    assert_eq!(message, "9 devices in use on 2 nodes: n2 (7), n1 (2)");
-    let unused = [healthy("n1", &dp), answered("n2", &dp, &json!({"allocatable": 5}))];
-    let message = |nodes: &[TestNode]| {
-        let found = status(&gone, nodes);
-        assert!(found.samples.is_empty(), "{:?}", found.samples);
-        says(&found, Progressing, false, PoolReason::Terminating);
-        find(&found.conditions, Terminating).map(|c| (c.reason.clone(), c.message.clone())).unwrap()
-    };
-    assert_eq!(message(&unused), ("DevicesInUse".into(), "2 devices in use on 1 nodes: n1 (2)".into()));
-    let (reason, text) = message(&unused[1..]);
-    assert_eq!((&*reason, &*text), ("NodesDraining", "waiting for 1 nodes to withdraw the pool: n2"));
-    let kept = ["a", "b"].map(|name| ("tenant".to_owned(), name.to_owned())).to_vec();
-    let networks = NetworkReport { desired: 2, kept, ..NetworkReport::default() };
-    let found = status_with(&gone, &[], &Ok(()), &networks).status;
-    says(&found, Terminating, true, PoolReason::RemovingNetworks);
-    let message = &find(&found.conditions, Terminating).unwrap().message;
-    assert_eq!(message, "2 networks are being removed, kept by finalizers: tenant/a, tenant/b");
 }
 
 #[test]
@@ -458,52 +374,6 @@ fn a_node_that_is_being_deleted_holds_up_neither_rollout_nor_readiness() {
     for told in [leaving(answered("n1", &after, &bad)), leaving(told("n1", &after, 5))] {
         assert_eq!(look(&[told, healthy("n2", &before)]).rollout.next, ["n2"]);
     }
-}
-
-#[test]
-fn a_node_that_cannot_have_the_pool_holds_up_no_rollout_and_says_why() {
-    let after =
-        pool("dp", json!({"nodeSelector": {}, "rollout": {"type": "Staged", "staged": {"batch": 1}}}));
-    let mut others: Vec<_> = (0..64).map(|i| pool(&format!("p{i:02}"), json!({"priority": 5}))).collect();
-    let look = |others: &[MacvtapResourcePool]| {
-        let (mut full, empty) = (told("n1", &after, 0), told("n2", &pool("gone", json!({})), 0));
-        let entries: Vec<_> = others.iter().map(|pool| Arc::new(crate::entry::entry_of(pool))).collect();
-        full.state = Some(state("n1", spec(&entries), NOW));
-        let all: Vec<_> = others.iter().chain([&after]).collect();
-        let catalog = Catalog::new(all.iter().copied());
-        let states = [&full, &empty].map(|node| known(node.state.as_ref().unwrap()));
-        let views =
-            [&full, &empty].map(|node| node.view(states.iter().find(|state| state.name == node.name)));
-        let observed = Observed {
-            pool: &after,
-            verdict: &Ok(()),
-            nodes: &views,
-            catalog: &catalog,
-            grants: &Grants::default(),
-            networks: &NetworkReport::default(),
-            now: Timestamp::from_second(NOW).unwrap(),
-        };
-        report(&observed)
-    };
-    let found = look(&others);
-    assert_eq!(found.rollout.next, ["n2"]);
-    assert_eq!(found.status.samples[0].reason, "TooManyPools");
-    says(&found.status, Degraded, true, PoolReason::NodesDegraded);
-    others[9].spec.settings.priority = 0;
-    others[9].metadata.creation_timestamp = Some(crate::testing::at(5));
-    let found = look(&others);
-    assert_eq!(found.rollout.next, ["n1"], "the last one of the others makes room");
-    assert_eq!(found.status.samples[0].reason, "Waiting");
-
-    let heir = pool("heir", json!({"resourceName": "dp", "nodeSelector": {}, "rollout": {"type": "Staged"}}));
-    let report = status_with(
-        &heir,
-        &[told("n1", &after, 0), told("n2", &pool("gone", json!({})), 0)],
-        &Ok(()),
-        &NetworkReport::default(),
-    );
-    assert_eq!(report.rollout.next, ["n2"]);
-    assert!(report.status.samples[0].message.contains("earlier pool"), "{:?}", report.status.samples);
 }
 
 #[test]
