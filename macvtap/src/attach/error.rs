@@ -49,6 +49,16 @@ pub enum AttachError {
     /// It does not fit its lower link or the pod.
     #[error(transparent)]
     Unfit(#[from] UnfitError),
+    /// The index is taken on the node.
+    #[error("index {ifindex} of device {device} is taken by link {taken_by} of the node; delete it")]
+    IndexTakenOnNode {
+        /// The device.
+        device: DeviceId,
+        /// Its index.
+        ifindex: u32,
+        /// Who has it.
+        taken_by: String,
+    },
     /// The index is taken.
     #[error(
         "index {ifindex} of device {device} is taken by interface {taken_by} of the pod's network namespace; delete it"

@@ -165,6 +165,14 @@ impl<K: Kernel> Attaching<'_, K> {
                         taken_by: taken.name,
                     });
                 }
+                // Kernels before 6.13 look for it in the namespace of whoever asks, too.
+                if let Some(taken) = self.kernel.find(Place::Home(Home::Node), &By::Index(link.index))? {
+                    return Err(AttachError::IndexTakenOnNode {
+                        device: request.device.clone(),
+                        ifindex: link.index,
+                        taken_by: taken.name,
+                    });
+                }
                 Err(AttachError::LowerBusy { name: request.lower_name.clone(), source: error })
             }
             // With an MTU that fits, what is left is a sibling in passthru mode.

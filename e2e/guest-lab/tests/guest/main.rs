@@ -17,4 +17,5 @@ mod pools;
 mod recording;
 mod sriov;
 mod support;
+mod taken;
 mod unplug;
