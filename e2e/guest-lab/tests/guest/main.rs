@@ -15,6 +15,7 @@ mod lost_checkpoint;
 mod no_ipv6;
 mod pools;
 mod recording;
+mod slow_carrier;
 mod sriov;
 mod support;
 mod taken;
