@@ -10,15 +10,15 @@ use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
 /// The API server is away for as long as this lives.
-struct Outage<'a>(&'a Cluster);
+pub(crate) struct Outage<'a>(&'a Cluster);
 
 impl<'a> Outage<'a> {
-    fn begin(cluster: &'a Cluster) -> Result<Self> {
+    pub(crate) fn begin(cluster: &'a Cluster) -> Result<Self> {
         cluster.kill_api_server()?;
         Ok(Self(cluster))
     }
 
-    fn end(self) -> Result<()> {
+    pub(crate) fn end(self) -> Result<()> {
         self.0.start_api_server()
     }
 }

@@ -5,6 +5,7 @@
 
 mod api_outage;
 mod breaks;
+mod checkpoint;
 mod churn;
 mod hangs;
 mod kubelet;
