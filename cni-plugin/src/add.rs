@@ -114,7 +114,7 @@ fn add_macvtap(
         repeat: repeat(network),
     };
     match attach::begin(&call.paths, kernel, request)? {
-        Begun::Present(attached) => adding.report(&follow::told(attached.link, following.as_ref()), None),
+        Begun::Present(attached) => Ok(adding.report(&follow::told(attached.link, following.as_ref()), None)),
         Begun::New(attaching) => {
             let is_derived = network.mac.is_none() && derived.is_some();
             let derived_for = is_derived.then_some(*attachment);
@@ -150,7 +150,7 @@ fn add_nic(
         repeat: repeat(network),
     };
     match host_device::begin(&call.paths, kernel, request)? {
-        host_device::Begun::Present(link) => adding.report(&link, None),
+        host_device::Begun::Present(link) => Ok(adding.report(&link, None)),
         host_device::Begun::New(taking) => attach(*taking, adding),
     }
 }
@@ -188,7 +188,7 @@ fn attach(mut pending: impl Pending, adding: &Adding<'_>) -> Result<CniResult, C
     match raise::raise(&mut pending, adding, &mut lease) {
         Ok(()) => {
             let link = pending.finish()?;
-            adding.report(&link, lease.map(Lease::keep))
+            Ok(adding.report(&link, lease.map(Lease::keep)))
         }
         Err(error) => {
             if adding.delegate.as_ref().is_some_and(Delegate::needs_link) {
@@ -201,14 +201,14 @@ fn attach(mut pending: impl Pending, adding: &Adding<'_>) -> Result<CniResult, C
 }
 
 impl Adding<'_> {
-    fn report(&self, link: &Link, lease: Option<CniResult>) -> Result<CniResult, CniError> {
+    fn report(&self, link: &Link, lease: Option<CniResult>) -> CniResult {
         let mut result = self.network.prev_result.clone().unwrap_or_default();
         let ours = result.interfaces.len();
         result.interfaces.push(Interface {
             name: link.name.clone(),
             mac: link.device_mac().map(|mac| mac.to_string()).unwrap_or_default(),
             mtu: Some(link.mtu),
-            sandbox: self.attachment.required_netns()?.display().to_string(),
+            sandbox: self.attachment.netns.display().to_string(),
             more: serde_json::Map::new(),
         });
         let lease = lease.unwrap_or_default();
@@ -222,7 +222,7 @@ impl Adding<'_> {
         } else if result.dns.is_empty() {
             result.dns = self.network.dns.clone();
         }
-        Ok(result)
+        result
     }
 }
 
@@ -269,7 +269,7 @@ fn holder(attachment: &Attachment, netns: &Netns) -> Result<Holder, CniError> {
 
 /// The pod's namespace.
 pub(crate) fn open_netns(attachment: &Attachment) -> Result<Netns, CniError> {
-    Netns::open(attachment.required_netns()?).map_err(|error| netns_error(&error))
+    Netns::open(&attachment.netns).map_err(|error| netns_error(&error))
 }
 
 pub(crate) fn open_error(error: &OpenError) -> CniError {

@@ -4,7 +4,7 @@ use crate::Call;
 use crate::config::Ipam;
 use crate::follow;
 use crate::ipam::Delegate;
-use crate::protocol::environment::Attachment;
+use crate::protocol::environment::{Attachment, Deletion};
 use crate::protocol::error::{CniError, Code};
 use crate::target;
 use macvtap::detach::{self, Begun, DetachError, Detaching};
@@ -15,6 +15,7 @@ use macvtap::link::By;
 use macvtap::netns::Netns;
 use macvtap::record::{self, Holder};
 use macvtap::records;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
@@ -34,7 +35,7 @@ enum Gone {
 
 /// Serves DEL. The link goes first, then the addresses are given back, but for a plugin that gives them back through the
 /// link. The record goes last: as long as it is there, a later DEL knows that something was leased.
-pub fn del(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
+pub fn del(call: &Call, attachment: &Deletion) -> Result<(), CniError> {
     let delegate = match call.document.ipam(&call.settings) {
         Ok(ipam) => find(call, ipam.as_ref()),
         // No ADD leased anything by such a configuration.
@@ -50,7 +51,7 @@ pub fn del(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
 
 type Found<'c> = Result<Option<Delegate<'c>>, CniError>;
 
-fn delete(call: &Call, attachment: &Attachment, delegate: Found<'_>) -> Result<(), CniError> {
+fn delete(call: &Call, attachment: &Deletion, delegate: Found<'_>) -> Result<(), CniError> {
     let mut kernel = Rtnl::node().map_err(|error| CniError::from_chain(Code::Detach, &error))?;
     let mine = |record: &record::Attachment| is_theirs(record, attachment);
     let named = call.document.device_id().ok().flatten().and_then(|id| target::known(call, &id));
@@ -137,9 +138,13 @@ pub(crate) fn is_of(record: &record::Attachment, container: &str, interface: &st
 }
 
 /// The same for a verb that is told the namespace, by which a record is known that the agent had to write anew.
-pub(crate) fn is_theirs(record: &record::Attachment, attachment: &Attachment) -> bool {
+pub(crate) fn is_theirs<N>(record: &record::Attachment, attachment: &Attachment<N>) -> bool
+where
+    for<'a> &'a N: Into<Option<&'a PathBuf>>,
+{
+    let netns: Option<&PathBuf> = (&attachment.netns).into();
     is_of(record, &attachment.container_id, attachment.ifname.as_str())
-        || record.holder.is_adopted(attachment.ifname.as_str(), attachment.netns.as_deref())
+        || record.holder.is_adopted(attachment.ifname.as_str(), netns.map(PathBuf::as_path))
 }
 
 /// The kernel ends a namespace in the background, so its NIC may come to light a moment later.
@@ -161,7 +166,7 @@ fn is_in_transit(error: &DetachError) -> bool {
 /// A macvtap under the interface's name that no record knows: the record was lost, or the link was moved here.
 fn delete_unrecorded(
     kernel: &mut Rtnl,
-    attachment: &Attachment,
+    attachment: &Deletion,
     records: &[record::Attachment],
 ) -> Result<Gone, CniError> {
     // A namespace that is gone has taken its links along.

@@ -20,7 +20,7 @@ pub mod target;
 
 use config::Document;
 use macvtap::paths::Paths;
-use protocol::environment::{Attachment, Command, Variables};
+use protocol::environment::{Command, Variables};
 use protocol::error::{CniError, Code};
 use protocol::version::Version;
 use serde_json::Value;
@@ -65,7 +65,7 @@ pub fn run(variables: &impl Variables, stdin: Result<&[u8], &io::Error>) -> Outc
 
 /// Undoes an ADD whose result could not be written: the runtime does not know what the pod got.
 pub fn take_back(variables: &impl Variables, stdin: Result<&[u8], &io::Error>) {
-    if matches!(Command::read(variables), Ok(Command::Add)) {
+    if matches!(Command::read(variables), Ok(Some(Command::Add(_)))) {
         tracing::error!("the result of ADD could not be written; the attachment is removed");
         run(&AsDel(variables), stdin);
     }
@@ -85,50 +85,55 @@ fn serve(
     stdin: Result<&[u8], &io::Error>,
     version: &mut Version,
 ) -> Result<Option<Value>, CniError> {
-    let command = Command::read(variables)?;
-    let stdin = match stdin {
-        // A pod must be able to go whatever was written for it.
-        Err(error) if command == Command::Del => {
+    let Some(command) = Command::read(variables)? else { return Ok(None) };
+    let mut call = || {
+        let call = Call::read(&command, variables, stdin)?;
+        *version = call.document.version;
+        Ok::<_, CniError>(call)
+    };
+    match &command {
+        Command::Add(attachment) => {
+            let call = call()?;
+            add::add(&call, attachment).map(|result| Some(result.to_json(call.document.version)))
+        }
+        Command::Del(deletion) => del::del(&call()?, deletion).map(|()| None),
+        Command::Check(attachment) => check::check(&call()?, attachment).map(|()| None),
+        Command::Gc => gc::gc(&call()?).map(|()| None),
+        Command::Status => status::status(&call()?).map(|()| None),
+        Command::Version => report_versions(stdin.map_err(unreadable)?).map(Some),
+    }
+}
+
+impl Call {
+    /// Reads everything that the command does not name. For a DEL, all of it is optional: a pod must be able to go
+    /// whatever was written for it or for the node.
+    fn read(
+        command: &Command,
+        variables: &impl Variables,
+        stdin: Result<&[u8], &io::Error>,
+    ) -> Result<Self, CniError> {
+        let paths = Paths::default();
+        let settings = Settings::load(&paths);
+        log::start(command, settings.as_ref().ok());
+        let plugin_path = variables.get("CNI_PATH");
+        if !matches!(command, Command::Del(_)) {
+            let document = Document::parse(stdin.map_err(unreadable)?)?;
+            return Ok(Self { paths, settings: settings?, document, plugin_path });
+        }
+        let stdin = stdin.unwrap_or_else(|error| {
             tracing::warn!(%error, "network configuration not read");
             &[]
-        }
-        stdin => stdin
-            .map_err(|error| CniError::new(Code::Io, format!("read the network configuration: {error}")))?,
-    };
-    if command == Command::Version {
-        return report_versions(stdin).map(Some);
-    }
-    if Attachment::cannot_exist(command, variables) {
-        return Ok(None);
-    }
-    let attachment = command.has_attachment().then(|| Attachment::read(command, variables)).transpose()?;
-    let paths = Paths::default();
-    let settings = Settings::load(&paths);
-    log::start(command, attachment.as_ref(), settings.as_ref().ok());
-    let document =
-        if command == Command::Del { Document::parse_for_del(stdin) } else { Document::parse(stdin)? };
-    *version = document.version;
-    let plugin_path = variables.get("CNI_PATH");
-    let settings = match settings {
-        // A pod must be able to go whatever is wrong with the node's file.
-        Err(error) if command == Command::Del => {
+        });
+        let settings = settings.unwrap_or_else(|error| {
             tracing::warn!(%error, "defaults used");
             Settings::default()
-        }
-        settings => settings?,
-    };
-    let call = Call { paths, settings, document, plugin_path };
-    match (command, attachment) {
-        (Command::Add, Some(attachment)) => {
-            add::add(&call, &attachment).map(|result| Some(result.to_json(*version)))
-        }
-        (Command::Del, Some(attachment)) => del::del(&call, &attachment).map(|()| None),
-        (Command::Check, Some(attachment)) => check::check(&call, &attachment).map(|()| None),
-        (Command::Gc, _) => gc::gc(&call).map(|()| None),
-        (Command::Status, _) => status::status(&call).map(|()| None),
-        // Served above, or read with an attachment above.
-        (Command::Version | Command::Add | Command::Del | Command::Check, _) => Ok(None),
+        });
+        Ok(Self { paths, settings, document: Document::parse_for_del(stdin), plugin_path })
     }
+}
+
+fn unreadable(error: &io::Error) -> CniError {
+    CniError::new(Code::Io, format!("read the network configuration: {error}"))
 }
 
 /// VERSION: the configuration holds only a version, and runtimes before 0.3.0 sent nothing.

@@ -3,7 +3,7 @@
 //! Every line carries command, container and interface, since the lines of many calls end up in one place. Standard
 //! output is the protocol's.
 
-use crate::protocol::environment::{Attachment, Command};
+use crate::protocol::environment::Command;
 use crate::settings::{LogLevel, Settings};
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
@@ -30,11 +30,11 @@ struct Line {
 }
 
 /// Logs from now on. Without settings (they could not be read) only to standard error.
-pub fn start(command: Command, attachment: Option<&Attachment>, settings: Option<&Settings>) {
-    let mut context = format!("command={}", command.as_str());
-    if let Some(attachment) = attachment {
+pub fn start(command: &Command, settings: Option<&Settings>) {
+    let mut context = format!("command={}", command.name());
+    if let Some((container, interface)) = command.subject() {
         // Writing to a string cannot fail.
-        let _ = write!(context, " container={} interface={}", attachment.container_id, attachment.ifname);
+        let _ = write!(context, " container={container} interface={interface}");
     }
     let path = settings.and_then(|settings| settings.log_file.as_ref());
     let (file, problem) = match path.map(|path| open(path)).transpose() {

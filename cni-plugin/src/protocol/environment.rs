@@ -3,40 +3,43 @@
 use crate::protocol::error::{CniError, Code};
 use macvtap::link::IfName;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Directories whose entries mean something else in each process.
 const OF_ONE_PROCESS: [&str; 3] = ["/dev/fd", "/proc/self/fd", "/proc/thread-self/fd"];
 
-/// What the runtime wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the runtime asks for, with everything that it must name for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Attach.
-    Add,
+    Add(Attachment),
     /// Detach.
-    Del,
-    /// Look whether the attachment is as it was made.
-    Check,
+    Del(Deletion),
+    /// Compare the attachment with what ADD made.
+    Check(Attachment),
     /// Remove what belongs to no valid attachment.
     Gc,
-    /// Tell whether an ADD could be served.
+    /// Report whether an ADD could be served.
     Status,
-    /// Tell the versions.
+    /// Report the supported versions.
     Version,
 }
 
 /// An attachment, as the runtime names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attachment {
+pub struct Attachment<N = PathBuf> {
     /// `CNI_CONTAINERID`.
     pub container_id: String,
     /// `CNI_IFNAME`.
     pub ifname: IfName,
-    /// `CNI_NETNS`; a DEL may come without.
-    pub netns: Option<PathBuf>,
+    /// `CNI_NETNS`.
+    pub netns: N,
     /// `CNI_ARGS`.
     pub args: Args,
 }
+
+/// An attachment that may have lost its namespace.
+pub type Deletion = Attachment<Option<PathBuf>>;
 
 /// What we take from `CNI_ARGS`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,44 +72,67 @@ impl Variables for ProcessVariables {
 
 impl Command {
     /// Its name in `CNI_COMMAND`.
-    pub fn as_str(self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
-            Self::Add => "ADD",
-            Self::Del => "DEL",
-            Self::Check => "CHECK",
+            Self::Add(_) => "ADD",
+            Self::Del(_) => "DEL",
+            Self::Check(_) => "CHECK",
             Self::Gc => "GC",
             Self::Status => "STATUS",
             Self::Version => "VERSION",
         }
     }
 
-    /// From `CNI_COMMAND`.
-    pub fn read(variables: &impl Variables) -> Result<Self, CniError> {
-        let all = [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status, Self::Version];
-        let text = required(variables, "CNI_COMMAND")?;
-        all.into_iter()
-            .find(|command| command.as_str() == text)
-            .ok_or_else(|| invalid("CNI_COMMAND", &text, "use ADD, DEL, CHECK, GC, STATUS or VERSION"))
+    /// Reads the environment. None is a DEL of an interface that can never have existed: no link has such a name, and its
+    /// ADD was refused.
+    pub fn read(variables: &impl Variables) -> Result<Option<Self>, CniError> {
+        Ok(Some(match required(variables, "CNI_COMMAND")?.as_str() {
+            "ADD" => Self::Add(Attachment::in_sandbox(variables)?),
+            "DEL" if has_impossible_name(variables) => return Ok(None),
+            "DEL" => Self::Del(Deletion::read(variables)?),
+            "CHECK" => Self::Check(Attachment::in_sandbox(variables)?),
+            "GC" => Self::Gc,
+            "STATUS" => Self::Status,
+            "VERSION" => Self::Version,
+            other => {
+                return Err(invalid("CNI_COMMAND", other, "use ADD, DEL, CHECK, GC, STATUS or VERSION"));
+            }
+        }))
     }
 
-    /// Whether the call is about one attachment.
-    pub fn has_attachment(self) -> bool {
+    /// The container and the interface of a call that is about one attachment.
+    pub fn subject(&self) -> Option<(&str, &IfName)> {
         match self {
-            Self::Add | Self::Del | Self::Check => true,
-            Self::Gc | Self::Status | Self::Version => false,
+            Self::Add(attachment) | Self::Check(attachment) => {
+                Some((&attachment.container_id, &attachment.ifname))
+            }
+            Self::Del(deletion) => Some((&deletion.container_id, &deletion.ifname)),
+            Self::Gc | Self::Status | Self::Version => None,
         }
     }
 }
 
-impl Attachment {
-    /// Whether a DEL is about an interface that can never have been: no link has such a name, and an ADD was refused.
-    pub fn cannot_exist(command: Command, variables: &impl Variables) -> bool {
-        let name = text(variables, "CNI_IFNAME").ok().flatten().filter(|name| !name.is_empty());
-        command == Command::Del && name.is_some_and(|name| name.parse::<IfName>().is_err())
-    }
+fn has_impossible_name(variables: &impl Variables) -> bool {
+    let name = text(variables, "CNI_IFNAME").ok().flatten().filter(|name| !name.is_empty());
+    name.is_some_and(|name| name.parse::<IfName>().is_err())
+}
 
+impl Attachment {
     /// From `CNI_CONTAINERID`, `CNI_IFNAME`, `CNI_NETNS` and `CNI_ARGS`.
-    pub fn read(command: Command, variables: &impl Variables) -> Result<Self, CniError> {
+    fn in_sandbox(variables: &impl Variables) -> Result<Self, CniError> {
+        let Attachment { container_id, ifname, netns, args } = Deletion::read(variables)?;
+        let netns = netns.ok_or_else(|| missing("CNI_NETNS"))?;
+        // The record would name a descriptor of whatever process reads it.
+        if OF_ONE_PROCESS.iter().any(|prefix| netns.starts_with(prefix)) {
+            let remedy = "this is a descriptor of one process; give a path such as /run/netns/<name> or /proc/<pid>/ns/net";
+            return Err(invalid("CNI_NETNS", &netns.to_string_lossy(), remedy));
+        }
+        Ok(Self { container_id, ifname, netns, args })
+    }
+}
+
+impl Deletion {
+    fn read(variables: &impl Variables) -> Result<Self, CniError> {
         let container_id = required(variables, "CNI_CONTAINERID")?;
         if !is_container_id(&container_id) {
             let remedy = "use letters, digits, '_', '.' and '-', beginning with a letter or digit";
@@ -117,20 +143,11 @@ impl Attachment {
             let remedy = "use 1 to 15 characters without '/', ':' and white space";
             invalid("CNI_IFNAME", &ifname, remedy)
         })?;
-        let netns = netns(command, variables)?;
-        if netns.is_none() && command != Command::Del {
-            return Err(missing("CNI_NETNS"));
-        }
         let args = match text(variables, "CNI_ARGS")? {
             Some(text) => Args::parse(&text)?,
             None => Args::default(),
         };
-        Ok(Self { container_id, ifname, netns, args })
-    }
-
-    /// The namespace; every command but DEL has one.
-    pub fn required_netns(&self) -> Result<&Path, CniError> {
-        self.netns.as_deref().ok_or_else(|| missing("CNI_NETNS"))
+        Ok(Self { container_id, ifname, netns: netns(variables), args })
     }
 }
 
@@ -165,18 +182,10 @@ impl Args {
 }
 
 /// `CNI_NETNS` as an absolute path: it is kept in the record, for processes with another working directory.
-fn netns(command: Command, variables: &impl Variables) -> Result<Option<PathBuf>, CniError> {
-    let Some(given) = variables.get("CNI_NETNS").filter(|path| !path.is_empty()) else { return Ok(None) };
-    let path = PathBuf::from(&given);
+fn netns(variables: &impl Variables) -> Option<PathBuf> {
+    let path = variables.get("CNI_NETNS").filter(|path| !path.is_empty()).map(PathBuf::from)?;
     // Later plugins compare the text with their own CNI_NETNS, so an absolute path stays as it is.
-    let path = if path.is_absolute() { path } else { std::path::absolute(&path).unwrap_or(path) };
-    // The record would name a descriptor of whatever process reads it.
-    let is_of_one_process = OF_ONE_PROCESS.iter().any(|prefix| path.starts_with(prefix));
-    if is_of_one_process && command != Command::Del {
-        let remedy = "this is a descriptor of one process; give a path such as /run/netns/<name> or /proc/<pid>/ns/net";
-        return Err(invalid("CNI_NETNS", &given.to_string_lossy(), remedy));
-    }
-    Ok(Some(path))
+    Some(if path.is_absolute() { path } else { std::path::absolute(&path).unwrap_or(path) })
 }
 
 fn boolean(value: &str) -> Result<bool, CniError> {
@@ -251,7 +260,7 @@ mod tests {
         ] {
             let mut variables = complete();
             variables.insert(name, value);
-            let error = Attachment::read(Command::Add, &variables).unwrap_err();
+            let error = Attachment::in_sandbox(&variables).unwrap_err();
             assert_eq!(error.code, 4, "{name}={value}");
             assert!(error.message.contains(name), "{}", error.message);
         }
@@ -262,14 +271,15 @@ mod tests {
 
     #[test]
     fn a_del_of_what_has_no_possible_name_has_nothing_to_do() {
-        let cannot_exist = |command, name| {
+        let read = |command, name| {
             let mut variables = complete();
+            variables.insert("CNI_COMMAND", command);
             variables.insert("CNI_IFNAME", name);
-            Attachment::cannot_exist(command, &variables)
+            Command::read(&variables)
         };
-        assert!(cannot_exist(Command::Del, "a\u{1}") && cannot_exist(Command::Del, "sixteencharacter"));
-        assert!(!cannot_exist(Command::Del, "net1") && !cannot_exist(Command::Del, ""));
-        assert!(!cannot_exist(Command::Add, "a\u{1}"));
+        assert_eq!((read("DEL", "a\u{1}"), read("DEL", "sixteencharacter")), (Ok(None), Ok(None)));
+        assert!(matches!(read("DEL", "net1"), Ok(Some(Command::Del(_)))));
+        assert!(read("DEL", "").is_err() && read("ADD", "a\u{1}").is_err());
     }
 
     #[test]
@@ -281,7 +291,7 @@ mod tests {
             ("/proc/7/ns/net", "/proc/7/ns/net".into()),
         ] {
             variables.insert("CNI_NETNS", given);
-            assert_eq!(Attachment::read(Command::Add, &variables).unwrap().netns, Some(read));
+            assert_eq!(Attachment::in_sandbox(&variables).unwrap().netns, read);
         }
     }
 
@@ -289,9 +299,12 @@ mod tests {
     fn only_a_del_may_come_without_a_namespace() {
         let mut variables = complete();
         variables.remove("CNI_NETNS");
-        assert!(Attachment::read(Command::Del, &variables).is_ok());
-        assert!(Attachment::read(Command::Add, &variables).is_err());
-        assert!(Attachment::read(Command::Check, &variables).is_err());
+        for (command, works) in
+            [("DEL", true), ("ADD", false), ("CHECK", false), ("GC", true), ("STATUS", true)]
+        {
+            variables.insert("CNI_COMMAND", command);
+            assert_eq!(Command::read(&variables).is_ok(), works, "{command}");
+        }
     }
 
     #[test]
