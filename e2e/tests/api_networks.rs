@@ -70,6 +70,7 @@ fn a_dry_run_neither_makes_nor_removes_networks_and_is_not_degraded() -> Result<
     spec["advertisement"] = "Enabled".into();
     scene.pool("dp", &spec)?;
     scene.network("default", "net")?;
+    scene.says("dp", "NetworksReady", "True", "AllNetworksReady")?;
     spec["advertisement"] = "DryRun".into();
     scene.pool("dp", &spec)?;
     let message = scene.says("dp", "NetworksReady", "False", "DryRun")?;
