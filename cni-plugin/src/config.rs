@@ -1,23 +1,23 @@
 //! The network configuration: a tenant wrote it, so every value is judged here, once.
 
-use crate::ipam::kube_ovn::{self, KubeOvn};
+pub mod kube_ovn;
+mod value;
+
 use crate::protocol::environment::Args;
 use crate::protocol::error::{CniError, Code};
-use crate::protocol::json;
 use crate::protocol::result::{CniResult, Dns};
 use crate::protocol::version::Version;
 use crate::settings::Settings;
+use kube_ovn::KubeOvn;
 use macvtap::mac::MacAddr;
 use macvtap::mode::Mode;
 use serde_json::{Map, Value};
 use std::path::{Component, Path};
 use tracing::warn;
+use value::{is_never, name, number, object, string, version, wrong};
 
 /// Ethernet's least MTU in Linux, and the largest a macvtap may have.
 const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65_535;
-
-/// The longest name of a network, in bytes: that of a file.
-const NAME_MAX: usize = 255;
 
 /// Plugins that must not be run as IPAM: they would run us.
 const NEVER_IPAM: [&str; 5] = ["macvtap", EHOST_DEVICE, "multus", "multus-shim", "multus-daemon"];
@@ -332,17 +332,17 @@ impl Document {
     /// The address by precedence: runtimeConfig, `CNI_ARGS`, args.cni, configuration. Each one given must be valid.
     fn mac(&self, args: &Args) -> Result<Option<MacAddr>, CniError> {
         let want = "a unicast MAC address, for example \"02:00:00:00:00:01\"";
-        let at = |object: Option<&Value>, prefix: &str| match object {
-            Some(Value::Object(object)) => {
+        let at = |object: Option<&Map<String, Value>>, prefix: &str| match object {
+            Some(object) => {
                 let text = string(object, prefix, "mac", want)?.filter(|mac| !mac.is_empty());
                 let parse = |text: String| {
                     text.parse().map_err(|_| wrong(&format!("{prefix}mac"), &text.into(), want))
                 };
                 text.map(parse).transpose()
             }
-            _ => Ok(None),
+            None => Ok(None),
         };
-        let runtime = at(self.json.get("runtimeConfig"), "runtimeConfig.")?;
+        let runtime = at(self.json.get("runtimeConfig").and_then(Value::as_object), "runtimeConfig.")?;
         let cni_args = args.mac.as_ref().map(|text| {
             text.parse::<MacAddr>().map_err(|error| {
                 CniError::new(
@@ -351,8 +351,8 @@ impl Document {
                 )
             })
         });
-        let nested = at(self.json.get("args").and_then(|args| args.get("cni")), "args.cni.")?;
-        let top = at(Some(&Value::Object(self.json.clone())), "")?;
+        let nested = at(self.json.get("args").and_then(|args| args.get("cni")?.as_object()), "args.cni.")?;
+        let top = at(Some(&self.json), "")?;
         Ok(runtime.or(cni_args.transpose()?).or(nested).or(top))
     }
 
@@ -393,69 +393,6 @@ impl Document {
     }
 }
 
-fn object(stdin: &[u8]) -> Result<Map<String, Value>, CniError> {
-    let undecoded = |problem: String| {
-        CniError::new(Code::Decode, format!("the network configuration on standard input is {problem}"))
-    };
-    match json::decode(stdin) {
-        Ok(Value::Object(json)) => Ok(json),
-        Ok(_) => Err(undecoded("no JSON object".to_owned())),
-        Err(error) => Err(undecoded(format!("not JSON: {error}"))),
-    }
-}
-
-fn version(json: &Map<String, Value>) -> Result<Version, CniError> {
-    Version::of(string(json, "", "cniVersion", "a version, for example \"1.0.0\"")?.as_deref())
-}
-
-/// The network's name, which IPAM plugins take for the name of a directory.
-fn name(json: &Map<String, Value>) -> Result<String, CniError> {
-    let name = string(json, "", "name", "the network's name")?.unwrap_or_default();
-    let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    let begins_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if !begins_well || !name.bytes().all(valid) || name.len() > NAME_MAX {
-        let want = format!(
-            "a name of at most {NAME_MAX} letters, digits, '_', '.' and '-' that begins with a letter or digit"
-        );
-        return Err(wrong("name", &name.into(), &want));
-    }
-    Ok(name)
-}
-
-pub(crate) fn string(
-    object: &Map<String, Value>,
-    prefix: &str,
-    key: &str,
-    want: &str,
-) -> Result<Option<String>, CniError> {
-    match object.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(wrong(&format!("{prefix}{key}"), other, want)),
-    }
-}
-
-fn number(
-    object: &Map<String, Value>,
-    key: &str,
-    range: std::ops::RangeInclusive<u64>,
-    want: &str,
-) -> Result<Option<u32>, CniError> {
-    match object.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            let number = value.as_u64().filter(|number| range.contains(number));
-            let number = number.and_then(|number| u32::try_from(number).ok());
-            number.map(Some).ok_or_else(|| wrong(key, value, want))
-        }
-    }
-}
-
-pub(crate) fn wrong(key: &str, value: &Value, want: &str) -> CniError {
-    let shown: String = value.to_string().chars().take(200).collect();
-    CniError::new(Code::Config, format!("network configuration: {key} is {shown}; it must be {want}"))
-}
-
 /// `dad`. An address that must not be announced yet still has a holder who would object, so `announce: Never` alone means
 /// `dad: Never`.
 fn dad(json: &Map<String, Value>) -> Result<Dad, CniError> {
@@ -464,16 +401,6 @@ fn dad(json: &Map<String, Value>) -> Result<Dad, CniError> {
         None => is_never(json, "announce")? == Some(true),
     };
     Ok(if is_off { Dad::Never } else { Dad::Auto })
-}
-
-/// Whether a key is `Never`; none if it is absent.
-fn is_never(json: &Map<String, Value>, key: &str) -> Result<Option<bool>, CniError> {
-    match string(json, "", key, "\"Auto\" or \"Never\"")?.as_deref() {
-        None => Ok(None),
-        Some("Auto") => Ok(Some(false)),
-        Some("Never") => Ok(Some(true)),
-        Some(other) => Err(wrong(key, &other.into(), "\"Auto\" or \"Never\"")),
-    }
 }
 
 #[cfg(test)]

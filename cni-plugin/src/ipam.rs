@@ -16,10 +16,11 @@ pub use supervisor::supervise;
 
 use crate::Call;
 use crate::config::Ipam;
+use crate::config::kube_ovn::{KubeOvn, PLUGIN as KUBE_OVN};
 use crate::protocol::error::{CniError, Code, chain};
 use crate::protocol::result::CniResult;
 use crate::protocol::version::Version;
-use kube_ovn::{Failure, KubeOvn};
+use kube_ovn::Failure;
 use macvtap::mac::MacAddr;
 use rustix::fs::{Access, access};
 use serde_json::Value;
@@ -64,7 +65,7 @@ struct Failed {
 
 /// What the answer of a plugin to an ADD means: addresses, and routes that are complete. Pure.
 pub fn understand(answer: Value, plugin: &str) -> Result<CniResult, CniError> {
-    let is_kube_ovns = plugin == kube_ovn::PLUGIN;
+    let is_kube_ovns = plugin == KUBE_OVN;
     let mut result = CniResult::parse(answer, "its answer", Code::Ipam)?;
     if result.ips.is_empty() {
         let reason = if is_kube_ovns { kube_ovn::VERSION_MISMATCH } else { "its answer has no ips" };

@@ -3,19 +3,12 @@
 //! The plugin passes the call on to kube-ovn's daemon, whatever fails there is code 11 with the daemon's text, and the
 //! addresses are the controller's: they are freed with the Pod object, not by DEL.
 
-use crate::config::{string, wrong};
+use crate::config::kube_ovn::KubeOvn;
 use crate::ipam::route::{EVERYTHING, same_family};
-use crate::protocol::error::CniError;
 use crate::protocol::result::{CniResult, Route};
-use crate::settings::Settings;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use serde_json::{Map, Value};
 use std::net::IpAddr;
-use std::path::{Component, Path, PathBuf};
-
-/// The plugin's file name.
-pub const PLUGIN: &str = "kube-ovn";
 
 /// What a person does when kube-ovn gives no address: its plugin does not know the reason.
 pub(crate) const WHERE_TO_LOOK: &str =
@@ -30,13 +23,6 @@ pub(crate) const VERSION_MISMATCH: &str = "its answer has no ips: plugin and dae
 const DAEMON_AWAY: [&str; 5] =
     ["EOF", "connection refused", "no such file or directory", "connection reset by peer", "broken pipe"];
 
-/// What kube-ovn's part of the configuration says, judged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KubeOvn {
-    /// The daemon's socket.
-    pub socket: PathBuf,
-}
-
 /// Why the plugin failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -46,36 +32,6 @@ pub(crate) enum Failure {
     PodUnknown,
     /// Anything else: asking again would give the same answer.
     Other,
-}
-
-/// Judges the `ipam` object: what kube-ovn would take and do harm with is refused.
-pub(crate) fn judge(ipam: &Map<String, Value>, settings: &Settings) -> Result<KubeOvn, CniError> {
-    let want = "<NAD name>.<NAD namespace>, the provider of a kube-ovn Subnet";
-    let provider = string(ipam, "ipam.", "provider", want)?.unwrap_or_default();
-    let mut parts = provider.split('.');
-    let named =
-        [parts.next(), parts.next()].into_iter().all(|part| part.is_some_and(|part| !part.is_empty()));
-    if !named || parts.next().is_some() {
-        return Err(wrong("ipam.provider", &provider.into(), want));
-    }
-    if provider.ends_with("ovn") {
-        let want = "a provider that does not end in \"ovn\", which kube-ovn takes for its own network: use another namespace";
-        return Err(wrong("ipam.provider", &provider.into(), want));
-    }
-    let allowed = settings.socket_directories();
-    let shown = allowed.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
-    let want =
-        format!("the path of kube-ovn's socket below {shown} (socketDirectories in the node's cni.json)");
-    let socket = string(ipam, "ipam.", "server_socket", &want)?.unwrap_or_default();
-    let path = Path::new(&socket);
-    let plain = path.is_absolute()
-        && path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    let below = allowed.iter().any(|directory| path.starts_with(directory) && path != directory);
-    if plain && below {
-        Ok(KubeOvn { socket: socket.into() })
-    } else {
-        Err(wrong("ipam.server_socket", &socket.into(), &want))
-    }
 }
 
 /// Judges the text with which the plugin failed.
@@ -124,7 +80,7 @@ pub(crate) fn reach(kube_ovn: &KubeOvn) -> Result<(), Errno> {
 mod tests {
     use super::*;
     use crate::protocol::error::Code;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn only_what_passes_by_itself_is_asked_for_again() {
