@@ -117,10 +117,14 @@ fn pool(name: &str, fields: &Value) -> Value {
     pool
 }
 
+/// Status and reason of a condition. A normal one is left out of a node state.
 fn condition<'s>(entry: &'s Value, kind: &str) -> (&'s str, &'s str) {
-    let conditions = entry["conditions"].as_array().unwrap();
-    let found = conditions.iter().find(|condition| condition["type"] == kind).unwrap();
-    (found["status"].as_str().unwrap(), found["reason"].as_str().unwrap())
+    let conditions = entry["conditions"].as_array().into_iter().flatten();
+    let mut conditions = conditions.filter(|condition| condition["type"] == kind);
+    match conditions.next() {
+        Some(found) => (found["status"].as_str().unwrap(), found["reason"].as_str().unwrap()),
+        None => (if kind == "Ready" { "True" } else { "False" }, "AsExpected"),
+    }
 }
 
 fn count(events: &[(String, String)], object: &str, reason: &str) -> usize {
