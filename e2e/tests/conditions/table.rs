@@ -78,7 +78,7 @@ const REACHED: [(&str, &[&str]); 5] = [
 ];
 
 /// Reason, why it is not reached here, and where it is tested.
-const ELSEWHERE: [(&str, &str, &str); 24] = [
+const ELSEWHERE: [(&str, &str, &str); 27] = [
     (
         "link",
         "LostToPool",
@@ -130,6 +130,13 @@ const ELSEWHERE: [(&str, &str, &str); 24] = [
         "SpecNotReadable",
         "needs a looser schema and no operator: node-agent/src/report/nodestate/tests.rs",
     ),
+    ("node", "PluginMissing", "takes the plugin from under the agent: e2e/tests/agent/plugin.rs"),
+    (
+        "node",
+        "NoOtherPlugin",
+        "needs a CNI directory without others' plugins: node-agent/src/install/keep/tests.rs",
+    ),
+    ("part", "PluginMissing", "takes the plugin from under the agent: e2e/tests/agent/plugin.rs"),
     ("pool", "InvalidSelector", "needs a looser schema: e2e/tests/api_bad_objects.rs"),
     ("pool", "NotReadable", "needs a looser schema: e2e/tests/api_bad_objects.rs"),
     ("pool", "Pending", "over as soon as the operator looks: e2e/tests/api_crds.rs"),
