@@ -17,6 +17,7 @@ use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Interface};
 use crate::target::{self, Target};
+use crate::unreturned::Unreturned;
 use crate::{Call, address};
 use macvtap::attach::{self, Begun, Repeat, Request};
 use macvtap::device_id::DeviceId;
@@ -30,6 +31,7 @@ use macvtap::pci::PciAddress;
 use macvtap::record::Holder;
 use macvtap::table::{Device, DeviceTable, Owner};
 use pending::{HostLink, NewLink, Pending};
+use tracing::warn;
 
 /// What every kind of link needs to be attached.
 struct Adding<'a> {
@@ -191,10 +193,16 @@ fn attach(mut pending: impl Pending, adding: &Adding<'_>) -> Result<CniResult, C
             Ok(adding.report(&link, lease.map(Lease::keep)))
         }
         Err(error) => {
-            if adding.delegate.as_ref().is_some_and(Delegate::needs_link) {
-                drop(lease.take());
-            }
+            let through_link = adding.delegate.as_ref().is_some_and(Delegate::needs_link);
+            let early = lease.take_if(|_| through_link).map(Lease::give_back);
             drop(pending);
+            if let Some(Err(problem)) = early.or_else(|| lease.take().map(Lease::give_back)) {
+                warn!(%problem, "addresses could not be given back; the DEL tries again");
+                let Attachment { container_id, ifname, .. } = adding.attachment;
+                Unreturned::of(&adding.call.paths, container_id, ifname.as_str())
+                    .note()
+                    .map_err(|error| CniError::from_chain(Code::Attach, &error))?;
+            }
             Err(error)
         }
     }

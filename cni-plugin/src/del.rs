@@ -7,6 +7,7 @@ use crate::ipam::Delegate;
 use crate::protocol::environment::{Attachment, Deletion};
 use crate::protocol::error::{CniError, Code};
 use crate::target;
+use crate::unreturned::Unreturned;
 use macvtap::detach::{self, Begun, DetachError, Detaching};
 use macvtap::device_id::DeviceId;
 use macvtap::host_device::ReturnError;
@@ -34,7 +35,7 @@ enum Gone {
 }
 
 /// Serves DEL. The link goes first, then the addresses are given back, but for a plugin that gives them back through the
-/// link. The record goes last: as long as it is there, a later DEL knows that something was leased.
+/// link. What could not be given back is remembered, so that a later DEL knows that something was leased.
 pub fn del(call: &Call, attachment: &Deletion) -> Result<(), CniError> {
     let delegate = match call.document.ipam(&call.settings) {
         Ok(ipam) => find(call, ipam.as_ref()),
@@ -52,12 +53,13 @@ pub fn del(call: &Call, attachment: &Deletion) -> Result<(), CniError> {
 type Found<'c> = Result<Option<Delegate<'c>>, CniError>;
 
 fn delete(call: &Call, attachment: &Deletion, delegate: Found<'_>) -> Result<(), CniError> {
+    let unreturned = Unreturned::of(&call.paths, &attachment.container_id, attachment.ifname.as_str());
     let mut kernel = Rtnl::node().map_err(|error| CniError::from_chain(Code::Detach, &error))?;
     let mine = |record: &record::Attachment| is_theirs(record, attachment);
     let named = call.document.device_id().ok().flatten().and_then(|id| target::known(call, &id));
     if let Some(id) = &named {
         match begin(call, &mut kernel, id, mine)? {
-            Begun::Theirs(detaching) => return undo(detaching, delegate),
+            Begun::Theirs(detaching) => return undo(detaching, delegate, &unreturned),
             Begun::NotTheirs(_) => info!(device = %id, "device belongs to another container, left alone"),
             Begun::Absent => {}
         }
@@ -70,20 +72,20 @@ fn delete(call: &Call, attachment: &Deletion, delegate: Found<'_>) -> Result<(),
     if let Some(record) = listing.records.iter().find(|record| mine(record))
         && let Begun::Theirs(detaching) = begin(call, &mut kernel, &record.device, mine)?
     {
-        return undo(detaching, delegate);
+        return undo(detaching, delegate, &unreturned);
     }
     let early = through_link(&delegate);
     let gone = delete_unrecorded(&mut kernel, attachment, &listing.records);
     let lease = match (early, delegate, &gone) {
         (Some(lease), ..) => lease,
         // Nor did an ADD find the plugin, so it leased nothing. And the pod must go.
-        (None, Err(error), Ok(Gone::Before)) => {
+        (None, Err(error), Ok(Gone::Before)) if !unreturned.is_noted() => {
             warn!(%error, "no addresses to give back");
             Ok(())
         }
         (None, delegate, _) => give_back(delegate),
     };
-    gone.map(drop).and(lease)
+    gone.map(drop).and(settled(lease, &unreturned))
 }
 
 fn begin<'k>(
@@ -97,16 +99,21 @@ fn begin<'k>(
 
 /// Gives addresses back while the device is locked: an ADD of the same container that begins meanwhile waits, and its
 /// lease is not given away.
-fn undo(mut detaching: Detaching<'_, Rtnl>, delegate: Found<'_>) -> Result<(), CniError> {
+fn undo(
+    mut detaching: Detaching<'_, Rtnl>,
+    delegate: Found<'_>,
+    unreturned: &Unreturned,
+) -> Result<(), CniError> {
     let early = through_link(&delegate);
     remove_parts(&mut detaching)?;
-    match early.unwrap_or_else(|| give_back(delegate)) {
-        Ok(()) => detaching.finish().map(drop).map_err(|error| failed(&error)),
-        Err(error) => {
-            detaching.keep().map_err(|kept| failed(&kept))?;
-            Err(error)
-        }
-    }
+    let lease = settled(early.unwrap_or_else(|| give_back(delegate)), unreturned);
+    detaching.finish().map_err(|error| failed(&error)).and(lease)
+}
+
+/// Remembers addresses that could not be given back, for the next DEL.
+fn settled(lease: Result<(), CniError>, unreturned: &Unreturned) -> Result<(), CniError> {
+    let noted = if lease.is_ok() { unreturned.settle() } else { unreturned.note() };
+    noted.map_err(|error| failed(&error)).and(lease)
 }
 
 fn through_link(delegate: &Found<'_>) -> Option<Result<(), CniError>> {

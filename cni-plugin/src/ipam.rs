@@ -320,6 +320,12 @@ impl Lease<'_> {
         self.delegate.kube_ovn.is_some()
     }
 
+    /// Gives the addresses back.
+    pub fn give_back(mut self) -> Result<(), CniError> {
+        self.kept = true;
+        self.delegate.del()
+    }
+
     /// The addresses stay.
     pub fn keep(mut self) -> CniResult {
         self.kept = true;

@@ -17,6 +17,7 @@ pub mod protocol;
 pub mod settings;
 pub mod status;
 pub mod target;
+mod unreturned;
 
 use config::Document;
 use macvtap::paths::Paths;

@@ -101,7 +101,7 @@ pub fn tap_only<K: Kernel>(
 ) -> Result<Option<Attached>, AttachError> {
     let lock = lock::device(paths, &request.device)?;
     let existing = records::read(paths, &request.device)?;
-    if let Some(record) = existing.as_ref().filter(|record| record.state != State::Detached) {
+    if let Some(record) = &existing {
         return match detach::link_of(kernel, record)? {
             Some(_) => Ok(None),
             None => Err(AttachError::LinkLost { device: request.device }),

@@ -3,7 +3,7 @@
 use crate::device_id::DeviceId;
 use crate::netns;
 use crate::paths::Paths;
-use crate::record::{Attachment, Holder, State, UNKNOWN};
+use crate::record::{Attachment, Holder, UNKNOWN};
 use crate::tap_pods;
 use std::path::Path;
 
@@ -73,8 +73,6 @@ fn judge(
     let Some(record) = existing else {
         return Ok(Claim::Free);
     };
-    // Nothing of it is left but addresses to give back.
-    let detached = record.state == State::Detached;
     let in_use = || ClaimError::InUse { device: record.device.clone(), holder: describe(&record.holder) };
     let (
         Holder::Pod { container_id, ifname, pod_uid, pod_namespace, pod_name, netns, netns_inode },
@@ -89,7 +87,7 @@ fn judge(
         },
     ) = (&record.holder, wanted)
     else {
-        return if detached { Ok(Claim::TakeOver) } else { Err(in_use()) };
+        return Err(in_use());
     };
     // A record that was written anew knows neither container nor UID.
     let adopted = container_id == UNKNOWN;
@@ -99,13 +97,12 @@ fn judge(
     let same_pod = same_uid || same_name;
     if same_sandbox && ifname == wanted_ifname {
         Ok(Claim::Again)
-    } else if same_sandbox && !detached {
+    } else if same_sandbox {
         let (device, ifname) = (record.device.clone(), ifname.clone());
         Err(ClaimError::TwoNetworks { device, ifname, spare: None })
     // A pod has one sandbox, so what an earlier one had is free, whichever of the pod's networks had it there. And where
     // path and inode of the record's namespace are the new sandbox's, the old one has ended.
-    } else if detached
-        || same_pod
+    } else if same_pod
         || (netns, netns_inode) == (wanted_netns, wanted_inode)
         || is_gone(Path::new(netns), *netns_inode)
     {
@@ -130,7 +127,7 @@ pub(crate) fn describe(holder: &Holder) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record;
+    use crate::record::{self, State};
 
     fn pod(container: &str, ifname: &str, uid: &str) -> Holder {
         Holder::Pod {
@@ -208,15 +205,6 @@ mod tests {
         assert_eq!(judged("net1", 2, "web-0").unwrap(), Claim::TakeOver, "its next sandbox");
         assert_eq!(judged("net2", 2, "web-0").unwrap(), Claim::TakeOver, "the link was not the pod's");
         assert!(matches!(judged("net1", 2, "web-1"), Err(ClaimError::InUse { .. })));
-    }
-
-    #[test]
-    fn a_device_whose_addresses_are_still_to_be_given_back_is_anybodys() {
-        let detached = Attachment { state: State::Detached, ..record(pod("c1", "net1", "u1")) };
-        for wanted in [pod("c2", "net1", "u2"), pod("c1", "net2", "u1"), Holder::Host] {
-            assert_eq!(judge(Some(&detached), &wanted, |_, _| false).unwrap(), Claim::TakeOver);
-        }
-        assert_eq!(judge(Some(&detached), &pod("c1", "net1", "u1"), |_, _| false).unwrap(), Claim::Again);
     }
 
     #[test]

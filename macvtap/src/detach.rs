@@ -10,7 +10,7 @@ use crate::lock::{self, Lock, LockError};
 use crate::netlink::NetlinkError;
 use crate::netns::NetnsId;
 use crate::paths::Paths;
-use crate::record::{Attachment, Holder, State};
+use crate::record::{Attachment, Holder};
 use crate::records::{self, RecordError};
 use crate::tap;
 use std::path::Path;
@@ -143,13 +143,6 @@ impl<K: Kernel> Detaching<'_, K> {
         remove_parts(self.paths, self.kernel, &self.record)
     }
 
-    /// Keeps the record, as that of an attachment whose addresses have not been given back.
-    pub fn keep(&mut self) -> Result<(), DetachError> {
-        self.record = Attachment { state: State::Detached, tap: None, nic: None, ..self.record.clone() };
-        let written = records::write(self.paths, &self.record);
-        written.map_err(|source| DetachError::Record { device: self.record.device.clone(), source })
-    }
-
     /// Removes the record: nothing of the attachment is left.
     pub fn finish(self) -> Result<Attachment, DetachError> {
         let device = || self.record.device.clone();
@@ -232,10 +225,6 @@ pub(crate) fn remove_parts<K: Kernel>(
     record: &Attachment,
 ) -> Result<(), DetachError> {
     let device = || record.device.clone();
-    // A DEL has removed them, and the device may be on its way to another pod.
-    if record.state == State::Detached {
-        return Ok(());
-    }
     if let Some(nic) = &record.nic {
         let returned = kernel.give_back(record, nic);
         let returned =

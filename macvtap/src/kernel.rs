@@ -160,9 +160,9 @@ impl Rtnl {
     fn ignore_routers(&mut self, index: u32) -> Result<(), NetlinkError> {
         let Some(link) = self.find(Place::Home(Home::Target), &By::Index(index))? else { return Ok(()) };
         match self.set_switch(Family::Ipv6, &link.name, "accept_ra", "0") {
-            // In a container whose /proc/sys is read-only and which has not the node's either.
-            Err(error) if self.pod.is_none() && error.is_forbidden() => {
-                warn!(link = link.name, %error, "router advertisements on this link can configure the node; mount the node's /proc/sys/net at /host/proc/sys/net");
+            // In a container whose /proc/sys is read-only and which has not the node's either: the agent's, or Multus'.
+            Err(error) if error.is_forbidden() => {
+                warn!(link = link.name, %error, "router advertisements on this link can configure its namespace; mount the node's /proc/sys/net at /host/proc/sys/net");
                 Ok(())
             }
             Err(error) if !error.is_absent() => {

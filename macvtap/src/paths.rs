@@ -67,6 +67,11 @@ impl Paths {
         self.taps().join(number.to_string())
     }
 
+    /// Attachments whose addresses are still to be given back, named by container and interface.
+    pub fn unreturned(&self) -> PathBuf {
+        self.run.join("unreturned")
+    }
+
     /// Lock files: one per device, and the node-wide one.
     pub fn locks(&self) -> PathBuf {
         self.run.join("locks")

@@ -134,9 +134,6 @@ pub enum State {
     Creating,
     /// Link, addresses and node are in place.
     Attached,
-    /// Link and node are gone, and the IPAM plugin has still to take the addresses back: only a DEL that could run it
-    /// removes the record.
-    Detached,
 }
 
 /// A character device's number.

@@ -60,7 +60,7 @@ pub(super) enum RunError {
 /// Runs the plugin with our environment, another command and this input.
 pub(super) fn run(path: &Path, command: &str, input: &[u8], deadline: Instant) -> Result<Output, RunError> {
     let mut group = Group::start(path, command)?;
-    match exchange(&mut group, input, deadline) {
+    match exchange(&mut group, command, input, deadline) {
         Ok(Some((stdout, stderr))) if stdout.len() <= OUTPUT_MAX => {
             let status = group.end().map_err(|source| RunError::Wait { path: path.to_owned(), source })?;
             let stderr = String::from_utf8_lossy(&stderr).into_owned();
@@ -134,7 +134,12 @@ fn kill(leader: &mut Child) {
 }
 
 /// Writes the input and reads both outputs until the plugin has ended and its answer is whole; none after the deadline.
-fn exchange(group: &mut Group, input: &[u8], deadline: Instant) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+fn exchange(
+    group: &mut Group,
+    command: &str,
+    input: &[u8],
+    deadline: Instant,
+) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
     let mut stdin = group.leader.stdin.take().map(|pipe| Pipe::new(pipe.into())).transpose()?;
     let mut stdout = group.leader.stdout.take().map(|pipe| Pipe::new(pipe.into())).transpose()?;
     let mut stderr = group.leader.stderr.take().map(|pipe| Pipe::new(pipe.into())).transpose()?;
@@ -151,7 +156,7 @@ fn exchange(group: &mut Group, input: &[u8], deadline: Instant) -> io::Result<Op
             stderr = None;
         }
         // A process that the plugin left behind may hold its outputs open; a whole answer does not wait for it.
-        let whole = || stdout.is_none() || serde_json::from_slice::<serde::de::IgnoredAny>(&answer).is_ok();
+        let whole = || stdout.is_none() || is_whole(&answer, command);
         if ended && whole() {
             return Ok(Some((answer, log)));
         }
@@ -169,6 +174,12 @@ fn exchange(group: &mut Group, input: &[u8], deadline: Instant) -> io::Result<Op
         // Looked at before the outputs are read again: what it wrote before its end is then among it.
         ended = ended || !wait_not(&group.process)?;
     }
+}
+
+/// Whether nothing is missing of an answer. Only an ADD must have one.
+fn is_whole(answer: &[u8], command: &str) -> bool {
+    let is_silent = answer.iter().all(u8::is_ascii_whitespace);
+    (is_silent && command != "ADD") || serde_json::from_slice::<serde::de::IgnoredAny>(answer).is_ok()
 }
 
 /// Waits until one of them is ready; false at the deadline.

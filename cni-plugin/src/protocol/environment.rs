@@ -3,10 +3,13 @@
 use crate::protocol::error::{CniError, Code};
 use macvtap::link::IfName;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Directories whose entries mean something else in each process.
-const OF_ONE_PROCESS: [&str; 3] = ["/dev/fd", "/proc/self/fd", "/proc/thread-self/fd"];
+/// Whether a path names a descriptor of one process: `/dev/fd/N`, `/proc/<process>/fd/N`, `/proc/<process>/task/<thread>/fd/N`.
+fn is_descriptor(path: &Path) -> bool {
+    let in_proc = path.strip_prefix("/proc").is_ok_and(|rest| rest.iter().any(|part| part == "fd"));
+    in_proc || path.starts_with("/dev/fd")
+}
 
 /// What the runtime asks for, with everything that it must name for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +126,7 @@ impl Attachment {
         let Attachment { container_id, ifname, netns, args } = Deletion::read(variables)?;
         let netns = netns.ok_or_else(|| missing("CNI_NETNS"))?;
         // The record would name a descriptor of whatever process reads it.
-        if OF_ONE_PROCESS.iter().any(|prefix| netns.starts_with(prefix)) {
+        if is_descriptor(&netns) {
             let remedy = "this is a descriptor of one process; give a path such as /run/netns/<name> or /proc/<pid>/ns/net";
             return Err(invalid("CNI_NETNS", &netns.to_string_lossy(), remedy));
         }
@@ -254,6 +257,8 @@ mod tests {
             ("CNI_NETNS", ""),
             ("CNI_NETNS", "/proc/self/fd/3"),
             ("CNI_NETNS", "/dev/fd/3"),
+            ("CNI_NETNS", "/proc/77/fd/3"),
+            ("CNI_NETNS", "/proc/77/task/78/fd/3"),
             ("CNI_ARGS", "FOO=bar"),
             ("CNI_ARGS", "MAC"),
             ("CNI_ARGS", "IgnoreUnknown=perhaps"),
