@@ -32,7 +32,10 @@ pub enum Lane {
 #[derive(Debug, Default)]
 pub struct Queue {
     state: Mutex<State>,
-    changed: Notify,
+    /// Wakes a worker that takes urgent keys only.
+    urgent: Notify,
+    /// Wakes a worker that takes all keys. One for both kinds of workers would be lost on those that cannot take the key.
+    later: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -111,31 +114,32 @@ impl Queue {
         let mut state = self.state();
         if state.open {
             state.ask(key.into(), lane, due);
-            drop(state);
-            self.changed.notify_one();
+            self.wake(&state);
         }
     }
 
     /// The next key that is due, of this lane or a more urgent one, for as long as it takes. [`Self::done`] or
     /// [`Self::failed`] must follow.
     pub async fn next(&self, last: Lane) -> (Key, Lane) {
+        let changed = match last {
+            Lane::Urgent => &self.urgent,
+            Lane::Later => &self.later,
+        };
         loop {
             let earliest = {
                 let mut state = self.state();
                 if let Some(taken) = state.take(Instant::now(), last) {
-                    if !state.is_empty() {
-                        self.changed.notify_one();
-                    }
+                    self.wake(&state);
                     return taken;
                 }
                 state.earliest(last)
             };
             match earliest {
                 Some(due) => tokio::select! {
-                    () = self.changed.notified() => {}
+                    () = changed.notified() => {}
                     () = tokio::time::sleep_until(due) => {}
                 },
-                None => self.changed.notified().await,
+                None => changed.notified().await,
             }
         }
     }
@@ -145,8 +149,7 @@ impl Queue {
         let mut state = self.state();
         state.failures.remove(key);
         state.end(key, lane, again);
-        drop(state);
-        self.changed.notify_one();
+        self.wake(&state);
     }
 
     /// Ends the work on a key that failed; it comes again after a pause that grows with each failure in a row, and is
@@ -160,8 +163,7 @@ impl Queue {
         let share = RandomState::new().hash_one(key) % 1000;
         let pause = longest / 2 + longest / 2000 * u32::try_from(share).unwrap_or_default();
         state.end(key, lane, Some(pause));
-        drop(state);
-        self.changed.notify_one();
+        self.wake(&state);
         pause
     }
 
@@ -169,6 +171,16 @@ impl Queue {
     pub fn depth(&self) -> usize {
         let (state, now) = (self.state(), Instant::now());
         state.urgent.depth(now) + state.later.depth(now)
+    }
+
+    /// Has a worker of each kind look again that may find a key.
+    fn wake(&self, state: &State) {
+        if !state.urgent.order.is_empty() {
+            self.urgent.notify_one();
+        }
+        if !state.is_empty() {
+            self.later.notify_one();
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -331,6 +343,18 @@ mod tests {
             futures::future::join_all(workers).await.into_iter().map(Result::unwrap).collect();
         keys.sort();
         assert_eq!(keys.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), ["a", "b", "c"]);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_an_idle_worker_cannot_take_wakes_one_that_can() {
+        let queue = open();
+        let mut urgent = std::pin::pin!(queue.next(Lane::Urgent));
+        let mut later = std::pin::pin!(queue.next(Lane::Later));
+        assert!(urgent.as_mut().now_or_never().is_none() && later.as_mut().now_or_never().is_none());
+        queue.add_later("a");
+        assert!(urgent.now_or_never().is_none());
+        let given = later.now_or_never();
+        assert_eq!(given.as_ref().map(|(key, lane)| (&**key, *lane)), Some(("a", Lane::Later)));
     }
 
     #[tokio::test]
