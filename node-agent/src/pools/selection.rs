@@ -209,7 +209,9 @@ pub fn why_empty(
         }));
     }
     if reasons.is_empty() {
-        return Some("no link of this node matches".to_owned());
+        let message = "no link of this node matches: it has neither a NIC nor a bond or VLAN; \
+                       `macvtap-node-agent links` lists every link with the reason";
+        return Some(message.to_owned());
     }
     let more = reasons.len().saturating_sub(REASONS_MAX);
     reasons.truncate(REASONS_MAX);
