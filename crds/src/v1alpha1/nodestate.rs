@@ -111,7 +111,8 @@ pub struct NodePool {
     /// Generation of the pool in which these settings were changed last.
     pub generation: i64,
     /// Active, or Draining: offer no free device, keep those in use until their pods are gone. Absent: Active.
-    #[serde(default, skip_serializing_if = "PoolPhase::is_active")]
+    // Always written, as is the resource's name: agents of the first release cannot read an entry without them.
+    #[serde(default)]
     pub phase: PoolPhase,
     /// Name of the resource, without prefix. Absent: the pool's name, or the link's with resourcePer: Link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,14 +142,6 @@ pub enum PoolPhase {
     Active,
     /// It keeps devices in use and offers no other.
     Draining,
-}
-
-impl PoolPhase {
-    // serde hands `skip_serializing_if` a reference.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
-    fn is_active(&self) -> bool {
-        *self == Self::Active
-    }
 }
 
 /// What one node serves.
