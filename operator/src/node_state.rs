@@ -63,24 +63,12 @@ pub fn decide(snapshot: &Snapshot<'_>) -> Option<Spec> {
     (!apply::unchanged(node, &entries, current)).then(|| apply::spec(node, entries))
 }
 
-/// Brings the spec of one node's state up to date; writes only when it differs. A write that is not `urgent` waits until
-/// there is room for one more without an answer.
-pub async fn reconcile(
-    name: &str,
-    context: &Context,
-    urgent: bool,
-) -> Result<Option<Duration>, NodeStateError> {
+/// Brings the spec of one node's state up to date; writes only when it differs.
+pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>, NodeStateError> {
     let Some(node) = context.nodes.get(&ObjectRef::new(name)) else {
         context.states.give_up(name);
         return Ok(None);
     };
-    if decide_now(&node, context).0.is_none() {
-        context.states.give_up(name);
-        return Ok(None);
-    }
-    if !urgent {
-        context.states.room().await;
-    }
     let (spec, catalog, current) = decide_now(&node, context);
     let Some(spec) = spec else {
         context.states.give_up(name);
@@ -118,8 +106,10 @@ async fn perform(
         Ok(version) => version,
         Err(source) => {
             // Whatever else went wrong, the API server may have stored it.
-            if matches!(source, kube::Error::Api(_)) {
+            if matches!(&source, kube::Error::Api(status) if status.code < 500) {
                 context.states.refused(&name);
+            } else {
+                context.states.lost(&name);
             }
             return Err(NodeStateError::Apply { node: name, source: Box::new(source) });
         }

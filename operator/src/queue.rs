@@ -144,6 +144,16 @@ impl Queue {
         }
     }
 
+    /// The next key that is due: an urgent one at any time, and any other once there is room for it.
+    pub async fn next_when(&self, room: impl Future<Output = ()>) -> (Key, Lane) {
+        tokio::select! {
+            biased;
+            taken = self.next(Lane::Urgent) => return taken,
+            () = room => {}
+        }
+        self.next(Lane::Later).await
+    }
+
     /// Ends the work on a key; says how soon to look again although nobody asks.
     pub fn done(&self, key: &Key, lane: Lane, again: Option<Duration>) {
         let mut state = self.state();
@@ -355,6 +365,19 @@ mod tests {
         assert!(urgent.now_or_never().is_none());
         let given = later.now_or_never();
         assert_eq!(given.as_ref().map(|(key, lane)| (&**key, *lane)), Some(("a", Lane::Later)));
+    }
+
+    #[tokio::test]
+    async fn a_key_that_waits_for_room_is_taken_at_once_when_it_becomes_urgent() {
+        let queue = open();
+        queue.add_later("a");
+        let mut full = std::pin::pin!(queue.next_when(std::future::pending()));
+        assert!(full.as_mut().now_or_never().is_none());
+        queue.add("a");
+        assert_eq!(full.now_or_never().map(|(_, lane)| lane), Some(Lane::Urgent));
+        queue.add_later("b");
+        let given = queue.next_when(std::future::ready(())).now_or_never();
+        assert_eq!(given.map(|(key, _)| key).as_deref(), Some("b"));
     }
 
     #[tokio::test]

@@ -278,15 +278,19 @@ async fn work(controller: Controller, last: Lane, context: Arc<Context>, shutdow
         Controller::Nodes => &context.queues.nodes,
         Controller::Networks => &context.queues.networks,
     };
-    while let Some((key, lane)) = shutdown.run_until_cancelled(queue.next(last)).await {
+    // A node that has to wait until earlier specs are answered waits in the queue, where it may become urgent.
+    let next = async || match (controller, last) {
+        (Controller::Nodes, Lane::Later) => queue.next_when(context.states.room()).await,
+        _ => queue.next(last).await,
+    };
+    while let Some((key, lane)) = shutdown.run_until_cancelled(next()).await {
         let start = Instant::now();
         let result = match controller {
             Controller::Pools => {
                 pool::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
             }
             Controller::Nodes => {
-                let urgent = lane == Lane::Urgent;
-                node_state::reconcile(&key, &context, urgent).await.map_err(|error| refusal::chain(&error))
+                node_state::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
             }
             Controller::Networks => Ok(network::reconcile(&key, &context).await),
         };

@@ -92,8 +92,8 @@ impl States {
         self.read().known.values().cloned().collect()
     }
 
-    /// Notes that a spec is being sent to the API server. [`Self::stored`] or [`Self::refused`] follows, unless nobody
-    /// knows what became of it.
+    /// Notes that a spec is being sent to the API server. [`Self::stored`], [`Self::refused`] or
+    /// [`Self::lost`] follows.
     pub fn send(&self, name: &str, spec: Spec) {
         self.write().own.send(name, spec);
     }
@@ -101,6 +101,12 @@ impl States {
     /// Notes that the API server refused a spec, or that it was not sent.
     pub fn refused(&self, name: &str) {
         self.write().own.refused(name);
+        self.changed.notify_waiters();
+    }
+
+    /// Notes that nobody knows whether the API server stored a spec.
+    pub fn lost(&self, name: &str) {
+        self.write().own.lost(name);
         self.changed.notify_waiters();
     }
 

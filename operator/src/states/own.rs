@@ -42,8 +42,10 @@ struct Write {
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// The request is under way, or nobody knows what became of it.
+    /// The request is under way.
     Sent,
+    /// No answer came, or one that says nothing: the API server may have stored it. Nothing of it can be waited for.
+    Unknown,
     /// The API server has stored it as this version, and the watch has not shown it yet.
     Stored { version: u64, at: Timestamp },
     /// The watch has shown it, and its agent has not answered yet.
@@ -61,9 +63,16 @@ impl Own {
         self.writes.remove(name);
     }
 
+    /// Notes that nobody knows what became of a write.
+    pub(super) fn lost(&mut self, name: &str) {
+        if let Some(write) = self.writes.get_mut(name) {
+            write.phase = Phase::Unknown;
+        }
+    }
+
     /// Forgets a write of which nobody knows what became of it: there is nothing more to write.
     pub(super) fn give_up(&mut self, name: &str) {
-        if matches!(self.writes.get(name).map(|write| write.phase), Some(Phase::Sent)) {
+        if matches!(self.writes.get(name).map(|write| write.phase), Some(Phase::Sent | Phase::Unknown)) {
             self.writes.remove(name);
         }
     }
@@ -97,14 +106,14 @@ impl Own {
                 self.writes.remove(&state.name);
                 None
             }
-            Phase::Sent | Phase::Seen { .. } => None,
+            Phase::Sent | Phase::Unknown | Phase::Seen { .. } => None,
         }
     }
 
     /// Whether a state that the watch does not show, at this version or in a list begun at this time, is still there.
     pub(super) fn survives(&mut self, name: &str, gone: Gone) -> bool {
         let newer = match self.writes.get(name).map(|write| write.phase) {
-            Some(Phase::Sent) => return false,
+            Some(Phase::Sent | Phase::Unknown) => return false,
             Some(Phase::Stored { version, at }) => match gone {
                 Gone::Deleted(deleted) => version > deleted,
                 Gone::NotListedSince(begun) => at >= begun,
@@ -126,7 +135,9 @@ impl Own {
     pub(super) fn may_hold(&self, uid: &str) -> impl Iterator<Item = &str> {
         self.writes
             .iter()
-            .filter(move |(_, write)| matches!(write.phase, Phase::Sent) && write.spec.has(uid))
+            .filter(move |(_, write)| {
+                matches!(write.phase, Phase::Sent | Phase::Unknown) && write.spec.has(uid)
+            })
             .map(|(name, _)| name.as_str())
     }
 
@@ -134,7 +145,7 @@ impl Own {
     pub(super) fn lag(&self, now: Timestamp) -> Duration {
         let pending = self.writes.values().filter_map(|write| match write.phase {
             Phase::Stored { at, .. } => Some(between(at, now)),
-            Phase::Sent | Phase::Seen { .. } => None,
+            Phase::Sent | Phase::Unknown | Phase::Seen { .. } => None,
         });
         // Answers come the same way behind the specs, so the last lag counts for as long as it was.
         let last = self.last.filter(|(at, lag)| between(*at, now) < *lag).map(|(_, lag)| lag);
@@ -145,6 +156,7 @@ impl Own {
     pub(super) fn has_room(&self, now: Timestamp) -> bool {
         let waits = |write: &&Write| match write.phase {
             Phase::Sent | Phase::Stored { .. } => true,
+            Phase::Unknown => false,
             Phase::Seen { at } => between(at, now) < ANSWER_WITHIN,
         };
         self.writes.values().filter(waits).count() < UNANSWERED_MAX
@@ -230,5 +242,21 @@ mod tests {
             own.seen(&mut state(&i.to_string(), 1, "h"), at(1000));
         }
         assert!(!own.has_room(at(1009)) && own.has_room(at(1010)));
+    }
+
+    #[test]
+    fn writes_of_which_nobody_knows_what_became_hold_up_no_other_and_may_still_hold_their_pools() {
+        let mut own = Own::default();
+        let entry = Arc::new(crate::entry::entry_of(&crate::testing::pool("dp", serde_json::json!({}))));
+        for i in 0..UNANSWERED_MAX {
+            own.send(&i.to_string(), Spec { pools: vec![Arc::clone(&entry)], ..spec("h") });
+        }
+        assert!(!own.has_room(at(0)));
+        (0..UNANSWERED_MAX).for_each(|i| own.lost(&i.to_string()));
+        assert!(own.has_room(at(0)));
+        assert_eq!(own.may_hold(&entry.uid).count(), UNANSWERED_MAX);
+        assert_eq!(own.seen(&mut state("1", 9, "other"), at(1)), None);
+        own.give_up("1");
+        assert_eq!(own.may_hold(&entry.uid).count(), UNANSWERED_MAX - 1);
     }
 }
