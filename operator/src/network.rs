@@ -66,10 +66,13 @@ pub async fn reconcile(name: &str, context: &Context) -> Option<Duration> {
     let _at_work = turn.lock().await;
     let found = context.pools.get(&ObjectRef::<Guarded<MacvtapResourcePool>>::new(name));
     let pool = found.as_ref().and_then(|pool| pool.0.as_ref().ok())?;
+    let is_ending = pool.metadata.deletion_timestamp.is_some();
+    // Its networks come with the finalizer, and until then nothing is said of them: none made is not all made.
+    if !is_ending && !pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER) {
+        return None;
+    }
     // A pool that is not accepted keeps what it has: its networks work as long as its devices do.
-    let is_served = pool.metadata.deletion_timestamp.is_none()
-        && pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER)
-        && context.catalog().verdict(name).is_ok();
+    let is_served = !is_ending && context.catalog().verdict(name).is_ok();
     let report = if is_served { update(pool, context).await } else { NetworkReport::default() };
     let retry = report.retry().then_some(RETRY);
     let (uid, generation) = (pool.uid().unwrap_or_default(), pool.metadata.generation.unwrap_or_default());
