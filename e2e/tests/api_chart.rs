@@ -114,6 +114,10 @@ fn the_operator_works_with_the_rights_the_chart_gives_it() -> Result<()> {
     let api = Api::without_crds()?;
     api.kubectl.apply(include_str!("api/network-kind.yaml"))?;
     install(&api, &[])?;
+    // A kind that is new is refused for a moment, which the operator's log would say.
+    e2e::wait::until("the kinds to be listed", DEADLINE, || {
+        api.kubectl.run(&["get", "mrp,mns,network-attachment-definitions.k8s.cni.cncf.io", "-A"]).map(Some)
+    })?;
     node(&api, "n1")?;
     let operator = account(&api, "macvtap-operator", None)?;
     let args = ["--listen", "127.0.0.1:0", "--namespace", NAMESPACE];
