@@ -120,7 +120,7 @@ impl States {
     pub fn stored(&self, name: &str, spec: &Spec, version: u64, now: Timestamp) -> Arc<KnownState> {
         let mut inner = self.write();
         let before = inner.known.get(name).cloned();
-        inner.own.stored(name, version, now);
+        let is_there = inner.own.stored(name, version, now);
         let mut state = before.as_deref().cloned().unwrap_or_default();
         name.clone_into(&mut state.name);
         // The watch may have been faster than the answer, or the version is none that could be compared.
@@ -131,7 +131,9 @@ impl States {
         }
         state.wait_since(before.as_deref(), None);
         let state = Arc::new(state);
-        inner.known.insert(name.to_owned(), Arc::clone(&state));
+        if is_there {
+            inner.known.insert(name.to_owned(), Arc::clone(&state));
+        }
         state
     }
 
@@ -194,6 +196,12 @@ impl Inner {
             Event::InitDone => {
                 let before = std::mem::replace(&mut self.known, std::mem::take(&mut self.filling));
                 let begun = self.begun.take().unwrap_or(now);
+                // A write may have been stored after its state was read for the list.
+                for (name, state) in &mut self.known {
+                    if let Some(spec) = self.own.newer(name, state.version) {
+                        Arc::make_mut(state).write(spec);
+                    }
+                }
                 for (name, state) in before {
                     if !self.known.contains_key(&name)
                         && self.own.survives(&name, Gone::NotListedSince(begun))
@@ -381,6 +389,19 @@ mod tests {
         assert_eq!(since(), Some(at(90)), "it is busy with an earlier spec");
         show("newer", 9, Some("newer"), 95);
         assert_eq!(since(), None);
+    }
+
+    #[test]
+    fn a_list_does_not_undo_what_was_written_after_the_state_was_read_for_it() {
+        let states = States::default();
+        states.take(Event::Apply(versioned(5, None)), NOW);
+        states.take(Event::Init, NOW);
+        states.take(Event::InitApply(versioned(5, None)), NOW);
+        let spec = Spec { owner: None, config_hash: "new".to_owned(), pools: Vec::new() };
+        states.send("n1", spec.clone());
+        states.stored("n1", &spec, 6, NOW);
+        states.take(Event::InitDone, NOW);
+        assert_eq!(states.get("n1").unwrap().config_hash, "new");
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(super) struct Own {
 struct Write {
     spec: Spec,
     phase: Phase,
+    /// In which version the state was deleted while the write was on its way.
+    deleted: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +57,7 @@ enum Phase {
 impl Own {
     /// Notes that a write is being sent.
     pub(super) fn send(&mut self, name: &str, spec: Spec) {
-        self.writes.insert(name.to_owned(), Write { spec, phase: Phase::Sent });
+        self.writes.insert(name.to_owned(), Write { spec, phase: Phase::Sent, deleted: None });
     }
 
     /// Notes that a write was refused, or not sent.
@@ -77,11 +79,16 @@ impl Own {
         }
     }
 
-    /// Notes which version a write became.
-    pub(super) fn stored(&mut self, name: &str, version: u64, at: Timestamp) {
-        if let Some(write) = self.writes.get_mut(name) {
+    /// Notes which version a write became. Returns whether that is still there, as far as the watch has shown.
+    pub(super) fn stored(&mut self, name: &str, version: u64, at: Timestamp) -> bool {
+        let Some(write) = self.writes.get_mut(name) else { return true };
+        let is_gone = write.deleted.is_some_and(|deleted| version < deleted);
+        if is_gone {
+            self.writes.remove(name);
+        } else {
             write.phase = Phase::Stored { version, at };
         }
+        !is_gone
     }
 
     /// Takes in a state as the watch shows it. While it does not show an own write yet, the spec is what was written.
@@ -112,6 +119,11 @@ impl Own {
 
     /// Whether a state that the watch does not show, at this version or in a list begun at this time, is still there.
     pub(super) fn survives(&mut self, name: &str, gone: Gone) -> bool {
+        if let Some(write) = self.writes.get_mut(name)
+            && let Gone::Deleted(version) = gone
+        {
+            write.deleted = Some(version);
+        }
         let newer = match self.writes.get(name).map(|write| write.phase) {
             Some(Phase::Sent | Phase::Unknown) => return false,
             Some(Phase::Stored { version, at }) => match gone {
@@ -124,6 +136,13 @@ impl Own {
             self.writes.remove(name);
         }
         newer
+    }
+
+    /// The spec that was stored as a later version than this, if the watch has not shown it yet.
+    pub(super) fn newer(&self, name: &str, version: u64) -> Option<&Spec> {
+        let write = self.writes.get(name)?;
+        matches!(write.phase, Phase::Stored { version: stored, .. } if stored > version)
+            .then_some(&write.spec)
     }
 
     /// Whether the operator has written the state since the watch showed it.
@@ -258,5 +277,17 @@ mod tests {
         assert_eq!(own.seen(&mut state("1", 9, "other"), at(1)), None);
         own.give_up("1");
         assert_eq!(own.may_hold(&entry.uid).count(), UNANSWERED_MAX - 1);
+    }
+
+    #[test]
+    fn a_state_that_is_deleted_before_the_answer_to_its_write_comes_is_gone() {
+        let mut own = Own::default();
+        own.send("n1", spec("new"));
+        assert!(!own.survives("n1", Gone::Deleted(8)));
+        assert!(!own.stored("n1", 7, at(100)));
+        assert_eq!((own.lag(at(200)), own.is_ahead("n1")), (Duration::ZERO, false));
+        own.send("n1", spec("new"));
+        assert!(!own.survives("n1", Gone::Deleted(8)));
+        assert!(own.stored("n1", 9, at(100)), "made again since");
     }
 }
