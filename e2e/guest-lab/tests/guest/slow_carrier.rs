@@ -27,6 +27,11 @@ fn a_whole_nics_address_is_announced_when_its_carrier_comes() {
     ip("-n peer link set eth2 up");
     ip("-n peer address add 10.6.0.9/24 dev eth2");
     ip(&format!("-n peer neighbour add {ADDRESS} lladdr 02:00:00:00:00:99 dev eth2 nud stale"));
+    // An announcement is sent once: the neighbour's own NIC must be able to hear it.
+    eventually("the neighbour has a carrier", || {
+        let links: Vec<Value> = serde_json::from_str(&ip("-n peer -j link show dev eth2")).unwrap();
+        (links[0]["operstate"] == "UP").then_some(())
+    });
     let kubelet = Kubelet::start(&Node);
     let fields = json!({"type": "HostDevice", "capacity": {"perLink": 1}, "health": {
         "carrier": "Ignored", "downDelaySeconds": 0, "upDelaySeconds": 0}});
