@@ -112,6 +112,7 @@ fn add_macvtap(
             promiscuous: network.promiscuous.unwrap_or(resource.promiscuous),
             all_multicast: resource.all_multicast,
         },
+        also_mac: following.as_ref().map(|following| following.mac),
         owner: owner(network, resource.owner),
         repeat: repeat(network),
     };

@@ -21,6 +21,7 @@ use crate::device_id::DeviceId;
 use crate::kernel::{Home, Kernel, Place};
 use crate::link::{Change, Link, Macvtap};
 use crate::lock::{self, Lock};
+use crate::mac::MacAddr;
 use crate::netns::NetnsId;
 use crate::paths::Paths;
 use crate::record::{self, Attachment, DeviceNumber, Holder, State};
@@ -48,6 +49,8 @@ pub struct Request {
     pub lower_name: String,
     /// The link.
     pub link: Macvtap,
+    /// Another address that the link may have by now, where something changes it while the pod runs.
+    pub also_mac: Option<MacAddr>,
     /// Who may open the device node.
     pub owner: Owner,
     /// What happens when the same holder has the device already.
@@ -190,7 +193,9 @@ fn present<K: Kernel>(
         && link.mode == Some(wanted.mode)
         && link.all_multicast == wanted.all_multicast
         && link.promiscuous == wanted.promiscuous
-        && wanted.mac.is_none_or(|mac| link.device_mac() == Some(mac));
+        && wanted.mac.is_none_or(|mac| {
+            link.device_mac().is_some_and(|has| has == mac || request.also_mac == Some(has))
+        });
     if !as_wanted || kernel.tap(Home::Target, &wanted.name, wanted.index)? != number {
         return Ok(None);
     }

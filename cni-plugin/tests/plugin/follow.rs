@@ -137,6 +137,23 @@ fn the_address_comes_with_the_guests_first_frame_and_goes_with_its_announcement_
 }
 
 #[test]
+fn a_repeated_add_keeps_the_link_of_a_machine_that_runs() {
+    let Some((node, [vm, beside])) = node_and_pods() else { return };
+    let call = machine(&node, &vm, "Follow");
+    let scene = Scene::new(&node, &call, &beside);
+    Scene::send(&scene.guest, &frame(BROADCAST, GUEST, RARP, 1));
+    scene.await_guest(true, &vm);
+    let (before, follower) = (link(&vm), followers(&node));
+    let result = call.ok("ADD");
+    assert_eq!(result["interfaces"][0]["mac"], text(GUEST));
+    let after = link(&vm);
+    assert_eq!((&after["ifindex"], &after["address"]), (&before["ifindex"], &before["address"]));
+    assert_eq!(followers(&node), follower);
+    scene.announce_elsewhere();
+    scene.await_guest(false, &vm);
+}
+
+#[test]
 fn a_guest_that_waits_to_be_spoken_to_hears_the_question_where_it_is() {
     let Some((node, [vm, beside])) = node_and_pods() else { return };
     let scene = Scene::new(&node, &machine(&node, &vm, "Follow"), &beside);

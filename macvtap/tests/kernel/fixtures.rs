@@ -101,6 +101,7 @@ pub(super) fn request(node: &Node, slot: u32, pod: Option<(&Holder, &str)>) -> R
             all_multicast: true,
         },
         owner: device.resource.owner,
+        also_mac: None,
         repeat: Repeat::Keep,
     }
 }

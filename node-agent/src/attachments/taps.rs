@@ -119,6 +119,7 @@ pub fn ensure(
             all_multicast: known.resource.all_multicast,
         },
         owner: known.resource.owner,
+        also_mac: None,
         repeat: Repeat::Keep,
     };
     let mut kernel = Rtnl::node()?;
