@@ -23,7 +23,7 @@ const NOBODYS: u16 = 0x88b5;
 
 /// How often to look whether the pod's namespace is where it was. It cannot end while a socket of it is open, so a pod
 /// that ended without a DEL is known only by this.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(2);
 
 /// How long a former follower may take to notice that its link is gone.
 const PATIENCE: Duration = Duration::from_secs(2);
