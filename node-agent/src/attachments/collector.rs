@@ -165,7 +165,9 @@ impl<L: Liveness> Pass<'_, L> {
         }
         let orphan = match (&record.holder, listed) {
             (Holder::Host, _) if holder.is_some() => None,
-            (Holder::Host, _) => self.tap_only(record, listing),
+            // Listed for a pod that is not noted: the note may be older than the link. PreStart and Allocate decide.
+            (Holder::Host, Some(_)) => None,
+            (Holder::Host, None) => self.tap_only(record, listing),
             (Holder::Pod { .. }, Some(pod)) => match self.listed_for_other(record, pod) {
                 Some(proof) => Some(Orphan::of_squatter(record, proof)),
                 None => self.dead_pod(record, listing),
@@ -192,7 +194,9 @@ impl<L: Liveness> Pass<'_, L> {
                 listing.pods.iter().filter(|pod| Some(*pod) != self.seen.own_pod).cloned().collect()
             }
         };
-        if noted.as_ref() != Some(&candidates) {
+        // A list that lacks pods must not be remembered: one of those may have the link.
+        let is_known = noted.is_some() || listed.is_some() || self.complete(listing).is_some();
+        if is_known && noted.as_ref() != Some(&candidates) {
             self.plan.tap_pods.push((device.clone(), candidates.clone()));
         }
         let owner = listed.filter(|owner| candidates.contains(owner));

@@ -179,7 +179,9 @@ async fn follow_once(
             }
             () = sleep_until(next.map(|(_, at)| at)) => if let Some((query, _)) = next {
                 due.remove(&query);
-                running = Some(AbortOnDrop(tokio::spawn(ask(query, reader.take_outdated()))));
+                // Only this query uses up the links whose speed is to be read.
+                let outdated = if query == Query::Speeds { reader.take_outdated() } else { Vec::new() };
+                running = Some(AbortOnDrop(tokio::spawn(ask(query, outdated))));
             },
             event = events.next() => match event {
                 None => return Err(LinksError::Closed),

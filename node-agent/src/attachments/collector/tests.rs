@@ -289,9 +289,15 @@ fn a_tap_without_a_network_is_its_pods_whatever_the_kubelet_says_of_the_device()
     for devices in [vec![], vec![("aMvp0", "next")]] {
         let lives = listing(&devices, &["vm", "next", "agent"]);
         assert_eq!(orphans(&record, &lives, &noted), []);
-        let gone = listing(&devices, &["next", "agent"]);
-        assert_eq!(orphans(&record, &gone, &noted), std::slice::from_ref(&record));
     }
+    let gone = listing(&[], &["next", "agent"]);
+    assert_eq!(orphans(&record, &gone, &noted), std::slice::from_ref(&record));
+    // The note may be wrong: what the kubelet lists is left to Allocate and PreStart.
+    let listed = listing(&[("aMvp0", "next")], &["next", "agent"]);
+    assert_eq!(orphans(&record, &listed, &noted), []);
+    // A list that lacks pods is not remembered.
+    let [first, _] = twice(&record, Some(&listing(&[], &["other"])), Some(&pod("agent")), 100, &ALIVE);
+    assert_eq!(first.tap_pods, []);
     let [first, _] = twice(&record, Some(&listing(&[("aMvp0", "vm")], &["vm", "agent"])), None, 0, &ALIVE);
     assert_eq!(first.tap_pods, [(record.device.clone(), [pod("vm")].into())], "it is noted");
     // An init container's: any pod may have it that was there when it was first seen.
