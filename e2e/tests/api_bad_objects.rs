@@ -88,10 +88,11 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
     // They are there before the operator is, and their changes come while it runs.
     let args = ["--listen", "127.0.0.1:0"];
     let running = Program::start("macvtap-operator", &args, api.kubectl.kubeconfig())?;
-    let sound = |mtu: u64| pool("sound", &json!({"links": [{"names": ["dp0"]}], "macvtap": {"mtu": mtu}}));
+    let sound =
+        |mtu: u64| pool("well-formed", &json!({"links": [{"names": ["dp0"]}], "macvtap": {"mtu": mtu}}));
     api.replace(&sound(1400))?;
     for node in ["n1", "n2", "n3"] {
-        told(&api, node, &[("sound", 1400)])
+        told(&api, node, &[("well-formed", 1400)])
             .with_context(|| format!("with bad objects from the start, {node}"))?;
     }
     for object in &strange {
@@ -105,15 +106,15 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
 
     // An agent of another release: its answer to the spec of today cannot be read.
     let state = api.kubectl.get("", "mns/n3")?;
-    let status = json!({"observedHash": state["spec"]["configHash"], "pools": [{"name": "sound", "conditions": "fine"}]});
+    let status = json!({"observedHash": state["spec"]["configHash"], "pools": [{"name": "well-formed", "conditions": "fine"}]});
     api.patch_status("mns/n3", &status)?;
-    api.kubectl.wait_until("", "mrp/sound", DEADLINE, |pool| {
+    api.kubectl.wait_until("", "mrp/well-formed", DEADLINE, |pool| {
         let samples = pool.pointer("/status/samples")?.as_array()?;
         samples.iter().find(|s| s["node"] == "n3" && s["reason"] == "StatusNotReadable").map(drop)
     })?;
     api.replace(&sound(1300))?;
     for node in ["n1", "n2", "n3"] {
-        told(&api, node, &[("sound", 1300)])
+        told(&api, node, &[("well-formed", 1300)])
             .with_context(|| format!("after changes of bad objects, {node}"))?;
     }
 
@@ -123,7 +124,7 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
     api.kubectl.run(&["apply", "--server-side", "--force-conflicts", "-f", &crds.to_string_lossy()])?;
     api.replace(&sound(1200))?;
     for node in ["n1", "n2", "n3", "n4"] {
-        told(&api, node, &[("sound", 1200)]).with_context(|| format!("with today's schema, {node}"))?;
+        told(&api, node, &[("well-formed", 1200)]).with_context(|| format!("with today's schema, {node}"))?;
     }
     let quiet = running.log().lines().count();
     assert_eq!(running.terminate()?, Some(0), "it ends as it should");
@@ -132,7 +133,7 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
     let running = Program::start("macvtap-operator", &args, api.kubectl.kubeconfig())?;
     api.replace(&sound(1250))?;
     for node in ["n1", "n2", "n3", "n4"] {
-        told(&api, node, &[("sound", 1250)]).with_context(|| format!("by another operator, {node}"))?;
+        told(&api, node, &[("well-formed", 1250)]).with_context(|| format!("by another operator, {node}"))?;
     }
     let log = running.log();
     let failed = log.lines().skip(quiet).filter(|line| line.contains("reconcile failed")).count();
@@ -144,6 +145,6 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
     accepted(&api, "strange-type", "Valid")?;
     api.replace(&selecting("NotIn"))?;
     accepted(&api, "strange-selector", "Valid")?;
-    told(&api, "n4", &[("strange-type", 1100), ("sound", 1250)])?;
+    told(&api, "n4", &[("strange-type", 1100), ("well-formed", 1250)])?;
     Ok(())
 }
