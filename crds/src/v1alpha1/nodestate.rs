@@ -111,8 +111,7 @@ pub struct NodePool {
     /// Generation of the pool in which these settings were changed last.
     pub generation: i64,
     /// Active, or Draining: offer no free device, keep those in use until their pods are gone. Absent: Active.
-    // Always written, as is the resource's name: agents of the first release cannot read an entry without them.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "PoolPhase::is_active")]
     pub phase: PoolPhase,
     /// Name of the resource, without prefix. Absent: the pool's name, or the link's with resourcePer: Link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -142,6 +141,14 @@ pub enum PoolPhase {
     Active,
     /// It keeps devices in use and offers no other.
     Draining,
+}
+
+impl PoolPhase {
+    // serde hands `skip_serializing_if` a reference.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+    fn is_active(&self) -> bool {
+        *self == Self::Active
+    }
 }
 
 /// What one node serves.

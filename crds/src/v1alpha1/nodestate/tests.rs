@@ -10,9 +10,8 @@ fn written(pool: &Value) -> Value {
 }
 
 #[test]
-fn a_setting_that_equals_its_default_is_not_written_and_everything_else_is() {
-    let least =
-        json!({"name": "dp", "uid": "u", "generation": 1, "phase": "Active", "links": [{"names": ["dp0"]}]});
+fn what_equals_its_default_is_not_written_and_everything_else_is() {
+    let least = json!({"name": "dp", "uid": "u", "generation": 1, "links": [{"names": ["dp0"]}]});
     let with = |pool: &Value| {
         let mut full = least.clone();
         full.as_object_mut().unwrap().extend(pool.as_object().unwrap().clone());

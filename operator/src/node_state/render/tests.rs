@@ -49,10 +49,7 @@ fn a_node_gets_the_pools_that_select_it_in_order_of_precedence() {
     ];
     let spec = with(&Catalog::new(pools.iter()), &labels(&[("zone", "a")]), None, false, true);
     assert_eq!(names(&spec), [("high", PoolPhase::Active), ("low", PoolPhase::Active)]);
-    assert_eq!(
-        (spec.pools[0].resource(), spec.pools[0].resource_name.as_deref()),
-        (Some("high"), Some("high"))
-    );
+    assert_eq!((spec.pools[0].resource(), spec.pools[0].resource_name.as_deref()), (Some("high"), None));
 }
 
 #[test]
