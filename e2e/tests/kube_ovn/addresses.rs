@@ -104,7 +104,8 @@ const ROUTES: [Routed; 5] = [
         pod: "default-route-asked-for",
         further: true,
         says: &[("default_route", "true")],
-        default_routes: &["net1 172.20.10.1", "net1 fd00:20:10::1"],
+        // In front of the cluster network's, which is used again when this one goes.
+        default_routes: &["net1 172.20.10.1", "eth0 10.78.1.1", "net1 fd00:20:10::1"],
         route: None,
     },
     Routed {
@@ -133,7 +134,7 @@ const ROUTES: [Routed; 5] = [
         pod: "own-default-route",
         further: true,
         says: &[("routes", r#"[{"gw":"172.20.10.2"}]"#)],
-        default_routes: &["net1 172.20.10.2"],
+        default_routes: &["net1 172.20.10.2", "eth0 10.78.1.1"],
         route: None,
     },
 ];
