@@ -157,7 +157,7 @@ impl<L: Liveness> Pass<'_, L> {
             Holder::Pod { .. } => listed.filter(|pod| is_theirs(&record.holder, pod)),
         };
         if let Some(pod) = holder.filter(|pod| listed == Some(pod)) {
-            // A DEL whose addresses are still to be given back has removed the link.
+            // Before it is complete, an attachment may have no link yet.
             if record.state == State::Attached && !self.alive.link_exists(record) {
                 self.plan.dead.push((record.clone(), pod.clone()));
             }
