@@ -20,8 +20,8 @@ const EVENTS: usize = 100;
 const DEADLINE: Duration = Duration::from_mins(3);
 
 /// For how long nothing may be written until that counts as quiet: longer than anything waits for its turn, and than a
-/// killed operator keeps its lease.
-const QUIET: Duration = Duration::from_secs(13);
+/// killed operator keeps its lease (15 s).
+const QUIET: Duration = Duration::from_secs(18);
 
 const NETWORKS: &str = "network-attachment-definitions.k8s.cni.cncf.io";
 const NETWORK_KIND: &str = include_str!("api/network-kind.yaml");
