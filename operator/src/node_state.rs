@@ -11,6 +11,7 @@ use crate::pool::assess;
 use crate::pool::concern::Change;
 use crate::rollout::Grants;
 use crate::states::{KnownState, Spec};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
@@ -66,18 +67,18 @@ pub fn decide(snapshot: &Snapshot<'_>) -> Option<Spec> {
 /// Brings the spec of one node's state up to date; writes only when it differs.
 pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>, NodeStateError> {
     let Some(node) = context.nodes.get(&ObjectRef::new(name)) else {
-        context.states.give_up(name);
+        context.states.withdraw(name);
         return Ok(None);
     };
     let (spec, catalog, current) = decide_now(&node, context);
     let Some(spec) = spec else {
-        context.states.give_up(name);
+        context.states.withdraw(name);
         return Ok(None);
     };
     context.states.send(name, spec.clone());
     // A pool that is being deleted waits for specs on their way, but only for those that it can see.
     if !Arc::ptr_eq(&catalog, &context.catalog()) {
-        context.states.refused(name);
+        context.states.withdraw(name);
         return Ok(Some(Duration::ZERO));
     }
     perform(&node, &spec, current.as_deref(), context).await?;
@@ -88,7 +89,7 @@ fn decide_now(node: &Node, context: &Context) -> (Option<Spec>, Arc<Catalog>, Op
     let catalog = context.catalog();
     let current = context.states.get(&node.name_any());
     let view = context.view(node, current.as_deref(), context.seen_until());
-    let silent = assess::silent(&view, clock::now()).is_ok();
+    let silent = assess::silent(&view, Timestamp::now()).is_ok();
     let grants = &context.grants;
     let snapshot = Snapshot { node, current: current.as_deref(), silent, catalog: &catalog, grants };
     (decide(&snapshot), catalog, current)
@@ -107,7 +108,7 @@ async fn perform(
         Err(source) => {
             // Whatever else went wrong, the API server may have stored it.
             if matches!(&source, kube::Error::Api(status) if status.code < 500) {
-                context.states.refused(&name);
+                context.states.withdraw(&name);
             } else {
                 context.states.lost(&name);
             }

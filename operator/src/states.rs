@@ -92,27 +92,22 @@ impl States {
         self.read().known.values().cloned().collect()
     }
 
-    /// Notes that a spec is being sent to the API server. [`Self::stored`], [`Self::refused`] or
+    /// Notes that a spec is being sent to the API server. [`Self::stored`], [`Self::withdraw`] or
     /// [`Self::lost`] follows.
     pub fn send(&self, name: &str, spec: Spec) {
         self.write().own.send(name, spec);
     }
 
-    /// Notes that the API server refused a spec, or that it was not sent.
-    pub fn refused(&self, name: &str) {
-        self.write().own.refused(name);
+    /// Notes that the API server refused a spec, that it was not sent, or that it is not wanted any more after its answer
+    /// was lost: nobody waits for it any longer.
+    pub fn withdraw(&self, name: &str) {
+        self.write().own.withdraw(name);
         self.changed.notify_waiters();
     }
 
     /// Notes that nobody knows whether the API server stored a spec.
     pub fn lost(&self, name: &str) {
         self.write().own.lost(name);
-        self.changed.notify_waiters();
-    }
-
-    /// Notes that nothing is to be written to a state: one whose answer was lost keeps nobody waiting any more.
-    pub fn give_up(&self, name: &str) {
-        self.write().own.give_up(name);
         self.changed.notify_waiters();
     }
 
@@ -151,7 +146,7 @@ impl States {
     pub async fn room(&self) {
         loop {
             let changed = self.changed.notified();
-            if self.read().own.has_room(clock::now()) {
+            if self.read().has_room(clock::now()) {
                 return;
             }
             // An answer that is due no longer counts, which nothing announces.
@@ -181,6 +176,11 @@ impl States {
 }
 
 impl Inner {
+    fn has_room(&self, now: Timestamp) -> bool {
+        let will_answer = |name: &str| self.known.get(name).is_some_and(|state| own::will_answer(state, now));
+        self.own.has_room(now, will_answer)
+    }
+
     fn take(&mut self, event: Event<RawState>, now: Timestamp) -> Taken {
         let (event, lag) = match event {
             Event::Init => {
@@ -411,7 +411,7 @@ mod tests {
         let spec = Spec { owner: None, config_hash: "h".to_owned(), pools: vec![entry] };
         states.send("n1", spec.clone());
         assert_eq!(states.may_hold("uid-dp"), ["n1"]);
-        states.give_up("n1");
+        states.withdraw("n1");
         assert!(states.may_hold("uid-dp").is_empty(), "its answer was lost, and it is wanted no more");
         states.send("n1", spec.clone());
         states.stored("n1", &spec, 3, NOW);

@@ -8,12 +8,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How many specs may be under way to agents and back at once. What the API server's watches take to pass them on sets
-/// the rate of an edit of the whole fleet, so that no answer waits long behind others.
+/// How many specs may be unanswered at once. The rate at which the API server's watches pass them on limits the rate of
+/// an edit of the whole fleet, so that no answer waits long behind others.
 const UNANSWERED_MAX: usize = 256;
 
-/// How long an answer is waited for by those that come after: an agent that hangs holds up nobody for longer.
+/// How long other writes wait for an answer: an agent that hangs delays nobody for longer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a write may stay unseen before it is ignored. No watch is that late: such a write is an error in this record.
+const UNSEEN_MAX: Duration = Duration::from_mins(5);
 
 /// A spec as the operator writes it.
 #[derive(Clone, Debug)]
@@ -29,162 +32,183 @@ pub struct Spec {
 /// Own writes by the name of their state.
 #[derive(Debug, Default)]
 pub(super) struct Own {
-    writes: HashMap<String, Write>,
+    writes: HashMap<String, Writes>,
     /// When the watch last showed a write, and how late.
     last: Option<(Timestamp, Duration)>,
 }
 
+/// The writes of one state: the last one that the API server stored, and the one after it.
+#[derive(Debug, Default)]
+struct Writes {
+    stored: Option<Stored>,
+    sent: Option<Sent>,
+}
+
+/// A write that the API server has stored and the agent has not answered yet.
 #[derive(Debug)]
-struct Write {
+struct Stored {
     spec: Spec,
+    version: u64,
     phase: Phase,
-    /// In which version the state was deleted while the write was on its way.
-    deleted: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// The request is under way.
-    Sent,
-    /// No answer came, or one that says nothing: the API server may have stored it. Nothing of it can be waited for.
-    Unknown,
-    /// The API server has stored it as this version, and the watch has not shown it yet.
-    Stored { version: u64, at: Timestamp },
-    /// The watch has shown it, and its agent has not answered yet.
+    /// The watch has not shown it since it was stored at this time.
+    Unseen { since: Timestamp },
+    /// The watch showed it at this time.
     Seen { at: Timestamp },
+}
+
+/// A write of which the API server has not said that it stored it.
+#[derive(Debug)]
+struct Sent {
+    spec: Spec,
+    /// No answer came, or one that says nothing: the API server may have stored it. Nobody can wait for it.
+    is_lost: bool,
+    /// In which version the state was deleted while the write was on its way.
+    deleted: Option<u64>,
 }
 
 impl Own {
     /// Notes that a write is being sent.
     pub(super) fn send(&mut self, name: &str, spec: Spec) {
-        self.writes.insert(name.to_owned(), Write { spec, phase: Phase::Sent, deleted: None });
+        let sent = Sent { spec, is_lost: false, deleted: None };
+        self.writes.entry(name.to_owned()).or_default().sent = Some(sent);
     }
 
-    /// Notes that a write was refused, or not sent.
-    pub(super) fn refused(&mut self, name: &str) {
-        self.writes.remove(name);
+    /// Notes that a write was refused, was not sent, or is not wanted any more after its answer was lost.
+    pub(super) fn withdraw(&mut self, name: &str) {
+        self.change(name, |writes| writes.sent = None);
     }
 
     /// Notes that nobody knows what became of a write.
     pub(super) fn lost(&mut self, name: &str) {
-        if let Some(write) = self.writes.get_mut(name) {
-            write.phase = Phase::Unknown;
-        }
-    }
-
-    /// Forgets a write of which nobody knows what became of it: there is nothing more to write.
-    pub(super) fn give_up(&mut self, name: &str) {
-        if matches!(self.writes.get(name).map(|write| write.phase), Some(Phase::Sent | Phase::Unknown)) {
-            self.writes.remove(name);
-        }
+        self.change(name, |writes| {
+            if let Some(sent) = &mut writes.sent {
+                sent.is_lost = true;
+            }
+        });
     }
 
     /// Notes which version a write became. Returns whether that is still there, as far as the watch has shown.
     pub(super) fn stored(&mut self, name: &str, version: u64, at: Timestamp) -> bool {
-        let Some(write) = self.writes.get_mut(name) else { return true };
-        let is_gone = write.deleted.is_some_and(|deleted| version < deleted);
-        if is_gone {
-            self.writes.remove(name);
-        } else {
-            write.phase = Phase::Stored { version, at };
-        }
-        !is_gone
+        let sent = self.writes.get_mut(name).and_then(|writes| writes.sent.take());
+        let is_there = sent.as_ref().is_none_or(|sent| sent.deleted.is_none_or(|deleted| version > deleted));
+        self.change(name, |writes| {
+            let stored = sent.filter(|_| is_there);
+            let stored =
+                stored.map(|sent| Stored { spec: sent.spec, version, phase: Phase::Unseen { since: at } });
+            writes.stored = stored.or(writes.stored.take().filter(|_| is_there));
+        });
+        is_there
     }
 
-    /// Takes in a state as the watch shows it. While it does not show an own write yet, the spec is what was written.
+    /// Processes a state as the watch shows it. While it does not show an own write yet, the spec is what was written.
     /// Returns how late the watch showed the write, if it shows it now.
     pub(super) fn seen(&mut self, state: &mut KnownState, now: Timestamp) -> Option<Duration> {
-        let write = self.writes.get_mut(&state.name)?;
-        match write.phase {
-            Phase::Stored { version, .. } if state.version < version => {
-                state.write(&write.spec);
-                None
+        let stored = self.writes.get_mut(&state.name)?.stored.as_mut()?;
+        let mut lag = None;
+        if let Phase::Unseen { since } = stored.phase {
+            if state.version < stored.version {
+                state.write(&stored.spec);
+                return None;
             }
-            Phase::Stored { at, .. } => {
-                let lag = between(at, now);
-                self.last = Some((now, lag));
-                write.phase = Phase::Seen { at: now };
-                if state.applied() {
-                    self.writes.remove(&state.name);
-                }
-                Some(lag)
-            }
-            Phase::Seen { .. } if state.applied() => {
-                self.writes.remove(&state.name);
-                None
-            }
-            Phase::Sent | Phase::Unknown | Phase::Seen { .. } => None,
+            lag = Some(between(since, now));
+            stored.phase = Phase::Seen { at: now };
         }
+        self.last = lag.map(|lag| (now, lag)).or(self.last);
+        if state.applied() {
+            self.change(&state.name, |writes| writes.stored = None);
+        }
+        lag
     }
 
     /// Whether a state that the watch does not show, at this version or in a list begun at this time, is still there.
     pub(super) fn survives(&mut self, name: &str, gone: Gone) -> bool {
-        if let Some(write) = self.writes.get_mut(name)
-            && let Gone::Deleted(version) = gone
-        {
-            write.deleted = Some(version);
-        }
-        let newer = match self.writes.get(name).map(|write| write.phase) {
-            Some(Phase::Sent | Phase::Unknown) => return false,
-            Some(Phase::Stored { version, at }) => match gone {
-                Gone::Deleted(deleted) => version > deleted,
-                Gone::NotListedSince(begun) => at >= begun,
-            },
-            Some(Phase::Seen { .. }) | None => false,
-        };
-        if !newer {
-            self.writes.remove(name);
-        }
+        let mut newer = false;
+        self.change(name, |writes| {
+            if let (Some(sent), Gone::Deleted(version)) = (&mut writes.sent, gone) {
+                sent.deleted = Some(version);
+            }
+            newer = writes.stored.as_ref().is_some_and(|stored| match (stored.phase, gone) {
+                (Phase::Unseen { .. }, Gone::Deleted(deleted)) => stored.version > deleted,
+                (Phase::Unseen { since }, Gone::NotListedSince(begun)) => since >= begun,
+                (Phase::Seen { .. }, _) => false,
+            });
+            if !newer {
+                writes.stored = None;
+            }
+        });
         newer
     }
 
     /// The spec that was stored as a later version than this, if the watch has not shown it yet.
     pub(super) fn newer(&self, name: &str, version: u64) -> Option<&Spec> {
-        let write = self.writes.get(name)?;
-        matches!(write.phase, Phase::Stored { version: stored, .. } if stored > version)
-            .then_some(&write.spec)
+        let stored = self.unseen(name)?;
+        (stored.version > version).then_some(&stored.spec)
     }
 
     /// Whether the operator has written the state since the watch showed it.
     pub(super) fn is_ahead(&self, name: &str) -> bool {
-        matches!(self.writes.get(name).map(|write| write.phase), Some(Phase::Stored { .. }))
+        self.unseen(name).is_some()
     }
 
     /// Whether a write that may still reach the API server has an entry of the pool with this UID.
     pub(super) fn may_hold(&self, uid: &str) -> impl Iterator<Item = &str> {
-        self.writes
-            .iter()
-            .filter(move |(_, write)| {
-                matches!(write.phase, Phase::Sent | Phase::Unknown) && write.spec.has(uid)
-            })
-            .map(|(name, _)| name.as_str())
+        let holds = move |writes: &Writes| writes.sent.as_ref().is_some_and(|sent| sent.spec.has(uid));
+        self.writes.iter().filter(move |(_, writes)| holds(writes)).map(|(name, _)| name.as_str())
     }
 
     /// How far the watch is behind the API server, as far as own writes tell.
     pub(super) fn lag(&self, now: Timestamp) -> Duration {
-        let pending = self.writes.values().filter_map(|write| match write.phase {
-            Phase::Stored { at, .. } => Some(between(at, now)),
-            Phase::Sent | Phase::Unknown | Phase::Seen { .. } => None,
+        let unseen = self.writes.values().filter_map(|writes| match writes.stored.as_ref()?.phase {
+            Phase::Unseen { since } => Some(between(since, now)).filter(|lag| *lag < UNSEEN_MAX),
+            Phase::Seen { .. } => None,
         });
         // Answers come the same way behind the specs, so the last lag counts for as long as it was.
         let last = self.last.filter(|(at, lag)| between(*at, now) < *lag).map(|(_, lag)| lag);
-        pending.chain(last).max().unwrap_or_default()
+        unseen.chain(last).max().unwrap_or_default()
     }
 
-    /// Whether one more spec may be written without an answer to an earlier one.
-    pub(super) fn has_room(&self, now: Timestamp) -> bool {
-        let waits = |write: &&Write| match write.phase {
-            Phase::Sent | Phase::Stored { .. } => true,
-            Phase::Unknown => false,
-            Phase::Seen { at } => between(at, now) < ANSWER_WITHIN,
+    /// Whether one more spec may be written without an answer to an earlier one. `will_answer` says whether an answer is
+    /// to be expected of the agent of a node.
+    pub(super) fn has_room(&self, now: Timestamp, will_answer: impl Fn(&str) -> bool) -> bool {
+        let waits = |name: &str, writes: &Writes| {
+            let is_under_way = writes.sent.as_ref().is_some_and(|sent| !sent.is_lost);
+            is_under_way
+                || writes.stored.as_ref().is_some_and(|stored| match stored.phase {
+                    Phase::Unseen { since } => between(since, now) < UNSEEN_MAX,
+                    Phase::Seen { at } => between(at, now) < ANSWER_WITHIN && will_answer(name),
+                })
         };
-        self.writes.values().filter(waits).count() < UNANSWERED_MAX
+        self.writes.iter().filter(|(name, writes)| waits(name, writes)).count() < UNANSWERED_MAX
     }
 
     /// Forgets everything: another operator writes now.
     pub(super) fn clear(&mut self) {
         self.writes.clear();
     }
+
+    fn unseen(&self, name: &str) -> Option<&Stored> {
+        let stored = self.writes.get(name)?.stored.as_ref()?;
+        matches!(stored.phase, Phase::Unseen { .. }).then_some(stored)
+    }
+
+    fn change(&mut self, name: &str, change: impl FnOnce(&mut Writes)) {
+        let Some(writes) = self.writes.get_mut(name) else { return };
+        change(writes);
+        if writes.stored.is_none() && writes.sent.is_none() {
+            self.writes.remove(name);
+        }
+    }
+}
+
+/// Whether the agent of a node with this state is expected to answer a spec: it has answered one, and owes no answer for
+/// too long already.
+pub(super) fn will_answer(state: &KnownState, now: Timestamp) -> bool {
+    let is_silent = state.unanswered_since.is_some_and(|since| between(since, now) >= ANSWER_WITHIN);
+    state.answered() && !is_silent
 }
 
 /// How a state is missing.
@@ -207,87 +231,4 @@ fn between(earlier: Timestamp, later: Timestamp) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    fn spec(hash: &str) -> Spec {
-        Spec { owner: None, config_hash: hash.to_owned(), pools: Vec::new() }
-    }
-
-    fn state(name: &str, version: u64, hash: &str) -> KnownState {
-        KnownState { name: name.to_owned(), version, config_hash: hash.to_owned(), ..KnownState::default() }
-    }
-
-    #[test]
-    fn until_the_watch_shows_a_write_the_spec_is_what_was_written_and_the_lag_grows() {
-        let mut own = Own::default();
-        own.send("n1", spec("new"));
-        own.stored("n1", 7, at(100));
-        let mut earlier = state("n1", 6, "old");
-        assert_eq!(own.seen(&mut earlier, at(130)), None);
-        assert_eq!((earlier.config_hash.as_str(), own.lag(at(130))), ("new", Duration::from_secs(30)));
-        let mut later = state("n1", 8, "by hand");
-        assert_eq!(own.seen(&mut later, at(140)), Some(Duration::from_secs(40)));
-        assert_eq!(later.config_hash, "by hand");
-        assert_eq!(own.lag(at(179)), Duration::from_secs(40), "answers are as late as specs");
-        assert_eq!(own.lag(at(181)), Duration::ZERO);
-    }
-
-    #[test]
-    fn a_state_made_again_outlives_the_news_of_its_deletion() {
-        let mut own = Own::default();
-        own.send("n1", spec("new"));
-        own.stored("n1", 7, at(100));
-        assert!(own.survives("n1", Gone::Deleted(6)) && own.survives("n1", Gone::NotListedSince(at(100))));
-        assert!(!own.survives("n1", Gone::NotListedSince(at(101))));
-        own.stored("n1", 7, at(100));
-        assert!(!own.survives("n1", Gone::Deleted(8)));
-    }
-
-    #[test]
-    fn specs_without_an_answer_are_limited_and_an_agent_that_hangs_holds_up_nobody_for_long() {
-        let mut own = Own::default();
-        for i in 0..UNANSWERED_MAX {
-            assert!(own.has_room(at(0)), "{i}");
-            own.send(&i.to_string(), spec("h"));
-            own.stored(&i.to_string(), 1, at(0));
-        }
-        assert!(!own.has_room(at(1000)), "what the watch does not show is under way");
-        for i in 0..UNANSWERED_MAX {
-            own.seen(&mut state(&i.to_string(), 1, "h"), at(1000));
-        }
-        assert!(!own.has_room(at(1009)) && own.has_room(at(1010)));
-    }
-
-    #[test]
-    fn writes_of_which_nobody_knows_what_became_hold_up_no_other_and_may_still_hold_their_pools() {
-        let mut own = Own::default();
-        let entry = Arc::new(crate::entry::entry_of(&crate::testing::pool("dp", serde_json::json!({}))));
-        for i in 0..UNANSWERED_MAX {
-            own.send(&i.to_string(), Spec { pools: vec![Arc::clone(&entry)], ..spec("h") });
-        }
-        assert!(!own.has_room(at(0)));
-        (0..UNANSWERED_MAX).for_each(|i| own.lost(&i.to_string()));
-        assert!(own.has_room(at(0)));
-        assert_eq!(own.may_hold(&entry.uid).count(), UNANSWERED_MAX);
-        assert_eq!(own.seen(&mut state("1", 9, "other"), at(1)), None);
-        own.give_up("1");
-        assert_eq!(own.may_hold(&entry.uid).count(), UNANSWERED_MAX - 1);
-    }
-
-    #[test]
-    fn a_state_that_is_deleted_before_the_answer_to_its_write_comes_is_gone() {
-        let mut own = Own::default();
-        own.send("n1", spec("new"));
-        assert!(!own.survives("n1", Gone::Deleted(8)));
-        assert!(!own.stored("n1", 7, at(100)));
-        assert_eq!((own.lag(at(200)), own.is_ahead("n1")), (Duration::ZERO, false));
-        own.send("n1", spec("new"));
-        assert!(!own.survives("n1", Gone::Deleted(8)));
-        assert!(own.stored("n1", 9, at(100)), "made again since");
-    }
-}
+mod tests;

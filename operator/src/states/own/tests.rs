@@ -1,0 +1,123 @@
+//! What is known of own writes.
+
+use super::*;
+use crate::states::KnownStatus;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn spec(hash: &str) -> Spec {
+    Spec { owner: None, config_hash: hash.to_owned(), pools: Vec::new() }
+}
+
+fn state(name: &str, version: u64, hash: &str) -> KnownState {
+    KnownState { name: name.to_owned(), version, config_hash: hash.to_owned(), ..KnownState::default() }
+}
+
+#[test]
+fn until_the_watch_shows_a_write_the_spec_is_what_was_written_and_the_lag_grows() {
+    let mut own = Own::default();
+    own.send("n1", spec("new"));
+    own.stored("n1", 7, at(100));
+    let mut earlier = state("n1", 6, "old");
+    assert_eq!(own.seen(&mut earlier, at(130)), None);
+    assert_eq!((earlier.config_hash.as_str(), own.lag(at(130))), ("new", Duration::from_secs(30)));
+    let mut later = state("n1", 8, "by hand");
+    assert_eq!(own.seen(&mut later, at(140)), Some(Duration::from_secs(40)));
+    assert_eq!(later.config_hash, "by hand");
+    assert_eq!(own.lag(at(179)), Duration::from_secs(40), "answers are as late as specs");
+    assert_eq!(own.lag(at(181)), Duration::ZERO);
+}
+
+#[test]
+fn a_state_made_again_outlives_the_news_of_its_deletion() {
+    let mut own = Own::default();
+    own.send("n1", spec("new"));
+    own.stored("n1", 7, at(100));
+    assert!(own.survives("n1", Gone::Deleted(6)) && own.survives("n1", Gone::NotListedSince(at(100))));
+    assert!(!own.survives("n1", Gone::NotListedSince(at(101))));
+    own.send("n1", spec("new"));
+    own.stored("n1", 7, at(100));
+    assert!(!own.survives("n1", Gone::Deleted(8)));
+}
+
+#[test]
+fn specs_without_an_answer_are_limited_and_an_agent_that_hangs_holds_up_nobody_for_long() {
+    let mut own = Own::default();
+    for i in 0..UNANSWERED_MAX {
+        assert!(own.has_room(at(0), |_| true), "{i}");
+        own.send(&i.to_string(), spec("h"));
+        own.stored(&i.to_string(), 1, at(0));
+    }
+    assert!(!own.has_room(at(299), |_| true), "what the watch does not show is under way");
+    assert!(own.has_room(at(300), |_| true) && own.lag(at(300)).is_zero(), "no watch is that late");
+    for i in 0..UNANSWERED_MAX {
+        own.seen(&mut state(&i.to_string(), 1, "h"), at(1000));
+    }
+    assert!(!own.has_room(at(1009), |_| true) && own.has_room(at(1010), |_| true));
+}
+
+#[test]
+fn writes_of_which_nobody_knows_what_became_hold_up_no_other_and_may_still_hold_their_pools() {
+    let mut own = Own::default();
+    let entry = Arc::new(crate::entry::entry_of(&crate::testing::pool("dp", serde_json::json!({}))));
+    for i in 0..UNANSWERED_MAX {
+        own.send(&i.to_string(), Spec { pools: vec![Arc::clone(&entry)], ..spec("h") });
+    }
+    assert!(!own.has_room(at(0), |_| true));
+    (0..UNANSWERED_MAX).for_each(|i| own.lost(&i.to_string()));
+    assert!(own.has_room(at(0), |_| true));
+    assert_eq!(own.may_hold(&entry.uid).count(), UNANSWERED_MAX);
+    assert_eq!(own.seen(&mut state("1", 9, "other"), at(1)), None);
+    own.withdraw("1");
+    assert_eq!(own.may_hold(&entry.uid).count(), UNANSWERED_MAX - 1);
+}
+
+#[test]
+fn a_state_that_is_deleted_before_the_answer_to_its_write_comes_is_gone() {
+    let mut own = Own::default();
+    own.send("n1", spec("new"));
+    assert!(!own.survives("n1", Gone::Deleted(8)));
+    assert!(!own.stored("n1", 7, at(100)));
+    assert_eq!((own.lag(at(200)), own.is_ahead("n1")), (Duration::ZERO, false));
+    own.send("n1", spec("new"));
+    assert!(!own.survives("n1", Gone::Deleted(8)));
+    assert!(own.stored("n1", 9, at(100)), "made again since");
+}
+
+#[test]
+fn a_second_write_that_is_refused_leaves_the_first_known_until_the_watch_shows_it() {
+    for outcome in [Own::withdraw, Own::lost] {
+        let mut own = Own::default();
+        own.send("n1", spec("first"));
+        own.stored("n1", 7, at(100));
+        own.send("n1", spec("second"));
+        let mut during = state("n1", 6, "old");
+        own.seen(&mut during, at(105));
+        outcome(&mut own, "n1");
+        let mut earlier = state("n1", 6, "old");
+        own.seen(&mut earlier, at(110));
+        assert_eq!((during.config_hash.as_str(), earlier.config_hash.as_str()), ("first", "first"));
+        assert_eq!((own.is_ahead("n1"), own.lag(at(120))), (true, Duration::from_secs(20)));
+    }
+}
+
+#[test]
+fn only_agents_that_answer_limit_the_specs_under_way() {
+    let mut own = Own::default();
+    for i in 0..UNANSWERED_MAX {
+        own.send(&i.to_string(), spec("h"));
+        own.stored(&i.to_string(), 1, at(0));
+        own.seen(&mut state(&i.to_string(), 1, "h"), at(0));
+    }
+    assert!(!own.has_room(at(1), |_| true) && own.has_room(at(1), |name| name != "7"));
+    let answered = || KnownState {
+        status: Some(KnownStatus { observed_hash: Some("old".to_owned()), pools: Vec::new() }),
+        ..state("n1", 1, "h")
+    };
+    let waiting = |since| KnownState { unanswered_since: Some(at(since)), ..answered() };
+    assert!(will_answer(&answered(), at(100)) && will_answer(&waiting(91), at(100)));
+    assert!(!will_answer(&waiting(90), at(100)), "it owes an answer to an earlier spec");
+    assert!(!will_answer(&state("n1", 1, "h"), at(100)), "no agent ever answered");
+}
