@@ -1,4 +1,5 @@
-//! The operator's own clock: what is measured by it depends on no other machine's, and on nobody who sets this one's.
+//! The operator's own clock, for what it measures itself: silence and lag. It depends neither on the clock of another
+//! machine nor on corrections of this one's. Times in the API are compared with the wall clock, [`Timestamp::now`].
 
 use jiff::Timestamp;
 use std::sync::OnceLock;

@@ -124,7 +124,7 @@ impl Context {
         self.grants.retain(&uids);
     }
 
-    /// Until when the watch has surely shown every change of node states.
+    /// Until when the watch has surely shown every change of node states, by the operator's own clock.
     pub fn seen_until(&self) -> Timestamp {
         let now = clock::now();
         now.checked_sub(self.states.lag(now)).unwrap_or(now)
@@ -204,10 +204,22 @@ impl Context {
         }
     }
 
-    /// Asks for a look at every node, after what is urgent.
+    /// Queues every node: at once those that offer devices of a pool being deleted, the others after what is urgent.
     pub fn every_node(&self) {
+        let pools = self.pools.state();
+        let ending: HashSet<&str> = pools
+            .iter()
+            .filter(|pool| pool.meta().deletion_timestamp.is_some())
+            .filter_map(|pool| pool.meta().uid.as_deref())
+            .collect();
         for node in self.nodes.state() {
-            self.queues.nodes.add_later(&node.name_any());
+            let name = node.name_any();
+            let state = if ending.is_empty() { None } else { self.states.get(&name) };
+            if state.is_some_and(|state| state.offers_any(&ending)) {
+                self.queues.nodes.add(&name);
+            } else {
+                self.queues.nodes.add_later(&name);
+            }
         }
     }
 

@@ -8,6 +8,7 @@ pub mod reports;
 
 use crate::context::{Context, Guarded, NetworkKind};
 use kind::NetworkAttachmentDefinition;
+use kube::api::ObjectMeta;
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
@@ -31,8 +32,6 @@ pub struct NetworkReport {
     pub repaired: Vec<plan::Key>,
     /// Those restored from a backup, or left by an earlier pool of the name, that are the pool's now.
     pub adopted: Vec<plan::Key>,
-    /// Those of a pool that is being deleted which somebody's finalizer keeps.
-    pub kept: Vec<plan::Key>,
 }
 
 /// Something that is wrong with a pool's networks.
@@ -71,9 +70,16 @@ pub async fn reconcile(name: &str, context: &Context) -> Option<Duration> {
     if !is_ending && !pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER) {
         return None;
     }
-    // A pool that is not accepted keeps what it has: its networks work as long as its devices do.
-    let is_served = !is_ending && context.catalog().verdict(name).is_ok();
-    let report = if is_served { update(pool, context).await } else { NetworkReport::default() };
+    // A pool that is not accepted keeps what it has: its networks work as long as its devices do. Nobody has compared them,
+    // so there is nothing to report when it is accepted again.
+    if is_ending || context.catalog().verdict(name).is_err() {
+        context.reports.withdraw(name);
+        return None;
+    }
+    let Some(report) = update(pool, context).await else {
+        tracing::debug!(pool = name, "pool changed while its networks were being written, beginning again");
+        return Some(Duration::ZERO);
+    };
     let retry = report.retry().then_some(RETRY);
     let (uid, generation) = (pool.uid().unwrap_or_default(), pool.metadata.generation.unwrap_or_default());
     if context.reports.set(name, &uid, generation, report) {
@@ -82,10 +88,11 @@ pub async fn reconcile(name: &str, context: &Context) -> Option<Duration> {
     retry
 }
 
-/// Compares the pool's networks with what is there and writes the difference. A dry run only compares.
-async fn update(pool: &MacvtapResourcePool, context: &Context) -> NetworkReport {
+/// Compares the pool's networks with what is there and writes the difference. A dry run only compares. Returns none if
+/// the pool has changed meanwhile.
+async fn update(pool: &MacvtapResourcePool, context: &Context) -> Option<NetworkReport> {
     let Some(ours) = context.networks_of(pool) else {
-        return without_kind(pool, *context.network_kind.borrow());
+        return Some(without_kind(pool, *context.network_kind.borrow()));
     };
     let namespaces = context.namespaces.state();
     let links = context.link_resources(pool);
@@ -93,10 +100,24 @@ async fn update(pool: &MacvtapResourcePool, context: &Context) -> NetworkReport 
     let plan = plan::plan(&desired, &ours);
     if pool.spec.settings.advertisement == Advertisement::DryRun {
         let (wanted, ready) = (desired.networks.len(), plan.keep.len());
-        return NetworkReport { desired: wanted, ready, ..NetworkReport::default() };
+        return Some(NetworkReport { desired: wanted, ready, ..NetworkReport::default() });
     }
     let pools = context.pools.state().iter().filter_map(|pool| pool.meta().uid.clone()).collect();
-    let report = apply::apply(&context.client, desired, plan, &pools).await;
+    let is_current = || is_as_it_was(pool, context);
+    let report = apply::apply(&context.client, desired, plan, &pools, is_current).await?;
+    announce(pool, &report, context).await;
+    Some(report)
+}
+
+/// Whether the watch shows the pool with the spec that was read, and not deleted.
+fn is_as_it_was(pool: &MacvtapResourcePool, context: &Context) -> bool {
+    let now = context.pools.get(&ObjectRef::new(&pool.name_any()));
+    let facts = |meta: &ObjectMeta| (meta.uid.clone(), meta.generation, meta.deletion_timestamp.is_some());
+    now.is_some_and(|now| facts(now.meta()) == facts(&pool.metadata))
+}
+
+/// Publishes an event for each network that was taken over or changed back.
+async fn announce(pool: &MacvtapResourcePool, report: &NetworkReport, context: &Context) {
     for (namespace, name) in &report.adopted {
         let note = format!(
             "NetworkAttachmentDefinition {namespace}/{name} had the label of an earlier pool of this name and belongs to this one now"
@@ -115,7 +136,6 @@ async fn update(pool: &MacvtapResourcePool, context: &Context) -> NetworkReport 
             context.announce(&event, pool).await;
         }
     }
-    report
 }
 
 fn about(type_: EventType, reason: EventReason, note: String, network: (&str, &str)) -> Event {
@@ -130,7 +150,7 @@ fn about(type_: EventType, reason: EventReason, note: String, network: (&str, &s
     }
 }
 
-/// Removes every network of a pool that is being deleted; gives those that are left.
+/// Deletes every network of a pool that is being deleted. Returns those that finalizers of others keep.
 pub async fn remove(pool: &str, uid: &str, context: &Context) -> Result<Vec<plan::Key>, kube::Error> {
     apply::remove_all(&context.client, pool, uid).await
 }

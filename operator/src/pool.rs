@@ -10,12 +10,12 @@ pub mod unreadable;
 
 use crate::acceptance::Rejection;
 use crate::catalog::released;
-use crate::clock;
-use crate::context::{Context, Guarded};
+use crate::context::{Context, Guarded, pool_reference};
 use crate::network::{self, NetworkReport};
 use crate::rollout::Plan;
 use crate::states::KnownState;
 use assess::NodeView;
+use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams};
 use kube::core::error_boundary::InvalidObject;
@@ -34,9 +34,6 @@ const NETWORKS: Duration = Duration::from_secs(2);
 
 /// How soon a pool that was changed meanwhile is looked at again.
 const RETRY_CONFLICT: Duration = Duration::from_secs(1);
-
-/// How soon networks that somebody else's finalizer keeps are looked at again.
-const RETRY_REMOVAL: Duration = Duration::from_secs(5);
 
 /// Why a pool could not be brought up to date.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +90,7 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
     if let Ok(pool) = &newest
         && !ending
         && pool.spec.networks.iter().flatten().next().is_some()
+        && context.catalog().verdict(name).is_ok()
         && reported(pool, context).is_none()
         && context.pace.wait_for_networks(name, meta.generation.unwrap_or_default())
     {
@@ -146,35 +144,19 @@ async fn terminate(
     if !has_finalizer(meta) {
         return Ok(None);
     }
-    let mut kept = Vec::new();
+    let mut retry = None;
     // What is on its way to nodes may hold the pool too, and more comes while the catalog has it.
     if context.catalog().active(&uid).is_some() {
         return Ok(Some(RETRY_CONFLICT));
     }
     if holders(&uid, context).is_empty() && context.states.may_hold(&uid).is_empty() {
         let turn = context.reports.turn(&name);
-        let Ok(_at_work) = turn.try_lock() else {
-            return Ok(Some(RETRY_CONFLICT));
-        };
-        // Networks go last: pods being started and machines being migrated still look them up.
-        kept = network::remove(&name, &uid, context)
-            .await
-            .map_err(|source| PoolError::Networks { pool: name.clone(), source: Box::new(source) })?;
-        if kept.is_empty() {
-            let others =
-                meta.finalizers.iter().flatten().map(String::as_str).filter(|f| *f != POOL_FINALIZER);
-            let again = set_finalizers(meta, others, context).await?;
-            if again.is_none() {
-                context.pace.forget(&name);
-                context.published.forget(&name);
-                context.grants.forget(&uid);
-                context.metrics.forget(&name);
-                tracing::info!(pool = name, "pool drained and released");
-            }
-            return Ok(again);
+        if let Ok(_at_work) = turn.try_lock() {
+            return release(meta, context).await;
         }
+        // A pass over its networks is under way, and stops soon.
+        retry = Some(RETRY_CONFLICT);
     }
-    let retry = (!kept.is_empty()).then_some(RETRY_REMOVAL);
     // A node that need not be waited for is let go once it is unreachable, which no event tells.
     for node in released(meta) {
         context.queues.nodes.add(&node);
@@ -182,14 +164,35 @@ async fn terminate(
     let pool = match pool {
         Ok(pool) => pool,
         Err(invalid) => {
-            let finding = with_nodes(context, |nodes| report::terminating(meta, nodes, &kept, clock::now()));
+            let finding = with_nodes(context, |nodes| report::terminating(meta, nodes, Timestamp::now()));
             unreadable::say(meta, &invalid.error, Some(finding), context).await?;
             return Ok(retry.or(Some(RETRY)));
         }
     };
-    let networks = NetworkReport { desired: kept.len(), kept, ..NetworkReport::default() };
-    let (recheck, _) = observe_and_publish(pool, &Ok(()), &networks, context).await?;
+    let (recheck, _) = observe_and_publish(pool, &Ok(()), &NetworkReport::default(), context).await?;
     Ok(retry.into_iter().chain(recheck).min())
+}
+
+/// Removes the networks of a drained pool and lets it go. Networks go last: pods being started and machines being migrated
+/// still look them up. Those that a finalizer of somebody else keeps are deleted as far as the operator can, and named.
+async fn release(meta: &ObjectMeta, context: &Context) -> Result<Option<Duration>, PoolError> {
+    let (name, uid) = (meta.name.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default());
+    let kept = network::remove(name, uid, context)
+        .await
+        .map_err(|source| PoolError::Networks { pool: name.to_owned(), source: Box::new(source) })?;
+    let others = meta.finalizers.iter().flatten().map(String::as_str).filter(|f| *f != POOL_FINALIZER);
+    let again = set_finalizers(meta, others, context).await?;
+    if again.is_none() {
+        context.pace.forget(name);
+        context.published.forget(name);
+        context.grants.forget(uid);
+        context.metrics.forget(name);
+        tracing::info!(pool = name, "pool drained and released");
+        if let Some(event) = announce::kept_networks(&kept) {
+            context.announce_on(&event, &pool_reference(meta)).await;
+        }
+    }
+    Ok(again)
 }
 
 /// The nodes whose state still has the pool. A node that is gone holds nothing, even while its state waits for the
@@ -219,7 +222,7 @@ async fn observe_and_publish(
             catalog: &catalog,
             grants: &context.grants,
             networks,
-            now: clock::now(),
+            now: Timestamp::now(),
         })
     });
     let delayed = publish::publish(pool, report.status, context)

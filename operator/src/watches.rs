@@ -12,6 +12,7 @@ use crate::pool::concern::Change;
 use crate::refresh::{Need, Refresh};
 use crate::states::RawState;
 use futures::StreamExt;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, NodeStatus, Pod};
 use kube::api::Api;
 use kube::core::PartialObjectMeta;
@@ -242,7 +243,7 @@ pub async fn follow_agents(mut events: Events<Pod>, context: Arc<Context>) {
             continue;
         };
         let complete = matches!(event, Event::InitDone);
-        if context.agents.take(&event, clock::now()).is_some() || complete {
+        if context.agents.take(&event, Timestamp::now()).is_some() || complete {
             context.every_pool();
         }
     }

@@ -238,6 +238,8 @@ reasons! {
         /// A network attachment definition that was restored from a backup, or left by an earlier pool of the same name,
         /// belongs to the pool now.
         NetworkAdopted,
+        /// The pool was removed, and finalizers of others keep network attachment definitions of it that are deleted.
+        NetworksKept,
         /// An unreachable node was not waited for, as an annotation of the deleted pool asks.
         ReleasedWithoutDrain,
     }

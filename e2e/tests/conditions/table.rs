@@ -70,7 +70,6 @@ const REACHED: [(&str, &[&str]); 5] = [
             "NetworkWriteFailed",
             "NetworkNameNotUsable",
             "DevicesInUse",
-            "RemovingNetworks",
             "Terminating",
         ],
     ),
@@ -78,7 +77,7 @@ const REACHED: [(&str, &[&str]); 5] = [
 ];
 
 /// Reason, why it is not reached here, and where it is tested.
-const ELSEWHERE: [(&str, &str, &str); 27] = [
+const ELSEWHERE: [(&str, &str, &str); 28] = [
     (
         "link",
         "LostToPool",
@@ -141,6 +140,7 @@ const ELSEWHERE: [(&str, &str, &str); 27] = [
     ("pool", "NotReadable", "needs a looser schema: e2e/tests/api_bad_objects.rs"),
     ("pool", "Pending", "over as soon as the operator looks: e2e/tests/api_crds.rs"),
     ("pool", "NodesDraining", "over as soon as the agents answer: operator/src/pool/report/tests.rs"),
+    ("pool", "RemovingNetworks", "over with the requests: operator/src/pool/report/tests/availability.rs"),
     ("pool", "NADKindMissing", "needs a cluster without Multus: e2e/tests/api_operator.rs"),
     ("pool", "NetworksUpdating", "a network is written, or says why not: operator/src/pool/report/tests.rs"),
     ("sample", "StatusNotReadable", "needs a looser schema: e2e/tests/api_bad_objects.rs"),

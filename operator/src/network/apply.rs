@@ -4,66 +4,111 @@ use super::kind::NetworkAttachmentDefinition;
 use super::plan::{Desired, Key, Plan, is_orphan, is_ours, is_written_by_us, key, same};
 use super::{NetworkReport, Problem};
 use crate::refusal;
+use futures::{StreamExt, stream};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use macvtap_crds::v1alpha1::reason::PoolReason;
 use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_LABEL};
 use std::collections::BTreeSet;
 
-/// Does what the plan says, and goes on after an error. `pools` has the UIDs of all pools there are.
-pub async fn apply(client: &Client, desired: Desired, plan: Plan, pools: &BTreeSet<String>) -> NetworkReport {
-    let Desired { networks, problems: unusable } = desired;
-    let mut problems = Vec::new();
-    let mut repaired = Vec::new();
-    let mut adopted = Vec::new();
-    let mut ready = plan.keep.len();
-    for key in plan.create.iter().chain(&plan.repair) {
-        let Some(network) = networks.get(key) else {
-            continue;
-        };
-        let written = if plan.repair.contains(key) {
-            repair(client, network).await.map(|needed| repaired.extend(needed.then(|| key.clone())))
-        } else {
-            create(client, network, pools).await.map(|orphan| adopted.extend(orphan.then(|| key.clone())))
-        };
-        match written {
-            Ok(()) => ready += 1,
-            Err(problem) => problems.push(problem),
-        }
-    }
-    for (key, uid) in plan.delete {
-        if let Err(error) = delete_ours(client, &key, uid).await {
-            problems.push(failed(&key, &error));
-        }
-    }
-    problems.extend(unusable);
-    NetworkReport { desired: networks.len(), ready, problems, repaired, adopted, kept: Vec::new() }
+/// How many networks of one pool are written at once.
+const AT_ONCE: usize = 8;
+
+/// One write of a plan.
+enum Step {
+    Create(NetworkAttachmentDefinition),
+    Repair(NetworkAttachmentDefinition),
+    Delete(Key, Option<String>),
 }
 
-/// Deletes every network of a pool that the operator wrote. Asks the API server, not the cache: what the cache has not seen yet would remain
-/// for ever. Gives those that are still there.
+/// What a write came to.
+enum Done {
+    Ready,
+    Repaired(Key),
+    Adopted(Key),
+    Removed,
+}
+
+/// Carries out the plan, and goes on after an error. `pools` has the UIDs of all pools; `is_current` says whether the plan
+/// is still wanted: a pass over thousands of networks stops when their pool is changed or deleted. Returns none then.
+pub async fn apply(
+    client: &Client,
+    desired: Desired,
+    plan: Plan,
+    pools: &BTreeSet<String>,
+    is_current: impl Fn() -> bool,
+) -> Option<NetworkReport> {
+    let Desired { mut networks, problems: unusable } = desired;
+    let mut report =
+        NetworkReport { desired: networks.len(), ready: plan.keep.len(), ..NetworkReport::default() };
+    let mut steps: Vec<Step> =
+        plan.create.iter().filter_map(|key| networks.remove(key)).map(Step::Create).collect();
+    steps.extend(plan.repair.iter().filter_map(|key| networks.remove(key)).map(Step::Repair));
+    steps.extend(plan.delete.into_iter().map(|(key, uid)| Step::Delete(key, uid)));
+    let is_current = &is_current;
+    let steps = stream::iter(steps).map(|step| async move {
+        if is_current() { Some(perform(client, step, pools).await) } else { None }
+    });
+    // In order, so that the first problem is the same in each pass.
+    let mut steps = steps.buffered(AT_ONCE);
+    while let Some(done) = steps.next().await {
+        match done? {
+            Ok(Done::Removed) => continue,
+            Ok(Done::Ready) => {}
+            Ok(Done::Repaired(key)) => report.repaired.push(key),
+            Ok(Done::Adopted(key)) => report.adopted.push(key),
+            Err(problem) => {
+                report.problems.push(problem);
+                continue;
+            }
+        }
+        report.ready += 1;
+    }
+    report.problems.extend(unusable);
+    Some(report)
+}
+
+async fn perform(client: &Client, step: Step, pools: &BTreeSet<String>) -> Result<Done, Problem> {
+    match step {
+        Step::Create(network) => {
+            let adopted = create(client, &network, pools).await?;
+            Ok(if adopted { Done::Adopted(key(&network)) } else { Done::Ready })
+        }
+        Step::Repair(network) => {
+            let needed = repair(client, &network).await?;
+            Ok(if needed { Done::Repaired(key(&network)) } else { Done::Ready })
+        }
+        Step::Delete(key, uid) => match delete_ours(client, &key, uid).await {
+            Ok(()) => Ok(Done::Removed),
+            Err(error) => Err(failed(&key, &error)),
+        },
+    }
+}
+
+/// Deletes every network of a pool that the operator wrote. Asks the API server, not the cache: what the cache has not
+/// seen yet would remain for ever. Returns those that finalizers of others keep although they are deleted.
 pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<Vec<Key>, kube::Error> {
     let all: Api<NetworkAttachmentDefinition> = Api::all(client.clone());
-    let found = match all.list(&ListParams::default().labels(&format!("{POOL_LABEL}={pool}"))).await {
+    let mut found = match all.list(&ListParams::default().labels(&format!("{POOL_LABEL}={pool}"))).await {
         Ok(found) => found.items,
         // No such kind, hence no such object.
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let mut left = Vec::new();
-    let ours =
-        |network: &&NetworkAttachmentDefinition| is_ours(*network, pool, uid) && is_written_by_us(*network);
-    for network in found.iter().filter(ours) {
-        let key = key(network);
-        if network.metadata.deletion_timestamp.is_none() {
-            delete(client, &key, network.uid()).await?;
-        }
-        // A finalizer of somebody else may keep it; the pool then waits.
-        if network.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty()) {
-            left.push(key);
-        }
+    found.retain(|network| is_ours(network, pool, uid) && is_written_by_us(network));
+    let deletions: Vec<_> = found
+        .iter()
+        .filter(|network| network.metadata.deletion_timestamp.is_none())
+        .map(|network| (key(network), network.uid()))
+        .collect();
+    let mut deletions = stream::iter(deletions)
+        .map(|(key, uid)| async move { delete(client, &key, uid).await })
+        .buffer_unordered(AT_ONCE);
+    while let Some(deleted) = deletions.next().await {
+        deleted?;
     }
-    Ok(left)
+    found.retain(|network| !network.finalizers().is_empty());
+    Ok(found.iter().map(key).collect())
 }
 
 /// Deletes a network unless only its labels are ours.
@@ -164,5 +209,52 @@ fn failed((namespace, name): &Key, error: &kube::Error) -> Problem {
     Problem {
         reason: PoolReason::NetworkWriteFailed,
         message: format!("NetworkAttachmentDefinition {namespace}/{name}: {}", refusal::text(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::kind::NetworkAttachmentDefinitionSpec;
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tower::{BoxError, service_fn};
+
+    /// An API server that creates what it is asked to, and counts.
+    fn creating(requests: &Arc<AtomicUsize>) -> Client {
+        let requests = Arc::clone(requests);
+        let service = service_fn(move |request: Request<Body>| {
+            requests.fetch_add(1, Ordering::SeqCst);
+            async move {
+                let body = request.into_body().collect_bytes().await?;
+                Ok::<_, BoxError>(Response::builder().status(201).body(Body::from(body.to_vec()))?)
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn a_pass_ends_when_its_pool_has_changed() {
+        let key = |i: usize| ("tenant".to_owned(), format!("net-{i:03}"));
+        let network = |i: usize| {
+            let mut network =
+                NetworkAttachmentDefinition::new(&key(i).1, NetworkAttachmentDefinitionSpec::default());
+            network.metadata.namespace = Some(key(i).0);
+            (key(i), network)
+        };
+        let run = async |until: usize| {
+            let requests = Arc::new(AtomicUsize::new(0));
+            let desired = Desired { networks: (0..100).map(network).collect(), problems: Vec::new() };
+            let plan = Plan { create: (0..100).map(key).collect(), ..Plan::default() };
+            let is_current = || requests.load(Ordering::SeqCst) < until;
+            let client = creating(&requests);
+            let report = apply(&client, desired, plan, &BTreeSet::new(), is_current).await;
+            (report.map(|report| (report.desired, report.ready)), requests.load(Ordering::SeqCst))
+        };
+        assert_eq!(run(usize::MAX).await, (Some((100, 100)), 100));
+        let (report, requests) = run(20).await;
+        assert!(report.is_none() && requests < 20 + AT_ONCE, "{requests} requests");
     }
 }

@@ -40,6 +40,13 @@ impl Reports {
         is_new
     }
 
+    /// Notes that nothing is known of the pool's networks any more.
+    pub fn withdraw(&self, pool: &str) {
+        if let Some(known) = self.pools().get_mut(pool) {
+            known.report = None;
+        }
+    }
+
     /// The lock that is held while the pool's networks are made or removed.
     pub fn turn(&self, pool: &str) -> Arc<Turn<()>> {
         Arc::clone(&self.pools().entry(pool.to_owned()).or_default().turn)
@@ -58,5 +65,21 @@ impl Reports {
     fn pools(&self) -> MutexGuard<'_, HashMap<String, Known>> {
         // Each entry is whole at any time, also after a panic elsewhere.
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_is_accepted_again_has_no_report_until_somebody_compared_its_networks() {
+        let reports = Reports::default();
+        let report = NetworkReport { desired: 1, ready: 1, ..NetworkReport::default() };
+        assert!(reports.set("dp", "u", 1, report.clone()));
+        assert_eq!(reports.of("dp", "u", 1), Some(report.clone()));
+        reports.withdraw("dp");
+        assert_eq!(reports.of("dp", "u", 1), None);
+        assert!(reports.set("dp", "u", 1, report), "the status must hear of it again");
     }
 }

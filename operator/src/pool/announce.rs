@@ -1,12 +1,16 @@
 //! Pure: which changes of conditions are worth an event.
 
+use crate::network::plan::Key;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 use macvtap_crds::condition::{self, ConditionType};
-use macvtap_crds::v1alpha1::reason::PoolReason;
+use macvtap_crds::v1alpha1::reason::{EventReason, PoolReason};
 
 /// The longest note the API server takes, in bytes.
 const NOTE_MAX: usize = 1024;
+
+/// How many networks an event names.
+const NAMED: usize = 3;
 
 /// The conditions that people wait for.
 const CONDITIONS: [ConditionType; 6] = [
@@ -62,15 +66,37 @@ pub fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
         .collect()
 }
 
-fn event(condition: &Condition, good: bool, kind: ConditionType) -> Event {
-    let mut note = condition.message.clone();
+/// The event about networks of a released pool that are deleted and that finalizers of others keep.
+pub fn kept_networks(kept: &[Key]) -> Option<Event> {
+    let named: Vec<_> =
+        kept.iter().take(NAMED).map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+    let more = if kept.len() > named.len() { ", ..." } else { "" };
+    let note = format!(
+        "the pool was removed; finalizers of others keep {} of its NetworkAttachmentDefinitions, which are deleted: {}{more}",
+        kept.len(),
+        named.join(", ")
+    );
+    (!kept.is_empty()).then(|| Event {
+        type_: EventType::Warning,
+        reason: EventReason::NetworksKept.to_string(),
+        note: Some(short(note)),
+        action: ConditionType::Terminating.to_string(),
+        secondary: None,
+    })
+}
+
+fn short(mut note: String) -> String {
     while note.len() > NOTE_MAX {
         note.pop();
     }
+    note
+}
+
+fn event(condition: &Condition, good: bool, kind: ConditionType) -> Event {
     Event {
         type_: if good { EventType::Normal } else { EventType::Warning },
         reason: condition.reason.clone(),
-        note: Some(note),
+        note: Some(short(condition.message.clone())),
         action: kind.to_string(),
         secondary: None,
     }
@@ -129,6 +155,18 @@ mod tests {
         assert_eq!(reasons(&going, &halted), [("RolloutHalted".into(), EventType::Warning)]);
         assert_eq!(reasons(&halted, &going), [("NodesUpdating".into(), EventType::Normal)]);
         assert_eq!(reasons(&going, &done), []);
+    }
+
+    #[test]
+    fn networks_that_finalizers_keep_are_named_up_to_three() {
+        let keys: Vec<Key> = (0..5).map(|i| ("tenant".to_owned(), format!("net-{i}"))).collect();
+        assert!(kept_networks(&[]).is_none());
+        let note = |kept: &[Key]| kept_networks(kept).unwrap().note.unwrap();
+        assert!(
+            note(&keys[..1])
+                .ends_with("keep 1 of its NetworkAttachmentDefinitions, which are deleted: tenant/net-0")
+        );
+        assert!(note(&keys).ends_with("tenant/net-0, tenant/net-1, tenant/net-2, ..."));
     }
 
     #[test]

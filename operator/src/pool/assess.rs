@@ -33,7 +33,7 @@ pub struct NodeView<'v> {
     pub agent_down_since: Option<Timestamp>,
     /// Whether an agent of it has been started, also if it never reported.
     pub runs_agent: bool,
-    /// Until when the watch has surely shown every change of node states.
+    /// Until when the watch has surely shown every change of node states, by the operator's own clock.
     pub seen_until: Timestamp,
     /// Whether the Node is being deleted.
     pub is_terminating: bool,
@@ -115,8 +115,8 @@ pub struct Assessment<'v> {
     pub sample: Option<NodeSample>,
     /// What its agent says of the pool.
     pub status: Option<&'v KnownPool>,
-    /// When it becomes unreachable if it stays silent.
-    pub deadline: Option<Timestamp>,
+    /// How soon it becomes unreachable if it stays silent.
+    pub silent_in: Option<Duration>,
 }
 
 impl<'v> Assessment<'v> {
@@ -166,7 +166,7 @@ pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>, now: Timestamp) ->
         ready: false,
         sample: None,
         status,
-        deadline: silent.err().flatten(),
+        silent_in: silent.err().flatten(),
     };
     let entry = node.state.and_then(|state| state.entry(&subject.uid));
     let applied = node.state.zip(entry).is_some_and(|(state, entry)| state.applied_entry(entry));
@@ -223,17 +223,20 @@ fn unoffered(status: &KnownPool, reason: &str) -> Option<Standing> {
     }
 }
 
-/// Since when the node's agent has been unreachable, or else when it will be if it stays silent. An answer that is missing
-/// is held against the agent only as far as the operator would have seen it.
-pub fn silent(node: &NodeView<'_>, now: Timestamp) -> Result<Timestamp, Option<Timestamp>> {
+/// Returns since when the node's agent has been unreachable, or else how soon it will be if it stays silent. `now` is
+/// the wall clock's time, which is compared with those of the API. A missing answer is held against the agent only as far
+/// as the operator would have seen it, by its own clock.
+pub fn silent(node: &NodeView<'_>, now: Timestamp) -> Result<Timestamp, Option<Duration>> {
     let unanswered = node.state.filter(|state| !state.applied()).and_then(|state| state.unanswered_since);
     let down = node.not_ready_since.into_iter().chain(node.agent_down_since).min();
-    let judged = [(down, now), (unanswered, now.min(node.seen_until))];
-    let deadline = |since: Timestamp| since.checked_add(SILENCE).ok();
-    let past = judged
-        .iter()
-        .filter_map(|(since, until)| since.filter(|since| deadline(*since).is_some_and(|at| at <= *until)));
-    past.min().ok_or_else(|| judged.iter().filter_map(|(since, _)| *since).min().and_then(deadline))
+    let judged = [(down, now), (unanswered, node.seen_until)];
+    let judged = judged.into_iter().filter_map(|(since, until)| {
+        let past = Duration::try_from(until.duration_since(since?)).unwrap_or_default();
+        Some((since?, SILENCE.saturating_sub(past)))
+    });
+    let (past, future): (Vec<_>, Vec<_>) = judged.partition(|(_, left)| left.is_zero());
+    let since = past.iter().map(|(since, _)| *since).min();
+    since.ok_or_else(|| future.iter().map(|(_, left)| *left).min())
 }
 
 /// What the operator has told a node about a pool.

@@ -4,7 +4,6 @@ use super::assess::{Assessment, NodeView, Obstacle, Standing, Subject, assess, s
 use crate::acceptance::Rejection;
 use crate::catalog::Catalog;
 use crate::network::NetworkReport;
-use crate::network::plan::Key;
 use crate::rollout::{self, Grants, Member, Plan};
 use crate::states::KnownPool;
 use jiff::Timestamp;
@@ -17,10 +16,9 @@ use macvtap_crds::v1alpha1::pool::{
 use macvtap_crds::v1alpha1::reason::{PoolReason, SampleReason};
 use macvtap_crds::v1alpha1::settings::Advertisement;
 use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus, network::LINK_PLACEHOLDER};
-use std::fmt::Write;
 use std::time::Duration;
 
-/// How many nodes or networks a message names.
+/// How many nodes a message names.
 const NAMED_IN_MESSAGE: usize = 3;
 
 /// Everything known of a pool.
@@ -82,10 +80,8 @@ pub fn report(observed: &Observed<'_>) -> Report {
         networks: NetworkCounts { desired: small(networks.desired), ready: small(networks.ready) },
         samples,
     };
-    let deadline = assessments.iter().filter_map(|assessment| assessment.deadline).min();
-    let recheck = deadline.map(|deadline| {
-        Duration::try_from(deadline.duration_since(*now)).unwrap_or_default() + Duration::from_secs(1)
-    });
+    let silent_in = assessments.iter().filter_map(|assessment| assessment.silent_in).min();
+    let recheck = silent_in.map(|wait| wait + Duration::from_secs(1));
     Report { status, recheck, rollout }
 }
 
@@ -121,8 +117,7 @@ fn findings(
         networks_ready(observed),
     ];
     if observed.pool.metadata.deletion_timestamp.is_some() {
-        let kept = &observed.networks.kept;
-        findings.push(terminating(&observed.pool.metadata, observed.nodes, kept, observed.now));
+        findings.push(terminating(&observed.pool.metadata, observed.nodes, observed.now));
     } else {
         findings.extend(stalled(&findings));
     }
@@ -274,7 +269,7 @@ fn networks_ready(observed: &Observed<'_>) -> Finding {
 
 /// Names the nodes that a pool being deleted waits for, those with most devices in use first. Its metadata is enough,
 /// so it also works for a pool that cannot be read.
-pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView<'_>], kept: &[Key], now: Timestamp) -> Finding {
+pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView<'_>], now: Timestamp) -> Finding {
     let (name, uid) = (meta.name.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default());
     let mut holders: Vec<(u32, &NodeView<'_>)> = nodes
         .iter()
@@ -284,12 +279,7 @@ pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView<'_>], kept: &[Key], now:
         })
         .collect();
     if holders.is_empty() {
-        let mut message = format!("{} networks are being removed", kept.len());
-        for (i, (namespace, name)) in kept.iter().take(NAMED_IN_MESSAGE).enumerate() {
-            // Writing to a String cannot fail.
-            let _ =
-                write!(message, "{} {namespace}/{name}", if i == 0 { ", kept by finalizers:" } else { "," });
-        }
+        let message = "no node has the pool any more; its networks are being removed";
         return finding(ConditionType::Terminating, true, PoolReason::RemovingNetworks, message);
     }
     holders.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.name.cmp(b.1.name)));

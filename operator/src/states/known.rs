@@ -12,6 +12,7 @@ use macvtap_crds::v1alpha1::reason::NodePoolReason;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// What is known of a node's state.
@@ -206,6 +207,11 @@ impl KnownState {
         self.status.as_ref()?.pools.iter().find(|pool| &*pool.name == name)
     }
 
+    /// Whether the node is to offer devices of any pool with one of these UIDs.
+    pub fn offers_any(&self, uids: &HashSet<&str>) -> bool {
+        self.pools.iter().any(|entry| entry.phase == PoolPhase::Active && uids.contains(entry.uid.as_str()))
+    }
+
     /// The entry of a pool in spec.
     pub fn entry(&self, uid: &str) -> Option<&Arc<Entry>> {
         self.pools.iter().find(|entry| entry.uid == uid)
@@ -300,6 +306,16 @@ mod tests {
     fn an_object_of_nothing_but_wrong_types_is_a_state_that_says_nothing() {
         let state = read(json!({"metadata": {"name": "n1"}, "spec": [1], "status": "good"}));
         assert_eq!((state.config_hash.as_str(), state.answered()), ("", false));
+    }
+
+    #[test]
+    fn a_node_offers_devices_of_a_pool_until_it_was_told_to_drain_it() {
+        let entry =
+            |phase: &str| json!({"name": "dp", "uid": "u", "generation": 1, "phase": phase, "links": []});
+        let with = |phase: &str| read(json!({"metadata": {"name": "n1"}, "spec": {"pools": [entry(phase)]}}));
+        assert!(with("Active").offers_any(&HashSet::from(["u", "v"])));
+        assert!(!with("Draining").offers_any(&HashSet::from(["u"])));
+        assert!(!with("Active").offers_any(&HashSet::from(["v"])));
     }
 
     #[test]

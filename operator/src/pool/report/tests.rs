@@ -39,7 +39,7 @@ impl TestNode {
             not_ready_since: self.not_ready_since,
             agent_down_since: self.agent_down_since,
             runs_agent: self.runs_agent,
-            seen_until: Timestamp::MAX,
+            seen_until: Timestamp::from_second(NOW).unwrap(),
             is_terminating: self.is_terminating,
             state,
         }
@@ -210,6 +210,11 @@ fn a_silent_node_is_unreachable_after_ninety_seconds_and_does_not_take_readiness
     };
     assert!(silent(&seen_until(10), now).is_ok());
     assert!(silent(&seen_until(11), now).is_err(), "its answer may be on its way in a watch that is late");
+    for corrected in [-100_000, 100_000] {
+        let now = Timestamp::from_second(NOW + corrected).unwrap();
+        assert!(silent(&seen_until(10), now).is_ok(), "the wall clock was set by {corrected} s");
+        assert_eq!(silent(&seen_until(11), now), Err(Some(Duration::from_secs(1))));
+    }
     let mut gone = healthy("b", &dp);
     gone.not_ready_since = Some(Timestamp::from_second(NOW - 90).unwrap());
     let silent = status_with(&dp, &[healthy("a", &dp), gone], &Ok(()), &NetworkReport::default());
