@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::Parser;
+use kube::Client;
 use macvtap_operator::args::{Args, Command, LogFormat};
 use macvtap_operator::{migrate, run};
 use mimalloc::MiMalloc;
@@ -17,7 +18,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 async fn main() -> anyhow::Result<()> {
     let Args { command, serve, log_format, log_level } = Args::parse();
     if let Some(Command::Migrate(args)) = command {
-        return Ok(migrate::run(args).await?);
+        return Ok(migrate::run(args, async || Ok(Client::try_default().await?)).await?);
     }
     // The runtime's own spans repeat what our messages say.
     let filter = EnvFilter::try_new(format!("kube_runtime=warn,{log_level}"))

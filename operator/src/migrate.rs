@@ -12,6 +12,9 @@ use source::{Found, SourceError};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
+/// Any error: how a caller finds the cluster is its own affair.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why there is nothing to print.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
@@ -38,7 +41,7 @@ pub enum MigrateError {
     },
     /// There is no cluster.
     #[error("find the cluster; or give a file, or - for the standard input")]
-    NoCluster(#[source] Box<dyn std::error::Error + Send + Sync>),
+    NoCluster(#[source] BoxError),
     /// What was read is no configuration.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -59,8 +62,11 @@ pub enum MigrateError {
     Incomplete(usize),
 }
 
-/// Prints the pools.
-pub async fn run(args: Migrate) -> Result<(), MigrateError> {
+/// Prints the pools. `connect` is called if the configuration is in the cluster.
+pub async fn run(
+    args: Migrate,
+    connect: impl AsyncFnOnce() -> Result<Client, BoxError>,
+) -> Result<(), MigrateError> {
     let mut selectors = BTreeMap::new();
     for text in &args.nodes {
         let mut parts = text.splitn(3, '=');
@@ -71,7 +77,8 @@ pub async fn run(args: Migrate) -> Result<(), MigrateError> {
             _ => return Err(MigrateError::Nodes(text.clone())),
         }
     }
-    let found = if args.files.is_empty() { from_cluster(&args).await? } else { from_files(&args.files)? };
+    let found =
+        if args.files.is_empty() { from_cluster(&args, connect).await? } else { from_files(&args.files)? };
     let groups = grouped(found, &selectors)?;
     let plan = plan::plan(&groups);
     let text = print(&plan)?;
@@ -111,8 +118,11 @@ fn from_files(files: &[String]) -> Result<Vec<Found>, MigrateError> {
     Ok(found)
 }
 
-async fn from_cluster(args: &Migrate) -> Result<Vec<Found>, MigrateError> {
-    let client = Client::try_default().await.map_err(|error| MigrateError::NoCluster(Box::new(error)))?;
+async fn from_cluster(
+    args: &Migrate,
+    connect: impl AsyncFnOnce() -> Result<Client, BoxError>,
+) -> Result<Vec<Found>, MigrateError> {
+    let client = connect().await.map_err(MigrateError::NoCluster)?;
     let maps: Api<ConfigMap> = Api::namespaced(client, &args.namespace);
     let mut found = Vec::new();
     for name in &args.names {

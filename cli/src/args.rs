@@ -1,0 +1,130 @@
+//! Every command and flag.
+
+#![expect(clippy::doc_markdown, reason = "doc comments are the help, which is plain text")]
+
+use crate::output::Format;
+use clap::{Args as Group, Parser, Subcommand};
+use clap_complete::Shell;
+use macvtap_operator::args::Migrate;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Checks, explains and plans macvtap networking of a cluster, with your own rights.
+#[derive(Debug, Parser)]
+#[command(name = "kubectl-macvtap", bin_name = "kubectl macvtap", version)]
+pub(crate) struct Args {
+    /// Which cluster.
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which cluster.
+#[derive(Clone, Debug, Group)]
+pub(crate) struct Connection {
+    /// Kubeconfig file. Absent: that of KUBECONFIG or ~/.kube/config, in a pod its service account.
+    #[arg(long, global = true)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig. Absent: the current one.
+    #[arg(long, global = true)]
+    pub(crate) context: Option<String>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Try everything that macvtap networking stands on, and report what is wrong and how to mend it. Exit code 1 if a check failed.
+    Check(Check),
+    /// Show pools, nodes and links with their reasons.
+    Status(Shown),
+    /// Remove resources with the value 0 from Nodes that the kubelet keeps of former pools.
+    Prune(Prune),
+    /// Print the pools that replace a ConfigMap of macvtap-cni's device plugin.
+    Migrate(Migrate),
+    /// Print the completion script of a shell.
+    Completion {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// How a report is printed.
+#[derive(Clone, Debug, Group)]
+pub(crate) struct Shown {
+    /// Form of the report.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Format,
+}
+
+/// What to check.
+#[derive(Debug, Group)]
+pub(crate) struct Check {
+    /// Check the cluster before an installation.
+    #[arg(long)]
+    pub(crate) pre: bool,
+
+    /// Namespace of the installation.
+    #[arg(short, long, default_value = "macvtap-system")]
+    pub(crate) namespace: String,
+
+    /// Repeat the checks until none fails, at most so long: 90s, 5m.
+    #[arg(long, value_parser = duration)]
+    pub(crate) wait: Option<Duration>,
+
+    /// How the report is printed.
+    #[command(flatten)]
+    pub(crate) shown: Shown,
+}
+
+/// What to remove.
+#[derive(Debug, Group)]
+pub(crate) struct Prune {
+    /// Show what would be removed.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Reads 90s, 5m, 1h or a number of seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match text.strip_prefix(digits).unwrap_or_default() {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err("write 90s, 5m or 1h".to_owned()),
+    };
+    let number: u32 = digits.parse().map_err(|_| "write 90s, 5m or 1h".to_owned())?;
+    Ok(Duration::from_secs(u64::from(number) * factor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_written_as_in_kubectl() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("5m"), Ok(Duration::from_mins(5)));
+        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
+        assert!(duration("soon").is_err() && duration("m").is_err());
+    }
+
+    #[test]
+    fn the_context_may_stand_after_the_command() {
+        let args =
+            Args::try_parse_from(["kubectl-macvtap", "migrate", "--namespace", "old", "--context", "c"]);
+        let args = args.unwrap();
+        assert_eq!(args.connection.context.as_deref(), Some("c"));
+        assert!(matches!(args.command, Command::Migrate(migrate) if migrate.namespace == "old"));
+    }
+}
