@@ -83,12 +83,15 @@ impl Controller {
 }
 
 /// The conditions that have a gauge.
-const CONDITIONS: [ConditionType; 5] = [
+const CONDITIONS: [ConditionType; 8] = [
     ConditionType::Accepted,
     ConditionType::Ready,
+    ConditionType::Available,
     ConditionType::Progressing,
     ConditionType::Degraded,
     ConditionType::NetworksReady,
+    ConditionType::Terminating,
+    ConditionType::Stalled,
 ];
 
 impl Default for Metrics {
@@ -306,6 +309,14 @@ mod tests {
         named.sort();
         served.sort();
         assert_eq!(named, served);
+        // Alerts select by these words, so the guide must list what is served.
+        for line in text.lines().filter(|line| line.starts_with("macvtap_operator_pool_")) {
+            let (name, rest) = line.split_once('{').unwrap();
+            let value = rest.rsplit('"').nth(1).unwrap();
+            let row = guide.lines().find(|row| row.starts_with(&format!("| `{name}`"))).unwrap();
+            let mut words = row.split(|c: char| !c.is_ascii_alphanumeric());
+            assert!(words.any(|word| word == value), "docs/operations.md does not list {value} of {name}");
+        }
     }
 
     #[test]
