@@ -15,6 +15,7 @@ use crate::record::{self, Attachment, DeviceNumber, Holder, State};
 use crate::records::{self, RecordError};
 use crate::table::Owner;
 use crate::tap::{self, Node};
+use crate::tap_pods;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -132,6 +133,7 @@ pub fn discard<K: Kernel>(
         return Ok(false);
     };
     kernel.remove_node(&paths.device_node(ifindex))?;
+    tap_pods::forget(paths, device)?;
     file::remove(&path)?;
     Ok(true)
 }

@@ -25,12 +25,12 @@ use crate::mac::MacAddr;
 use crate::netns::NetnsId;
 use crate::paths::Paths;
 use crate::record::{self, Attachment, DeviceNumber, Holder, State};
-use crate::records;
+use crate::records::{self, RecordError};
 use crate::table::Owner;
 use crate::tap::{self, Node};
-use crate::tap_pods;
+use crate::tap_pods::{self, TapPods};
 use making::{Progress, check_lower};
-use tracing::{info, warn};
+use tracing::info;
 
 const TARGET: Place = Place::Home(Home::Target);
 
@@ -96,23 +96,32 @@ pub fn begin<'k, K: Kernel>(
 }
 
 /// For a container that is about to start: makes the link of a device that its pod has no network for. A device whose
-/// link exists, for a network or from an earlier start, is left alone.
+/// link exists, for a network or from an earlier start, is left alone. Notes which pods may hold the link, if known.
 pub fn tap_only<K: Kernel>(
     paths: &Paths,
     kernel: &mut K,
     request: Request,
+    pods: Option<&TapPods>,
 ) -> Result<Option<Attached>, AttachError> {
     let lock = lock::device(paths, &request.device)?;
     let existing = records::read(paths, &request.device)?;
     if let Some(record) = &existing {
         return match detach::link_of(kernel, record)? {
-            Some(_) => Ok(None),
+            Some(_) => {
+                if record.holder == Holder::Host {
+                    note_again(paths, &request.device, pods)?;
+                }
+                Ok(None)
+            }
             None => Err(AttachError::LinkLost { device: request.device }),
         };
     }
     match begin_locked(paths, kernel, request, existing.as_ref(), lock)? {
         Begun::Present(attached) => Ok(Some(attached)),
         Begun::New(mut attaching) => {
+            if let Some(pods) = pods {
+                tap_pods::write(paths, &attaching.request.device, pods).map_err(RecordError::from)?;
+            }
             attaching.create_link()?;
             attaching.change(Change::NoAutoconfiguration)?;
             attaching.change(Change::Up)?;
@@ -141,13 +150,10 @@ fn begin_locked<'k, K: Kernel>(
         if claim == Claim::TakeOver {
             info!(from = %claim::describe(&existing.holder), "device taken over");
         }
-        if existing.holder == Holder::Host
-            && let Err(error) = tap_pods::forget(paths, &request.device)
-        {
-            warn!(%error, "pods of a device without a network are still noted");
-        }
         detach::remove_parts(paths, kernel, existing)?;
     }
+    // Whoever was noted held an earlier link.
+    tap_pods::forget(paths, &request.device).map_err(RecordError::from)?;
     let record = Attachment {
         version: record::VERSION,
         device: request.device.clone(),
@@ -171,6 +177,16 @@ fn begin_locked<'k, K: Kernel>(
         progress: Progress::Recorded,
         _lock: lock,
     })))
+}
+
+/// Notes the pods of a link that exists. The kubelet's word about the owner replaces what was noted, a guess does not.
+fn note_again(paths: &Paths, device: &DeviceId, pods: Option<&TapPods>) -> Result<(), RecordError> {
+    let noted = tap_pods::read(paths, device);
+    let news = pods.filter(|pods| match pods {
+        TapPods::Owner(_) => noted.as_ref() != Some(*pods),
+        TapPods::Candidates(_) => noted.is_none(),
+    });
+    news.map_or(Ok(()), |pods| Ok(tap_pods::write(paths, device, pods)?))
 }
 
 /// The existing attachment, if it is what the same holder asks for again. Makes the device node anew.

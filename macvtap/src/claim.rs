@@ -4,6 +4,7 @@ use crate::device_id::DeviceId;
 use crate::netns;
 use crate::paths::Paths;
 use crate::record::{Attachment, Holder, UNKNOWN};
+use crate::records;
 use crate::tap_pods;
 use std::path::Path;
 
@@ -50,18 +51,27 @@ pub(crate) fn judge_on(
     existing: Option<&Attachment>,
     wanted: &Holder,
 ) -> Result<Claim, ClaimError> {
-    let is_spare = |record: &Attachment| {
-        record.holder == Holder::Host && tap_pods::is_spare_of(paths, &record.device, wanted)
-    };
-    if existing.is_some_and(is_spare) {
+    if existing.is_some_and(|record| is_spare_of(paths, record, wanted)) {
         return Ok(Claim::TakeOver);
     }
     judge(existing, wanted, netns::is_gone).map_err(|error| match error {
         ClaimError::TwoNetworks { device, ifname, .. } => {
-            ClaimError::TwoNetworks { device, ifname, spare: tap_pods::spare_of(paths, wanted) }
+            ClaimError::TwoNetworks { device, ifname, spare: spare_of(paths, wanted) }
         }
         error @ ClaimError::InUse { .. } => error,
     })
+}
+
+/// Whether the record is of a link without a network that only this pod may hold: one of its networks can get it.
+fn is_spare_of(paths: &Paths, record: &Attachment, wanted: &Holder) -> bool {
+    record.holder == Holder::Host
+        && tap_pods::read(paths, &record.device).is_some_and(|pods| pods.is_only(wanted))
+}
+
+/// Returns a device that a pod holds without a network, if there is one.
+fn spare_of(paths: &Paths, wanted: &Holder) -> Option<DeviceId> {
+    let mut records = records::list(paths).ok()?.records.into_iter();
+    records.find(|record| is_spare_of(paths, record, wanted)).map(|record| record.device)
 }
 
 /// Judges a record. `is_gone` tells whether the namespace with that inode is not at that path any more.

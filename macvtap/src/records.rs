@@ -11,6 +11,7 @@ use crate::file::{self, Durability, FileError};
 use crate::lock;
 use crate::paths::Paths;
 use crate::record::{self, Attachment, DeviceNumber};
+use crate::tap_pods;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -156,6 +157,7 @@ pub fn read(paths: &Paths, device: &DeviceId) -> Result<Option<Attachment>, Reco
 /// Forgets an attachment; succeeds when there is none. The caller holds the device's lock.
 pub fn remove(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
     release_tap(paths, record)?;
+    tap_pods::forget(paths, &record.device)?;
     Ok(file::remove(&path(paths, &record.device))?)
 }
 

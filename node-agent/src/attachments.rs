@@ -9,7 +9,6 @@ pub mod collector;
 mod lost;
 pub mod orphan;
 pub mod sandbox;
-pub mod tap_pods;
 pub mod taps;
 
 pub use lost::{Lost, LostLink};

@@ -2,24 +2,71 @@
 
 use macvtap::device_id::DeviceId;
 use macvtap::record::Holder;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-/// A pod by name. The interface tells no UID.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PodName {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
+pub use macvtap::tap_pods::PodName;
 
-/// What the kubelet says at a moment.
+/// What the kubelet lists at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
     /// Devices of ours, with the pod that has each.
     pub devices: BTreeMap<DeviceId, PodName>,
     /// Every pod it knows, with devices or without.
     pub pods: Vec<PodName>,
+}
+
+/// Since when the kubelet has listed each pod.
+#[derive(Debug, Default)]
+pub struct PodAges {
+    own: Option<PodName>,
+    since: Mutex<BTreeMap<PodName, Instant>>,
+}
+
+/// A kubelet lists a pod a moment before it allocates the pod's devices. That moment is never so long.
+const ADMISSION: Duration = Duration::from_mins(1);
+
+impl PodAges {
+    /// No pod has been listed yet. `own` is the agent's own pod, if known.
+    pub fn new(own: Option<PodName>) -> Self {
+        Self { own, since: Mutex::default() }
+    }
+
+    /// Returns the agent's own pod, if known.
+    pub fn own(&self) -> Option<&PodName> {
+        self.own.as_ref()
+    }
+
+    /// Takes what the kubelet lists now.
+    pub fn observe(&self, listing: &Listing, now: Instant) {
+        let mut since = self.lock();
+        let known = |pod: &PodName| (pod.clone(), since.get(pod).copied().unwrap_or(now));
+        *since = listing.pods.iter().map(known).collect();
+    }
+
+    /// Forgets all pods: a kubelet that has just started may allocate for any of them.
+    pub fn forget(&self) {
+        self.lock().clear();
+    }
+
+    /// Returns the pods for which the kubelet may have allocated a device at that moment; all when it is unknown. It
+    /// allocates for a pod once, when it admits the pod. Never the agent's own pod.
+    pub fn admitted(&self, listing: &Listing, allocated: Option<Instant>) -> BTreeSet<PodName> {
+        let since = self.lock();
+        let others = || listing.pods.iter().filter(|pod| Some(*pod) != self.own.as_ref());
+        let is_new = |pod: &&PodName| match (since.get(*pod), allocated) {
+            (Some(since), Some(allocated)) => *since + ADMISSION > allocated,
+            (None, _) | (_, None) => true,
+        };
+        let admitted: BTreeSet<PodName> = others().filter(is_new).cloned().collect();
+        if admitted.is_empty() { others().cloned().collect() } else { admitted }
+    }
+
+    /// A map of plain values is sound whoever died while holding it.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PodName, Instant>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Whether the holder is that pod, as far as it tells.
@@ -30,5 +77,40 @@ pub(crate) fn is_theirs(holder: &Holder, pod: &PodName) -> bool {
         Holder::Pod { pod_name, pod_namespace, .. } => {
             pod_name.is_empty() || (*pod_name == pod.name && *pod_namespace == pod.namespace)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attachments::collector::tests::pod;
+
+    #[test]
+    fn a_device_is_allocated_for_a_pod_that_was_admitted_just_then() {
+        let listing = |pods: &[&str]| Listing {
+            devices: BTreeMap::new(),
+            pods: pods.iter().map(|name| pod(name)).collect(),
+        };
+        let (ages, start) = (PodAges::new(Some(pod("agent"))), Instant::now());
+        let seconds = |seconds| start + Duration::from_secs(seconds);
+        let admitted = |pods: &[&str], allocated| {
+            let admitted = ages.admitted(&listing(pods), allocated);
+            admitted.into_iter().map(|pod| pod.name).collect::<Vec<_>>()
+        };
+        ages.observe(&listing(&["proxy", "agent"]), start);
+        let now = ["proxy", "vm", "agent"];
+        assert_eq!(admitted(&now, Some(seconds(59))), ["proxy", "vm"], "the agent has just started");
+        assert_eq!(admitted(&now, Some(seconds(61))), ["vm"]);
+        assert_eq!(admitted(&now, None), ["proxy", "vm"]);
+        // It was listed a moment before its devices were allocated.
+        ages.observe(&listing(&now), seconds(70));
+        assert_eq!(admitted(&now, Some(seconds(71))), ["vm"]);
+        assert_eq!(admitted(&now, Some(seconds(140))), ["proxy", "vm"], "one of them it must be");
+        // Its name was another pod's before.
+        ages.observe(&listing(&["proxy", "agent"]), seconds(150));
+        assert_eq!(admitted(&now, Some(seconds(151))), ["vm"]);
+        ages.observe(&listing(&now), seconds(160));
+        ages.forget();
+        assert_eq!(admitted(&now, Some(seconds(300))), ["proxy", "vm"]);
     }
 }

@@ -14,6 +14,7 @@ use crate::devices::engine::Engine;
 use crate::devices::nics::Names;
 use crate::kubelet::{Shared, directory, socket};
 use crate::links::netlink::{self, News};
+use crate::pods::PodName;
 use crate::process::install::PluginName;
 use crate::process::install::keep::{Keeper, Presence};
 use crate::process::lock::{self, NodeLock, NodeLockError};
@@ -146,7 +147,9 @@ async fn lead(
     let boot_id = boot::boot_id()?;
     let mut engine = engine(&paths, &arguments.device_plugin_dir, boot_id, source.is_standalone());
     let nics = Names::of(engine.table());
-    let shared = Arc::new(Shared::new(paths, arguments.pod_resources_socket.clone(), nics));
+    let own_pod = arguments.pod_name.clone().zip(arguments.pod_namespace.clone());
+    let own_pod = own_pod.map(|(name, namespace)| PodName { namespace, name });
+    let shared = Arc::new(Shared::new(paths, arguments.pod_resources_socket.clone(), own_pod, nics));
     sockets::remove_dead(&arguments.device_plugin_dir, socket::PREFIX).await;
     let (happened_sender, happened) = watch::channel(directory::Happened::default());
     tokio::spawn(directory::watch(arguments.device_plugin_dir.clone(), happened_sender));

@@ -73,7 +73,7 @@ impl Agent {
     fn start_as(node: &Node, links: Vec<Link>, says: &Value) -> Self {
         let paths = node.paths();
         let table = table_file::load(&paths).unwrap().unwrap_or_else(|| assignment::empty(BOOT, false));
-        let shared = Arc::new(Shared::new(paths, "/nonexistent".into(), Names::of(&table)));
+        let shared = Arc::new(Shared::new(paths, "/nonexistent".into(), None, Names::of(&table)));
         let mut pool = json!({
             "name": "nics", "uid": "u", "generation": 1, "phase": "Active", "resourceName": "nics",
             "links": [{"kinds": ["Physical"]}],
@@ -277,6 +277,7 @@ fn the_kubelets_pods_are_known_by_the_pci_addresses_of_their_nics_and_other_plug
     let names = Arc::clone(&agent.shared.nics.borrow());
     let listing =
         kubelet.block_on(podresources::list(&socket, |resource, id| names.device(resource, id))).unwrap();
+    let listing = listing.expect("a list");
     let devices: Vec<String> = listing.devices.keys().map(ToString::to_string).collect();
     assert_eq!(devices, ["nicsMvp0"]);
     assert_eq!(listing.pods.len(), 2);

@@ -6,6 +6,7 @@ use macvtap::adopt::{self, Unrecorded};
 use macvtap::detach::{self, Detached};
 use macvtap::kernel::Rtnl;
 use macvtap::record::{Attachment, Holder as RecordHolder};
+use macvtap::tap_pods::{self, PodName, TapPods};
 use macvtap::{attach, records};
 
 /// Looks for a device's link in the node's namespace and in these pods'.
@@ -70,7 +71,10 @@ fn only_a_record_that_cannot_be_read_is_discarded() {
     };
     assert!(!discard(), "a good record");
     node.sh("echo '{' > /run/macvtap/attachments/dataplaneMvp0");
+    let stale = TapPods::Owner(PodName { namespace: "tenant-a".into(), name: "former".into() });
+    tap_pods::write(&node.paths(), &id, &stale).unwrap();
     assert!(discard());
+    assert_eq!(tap_pods::read(&node.paths(), &id), None, "its pods are still noted");
     assert!(records::read(&node.paths(), &id).unwrap().is_none());
     assert!(!node.paths().device_node(node.first_ifindex).exists());
     assert!(!discard(), "there is none any more");
@@ -80,7 +84,7 @@ fn only_a_record_that_cannot_be_read_is_discarded() {
 fn a_tap_without_network_is_adopted_too() {
     let Some((node, [])) = node_and_pods() else { return };
     let request = request(&node, 2, None);
-    node.inside(|| attach::tap_only(&node.paths(), &mut Rtnl::node().unwrap(), request)).unwrap();
+    node.inside(|| attach::tap_only(&node.paths(), &mut Rtnl::node().unwrap(), request, None)).unwrap();
     node.sh("rm -r /run/macvtap/attachments");
     let record = adopt(&node, 2, &[]).unwrap();
     assert_eq!((record.holder, record.netns_id), (RecordHolder::Host, None));

@@ -3,10 +3,15 @@
 use crate::fixtures::{Faulty, attach, attach_in, request};
 use crate::support::{Node, node_and_pods, state};
 use macvtap::attach::{self, AttachError};
+use macvtap::detach;
 use macvtap::kernel::Rtnl;
 use macvtap::netns::Netns;
 use macvtap::record::Holder as RecordHolder;
-use macvtap::tap_pods;
+use macvtap::tap_pods::{self, PodName, TapPods};
+
+fn pod_name(name: &str) -> PodName {
+    PodName { namespace: "tenant-a".to_owned(), name: name.to_owned() }
+}
 
 #[test]
 fn a_failure_of_any_step_leaves_nothing() {
@@ -57,7 +62,7 @@ fn a_pod_that_only_has_the_tap_gets_its_link_once_and_never_a_lost_one() {
     let paths = node.paths();
     let prepare = || {
         let request = request(&node, 2, None);
-        node.inside(|| attach::tap_only(&paths, &mut Rtnl::node().unwrap(), request))
+        node.inside(|| attach::tap_only(&paths, &mut Rtnl::node().unwrap(), request, None))
     };
     let made = prepare().unwrap().expect("a link");
     assert!(made.link.up && made.link.all_multicast);
@@ -73,15 +78,46 @@ fn a_pod_that_only_has_the_tap_gets_its_link_once_and_never_a_lost_one() {
 }
 
 #[test]
+fn the_pods_of_a_tap_are_noted_with_its_link_and_forgotten_with_its_record() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let (paths, device) = (node.paths(), "dataplaneMvp2".parse().unwrap());
+    let noted = || tap_pods::read(&paths, &device);
+    let start = |pods: Option<&TapPods>| {
+        let request = request(&node, 2, None);
+        node.inside(|| attach::tap_only(&paths, &mut Rtnl::node().unwrap(), request, pods)).unwrap();
+        noted()
+    };
+    let former = TapPods::Owner(pod_name("former"));
+    tap_pods::write(&paths, &device, &former).unwrap();
+    assert_eq!(start(None), None, "whoever was noted held an earlier link");
+    let candidates = TapPods::Candidates([pod_name("vm"), pod_name("other")].into());
+    assert_eq!(start(Some(&candidates)), Some(candidates.clone()));
+    let guess = TapPods::Candidates([pod_name("other")].into());
+    assert_eq!(start(Some(&guess)), Some(candidates), "a guess replaced what was noted");
+    let owner = TapPods::Owner(pod_name("vm"));
+    assert_eq!(start(Some(&owner)), Some(owner.clone()));
+    let detach = || {
+        let mut kernel = Rtnl::node().unwrap();
+        detach::detach(&paths, &mut kernel, &device, |record| record.holder == RecordHolder::Host).unwrap();
+    };
+    node.inside(detach);
+    assert_eq!(noted(), None);
+    assert_eq!(start(Some(&owner)), Some(owner));
+    attach_in(&node, 2, &pod, "vm").unwrap();
+    assert_eq!(noted(), None, "the device is a network's by now");
+}
+
+#[test]
 fn a_spare_device_goes_to_a_network_of_its_pod_and_is_named_when_another_is_asked_for() {
     let Some((node, [pod, other])) = node_and_pods() else { return };
     let paths = node.paths();
     let request = |slot, pod| request(&node, slot, pod);
-    node.inside(|| attach::tap_only(&paths, &mut Rtnl::node().unwrap(), request(2, None))).unwrap().unwrap();
+    let tap_only = |request| attach::tap_only(&paths, &mut Rtnl::node().unwrap(), request, None);
+    node.inside(|| tap_only(request(2, None))).unwrap().unwrap();
     let device = "dataplaneMvp2".parse().unwrap();
     let noted = |pods: &[&str]| {
-        let pods = pods.iter().map(|name| ("tenant-a".to_owned(), (*name).to_owned())).collect();
-        tap_pods::write(&paths, &device, &pods).unwrap();
+        let pods = pods.iter().map(|name| pod_name(name)).collect();
+        tap_pods::write(&paths, &device, &TapPods::Candidates(pods)).unwrap();
     };
     attach_in(&node, 0, &pod, "vm").unwrap();
     noted(&["vm"]);

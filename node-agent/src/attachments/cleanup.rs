@@ -2,13 +2,16 @@
 
 use super::collector::Plan;
 use super::sandbox::NAMESPACES;
-use super::tap_pods;
 use crate::pods::PodName;
 use macvtap::adopt::{self, Unrecorded};
 use macvtap::detach::{self, Detached};
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::Rtnl;
+use macvtap::lock;
 use macvtap::paths::Paths;
+use macvtap::record::Attachment;
+use macvtap::records::{self, RecordError};
+use macvtap::tap_pods::{self, TapPods};
 use macvtap::{park, table_file, tap};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -37,10 +40,10 @@ pub(crate) fn clean(paths: &Paths, plan: &Plan, troubles: &mut Troubles) -> Done
             return Done::default();
         }
     };
-    for (device, pods) in &plan.tap_pods {
-        if let Err(error) = tap_pods::write(paths, device, pods) {
-            let reason = crate::error_chain(&error);
-            warn!(%device, %reason, "pod of a tap not noted");
+    for (record, pods) in &plan.tap_pods {
+        if let Err(error) = note(paths, record, pods) {
+            let (device, reason) = (&record.device, crate::error_chain(&error));
+            warn!(%device, %reason, "pods of a tap not noted");
         }
     }
     let done = Done {
@@ -54,6 +57,15 @@ pub(crate) fn clean(paths: &Paths, plan: &Plan, troubles: &mut Troubles) -> Done
     done
 }
 
+/// Notes the pods that may hold a tap, unless the record changed since it was judged: the device may be another pod's by now.
+fn note(paths: &Paths, record: &Attachment, pods: &TapPods) -> Result<(), RecordError> {
+    let Ok(Some(_lock)) = lock::try_device(paths, &record.device) else { return Ok(()) };
+    if records::read(paths, &record.device)?.as_ref() == Some(record) {
+        tap_pods::write(paths, &record.device, pods)?;
+    }
+    Ok(())
+}
+
 fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan, troubles: &mut Troubles) -> u64 {
     let mut removed = 0;
     let mut now = Troubles::new();
@@ -63,10 +75,6 @@ fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan, troubles: &mut Troubles
             Ok(Detached::Removed(record)) => {
                 let (device, holder, reason) = (&record.device, &record.holder, orphan.reason());
                 info!(%device, ?holder, reason, "orphaned attachment removed");
-                if let Err(error) = tap_pods::forget(paths, device) {
-                    let reason = crate::error_chain(&error);
-                    warn!(%device, %reason, "note of a device's pods not removed");
-                }
                 removed += 1;
             }
             Ok(Detached::NotTheirs(_) | Detached::Absent) => {}

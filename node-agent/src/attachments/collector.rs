@@ -6,10 +6,10 @@
 
 use super::orphan::Orphan;
 use super::sandbox::Fate;
-use super::tap_pods::Candidates;
 use crate::pods::{Listing, PodName, is_theirs};
 use macvtap::device_id::DeviceId;
 use macvtap::record::{Attachment, Holder, State};
+use macvtap::tap_pods::TapPods;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -49,8 +49,8 @@ pub trait Liveness {
     fn sandbox(&self, record: &Attachment) -> Fate;
     /// Returns when the record was written.
     fn written(&self, record: &Attachment) -> Option<SystemTime>;
-    /// Returns the pods of which one has the link of a device without a network, if they were noted.
-    fn tap_pods(&self, device: &DeviceId) -> Option<Candidates>;
+    /// Returns the pods that may hold the link of a device without a network, if they were noted.
+    fn tap_pods(&self, device: &DeviceId) -> Option<TapPods>;
 }
 
 /// Proof that the kubelet has not listed a pod for [`PATIENCE`].
@@ -65,6 +65,11 @@ pub struct CompleteList(());
 /// device was attached.
 #[derive(Debug)]
 pub struct ListedForOther(());
+
+/// Proof that the pod that held a device when it was attached has had another one of the resource for [`PATIENCE`]: it was
+/// created again under its name.
+#[derive(Debug)]
+pub struct Recreated(());
 
 /// Remembers since when each record has been without its pod, and each pod's device without a record.
 #[derive(Debug, Default)]
@@ -92,8 +97,8 @@ pub struct Plan {
     pub dead: Vec<(Attachment, PodName)>,
     /// Devices of pods that exist although the kubelet does not list the device for them.
     pub unlisted: BTreeMap<DeviceId, Holder>,
-    /// Pods to note for devices that are attached without a network.
-    pub tap_pods: Vec<(DeviceId, Candidates)>,
+    /// Pods to note for records of devices that are attached without a network.
+    pub tap_pods: Vec<(Attachment, TapPods)>,
     /// Devices that pods have and no record names: not attached yet, or the record was lost.
     pub unrecorded: Vec<(DeviceId, PodName)>,
     /// Devices that no pod has and whose record cannot be read.
@@ -152,9 +157,9 @@ impl Collector {
 impl<L: Liveness> Pass<'_, L> {
     fn judge(&mut self, record: &Attachment, listing: &Listing) {
         let listed = listing.devices.get(&record.device);
-        let holder = match &record.holder {
+        let (holder, owner) = match &record.holder {
             Holder::Host => self.tap_pod(record, listing),
-            Holder::Pod { .. } => listed.filter(|pod| is_theirs(&record.holder, pod)),
+            Holder::Pod { .. } => (listed.filter(|pod| is_theirs(&record.holder, pod)), None),
         };
         if let Some(pod) = holder.filter(|pod| listed == Some(pod)) {
             // Before it is complete, an attachment may have no link yet.
@@ -164,10 +169,15 @@ impl<L: Liveness> Pass<'_, L> {
             return;
         }
         let orphan = match (&record.holder, listed) {
-            (Holder::Host, _) if holder.is_some() => None,
-            // Listed for a pod that is not noted: the note may be older than the link. PreStart and Allocate decide.
+            // Listed for a pod that is not noted: PreStart and Allocate decide.
             (Holder::Host, Some(_)) => None,
-            (Holder::Host, None) => self.tap_only(record, listing),
+            (Holder::Host, None) => match (owner, holder) {
+                (Some(owner), Some(_)) => self
+                    .recreated(record, listing, &owner)
+                    .and_then(|proof| Orphan::of_recreated_pod(record, proof)),
+                (None, Some(_)) => None,
+                (_, None) => self.tap_only(record, listing),
+            },
             (Holder::Pod { .. }, Some(pod)) => match self.listed_for_other(record, pod) {
                 Some(proof) => Some(Orphan::of_squatter(record, proof)),
                 None => self.dead_pod(record, listing),
@@ -180,27 +190,42 @@ impl<L: Liveness> Pass<'_, L> {
         }
     }
 
-    /// The listed pod that may have this link without a network: the one that was listed with the device first, or any
-    /// that was there when the link was first seen without one.
-    fn tap_pod<'l>(&mut self, record: &Attachment, listing: &'l Listing) -> Option<&'l PodName> {
-        let (device, listed) = (&record.device, listing.devices.get(&record.device));
-        let noted = self.alive.tap_pods(device);
-        let candidates = match (&noted, listed) {
-            (Some(noted), Some(pod)) if noted.contains(pod) => [pod.clone()].into(),
+    /// The listed pod that may hold this link without a network, and the pod that was listed with the device, if one was:
+    /// else it may be any that was there when the link was first seen.
+    fn tap_pod<'l>(
+        &mut self,
+        record: &Attachment,
+        listing: &'l Listing,
+    ) -> (Option<&'l PodName>, Option<PodName>) {
+        let listed = listing.devices.get(&record.device);
+        let noted = self.alive.tap_pods(&record.device);
+        let pods = match (&noted, listed) {
+            (Some(noted), Some(pod)) if noted.contains(pod) => TapPods::Owner(pod.clone()),
             (Some(noted), _) => noted.clone(),
-            (None, Some(pod)) => [pod.clone()].into(),
+            (None, Some(pod)) => TapPods::Owner(pod.clone()),
             // The device of an init container is never listed.
             (None, None) => {
-                listing.pods.iter().filter(|pod| Some(*pod) != self.seen.own_pod).cloned().collect()
+                let others = listing.pods.iter().filter(|pod| Some(*pod) != self.seen.own_pod);
+                TapPods::Candidates(others.cloned().collect())
             }
         };
-        // A list that lacks pods must not be remembered: one of those may have the link.
+        // A list that lacks pods must not be remembered: one of those may hold the link.
         let is_known = noted.is_some() || listed.is_some() || self.complete(listing).is_some();
-        if is_known && noted.as_ref() != Some(&candidates) {
-            self.plan.tap_pods.push((device.clone(), candidates.clone()));
+        if is_known && noted.as_ref() != Some(&pods) {
+            self.plan.tap_pods.push((record.clone(), pods.clone()));
         }
-        let owner = listed.filter(|owner| candidates.contains(owner));
-        owner.or_else(|| listing.pods.iter().find(|pod| candidates.contains(pod)))
+        let owner = listed.filter(|pod| pods.contains(pod));
+        let holder = owner.or_else(|| listing.pods.iter().find(|pod| pods.contains(pod)));
+        (holder, if let TapPods::Owner(owner) = pods { Some(owner) } else { None })
+    }
+
+    /// Whether the owner of a device is listed with another one of the resource, by the kubelet that listed it with this.
+    fn recreated(&mut self, record: &Attachment, listing: &Listing, owner: &PodName) -> Option<Recreated> {
+        let resource = record.device.resource();
+        let mut devices = listing.devices.iter();
+        let has_other = devices.any(|(device, pod)| pod == owner && device.resource() == resource);
+        (has_other && self.kubelet_knew(record) && self.not_listed(record, listing).is_some())
+            .then_some(Recreated(()))
     }
 
     fn dead_pod(&mut self, record: &Attachment, listing: &Listing) -> Option<Orphan> {
@@ -246,11 +271,15 @@ impl<L: Liveness> Pass<'_, L> {
     }
 
     fn listed_for_other(&mut self, record: &Attachment, pod: &PodName) -> Option<ListedForOther> {
-        // A kubelet that started later may have lost its checkpoint, and gives away what its pods have.
-        let since = self.seen.kubelet_started?;
-        let knows = self.alive.written(record).is_some_and(|written| written > since);
         let waited = self.waited(&record.device, Some(&record.holder), Some(pod));
-        (knows && waited).then_some(ListedForOther(()))
+        (self.kubelet_knew(record) && waited).then_some(ListedForOther(()))
+    }
+
+    /// Whether this kubelet has seen the pod of the record. One that started later may have lost its checkpoint, and gives
+    /// away what its pods have; or it has not heard from the API server.
+    fn kubelet_knew(&self, record: &Attachment) -> bool {
+        let written = self.alive.written(record);
+        self.seen.kubelet_started.zip(written).is_some_and(|(started, written)| written > started)
     }
 
     fn judge_damaged(&mut self, listing: &Listing) {
@@ -287,6 +316,7 @@ impl<L: Liveness> Pass<'_, L> {
             let name = PodName { namespace: pod_namespace.clone(), name: pod_name.clone() };
             has_name(&record.holder)
                 && !listing.pods.contains(&name)
+                && !self.kubelet_knew(record)
                 && matches!(self.alive.sandbox(record), Fate::Alive)
         };
         (warm && own && !self.seen.records.iter().any(missing)).then_some(CompleteList(()))

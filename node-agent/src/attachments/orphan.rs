@@ -1,7 +1,7 @@
 //! Attachments that may be removed. A link that is deleted under a running virtual machine cannot be given back, so the
 //! only values of [`Orphan`] are those for which two independent witnesses were heard.
 
-use super::collector::{CompleteList, ListedForOther, NotListed};
+use super::collector::{CompleteList, ListedForOther, NotListed, Recreated};
 use super::sandbox::SandboxGone;
 use macvtap::record::{Attachment, Holder, State};
 
@@ -32,6 +32,12 @@ impl Orphan {
     /// A kubelet that lists all of its pods lists none with this tap.
     pub(super) fn of_tap_only(record: &Attachment, _: NotListed, _: CompleteList) -> Option<Self> {
         let reason = "the kubelet lists no pod that could have this tap";
+        (record.holder == Holder::Host).then(|| Self { record: record.clone(), reason })
+    }
+
+    /// The kubelet listed the pod with this tap, and lists a pod of that name with another device instead.
+    pub(super) fn of_recreated_pod(record: &Attachment, _: Recreated) -> Option<Self> {
+        let reason = "the pod that had this tap was created again and has another device";
         (record.holder == Holder::Host).then(|| Self { record: record.clone(), reason })
     }
 

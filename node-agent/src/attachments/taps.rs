@@ -1,19 +1,19 @@
 //! Links for pods that have only the tap: made when their container starts, removed when the device is handed out anew.
 
 use super::sandbox::{Fate, Sandboxes};
-use super::tap_pods;
-use crate::pods::{Listing, PodName};
+use crate::pods::{Listing, PodAges, PodName};
 use macvtap::attach::{self, AttachError, Repeat, Request};
 use macvtap::detach::{self, DetachError};
 use macvtap::device_id::DeviceId;
-use macvtap::file::FileError;
 use macvtap::kernel::{OpenError, Rtnl};
 use macvtap::link::{IfName, Macvtap};
 use macvtap::paths::Paths;
 use macvtap::record::Holder;
 use macvtap::records::{self, RecordError};
 use macvtap::table_file::{self, TableFileError};
+use macvtap::tap_pods::{self, TapPods};
 use std::collections::HashSet;
+use std::time::Instant;
 
 /// A tap could not be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +45,6 @@ pub enum TapOnlyError {
         /// Its name; empty when nobody told it.
         pod: String,
     },
-    /// The note of pods cannot be removed.
-    #[error(transparent)]
-    Note(#[from] FileError),
     /// The record cannot be read.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -69,37 +66,69 @@ pub fn is_tap_only(paths: &Paths, device: &DeviceId) -> bool {
     holder(paths, device).is_ok_and(|holder| holder == Some(Holder::Host))
 }
 
+/// What is known of the pod whose container is about to start.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'s> {
+    /// Who had the device when it was allocated, if that was a pod's network.
+    pub former: Option<&'s Holder>,
+    /// The kubelet's list, if it serves one.
+    pub listing: Option<&'s Listing>,
+    /// Since when it lists its pods.
+    pub ages: &'s PodAges,
+    /// When the device was allocated, unless a container has started with it since.
+    pub allocated: Option<Instant>,
+}
+
+/// Whose the link of a device without a network is, when a container is about to start with that device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Whose {
+    /// The container's pod's, as far as is known.
+    Theirs,
+    /// Another pod's, which is still there.
+    Former(PodName),
+    /// A pod's that has ended.
+    Nobodys,
+}
+
 /// Removes the link of a device that was attached without a network, unless a pod that may have it is listed. Without a
 /// list, the kubelet's word that the device is free decides.
 pub fn end_tap_only(paths: &Paths, device: &DeviceId, listing: Option<&Listing>) -> Result<(), TapOnlyError> {
-    if listing.is_some_and(|listing| holding(paths, device, listing).is_some()) {
+    let noted = tap_pods::read(paths, device);
+    let is_held = |listing: &Listing| match noted.as_ref().and_then(|noted| listed_of(noted, listing)) {
+        Some(_) => true,
+        None => noted.is_none() && listing.devices.contains_key(device),
+    };
+    if listing.is_some_and(is_held) {
         return Ok(());
     }
+    remove_tap(paths, device)
+}
+
+fn remove_tap(paths: &Paths, device: &DeviceId) -> Result<(), TapOnlyError> {
     let mut kernel = Rtnl::node()?;
     detach::detach(paths, &mut kernel, device, |record| record.holder == Holder::Host)?;
-    tap_pods::forget(paths, device)?;
     Ok(())
 }
 
-/// The listed pod that may have the link of a device without a network.
-fn holding<'l>(paths: &Paths, device: &DeviceId, listing: &'l Listing) -> Option<&'l PodName> {
-    let candidates = tap_pods::read(paths, device).unwrap_or_default();
-    let owner =
-        listing.devices.get(device).filter(|owner| candidates.is_empty() || candidates.contains(owner));
-    owner.or_else(|| listing.pods.iter().find(|pod| candidates.contains(pod)))
+/// The listed pod that may hold the link, by what was noted.
+fn listed_of<'l>(noted: &TapPods, listing: &'l Listing) -> Option<&'l PodName> {
+    listing.pods.iter().find(|pod| noted.contains(pod))
 }
 
-/// Makes sure that the device has a link: its network's, or else one in the namespace of the node. A link of `former`,
-/// who had the device when it was handed out, or of another pod that is listed, is not the pod's.
-pub fn ensure(
-    paths: &Paths,
-    device: &DeviceId,
-    former: Option<&Holder>,
-    listing: Option<&Listing>,
-) -> Result<(), TapOnlyError> {
-    if let Some(listing) = listing.filter(|_| is_tap_only(paths, device)) {
-        end_former_tap(paths, device, listing)?;
+/// Makes sure that the device has a link: its network's, or else one in the namespace of the node. A link of a former pod,
+/// or of another pod that is listed, is not the container's.
+pub fn ensure(paths: &Paths, device: &DeviceId, start: Start<'_>) -> Result<(), TapOnlyError> {
+    if let Some(listing) = start.listing.filter(|_| is_tap_only(paths, device)) {
+        let noted = tap_pods::read(paths, device);
+        match whose(device, noted.as_ref(), listing, start) {
+            Whose::Theirs => {}
+            Whose::Former(PodName { namespace, name: pod }) => {
+                return Err(TapOnlyError::Former { device: device.clone(), namespace, pod });
+            }
+            Whose::Nobodys => remove_tap(paths, device)?,
+        }
     }
+    let pods = start.listing.and_then(|listing| pods_to_note(device, listing, start));
     let table = table_file::load_current(paths)?;
     let known = table.device(device).ok_or_else(|| TapOnlyError::Unknown(device.clone()))?;
     let request = Request {
@@ -123,10 +152,10 @@ pub fn ensure(
         repeat: Repeat::Keep,
     };
     let mut kernel = Rtnl::node()?;
-    if let Some(former) = former {
+    if let Some(former) = start.former {
         end_former(paths, &mut kernel, device, former)?;
     }
-    attach::tap_only(paths, &mut kernel, request)?;
+    attach::tap_only(paths, &mut kernel, request, pods.as_ref())?;
     Ok(())
 }
 
@@ -151,16 +180,73 @@ fn end_former(
     Err(TapOnlyError::Former { device: device.clone(), namespace, pod })
 }
 
-/// Removes the link of a pod that had the tap alone, if the kubelet lists another one for the device.
-fn end_former_tap(paths: &Paths, device: &DeviceId, listing: &Listing) -> Result<(), TapOnlyError> {
-    let Some(owner) = listing.devices.get(device) else { return Ok(()) };
-    match holding(paths, device, listing) {
-        Some(pod) if pod == owner => Ok(()),
-        Some(pod) => Err(TapOnlyError::Former {
-            device: device.clone(),
-            namespace: pod.namespace.clone(),
-            pod: pod.name.clone(),
-        }),
-        None => end_tap_only(paths, device, Some(listing)),
+/// The pods that may hold the link from now on. None if the list does not have the container's pod.
+fn pods_to_note(device: &DeviceId, listing: &Listing, start: Start<'_>) -> Option<TapPods> {
+    if let Some(owner) = listing.devices.get(device) {
+        return Some(TapPods::Owner(owner.clone()));
+    }
+    let candidates = start.ages.admitted(listing, start.allocated);
+    (!candidates.is_empty()).then_some(TapPods::Candidates(candidates))
+}
+
+/// Judges a link by the pods that were noted for it. The kubelet does not list devices of init containers: what it lists for
+/// nobody may be that of an init container that is started again.
+fn whose(device: &DeviceId, noted: Option<&TapPods>, listing: &Listing, start: Start<'_>) -> Whose {
+    let Some(noted) = noted else { return Whose::Theirs };
+    let owner = listing.devices.get(device);
+    if owner.is_some_and(|owner| noted.contains(owner)) {
+        return Whose::Theirs;
+    }
+    let Some(holder) = listed_of(noted, listing) else { return Whose::Nobodys };
+    let may_be_theirs = owner.is_none()
+        && match (noted, start.allocated) {
+            (TapPods::Owner(_), _) => false,
+            (TapPods::Candidates(_), None) => true,
+            (TapPods::Candidates(noted), Some(_)) => {
+                !noted.is_disjoint(&start.ages.admitted(listing, start.allocated))
+            }
+        };
+    if may_be_theirs { Whose::Theirs } else { Whose::Former(holder.clone()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attachments::collector::tests::{listing, pod};
+    use std::time::Duration;
+
+    #[test]
+    fn a_tap_goes_to_no_pod_but_the_one_that_was_noted() {
+        let device: DeviceId = "aMvp0".parse().unwrap();
+        let (ages, begun) = (PodAges::default(), Instant::now());
+        ages.observe(&listing(&[], &["first", "proxy"]), begun);
+        let later = begun + Duration::from_mins(2);
+        let judge = |noted: &TapPods, owner: Option<&str>, pods: &[&str], allocated| {
+            let devices: Vec<_> = owner.into_iter().map(|owner| ("aMvp0", owner)).collect();
+            let start = Start { former: None, listing: None, ages: &ages, allocated };
+            whose(&device, Some(noted), &listing(&devices, pods), start)
+        };
+        let (both, former) = (["first", "next", "proxy"], || Whose::Former(pod("first")));
+        let owner = TapPods::Owner(pod("first"));
+        assert_eq!(judge(&owner, Some("first"), &both, Some(later)), Whose::Theirs);
+        assert_eq!(judge(&owner, Some("next"), &both, Some(later)), former());
+        assert_eq!(judge(&owner, None, &both, Some(later)), former(), "an init container of another pod");
+        assert_eq!(judge(&owner, None, &["next", "proxy"], Some(later)), Whose::Nobodys);
+        let candidates = TapPods::Candidates([pod("first")].into());
+        assert_eq!(
+            judge(&candidates, None, &both, None),
+            Whose::Theirs,
+            "the init container is started again"
+        );
+        assert_eq!(
+            judge(&candidates, None, &both, Some(later)),
+            former(),
+            "it was allocated for another pod"
+        );
+        let soon = Some(begun + Duration::from_secs(1));
+        assert_eq!(judge(&candidates, None, &both, soon), Whose::Theirs, "it may be the same pod");
+        assert_eq!(judge(&candidates, Some("next"), &both, Some(later)), former());
+        let start = Start { former: None, listing: None, ages: &ages, allocated: None };
+        assert_eq!(whose(&device, None, &listing(&[], &both), start), Whose::Theirs);
     }
 }

@@ -27,11 +27,15 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// A node with hundreds of pods and thousands of devices; the default is too small for those.
 const ANSWER_MAX: usize = 64 << 20;
 
-/// Asks the kubelet. `device` tells which device of ours a resource's full name and an ID mean.
+/// Returns what the kubelet lists; none where it serves no list. `device` tells which device of ours a resource's full name
+/// and an ID mean.
 pub async fn list(
     socket: &Path,
     device: impl Fn(&str, &str) -> Option<DeviceId>,
-) -> Result<Listing, PodResourcesError> {
+) -> Result<Option<Listing>, PodResourcesError> {
+    if !socket.exists() {
+        return Ok(None);
+    }
     let answer = tokio::time::timeout(TIMEOUT, async {
         let endpoint = Endpoint::try_from(format!("unix:{}", socket.display()));
         let channel = endpoint.map_err(PodResourcesError::Connect)?.connect().await;
@@ -50,5 +54,5 @@ pub async fn list(
         }
         listing.pods.push(name);
     }
-    Ok(listing)
+    Ok(Some(listing))
 }

@@ -1,8 +1,8 @@
 //! The device plugin interface of one resource.
 
-use super::podresources;
+use super::podresources::{self, PodResourcesError};
 use super::shared::Shared;
-use crate::attachments::taps::{self, TapOnlyError};
+use crate::attachments::taps::{self, Start, TapOnlyError};
 use crate::devices::nics;
 use crate::devices::offer::{Granted, Offer, Refusal};
 use crate::pods::Listing;
@@ -95,7 +95,15 @@ impl Service {
         if network {
             return Ok(());
         }
-        let listing = self.pods().await;
+        let listing = match self.pods().await {
+            Ok(listing) => listing,
+            // The kubelet does not repeat an Allocate that fails, but a PreStartContainer, which asks again.
+            Err(error) => {
+                let reason = crate::error_chain(&error);
+                warn!(%device, %reason, "a former pod's link is judged when the container starts");
+                return Ok(());
+            }
+        };
         let _permit = self.shared.slow.acquire().await;
         // A record that cannot be read is looked at again, with the lock held: that says why.
         let (paths, device) = (self.shared.paths.clone(), device.clone());
@@ -109,11 +117,11 @@ impl Service {
     }
 
     /// The kubelet's pods at this moment.
-    async fn pods(&self) -> Option<Listing> {
+    async fn pods(&self) -> Result<Option<Listing>, PodResourcesError> {
         let names = Arc::clone(&self.shared.nics.borrow());
         let listing =
             podresources::list(&self.shared.pod_resources, |resource, id| names.device(resource, id));
-        listing.await.ok()
+        listing.await
     }
 
     /// The available devices without those that are still attached, unless there are too few. The kubelet takes a device for
@@ -233,6 +241,9 @@ impl DevicePlugin for Service {
         }
         for granted in grants.iter().flatten() {
             self.shared.ledger.note(granted.device.clone());
+            if offer.tap_only == TapOnly::Allowed {
+                self.shared.ledger.note_unstarted(&granted.device);
+            }
         }
         let container_responses = grants.iter().map(|container| self.answer(container)).collect();
         for Granted { device, ifindex, pci } in grants.iter().flatten() {
@@ -257,16 +268,32 @@ impl DevicePlugin for Service {
         let granted = offer.grant(&ids).map_err(|refusal| Status::invalid_argument(refusal.to_string()))?;
         // A NIC has no tap: its pod's network brings it, or nothing does.
         let taps = granted.into_iter().filter(|granted| granted.pci.is_none());
-        let taps = taps.map(|granted| (self.shared.ledger.former(&granted.device), granted.device));
-        let devices: Vec<(Option<Holder>, DeviceId)> = taps.collect();
-        let tap_only = devices.iter().any(|(_, device)| taps::is_tap_only(&self.shared.paths, device));
-        let listing = if tap_only { self.pods().await } else { None };
+        let devices: Vec<DeviceId> = taps.map(|granted| granted.device).collect();
+        let asked = self.pods().await;
+        let listing = match asked {
+            Ok(listing) => listing,
+            // Whose link it is cannot be said. The kubelet asks again.
+            Err(error) if devices.iter().any(|device| taps::is_tap_only(&self.shared.paths, device)) => {
+                let reason = crate::error_chain(&error);
+                warn!(resource = %self.resource, %reason, "container not started");
+                return Err(Status::unavailable(reason));
+            }
+            Err(_) => None,
+        };
         let _permit = self.shared.slow.acquire().await;
-        let paths = self.shared.paths.clone();
+        let shared = Arc::clone(&self.shared);
         let made = tokio::task::spawn_blocking(move || -> Result<(), TapOnlyError> {
-            let mut devices = devices.iter();
-            devices.try_for_each(|(former, device)| {
-                taps::ensure(&paths, device, former.as_ref(), listing.as_ref())
+            devices.iter().try_for_each(|device| {
+                let former = shared.ledger.former(device);
+                let start = Start {
+                    former: former.as_ref(),
+                    listing: listing.as_ref(),
+                    ages: &shared.ages,
+                    allocated: shared.ledger.unstarted(device),
+                };
+                taps::ensure(&shared.paths, device, start)?;
+                shared.ledger.note_started(device);
+                Ok(())
             })
         });
         match made.await {

@@ -2,7 +2,7 @@
 
 use crate::attachments::Lost;
 use crate::devices::nics::Names;
-use crate::pods::{PodName, is_theirs};
+use crate::pods::{PodAges, PodName, is_theirs};
 use crate::process::metrics::Metrics;
 use macvtap::device_id::DeviceId;
 use macvtap::paths::Paths;
@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 pub struct Ledger {
     allocated: Mutex<BTreeMap<DeviceId, Instant>>,
     former: Mutex<BTreeMap<DeviceId, (Holder, Instant)>>,
+    unstarted: Mutex<BTreeMap<DeviceId, Instant>>,
 }
 
 /// What the endpoints of all resources and the worker share.
@@ -27,6 +28,8 @@ pub struct Shared {
     pub paths: Paths,
     /// The kubelet's socket of pod resources.
     pub pod_resources: PathBuf,
+    /// Since when the kubelet lists its pods.
+    pub ages: PodAges,
     /// Allocations.
     pub ledger: Ledger,
     /// What is counted.
@@ -46,10 +49,11 @@ const SLOW: usize = 2;
 
 impl Shared {
     /// Nothing has happened yet.
-    pub fn new(paths: Paths, pod_resources: PathBuf, nics: Names) -> Self {
+    pub fn new(paths: Paths, pod_resources: PathBuf, own_pod: Option<PodName>, nics: Names) -> Self {
         Self {
             paths,
             pod_resources,
+            ages: PodAges::new(own_pod),
             ledger: Ledger::default(),
             metrics: Arc::default(),
             allocated: Notify::new(),
@@ -64,6 +68,21 @@ impl Ledger {
     /// Notes an allocation.
     pub fn note(&self, device: DeviceId) {
         self.lock().insert(device, Instant::now());
+    }
+
+    /// Notes that a container will have to start with the device.
+    pub(super) fn note_unstarted(&self, device: &DeviceId) {
+        lock(&self.unstarted).insert(device.clone(), Instant::now());
+    }
+
+    /// Returns when the device was allocated, unless a container has started with it since.
+    pub(super) fn unstarted(&self, device: &DeviceId) -> Option<Instant> {
+        lock(&self.unstarted).get(device).copied()
+    }
+
+    /// Notes that a container starts with the device.
+    pub(super) fn note_started(&self, device: &DeviceId) {
+        lock(&self.unstarted).remove(device);
     }
 
     /// Drops the notes of devices that the kubelet listed when it was asked after the allocation: from then on its

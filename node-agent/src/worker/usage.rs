@@ -3,7 +3,6 @@
 use crate::attachments::cleanup::{self, Troubles};
 use crate::attachments::collector::{Collector, Liveness, Observation};
 use crate::attachments::sandbox::{Fate, Sandboxes};
-use crate::attachments::tap_pods::{self, Candidates};
 use crate::attachments::{Lost, LostLink};
 use crate::config::args::Run;
 use crate::devices::assignment::GRACE;
@@ -12,11 +11,12 @@ use crate::kubelet::checkpoint;
 use crate::kubelet::directory::Happened;
 use crate::kubelet::podresources;
 use crate::kubelet::{KUBELET_SOCKET, Shared};
-use crate::pods::{Listing, PodName};
+use crate::pods::Listing;
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::Rtnl;
 use macvtap::paths::Paths;
 use macvtap::record::{Attachment, Holder};
+use macvtap::tap_pods::{self, TapPods};
 use macvtap::{detach, records};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -62,9 +62,7 @@ pub(super) async fn follow(
     seen: mpsc::Sender<Seen>,
 ) {
     let kubelet_starts = happened.borrow().kubelet_starts;
-    let own_pod = arguments.pod_name.clone().zip(arguments.pod_namespace.clone());
     let mut look = Look {
-        own_pod: own_pod.map(|(name, namespace)| PodName { namespace, name }),
         arguments,
         shared,
         collector: Collector::default(),
@@ -92,7 +90,6 @@ pub(super) async fn follow(
 struct Look {
     arguments: Run,
     shared: Arc<Shared>,
-    own_pod: Option<PodName>,
     collector: Collector,
     troubles: Troubles,
     kubelet_starts: u64,
@@ -110,6 +107,7 @@ impl Look {
         let starts = self.happened.borrow().kubelet_starts;
         if std::mem::replace(&mut self.kubelet_starts, starts) != starts {
             self.kubelet_since = now;
+            self.shared.ages.forget();
         }
         let names = Arc::clone(&self.shared.nics.borrow());
         let paths = self.shared.paths.clone();
@@ -117,12 +115,15 @@ impl Look {
         let recorded_before = tokio::task::spawn_blocking(move || all_recorded(&paths)).await.ok()?;
         let listing = self.ask_kubelet(&names).await;
         let answered = listing.is_some();
+        if let Some(listing) = &listing {
+            self.shared.ages.observe(listing, now);
+        }
         self.shared.ledger.absolve(listing.iter().flat_map(|listing| &listing.devices), now);
         let listed = listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
         let (paths, plugins) = (self.shared.paths.clone(), self.arguments.device_plugin_dir.clone());
         let mut collector = std::mem::take(&mut self.collector);
         let mut troubles = std::mem::take(&mut self.troubles);
-        let (own_pod, since) = (self.own_pod.clone(), self.kubelet_since);
+        let (own_pod, since) = (self.shared.ages.own().cloned(), self.kubelet_since);
         let allocated = self.shared.ledger.recent(GRACE).into_iter().collect();
         // Files, and deletions that take the kernel 20 ms each: off the thread that answers the kubelet.
         let looked = tokio::task::spawn_blocking(move || {
@@ -195,13 +196,10 @@ impl Look {
 
     async fn ask_kubelet(&mut self, names: &Names) -> Option<Listing> {
         let socket = &self.arguments.pod_resources_socket;
-        if !socket.exists() {
-            return None;
-        }
         match podresources::list(socket, |resource, id| names.device(resource, id)).await {
             Ok(listing) => {
                 self.told = false;
-                Some(listing)
+                listing
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.told, true) {
@@ -245,7 +243,7 @@ impl Liveness for Node<'_> {
         std::fs::metadata(path).ok()?.modified().ok()
     }
 
-    fn tap_pods(&self, device: &DeviceId) -> Option<Candidates> {
+    fn tap_pods(&self, device: &DeviceId) -> Option<TapPods> {
         tap_pods::read(self.paths, device)
     }
 }

@@ -2,8 +2,9 @@
 
 use crate::CONFIGURATION;
 use crate::support::kubelet::{Kubelet, await_true};
-use crate::support::{Node, is_root};
+use crate::support::{Node, eventually_in, is_root};
 use macvtap::record::State;
+use std::time::Duration;
 
 #[test]
 fn a_pod_that_takes_the_tap_alone_gets_a_link_when_it_starts_and_the_next_one_another() {
@@ -68,7 +69,6 @@ fn a_tap_stays_its_pods_while_that_is_listed_and_goes_to_the_next_pod_then() {
     kubelet.allocate("dataplane", &ids).unwrap();
     kubelet.add_pod("first", ids[0]);
     kubelet.pre_start("dataplane", &ids).unwrap();
-    await_true("its pod is noted", || node.path("/run/macvtap/tap-pods/dataplaneMvp9").exists());
     let before = link();
     // A kubelet that starts again hands out anew what init containers had, although the pod runs.
     kubelet.allocate("dataplane", &ids).unwrap();
@@ -86,4 +86,89 @@ fn a_tap_stays_its_pods_while_that_is_listed_and_goes_to_the_next_pod_then() {
     kubelet.remove_pod("first");
     kubelet.pre_start("dataplane", &ids).unwrap();
     assert_ne!(link(), before, "{}", agent.log());
+}
+
+#[test]
+fn a_tap_of_a_pod_that_soon_ended_goes_to_the_next_one_although_others_run() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let ids = ["dataplaneMvp9"];
+    let link = || node.sh("ip -o link show type macvtap");
+    kubelet.add_pod_of("proxy", "other", "otherMvp0");
+    let mut before = String::new();
+    for name in ["first", "second", "third"] {
+        kubelet.allocate("dataplane", &ids).unwrap();
+        kubelet.add_pod(name, ids[0]);
+        kubelet.pre_start("dataplane", &ids).unwrap();
+        let noted = std::fs::read_to_string(node.path("/run/macvtap/tap-pods/dataplaneMvp9")).unwrap();
+        assert!(noted.contains(name) && !noted.contains("proxy"), "{noted}");
+        assert_ne!(link(), before, "{name} has the link of its predecessor: {}", agent.log());
+        before = link();
+        kubelet.remove_pod(name);
+    }
+}
+
+#[test]
+fn a_tap_is_neither_removed_nor_shared_while_the_kubelet_does_not_list_its_pods() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    let ids = ["dataplaneMvp9"];
+    let link = || node.sh("ip -o link show type macvtap");
+    kubelet.allocate("dataplane", &ids).unwrap();
+    kubelet.add_pod("first", ids[0]);
+    kubelet.pre_start("dataplane", &ids).unwrap();
+    let before = link();
+    // The kubelet lost its checkpoint, and answers nobody for a moment.
+    kubelet.fail_lists(Some("rejected by rate limit"));
+    kubelet.allocate("dataplane", &ids).unwrap();
+    assert_eq!(link(), before, "{}", agent.log());
+    let refused = kubelet.pre_start("dataplane", &ids).unwrap_err();
+    assert!(refused.message().contains("rate limit"), "{}", refused.message());
+    // It lists the device for nobody: an init container of another pod has it.
+    kubelet.remove_pods();
+    kubelet.add_pod_of("first", "other", "otherMvp0");
+    kubelet.fail_lists(None);
+    let refused = kubelet.pre_start("dataplane", &ids).unwrap_err();
+    assert!(refused.message().contains("pod default/first"), "{}", refused.message());
+    assert_eq!(link(), before, "{}", agent.log());
+    kubelet.remove_pod("first");
+    kubelet.add_pod_of("next", "other", "otherMvp0");
+    kubelet.pre_start("dataplane", &ids).unwrap();
+    assert_ne!(link(), before, "{}", agent.log());
+}
+
+#[test]
+fn a_tap_of_a_pod_that_was_created_again_under_its_name_is_removed() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.add_link("dp0");
+    let kubelet = Kubelet::start(&node);
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_healthy("dataplane", 50);
+    for id in ["dataplaneMvp9", "dataplaneMvp8"] {
+        kubelet.allocate("dataplane", &[id]).unwrap();
+        kubelet.remove_pod("web-0");
+        kubelet.add_pod("web-0", id);
+        kubelet.pre_start("dataplane", &[id]).unwrap();
+        // An allocation that the kubelet has not confirmed counts for a minute.
+        let (worker, asked) = (agent.worker().unwrap(), kubelet.asked_by(agent.worker().unwrap()));
+        await_true("the kubelet is asked", || kubelet.asked_by(worker) >= asked + 2);
+    }
+    let attached = |slot: u32| node.path(&format!("/run/macvtap/attachments/dataplaneMvp{slot}")).exists();
+    eventually_in(Duration::from_secs(40), "the former pod's link is gone", || (!attached(9)).then_some(()));
+    assert!(attached(8), "{}", agent.log());
 }

@@ -54,6 +54,8 @@ struct State {
     losses: usize,
     registrations: usize,
     pods: Vec<(String, String, String)>,
+    /// Why pods are not listed.
+    list_error: Option<&'static str>,
     /// Processes that asked which pod has which device, each as often as it did.
     askers: Vec<i32>,
 }
@@ -169,6 +171,11 @@ impl Kubelet {
         let mut state = self.state.lock().unwrap();
         state.clients.remove(&resource);
         state.plugins.remove(&resource);
+    }
+
+    /// Lists no pods but gives this reason instead, or lists them again.
+    pub(crate) fn fail_lists(&self, reason: Option<&'static str>) {
+        self.state.lock().unwrap().list_error = reason;
     }
 
     /// Lists no pod with a device any more.

@@ -21,8 +21,8 @@ impl Liveness for World {
         let seconds = Duration::from_secs(self.written.unsigned_abs());
         Some(if self.written < 0 { KUBELET_START - seconds } else { KUBELET_START + seconds })
     }
-    fn tap_pods(&self, _: &DeviceId) -> Option<Candidates> {
-        self.tap_pod.map(|name| [pod(name)].into())
+    fn tap_pods(&self, _: &DeviceId) -> Option<TapPods> {
+        self.tap_pod.map(|name| TapPods::Owner(pod(name)))
     }
 }
 
@@ -91,7 +91,7 @@ fn twice(
     })
 }
 
-fn listing(devices: &[(&str, &str)], pods: &[&str]) -> Listing {
+pub(crate) fn listing(devices: &[(&str, &str)], pods: &[&str]) -> Listing {
     Listing {
         devices: devices.iter().map(|(id, name)| (id.parse().unwrap(), pod(name))).collect(),
         pods: pods.iter().map(|name| pod(name)).collect(),
@@ -193,7 +193,7 @@ fn a_record_of_a_former_pod_of_the_same_name_is_undone() {
         fn written(&self, _: &Attachment) -> Option<SystemTime> {
             None
         }
-        fn tap_pods(&self, _: &DeviceId) -> Option<Candidates> {
+        fn tap_pods(&self, _: &DeviceId) -> Option<TapPods> {
             None
         }
     }
@@ -299,10 +299,10 @@ fn a_tap_without_a_network_is_its_pods_whatever_the_kubelet_says_of_the_device()
     let [first, _] = twice(&record, Some(&listing(&[], &["other"])), Some(&pod("agent")), 100, &ALIVE);
     assert_eq!(first.tap_pods, []);
     let [first, _] = twice(&record, Some(&listing(&[("aMvp0", "vm")], &["vm", "agent"])), None, 0, &ALIVE);
-    assert_eq!(first.tap_pods, [(record.device.clone(), [pod("vm")].into())], "it is noted");
+    assert_eq!(first.tap_pods, [(record.clone(), TapPods::Owner(pod("vm")))], "it is noted");
     // An init container's: any pod may have it that was there when it was first seen.
     let [first, _] = twice(&record, Some(&listing(&[], &["vm", "agent"])), Some(&pod("agent")), 100, &ALIVE);
-    assert_eq!(first.tap_pods, [(record.device.clone(), [pod("vm")].into())]);
+    assert_eq!(first.tap_pods, [(record.clone(), TapPods::Candidates([pod("vm")].into()))]);
 }
 
 #[test]
@@ -353,4 +353,46 @@ fn what_is_left_of_a_pod_whose_device_another_one_has_is_removed() {
     let record = record(State::Attached);
     let listing = listing(&[("aMvp0", "next")], &["next", "agent"]);
     assert_eq!(orphans(&record, &listing, &World { written: -1, ..GONE }), [record]);
+}
+
+#[test]
+fn a_tap_of_a_pod_that_was_created_again_is_removed_when_that_has_another_device() {
+    let record = Attachment { holder: Holder::Host, ..record(State::Attached) };
+    let noted = World { tap_pod: Some("vm"), ..ALIVE };
+    let again = listing(&[("aMvp1", "vm")], &["vm", "agent"]);
+    assert_eq!(orphans(&record, &again, &noted), std::slice::from_ref(&record));
+    let other = listing(&[("bMvp1", "vm"), ("aMvp1", "next")], &["vm", "next", "agent"]);
+    assert_eq!(orphans(&record, &other, &noted), [], "its own device may be an init container's");
+    // A kubelet that lost its checkpoint gives a pod that runs another device.
+    assert_eq!(orphans(&record, &again, &World { written: -1, ..noted }), []);
+    // Nobody knows whether it ever had this one.
+    let [_, second] = twice(&record, Some(&again), Some(&pod("agent")), 100, &ALIVE);
+    assert_eq!(records(&second), []);
+}
+
+#[test]
+fn a_sandbox_that_outlives_its_pod_does_not_make_the_kubelets_list_incomplete() {
+    let stuck = record(State::Attached);
+    let tap = Attachment { device: "aMvp1".parse().unwrap(), holder: Holder::Host, ..stuck.clone() };
+    let (start, agent, listing) = (Instant::now(), pod("agent"), listing(&[], &["agent"]));
+    let orphans = |world: &World| {
+        let mut collector = Collector::default();
+        let plans = [100, 110].map(|seconds| {
+            let seen = Observation {
+                records: &[stuck.clone(), tap.clone()],
+                damaged: &[],
+                listing: Some(&listing),
+                allocated: &BTreeSet::new(),
+                own_pod: Some(&agent),
+                kubelet_since: start,
+                kubelet_started: Some(KUBELET_START),
+                now: start + Duration::from_secs(seconds),
+            };
+            records(&collector.plan(&seen, world))
+        });
+        plans[1].clone()
+    };
+    assert_eq!(orphans(&World { tap_pod: Some("vm"), ..ALIVE }), std::slice::from_ref(&tap));
+    // The pod is older than the kubelet, which may not have heard of it yet.
+    assert_eq!(orphans(&World { tap_pod: Some("vm"), written: -1, ..ALIVE }), []);
 }

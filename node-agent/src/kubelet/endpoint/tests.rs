@@ -42,7 +42,7 @@ impl Scene {
         let path = self.directory.path();
         let (offer, offered) = watch::channel(Arc::new(offer(name, "example.com")));
         let (registered, registration) = watch::channel(Registration::default());
-        let shared = Shared::new(Paths::new(path, path), path.join("none"), Names::default());
+        let shared = Shared::new(Paths::new(path, path), path.join("none"), None, Names::default());
         let resource = Resource {
             name: name.parse().unwrap(),
             directory: path.to_owned(),

@@ -19,7 +19,7 @@ fn serving() -> Serving {
 
 fn serving_in(paths: Paths) -> Serving {
     let table = TableWriter::start(paths.clone(), None).unwrap();
-    let shared = Shared::new(paths, "/nonexistent".into(), Names::default());
+    let shared = Shared::new(paths, "/nonexistent".into(), None, Names::default());
     Serving::new(
         Engine::new(assignment::empty("one", true), "one".into(), true),
         "/nonexistent".into(),

@@ -137,6 +137,9 @@ impl PodResourcesLister for Pods {
         let asker = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
         let mut state = self.0.lock().unwrap();
         state.askers.extend(asker);
+        if let Some(reason) = state.list_error {
+            return Err(Status::resource_exhausted(reason));
+        }
         let pods = state.pods.iter().map(|(name, resource, device)| PodResources {
             name: name.clone(),
             namespace: "default".to_owned(),
