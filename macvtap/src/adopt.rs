@@ -88,7 +88,7 @@ pub fn adopt<K: Kernel>(
     let Some(found) = find(kernel, lost, namespaces)? else {
         return Ok(None);
     };
-    let candidates = candidates(paths, lost)?;
+    let candidates = candidates(paths, kernel, lost)?;
     // Every tap with this index belongs to another device: somebody gave that device's link another index.
     if candidates.is_empty() {
         return Ok(None);
@@ -178,9 +178,13 @@ fn find<K: Kernel>(
 }
 
 /// Taps of the machine with the device's index that no other device's record names.
-fn candidates(paths: &Paths, lost: &Unrecorded) -> Result<Vec<DeviceNumber>, AdoptError> {
+fn candidates<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    lost: &Unrecorded,
+) -> Result<Vec<DeviceNumber>, AdoptError> {
     let taps =
-        tap::all().map_err(|source| AdoptError::List { path: tap::CHARACTER_DEVICES.into(), source })?;
+        kernel.taps().map_err(|source| AdoptError::List { path: tap::CHARACTER_DEVICES.into(), source })?;
     let with_index = taps.into_iter().filter(|(_, index)| *index == lost.ifindex);
     let others = |number: DeviceNumber| {
         // A record that cannot be read might be this device's.

@@ -13,6 +13,7 @@ use crate::tap::{self, Node, Sysfs, TapError};
 use crate::uevent::Announcements;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rustix::io::Errno;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use tracing::warn;
@@ -66,6 +67,8 @@ pub trait Kernel {
     fn make_node(&mut self, path: &Path, node: Node) -> Result<(), FileError>;
     /// Removes a device node; succeeds when there is none.
     fn remove_node(&mut self, path: &Path) -> Result<(), FileError>;
+    /// Every tap of the machine with the index of its link, in whatever namespace.
+    fn taps(&mut self) -> io::Result<Vec<(DeviceNumber, u32)>>;
 }
 
 /// The running kernel, as the namespace of the calling thread and at most one pod's see it.
@@ -283,6 +286,10 @@ impl Kernel for Rtnl {
 
     fn remove_node(&mut self, path: &Path) -> Result<(), FileError> {
         tap::remove_node(path)
+    }
+
+    fn taps(&mut self) -> io::Result<Vec<(DeviceNumber, u32)>> {
+        tap::all()
     }
 }
 

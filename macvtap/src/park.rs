@@ -13,7 +13,7 @@ use crate::paths::Paths;
 use crate::record::DeviceNumber;
 use crate::records::{self, RecordError};
 use crate::table::PLACEHOLDER_IFINDEX_FIRST;
-use crate::tap::{self, TapError};
+use crate::tap::TapError;
 use rustix::io::Errno;
 
 /// The ends of the cable under the placeholders.
@@ -93,7 +93,7 @@ pub fn release<K: Kernel>(paths: &Paths, kernel: &mut K) -> Result<Released, Par
     let _lock = lock::node(paths)?;
     records::sweep_taps(paths)?;
     let mut released = Released::default();
-    for (number, index) in tap::all().map_err(ParkError::List)? {
+    for (number, index) in kernel.taps().map_err(ParkError::List)? {
         let keeps = placeholder_index(number).ok() == Some(index);
         // One whose maker was killed before it saw that the kernel gave it another minor keeps nothing.
         let Some(minor) = index.checked_sub(PLACEHOLDER_IFINDEX_FIRST) else { continue };

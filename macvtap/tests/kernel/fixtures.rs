@@ -69,6 +69,9 @@ impl Kernel for Faulty {
         let failed = FileError { step: "remove", path: path.into(), source: Errno::IO.into() };
         if self.fails() { Err(failed) } else { self.kernel.remove_node(path) }
     }
+    fn taps(&mut self) -> std::io::Result<Vec<(DeviceNumber, u32)>> {
+        if self.fails() { Err(Errno::NFILE.into()) } else { self.kernel.taps() }
+    }
 }
 
 pub(super) fn request(node: &Node, slot: u32, pod: Option<(&Holder, &str)>) -> Request {

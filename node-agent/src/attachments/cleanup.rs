@@ -6,13 +6,13 @@ use crate::pods::PodName;
 use macvtap::adopt::{self, Unrecorded};
 use macvtap::detach::{self, Detached};
 use macvtap::device_id::DeviceId;
-use macvtap::kernel::Rtnl;
+use macvtap::kernel::{Kernel, Rtnl};
 use macvtap::lock;
 use macvtap::paths::Paths;
 use macvtap::record::Attachment;
 use macvtap::records::{self, RecordError};
 use macvtap::tap_pods::{self, TapPods};
-use macvtap::{park, table_file, tap};
+use macvtap::{park, table_file};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tracing::{info, warn};
@@ -40,17 +40,24 @@ pub(crate) fn clean(paths: &Paths, plan: &Plan, troubles: &mut Troubles) -> Done
             return Done::default();
         }
     };
+    clean_through(paths, &mut kernel, plan, troubles)
+}
+
+/// The same, through a kernel that is open.
+pub(crate) fn clean_through(
+    paths: &Paths,
+    kernel: &mut impl Kernel,
+    plan: &Plan,
+    troubles: &mut Troubles,
+) -> Done {
     for (record, pods) in &plan.tap_pods {
         if let Err(error) = note(paths, record, pods) {
             let (device, reason) = (&record.device, crate::error_chain(&error));
             warn!(%device, %reason, "pods of a tap not noted");
         }
     }
-    let done = Done {
-        removed: remove(paths, &mut kernel, plan, troubles),
-        adopted: adopt(paths, &mut kernel, plan),
-    };
-    if let Err(error) = park::release(paths, &mut kernel) {
+    let done = Done { removed: remove(paths, kernel, plan, troubles), adopted: adopt(paths, kernel, plan) };
+    if let Err(error) = park::release(paths, kernel) {
         let reason = crate::error_chain(&error);
         warn!(%reason, "placeholders not released");
     }
@@ -66,7 +73,7 @@ fn note(paths: &Paths, record: &Attachment, pods: &TapPods) -> Result<(), Record
     Ok(())
 }
 
-fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan, troubles: &mut Troubles) -> u64 {
+fn remove(paths: &Paths, kernel: &mut impl Kernel, plan: &Plan, troubles: &mut Troubles) -> u64 {
     let mut removed = 0;
     let mut now = Troubles::new();
     for orphan in &plan.orphans {
@@ -91,13 +98,13 @@ fn remove(paths: &Paths, kernel: &mut Rtnl, plan: &Plan, troubles: &mut Troubles
     removed
 }
 
-fn adopt(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
+fn adopt(paths: &Paths, kernel: &mut impl Kernel, plan: &Plan) -> u64 {
     if plan.unrecorded.is_empty() && plan.unreadable.is_empty() {
         return 0;
     }
     // Pods that take no network of their device are without a record for as long as they live: only where the machine
     // has a tap with the device's index, namespaces are looked into.
-    let (Ok(table), Ok(taps)) = (table_file::load_current(paths), tap::all()) else { return 0 };
+    let (Ok(table), Ok(taps)) = (table_file::load_current(paths), kernel.taps()) else { return 0 };
     let taps: BTreeSet<u32> = taps.into_iter().map(|(_, ifindex)| ifindex).collect();
     let nobody = PodName { namespace: String::new(), name: String::new() };
     let listed = plan.unrecorded.iter().map(|(device, pod)| (device, pod));
@@ -122,7 +129,7 @@ fn adopt(paths: &Paths, kernel: &mut Rtnl, plan: &Plan) -> u64 {
     adopted
 }
 
-fn adopt_one(paths: &Paths, kernel: &mut Rtnl, lost: &Unrecorded) -> bool {
+fn adopt_one(paths: &Paths, kernel: &mut impl Kernel, lost: &Unrecorded) -> bool {
     let Unrecorded { device, pod_namespace: namespace, pod_name: pod, .. } = lost;
     let namespaces = NAMESPACES.map(Path::new);
     let adopted =
@@ -144,7 +151,7 @@ fn adopt_one(paths: &Paths, kernel: &mut Rtnl, lost: &Unrecorded) -> bool {
     }
 }
 
-fn discard(paths: &Paths, kernel: &mut Rtnl, lost: &Unrecorded) {
+fn discard(paths: &Paths, kernel: &mut impl Kernel, lost: &Unrecorded) {
     let device = &lost.device;
     match adopt::discard(paths, kernel, device, lost.ifindex) {
         Ok(true) => warn!(%device, "damaged attachment record of a device that no pod has discarded"),

@@ -122,11 +122,11 @@ fn shows_namespaces(path: &Path) -> bool {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::attachments::collector::tests::recorded;
 
-    pub(in crate::attachments) fn gone() -> Fate {
+    pub(crate) fn gone() -> Fate {
         Fate::Gone(SandboxGone(()))
     }
 
