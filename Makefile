@@ -59,7 +59,7 @@ fuzz: ## Ten million hostile inputs for everything the plugin reads; make test t
 killed: ## Ten thousand pairs of ADD and DEL in 16 processes, a third of them killed (root); make test tries some of them
 	MACVTAP_KILLED_PAIRS=10000 REQUIRE_ROOT=1 cargo test --locked -p macvtap-cni --test plugin killed:: -- --show-output
 
-generate: ## Write the CRDs from their Rust types
+generate: ## Write the CRDs and the API reference from their Rust types
 	cargo run --locked -p macvtap-crds --bin crdgen
 
 images: tool ## Build the container images and print their sizes

@@ -5,6 +5,7 @@
 
 pub mod condition;
 pub mod generate;
+pub mod reference;
 mod schema;
 #[expect(unreachable_pub, reason = "the derive macro of rules repeats each type inside a function")]
 #[expect(clippy::doc_markdown, reason = "doc comments are what `kubectl explain` prints, as plain text")]

@@ -29,6 +29,17 @@ fn the_files_in_the_repository_are_those_the_types_yield() {
 }
 
 #[test]
+fn the_api_reference_is_what_the_types_yield() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let found = std::fs::read_to_string(root.join(macvtap_crds::reference::PATH)).unwrap();
+    assert!(
+        found == macvtap_crds::reference::page().unwrap(),
+        "{} is not what the types yield; run `make generate`",
+        macvtap_crds::reference::PATH
+    );
+}
+
+#[test]
 fn yaml_and_types_hold_the_same_values() {
     for ((_, value), (name, text)) in
         macvtap_crds::generate::crds().unwrap().into_iter().zip(macvtap_crds::generate::files().unwrap())

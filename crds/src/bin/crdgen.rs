@@ -1,4 +1,4 @@
-//! Writes the CRDs to `crds/yaml` and into the chart.
+//! Writes the CRDs to `crds/yaml` and into the chart, and the API reference into the documentation.
 
 use anyhow::Context;
 use std::path::Path;
@@ -13,5 +13,7 @@ fn main() -> anyhow::Result<()> {
             std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         }
     }
-    Ok(())
+    let path = root.join(macvtap_crds::reference::PATH);
+    std::fs::write(&path, macvtap_crds::reference::page()?)
+        .with_context(|| format!("write {}", path.display()))
 }
