@@ -2,10 +2,10 @@
 //!
 //! Nothing may be leased that nobody knows of. A plugin that a runtime kills in the middle of an ADD leaves its IPAM
 //! plugin running, which would lease after the DEL; and a plugin that is a wrapper leaves its children. So the plugin is
-//! started by [`supervise`](super::supervisor::supervise), this program again, which leads a process group, and ends the
-//! whole group when its parent dies. No step needs a thread, so none can fail to start.
+//! started by [`supervise`](super::supervisor::supervise), this program again, which leads a process group and adopts the
+//! plugin's orphans, and ends all of them when its parent dies or the plugin fails. No step needs a thread, so none can fail to start.
 
-use super::supervisor;
+use super::{descendants, supervisor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -127,9 +127,13 @@ fn pid(leader: &Child) -> Result<Pid, Errno> {
     i32::try_from(leader.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)
 }
 
-/// Kills the leader's group and waits for the leader, which nobody has waited for yet.
+/// Kills what the leader started, then its group, and waits for the leader, which nobody has waited for yet.
 fn kill(leader: &mut Child) {
-    let _ = pid(leader).and_then(|pid| kill_process_group(pid, Signal::KILL));
+    if let Ok(pid) = pid(leader) {
+        // While the leader lives: with its end nobody knows any more what it started.
+        descendants::end(pid);
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
     let _ = leader.wait();
 }
 

@@ -1,12 +1,14 @@
 //! The process between this plugin and an IPAM plugin: it ends the IPAM plugin, with all of its processes, when the call
 //! that started it dies. A runtime kills a plugin that takes too long, and kills nothing else.
 
+use super::descendants;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::version::Version;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, kill_process, kill_process_group, pidfd_open,
+    set_child_subreaper,
 };
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
@@ -54,6 +56,8 @@ fn run(parent: Pid, plugin: &OsStr) -> io::Result<ExitStatus> {
         Ok(_) | Err(Errno::SRCH) => end_group()?,
         Err(errno) => return Err(errno.into()),
     };
+    // An orphan among the plugin's processes becomes a child of this one, where it is found.
+    set_child_subreaper(Some(getpid()))?;
     let mut child = start(plugin)?;
     let child_process = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
     let child_process = child_process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
@@ -80,7 +84,12 @@ fn watch(child: &mut Child, child_process: &OwnedFd, parent: &OwnedFd) -> io::Re
             end_group()?;
         }
         if plugin {
-            return child.wait();
+            let status = child.wait()?;
+            if !status.success() {
+                // What a plugin that succeeded left behind may be a daemon; of one that failed nothing goes on.
+                descendants::end(getpid());
+            }
+            return Ok(status);
         }
     }
 }
@@ -98,8 +107,10 @@ fn start(plugin: &OsStr) -> io::Result<Child> {
     }
 }
 
-/// Kills the process group, this process too. It was made for the plugin, so its leader is this process.
+/// Kills what the plugin started and the process group, this process too. The group was made for the plugin, so its leader
+/// is this process.
 fn end_group<T>() -> io::Result<T> {
+    descendants::end(getpid());
     kill_process_group(getpid(), Signal::KILL)?;
     Err(io::ErrorKind::Interrupted.into())
 }

@@ -95,6 +95,35 @@ fn nothing_of_a_plugin_outlives_an_add_that_is_killed() {
 }
 
 #[test]
+fn no_process_of_a_plugin_escapes_into_a_session_of_its_own() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    with_timeout(&node, 1);
+    let detached = "setsid sh -c 'sleep 64; echo l >/run/lease' >/dev/null 2>&1 &";
+    for (rest, code) in [("sleep 65", 101), ("exit 1", 101)] {
+        let text = format!("[ $CNI_COMMAND = DEL ] || {{ {detached} {rest}; {ANSWER}; }}");
+        let call = with_plugin(&node, &pod, &text);
+        call.fails("ADD", code);
+        until_gone(&node, "sleep 64");
+        call.ok("DEL");
+        assert_eq!(link(&pod), Value::Null);
+    }
+}
+
+#[test]
+fn no_detached_process_of_a_plugin_outlives_an_add_that_is_killed() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let child = "setsid sh -c 'touch /run/begun; sleep 66; echo l >/run/lease' & wait";
+    let call = with_plugin(&node, &pod, &format!("[ $CNI_COMMAND = DEL ] || {{ {child}; {ANSWER}; }}"));
+    let mut add = call.start("ADD");
+    wait_until("the plugin runs", || !node.sh("ls /run/begun 2>/dev/null; true").is_empty());
+    add.kill().unwrap();
+    add.wait().unwrap();
+    until_gone(&node, "sleep 66");
+    call.ok("DEL");
+    assert_eq!(link(&pod), Value::Null);
+}
+
+#[test]
 fn a_whole_answer_does_not_wait_for_what_the_plugin_left_behind() {
     let Some((node, [pod])) = node_and_pods() else { return };
     // It holds the plugin's output for longer than the default deadline.
