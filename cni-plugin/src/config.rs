@@ -295,7 +295,8 @@ impl Document {
     }
 
     /// The configuration for an IPAM plugin: ours without the device, which kube-ovn takes for a virtual function of a
-    /// NIC that it renames and sets down. Every version we speak has results with interfaces.
+    /// NIC that it renames and sets down. Every version we speak has results with interfaces; a plugin reads only those of
+    /// its own version.
     pub fn for_ipam(&self, version: Version) -> Value {
         let mut json = self.json.clone();
         json.remove("deviceID");
@@ -307,6 +308,12 @@ impl Document {
             if let (None, Some(list)) = (json.get(key), json.get(other)) {
                 json.insert(key.into(), list.clone());
             }
+        }
+        if version != self.version
+            && let Some(previous) = json.get_mut("prevResult").filter(|previous| !previous.is_null())
+            && let Ok(result) = CniResult::parse(previous.take(), "prevResult", Code::Config)
+        {
+            *previous = result.to_json(version);
         }
         json.insert("cniVersion".into(), version.as_str().into());
         Value::Object(json)

@@ -2,6 +2,7 @@
 
 mod announce;
 pub mod configure;
+mod descendants;
 pub mod kube_ovn;
 mod objection;
 mod present;

@@ -135,6 +135,18 @@ fn an_ipam_plugin_never_learns_the_device() {
 }
 
 #[test]
+fn an_older_ipam_plugin_gets_the_earlier_result_in_its_version() {
+    let previous = json!({
+        "cniVersion": "1.1.0", "interfaces": [{"name": "net1", "mtu": 1500, "sandbox": "/run/netns/x"}],
+        "ips": [{"address": "10.0.0.2/24", "interface": 0}],
+    });
+    let sent = document(json!({"cniVersion": "1.1.0", "prevResult": previous})).for_ipam(Version::V1_0_0);
+    assert_eq!(sent["prevResult"]["cniVersion"], "1.0.0");
+    assert_eq!(sent["prevResult"]["interfaces"], json!([{"name": "net1", "sandbox": "/run/netns/x"}]));
+    assert_eq!(sent["prevResult"]["ips"], previous["ips"]);
+}
+
+#[test]
 fn addresses_without_an_ipam_plugin_are_not_lost_silently() {
     let error = network(json!({"runtimeConfig": {"ips": ["10.0.0.2/24"]}})).unwrap_err();
     assert_eq!(error.code, 7);

@@ -94,17 +94,15 @@ fn destination(route: &Route) -> Option<IpNet> {
 /// A route of a result names a router, a priority and a table, or leaves each open. One without a table is in the main one,
 /// until a later plugin of the chain (sbr, vrf) moves it.
 fn is_meant(entry: &Entry, destination: IpNet, route: &Route) -> bool {
+    let named = |number: Option<u32>| number.filter(|number| *number != 0);
+    let (priority, table) = (named(route.priority), named(route.table));
     entry.destination == destination
         && (route.gw.is_none() || route.gw == entry.gateway)
-        && (route.priority.is_none()
-            || route.priority == entry.priority
-            || is_in_front(entry, route.priority))
-        && (route.table.is_none() || route.table == Some(entry.table))
-}
-
-/// Whether ADD may have given an IPv6 route this priority to put it in front of another interface's.
-fn is_in_front(entry: &Entry, named: Option<u32>) -> bool {
-    entry.destination.addr().is_ipv6() && entry.priority < named
+        && (priority.is_none()
+            || priority == entry.priority
+            // ADD chooses another metric where another interface has this one.
+            || entry.destination.addr().is_ipv6())
+        && (table.is_none() || table == Some(entry.table))
 }
 
 /// The pod's addresses of the family of `like`, of one interface or of all.

@@ -29,9 +29,17 @@ pub(crate) fn same_family(net: &IpNet, address: &IpAddr) -> bool {
 }
 
 /// Gives every route the destination and the router it means. A route without a destination is the default route of its
-/// router's family; one without a router uses the gateway of its family, if an address came with one.
+/// router's family; one without a router uses the gateway of its family, if an address came with one. Programs that write a
+/// result from a struct write 0 for a number, and an unspecified address for a router, that they do not name. Routes without
+/// a router come first: they may lead to the routers of the others.
 pub(crate) fn complete(result: &mut CniResult) -> Result<(), CniError> {
     for route in &mut result.routes {
+        for number in [&mut route.mtu, &mut route.advmss, &mut route.priority, &mut route.table] {
+            *number = number.filter(|number| *number != 0);
+        }
+        if route.gw.take_if(|gateway| gateway.is_unspecified()).is_some() {
+            route.scope = Some(SCOPE_LINK);
+        }
         let destination = match (route.dst, route.gw) {
             (Some(destination), _) => Some(destination.trunc()),
             (None, Some(gateway)) => EVERYTHING.into_iter().find(|net| same_family(net, &gateway)),
@@ -50,6 +58,7 @@ pub(crate) fn complete(result: &mut CniResult) -> Result<(), CniError> {
             route.gw = route.gw.or_else(|| gateway(&result.ips, &destination));
         }
     }
+    result.routes.sort_by_key(|route| route.gw.is_some());
     Ok(())
 }
 
@@ -95,7 +104,8 @@ pub(crate) fn message(ifindex: u32, route: &Route) -> Option<RouteMessage> {
 
 /// Gives an IPv6 route a metric in front of the routes that other interfaces have to its destination: with an equal metric
 /// the kernel would share the traffic among them, with a higher one it would not use it. A metric that the plugin named
-/// stays, unless another interface has the very same.
+/// stays, unless another interface has the very same. Where another one has 1, which nothing can be in front of, the route
+/// is put behind it: to share is worse than to wait.
 pub(crate) fn put_in_front(request: &mut RouteMessage, present: &[Entry]) {
     let Some(new) = entry(request) else { return };
     let others = present.iter().filter(|other| {
@@ -103,15 +113,15 @@ pub(crate) fn put_in_front(request: &mut RouteMessage, present: &[Entry]) {
     });
     let others: Vec<u32> = others.map(|other| other.priority.unwrap_or(V6_METRIC)).collect();
     // The kernel takes 0 for "not named".
+    let is_free = |metric: &u32| *metric != 0 && !others.contains(metric);
     let metric = match new.priority.filter(|metric| *metric != 0) {
-        Some(named) => (1..=named).rev().find(|metric| !others.contains(metric)).unwrap_or(named),
-        None => others
-            .iter()
-            .map(|other| other.saturating_sub(1).max(1))
-            .min()
-            .unwrap_or(V6_METRIC)
-            .min(V6_METRIC),
+        Some(named) => (1..=named).rev().find(|metric| is_free(metric)),
+        None => {
+            Some(others.iter().map(|other| other.saturating_sub(1)).min().unwrap_or(V6_METRIC).min(V6_METRIC))
+                .filter(is_free)
+        }
     };
+    let metric = metric.or_else(|| (1..=V6_METRIC).find(is_free)).unwrap_or(V6_METRIC);
     request.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::Priority(_)));
     request.attributes.push(RouteAttribute::Priority(metric));
 }
@@ -138,7 +148,8 @@ pub(crate) fn family(address: IpAddr) -> AddressFamily {
 }
 
 fn gateway(ips: &[Ip], destination: &IpNet) -> Option<IpAddr> {
-    ips.iter().find_map(|ip| ip.gateway.filter(|gateway| same_family(destination, gateway)))
+    let usable = |gateway: &IpAddr| same_family(destination, gateway) && !gateway.is_unspecified();
+    ips.iter().find_map(|ip| ip.gateway.filter(usable))
 }
 
 #[cfg(test)]
@@ -163,6 +174,15 @@ mod tests {
         ] {
             assert_eq!(describe(&completed(&json!([given])).unwrap()[0]), meant, "{given}");
         }
+        let nothing =
+            json!({"dst": "10.9.0.0/16", "gw": "0.0.0.0", "mtu": 0, "advmss": 0, "priority": 0, "table": 0});
+        let link = json!({"dst": "10.9.0.0/16", "scope": 253});
+        let default = json!({"dst": "0.0.0.0/0", "gw": "10.9.0.1"});
+        assert_eq!(
+            completed(&json!([default.clone(), nothing])).unwrap(),
+            completed(&json!([link, default])).unwrap(),
+            "what a router needs comes before it"
+        );
         assert!(completed(&json!([{}])).is_err());
         let mixed = completed(&json!([{"dst": "10.9.0.0/16", "gw": "fd00::9"}])).unwrap_err();
         assert!(mixed.message.contains("of another family"), "{}", mixed.message);
@@ -185,6 +205,10 @@ mod tests {
         assert_eq!(metric(None, &others), 511);
         assert_eq!(metric(Some(1024), &others), 1023, "the very same");
         assert_eq!(metric(Some(600), &others), 600, "as asked for");
+        let first = entry(&of(2, Some(1), None)).unwrap();
+        for named in [None, Some(1), Some(0)] {
+            assert_eq!(metric(named, &[first, others[1]]), 2, "nothing is in front of 1");
+        }
         let ours = entry(&of(7, Some(9), None)).unwrap();
         assert_eq!(metric(None, &[ours]), 1024, "its own");
     }

@@ -123,18 +123,23 @@ fn has_impossible_name(variables: &impl Variables) -> bool {
 impl Attachment {
     /// From `CNI_CONTAINERID`, `CNI_IFNAME`, `CNI_NETNS` and `CNI_ARGS`.
     fn in_sandbox(variables: &impl Variables) -> Result<Self, CniError> {
-        let Attachment { container_id, ifname, netns, args } = Deletion::read(variables)?;
+        let Attachment { container_id, ifname, netns, .. } = Deletion::read(variables)?;
         let netns = netns.ok_or_else(|| missing("CNI_NETNS"))?;
         // The record would name a descriptor of whatever process reads it.
         if is_descriptor(&netns) {
             let remedy = "this is a descriptor of one process; give a path such as /run/netns/<name> or /proc/<pid>/ns/net";
             return Err(invalid("CNI_NETNS", &netns.to_string_lossy(), remedy));
         }
+        let args = match text(variables, "CNI_ARGS")? {
+            Some(text) => Args::parse(&text)?,
+            None => Args::default(),
+        };
         Ok(Self { container_id, ifname, netns, args })
     }
 }
 
 impl Deletion {
+    /// Without `CNI_ARGS`, which say nothing about what is to be removed: a pod must be able to go whatever they are.
     fn read(variables: &impl Variables) -> Result<Self, CniError> {
         let container_id = required(variables, "CNI_CONTAINERID")?;
         if !is_container_id(&container_id) {
@@ -143,14 +148,10 @@ impl Deletion {
         }
         let ifname = required(variables, "CNI_IFNAME")?;
         let ifname = ifname.parse().map_err(|_| {
-            let remedy = "use 1 to 15 characters without '/', ':' and white space";
+            let remedy = "use 1 to 15 characters without '/', ':', '%' and white space, and not \"all\" or \"default\"";
             invalid("CNI_IFNAME", &ifname, remedy)
         })?;
-        let args = match text(variables, "CNI_ARGS")? {
-            Some(text) => Args::parse(&text)?,
-            None => Args::default(),
-        };
-        Ok(Self { container_id, ifname, netns: netns(variables), args })
+        Ok(Self { container_id, ifname, netns: netns(variables), args: Args::default() })
     }
 }
 
@@ -309,6 +310,18 @@ mod tests {
         {
             variables.insert("CNI_COMMAND", command);
             assert_eq!(Command::read(&variables).is_ok(), works, "{command}");
+        }
+    }
+
+    #[test]
+    fn only_a_del_may_come_with_arguments_that_cannot_be_read() {
+        let mut variables = complete();
+        for text in ["colour", "COLOUR=red", "IgnoreUnknown=perhaps"] {
+            variables.insert("CNI_ARGS", text);
+            for (command, works) in [("DEL", true), ("ADD", false), ("CHECK", false)] {
+                variables.insert("CNI_COMMAND", command);
+                assert_eq!(Command::read(&variables).is_ok(), works, "{command} {text}");
+            }
         }
     }
 

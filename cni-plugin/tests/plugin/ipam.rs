@@ -50,6 +50,15 @@ fn addresses_and_routes_are_the_plugins_and_are_given_back() {
 }
 
 #[test]
+fn an_ipam_plugin_that_knows_no_newer_version_can_check() {
+    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
+    let ipam = json!({"type": "static", "addresses": [{"address": "10.9.0.2/24"}]});
+    let call = Call::new(&node, &pod, "c1").with(json!({"cniVersion": "1.1.0", "ipam": ipam}));
+    let result = call.ok("ADD");
+    call.with(json!({"prevResult": result})).ok("CHECK");
+}
+
+#[test]
 fn a_gateway_alone_makes_no_default_route() {
     let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
     let result = Call::new(&node, &pod, "c1").with(json!({"ipam": host_local(false)})).ok("ADD");

@@ -63,6 +63,20 @@ fn other_interfaces_keep_their_routes_whatever_the_lease_names() {
 }
 
 #[test]
+fn no_route_of_a_lease_shares_its_traffic_with_another_interface() {
+    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
+    give_eth0(&pod);
+    Node::ip(&pod, "-6 route flush default");
+    Node::ip(&pod, "-6 route add default via fd0e::1 dev eth0 metric 1");
+    let ipam = json!({"type": "static", "addresses": [{"address": "fd09::2/64", "gateway": "fd09::1"}], "routes": [{"dst": "::/0"}]});
+    let call = Call::new(&node, &pod, "c1").with(json!({"ipam": ipam}));
+    let result = call.ok("ADD");
+    let routes = Node::ip(&pod, "-6 route show default");
+    assert!(!routes.contains("nexthop") && routes.contains("dev net1 metric 2"), "{routes}");
+    call.with(json!({"prevResult": result})).ok("CHECK");
+}
+
+#[test]
 fn routes_of_others_are_as_before_when_their_interface_goes_first() {
     let Some((node, [pod])) = node_and_pods() else { return };
     give_eth0(&pod);
