@@ -3,10 +3,11 @@
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # The same profile and flags as the product's: what they share is compiled once.
 STATIC := --locked --release --target $(HOST) --config images/static.toml
+MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz killed generate images cluster-up cluster-down fmt lint tool
+.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz killed generate docs images cluster-up cluster-down fmt lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -61,6 +62,17 @@ killed: ## Ten thousand pairs of ADD and DEL in 16 processes, a third of them ki
 
 generate: ## Write the CRDs and the API reference from their Rust types
 	cargo run --locked -p macvtap-crds --bin crdgen
+
+# The links of the pages are relative to the repository, so the site's source has its shape.
+docs: ## Build the documentation site into target/docs/site
+	@[ -x $(MDBOOK) ] || cargo install mdbook --version 0.5.4 --locked --no-default-features --features search --root target/docs/tools
+	@rm -rf target/docs/source target/docs/site
+	@mkdir -p target/docs/source
+	@cp -r README.md ARCHITECTURE.md CONTRIBUTING.md LICENSE docs examples charts images target/docs/source
+	@sed -e 's,](../,](@,' -e 's,](\([^@]\),](docs/\1,' -e 's,](@,](,' docs/SUMMARY.md > target/docs/source/SUMMARY.md
+	@rm target/docs/source/docs/SUMMARY.md
+	@$(MDBOOK) build
+	@cp target/docs/site/index.html target/docs/site/README.html
 
 images: tool ## Build the container images and print their sizes
 	@$(CLUSTER) images

@@ -103,6 +103,15 @@ fn every_relative_link_leads_to_a_file_and_a_section_that_exist() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
+#[test]
+fn the_site_has_every_page() {
+    let summary = read("docs/SUMMARY.md");
+    for name in pages().keys().filter(|name| *name != "docs/SUMMARY.md") {
+        let link = name.strip_prefix("docs/").map_or_else(|| format!("../{name}"), str::to_owned);
+        assert!(summary.contains(&format!("]({link})")), "docs/SUMMARY.md does not list {name}");
+    }
+}
+
 /// The rules of the alerts.
 fn alerts() -> Vec<Value> {
     let file: Value = serde_yaml::from_str(&read("charts/macvtap-operator/files/alerts.yaml")).unwrap();
