@@ -8,30 +8,31 @@
 //!
 //! Nobody but a process with sockets of the pod's namespace can see and do this, so ADD leaves one: this program again,
 //! called with the word `follow` and a device ID. It sees no frame of the link's traffic while the guest is there. Its
-//! file below `/run/macvtap/follow` says what it follows and is locked by it; who finds the lock free starts it anew.
+//! file below `/run/macvtap/follow` contains what it follows, and it holds the lock of that file: a call that finds the
+//! lock free starts the follower again.
 
+mod file;
 mod judge;
 mod process;
 
 use crate::address;
 use crate::config::{Migration, Network};
 use crate::packet::PacketSocket;
+use crate::protocol::error::chain;
 use macvtap::device_id::DeviceId;
-use macvtap::file::{self, Durability};
 use macvtap::kernel::{Home, Kernel, Place, Rtnl};
 use macvtap::link::{By, Link};
 use macvtap::mac::MacAddr;
 use macvtap::mode::Mode;
-use macvtap::netns::Netns;
+use macvtap::netns::{self, Netns};
 use macvtap::paths::Paths;
 use macvtap::record::Holder;
 use macvtap::table::LowerLink;
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Read as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufRead as _, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use tracing::{info, warn};
 
@@ -46,7 +47,6 @@ pub fn follow_if_asked(mut arguments: impl Iterator<Item = OsString>) -> Option<
     let word = arguments.next()?;
     let device = arguments.next().and_then(|device| device.into_string().ok());
     let device = device.filter(|_| word == WORD && arguments.next().is_none())?;
-    // Nobody reads its words; who starts it hears that it is not ready.
     Some(process::run(&device).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS))
 }
 
@@ -111,56 +111,55 @@ pub enum FollowError {
         #[source]
         source: io::Error,
     },
-    /// Another follower has the device.
+    /// Another follower holds the lock.
     #[error("{} is locked by another follower", .0.display())]
     Taken(PathBuf),
     /// It ended before it was ready.
-    #[error("follower of device {0} ended at once; the node's log says why")]
-    NotReady(DeviceId),
+    #[error("start the follower of device {device}: {reason}; the pod is retried by the runtime")]
+    NotReady {
+        /// The device.
+        device: DeviceId,
+        /// What the follower reported.
+        reason: String,
+    },
     /// The namespace, the link or its sockets.
     #[error("{0}")]
     Kernel(String),
-}
-
-/// The file of a device's follower.
-fn path(paths: &Paths, device: &DeviceId) -> PathBuf {
-    directory(paths).join(device.to_string())
 }
 
 fn directory(paths: &Paths) -> PathBuf {
     paths.run().join("follow")
 }
 
-/// Leaves a follower for a link that is up, and waits until it listens.
+/// Leaves a follower for a link that is up, and waits until it listens. Another file than a former one: its follower,
+/// which is about to see that its link is gone, keeps that.
 pub fn start(paths: &Paths, device: &DeviceId, following: &Following) -> Result<(), FollowError> {
-    let path = path(paths, device);
-    let content = serde_json::to_vec(following).unwrap_or_default();
-    // Another file than a former one: its follower, which is about to see that its link is gone, keeps that.
-    file::replace(&path, &content, Durability::Memory).map_err(|error| FollowError::File {
-        step: "write",
-        path,
-        source: error.source,
-    })?;
-    spawn(device)
+    spawn(device, file::create(paths, device, following)?)
 }
 
-fn spawn(device: &DeviceId) -> Result<(), FollowError> {
+/// Starts the program with its locked file as standard input: the lock is held without a gap from this process to that.
+fn spawn(device: &DeviceId, locked: File) -> Result<(), FollowError> {
     let program = PathBuf::from("/proc/self/exe");
     let failed = |source| FollowError::File { step: "run", path: program.clone(), source };
     let mut child = Command::new(&program)
         .args([WORD, &device.to_string()])
         .env_clear()
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(Stdio::from(locked))
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .map_err(failed)?;
-    let mut said = String::new();
+    let mut reported = String::new();
     // Its first line, or its end.
     let stdout = child.stdout.take().map(BufReader::new);
-    stdout.map_or(Ok(0), |mut stdout| stdout.read_line(&mut said)).map_err(failed)?;
-    if said == READY { Ok(()) } else { Err(FollowError::NotReady(device.clone())) }
+    stdout.map_or(Ok(0), |mut stdout| stdout.read_line(&mut reported)).map_err(failed)?;
+    let reason = match reported.as_str() {
+        READY => return Ok(()),
+        "" => "it was killed",
+        reason => reason.trim_end(),
+    };
+    Err(FollowError::NotReady { device: device.clone(), reason: reason.to_owned() })
 }
 
 /// Starts followers that were killed, and removes what is left of those whose link is gone. A runtime that ends takes its
@@ -172,36 +171,39 @@ pub fn mend(paths: &Paths) {
         let Some(device) = entry.file_name().to_str().and_then(|name| name.parse::<DeviceId>().ok()) else {
             continue;
         };
-        let Ok(Some((following, lock))) = orphaned(&entry.path()) else { continue };
-        if !is_there(&following) {
-            let _ = fs::remove_file(entry.path());
-            continue;
-        }
-        drop(lock);
-        info!(%device, "follower started again");
-        if let Err(error) = spawn(&device) {
-            warn!(%device, %error, "machine's address is not followed");
+        if let Err(error) = mend_one(paths, &device) {
+            let error = chain(&error);
+            warn!(%device, %error, "the address of a machine is not followed; the next call tries again");
         }
     }
 }
 
-/// What a file says whose follower has ended, with its lock; none where it runs.
-fn orphaned(path: &Path) -> io::Result<Option<(Following, File)>> {
-    let mut file = File::open(path)?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        return Ok(None);
+fn mend_one(paths: &Paths, device: &DeviceId) -> Result<(), FollowError> {
+    let Some((following, locked)) = file::orphaned(paths, device)? else { return Ok(()) };
+    let Some(following) = following else {
+        // Its writer was killed, and undoes the attachment by its DEL.
+        return file::remove(paths, device, &locked);
+    };
+    if !is_there(&following)? {
+        return file::remove(paths, device, &locked);
     }
-    let mut content = Vec::new();
-    file.read_to_end(&mut content)?;
-    Ok(serde_json::from_slice(&content).ok().map(|following| (following, file)))
+    info!(%device, "follower had ended and is started again");
+    spawn(device, locked)
 }
 
-/// Whether the link still is where it was.
-fn is_there(following: &Following) -> bool {
-    let netns = Netns::open(&following.netns).ok().filter(|netns| netns.inode() == following.netns_inode);
-    let Some(mut kernel) = netns.and_then(|netns| Rtnl::with_pod(netns).ok()) else { return false };
+/// Whether the link still is where it was. An error is not an answer: the machine may run.
+fn is_there(following: &Following) -> Result<bool, FollowError> {
+    if netns::is_gone(&following.netns, following.netns_inode) {
+        return Ok(false);
+    }
+    let failed = |error: &dyn std::error::Error| FollowError::Kernel(chain(error));
+    let netns = Netns::open(&following.netns).map_err(|error| failed(&error))?;
+    if netns.inode() != following.netns_inode {
+        return Ok(false);
+    }
+    let mut kernel = Rtnl::with_pod(netns).map_err(|error| failed(&error))?;
     let found = kernel.find(Place::Home(Home::Target), &By::Index(following.ifindex));
-    found.is_ok_and(|link| link.is_some_and(|link| link.is_macvtap()))
+    Ok(found.map_err(|error| failed(&error))?.is_some_and(|link| link.is_macvtap()))
 }
 
 /// A frame that says which station sent it.

@@ -36,6 +36,15 @@ pub fn start(command: &Command, settings: Option<&Settings>) {
         // Writing to a string cannot fail.
         let _ = write!(context, " container={container} interface={interface}");
     }
+    install(context, settings);
+}
+
+/// Starts the log of a follower, which only the node's file receives: nobody reads its standard error.
+pub fn start_follower(device: &str, settings: Option<&Settings>) {
+    install(format!("command=FOLLOW device={device}"), settings);
+}
+
+fn install(context: String, settings: Option<&Settings>) {
     let path = settings.and_then(|settings| settings.log_file.as_ref());
     let (file, problem) = match path.map(|path| open(path)).transpose() {
         Ok(file) => (file, None),

@@ -6,7 +6,8 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recvfrom, send, socket_with,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, bind, getsockname,
+    recvfrom, send, socket_with,
 };
 use std::ptr;
 
@@ -16,6 +17,13 @@ const OUTGOING: u8 = 4;
 /// `struct sockaddr_ll` of `linux/if_packet.h`, as bind reads it.
 #[repr(C)]
 struct LinkAddress {
+    head: Head,
+    address: [u8; 8],
+}
+
+/// What the kernel always writes of it.
+#[repr(C)]
+struct Head {
     family: u16,
     /// In network byte order.
     protocol: u16,
@@ -23,7 +31,14 @@ struct LinkAddress {
     hardware: u16,
     kind: u8,
     length: u8,
-    address: [u8; 8],
+}
+
+impl Head {
+    fn of(address: &SocketAddrAny) -> Option<Self> {
+        let is_whole = address.addr_len() as usize >= size_of::<Self>();
+        // SAFETY: the kernel wrote this much of a `struct sockaddr_ll`; the storage is aligned for every address.
+        is_whole.then(|| unsafe { address.as_ptr().cast::<Self>().read() })
+    }
 }
 
 /// A socket on one interface, in the network namespace in which it was opened.
@@ -47,15 +62,10 @@ impl PacketSocket {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         // Without a protocol it receives nothing before it is bound to its interface.
         let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None::<Protocol>)?;
-        let address = LinkAddress {
-            family: AddressFamily::PACKET.as_raw(),
-            protocol,
-            ifindex: i32::try_from(ifindex).map_err(|_| Errno::NODEV)?,
-            hardware: 0,
-            kind: 0,
-            length: 0,
-            address: [0; 8],
-        };
+        let ifindex = i32::try_from(ifindex).map_err(|_| Errno::NODEV)?;
+        let family = AddressFamily::PACKET.as_raw();
+        let head = Head { family, protocol, ifindex, hardware: 0, kind: 0, length: 0 };
+        let address = LinkAddress { head, address: [0; 8] };
         bind(&socket, &address)?;
         Ok(Self(socket))
     }
@@ -64,10 +74,15 @@ impl PacketSocket {
     /// (else it arrived there).
     pub fn receive(&self, buffer: &mut [u8]) -> Result<(usize, bool), Errno> {
         let (_, length, from) = recvfrom(&self.0, &mut *buffer, RecvFlags::empty())?;
-        let from = from.filter(|from| from.addr_len() as usize >= size_of::<LinkAddress>());
-        // SAFETY: the kernel wrote a `struct sockaddr_ll` of this length; the storage is aligned for every address.
-        let kind = from.map(|from| unsafe { from.as_ptr().cast::<LinkAddress>().read() }.kind);
+        let kind = from.and_then(|from| Head::of(&from)).map(|from| from.kind);
         Ok((length.min(buffer.len()), kind == Some(OUTGOING)))
+    }
+
+    /// Whether its interface still exists: when that goes, the kernel binds the socket to none, also if another interface
+    /// has the same index by now.
+    pub fn is_bound(&self) -> Result<bool, Errno> {
+        let own = getsockname(&self.0)?;
+        Ok(Head::of(&own).is_some_and(|own| own.ifindex > 0))
     }
 
     /// Sends a frame, beginning with the destination's address.

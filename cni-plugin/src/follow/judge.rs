@@ -12,6 +12,12 @@ const DOUBT: Duration = Duration::from_mins(1);
 /// At most.
 const DOUBT_MAX: Duration = Duration::from_hours(1);
 
+/// How long a link that was refused its guest's address waits before it asks for it again. Each further refusal doubles it.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// At most.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
 /// What was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
@@ -40,6 +46,8 @@ pub(super) struct Judge {
     mistakes: u32,
     /// Announcements are not believed before.
     doubts: Option<Instant>,
+    /// Refusals of the address since the link last had it.
+    refusals: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +56,8 @@ enum State {
     Awaited,
     /// Behind this link.
     Here,
+    /// Behind this link, which cannot have the address before somebody else on its lower link gives it up.
+    Refused { until: Instant },
     /// It was here, and an announcement was believed.
     Left { since: Instant },
 }
@@ -56,18 +66,19 @@ impl Judge {
     /// A link that has the address, or not yet.
     pub(super) fn new(has_address: bool) -> Self {
         let state = if has_address { State::Here } else { State::Awaited };
-        Self { state, mistakes: 0, doubts: None }
+        Self { state, mistakes: 0, doubts: None, refusals: 0 }
     }
 
     /// Whether the guest is behind this link.
     pub(super) fn is_here(&self) -> bool {
-        self.state == State::Here
+        matches!(self.state, State::Here | State::Refused { .. })
     }
 
     /// When to ask again though nothing was seen.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Left { since } => Some(since + RETURN),
+            State::Refused { until } => Some(until),
             State::Awaited | State::Here => None,
         }
     }
@@ -83,12 +94,39 @@ impl Judge {
                 self.state = State::Left { since: now };
                 Some(Act::Leave)
             }
+            (State::Refused { .. }, Seen::Elsewhere) => {
+                self.state = State::Awaited;
+                None
+            }
+            (State::Refused { until }, _) if now >= until => {
+                self.state = State::Here;
+                Some(Act::Take)
+            }
             (State::Left { .. }, Seen::Guest) => Some(self.come_back(now)),
             (State::Left { since }, Seen::Nothing | Seen::Elsewhere) if now >= since + RETURN => {
                 Some(self.come_back(now))
             }
             _ => None,
         }
+    }
+
+    /// Takes note that what was to be done is done.
+    pub(super) fn succeeded(&mut self) {
+        self.refusals = 0;
+    }
+
+    /// Takes note that the kernel refused it. Returns how long it is not tried again.
+    pub(super) fn failed(&mut self, act: Act, now: Instant) -> Duration {
+        let delay = RETRY.saturating_mul(1 << self.refusals.min(8)).min(RETRY_MAX);
+        self.refusals += 1;
+        match act {
+            Act::Take => self.state = State::Refused { until: now + delay },
+            Act::Leave => {
+                self.state = State::Here;
+                self.doubts = Some(now + delay);
+            }
+        }
+        delay
     }
 
     fn come_back(&mut self, now: Instant) -> Act {
@@ -146,6 +184,40 @@ mod tests {
         }
         assert!(believed <= 31, "{believed}");
         assert!(without <= seconds(31 * 30), "{without:?}");
+    }
+
+    #[test]
+    fn an_address_that_somebody_else_has_is_claimed_ever_more_rarely_until_it_is_free() {
+        let mut now = Instant::now();
+        let mut judge = Judge::new(false);
+        let mut claims = 0;
+        // The guest sends ten times a second for an hour.
+        for _ in 0..36_000 {
+            now += Duration::from_millis(100);
+            if judge.judge(Seen::Guest, now) == Some(Act::Take) {
+                claims += 1;
+                judge.failed(Act::Take, now);
+            }
+        }
+        assert!((100..=125).contains(&claims), "{claims}");
+        assert_eq!(judge.judge(Seen::Nothing, judge.deadline().unwrap()), Some(Act::Take));
+        judge.succeeded();
+        assert_eq!(judge.deadline(), None);
+        assert_eq!(judge.failed(Act::Leave, now), RETRY, "counted from the beginning");
+        assert_eq!(judge.judge(Seen::Elsewhere, now), None);
+        assert_eq!(judge.judge(Seen::Elsewhere, now + RETRY), Some(Act::Leave));
+    }
+
+    #[test]
+    fn a_guest_that_is_announced_elsewhere_while_its_link_is_refused_the_address_is_awaited_again() {
+        let start = Instant::now();
+        let mut judge = Judge::new(false);
+        judge.judge(Seen::Guest, start);
+        judge.failed(Act::Take, start);
+        assert_eq!(judge.judge(Seen::Elsewhere, start), None);
+        assert!(!judge.is_here());
+        assert_eq!(judge.judge(Seen::Nothing, start + seconds(9_000)), None);
+        assert_eq!(judge.judge(Seen::Guest, start + seconds(9_001)), Some(Act::Take));
     }
 
     #[test]

@@ -11,39 +11,39 @@ use std::time::{Duration, Instant};
 /// In front of a frame at a tap: `struct virtio_net_hdr`.
 const TAP_HEADER: usize = 10;
 
-const GUEST: [u8; 6] = [0x02, 0x23, 0x45, 0x67, 0x89, 0x0a];
-const SIBLING: [u8; 6] = [0x02, 0x23, 0x45, 0x67, 0x89, 0x0b];
+pub(crate) const GUEST: [u8; 6] = [0x02, 0x23, 0x45, 0x67, 0x89, 0x0a];
+pub(crate) const SIBLING: [u8; 6] = [0x02, 0x23, 0x45, 0x67, 0x89, 0x0b];
 const STRANGER: [u8; 6] = [0x02, 0, 0, 0, 0, 0xfe];
-const BROADCAST: [u8; 6] = [0xff; 6];
-const RARP: [u8; 2] = [0x80, 0x35];
+pub(crate) const BROADCAST: [u8; 6] = [0xff; 6];
+pub(crate) const RARP: [u8; 2] = [0x80, 0x35];
 const ANY: [u8; 2] = [0x88, 0xb6];
 
-fn text(mac: [u8; 6]) -> String {
+pub(crate) fn text(mac: [u8; 6]) -> String {
     mac.map(|octet| format!("{octet:02x}")).join(":")
 }
 
-fn frame(to: [u8; 6], from: [u8; 6], kind: [u8; 2], mark: u8) -> Frame {
+pub(crate) fn frame(to: [u8; 6], from: [u8; 6], kind: [u8; 2], mark: u8) -> Frame {
     let mut frame = [&to[..], &from, &kind, &[mark]].concat();
     frame.resize(60, 0);
     frame
 }
 
 /// A guest's machine, a pod beside it, and the wire.
-struct Scene<'n> {
+pub(crate) struct Scene<'n> {
     node: &'n Node,
-    guest: OwnedFd,
+    pub(crate) guest: OwnedFd,
     sibling: OwnedFd,
-    wire: PacketSocket,
+    pub(crate) wire: PacketSocket,
 }
 
-fn machine<'n>(node: &'n Node, pod: &Holder, migration: &str) -> Call<'n> {
+pub(crate) fn machine<'n>(node: &'n Node, pod: &Holder, migration: &str) -> Call<'n> {
     let mac = json!({"mac": text(GUEST)});
     Call::new(node, pod, "vm").with(json!({"migration": migration, "runtimeConfig": mac}))
 }
 
 impl<'n> Scene<'n> {
     /// The machine of this call, and its sibling in `beside`, are there.
-    fn new(node: &'n Node, call: &Call<'_>, beside: &Holder) -> Self {
+    pub(crate) fn new(node: &'n Node, call: &Call<'_>, beside: &Holder) -> Self {
         let result = call.ok("ADD");
         assert_eq!(result["interfaces"][0]["mac"], text(GUEST));
         let mac = json!({"runtimeConfig": {"mac": text(SIBLING)}});
@@ -51,7 +51,7 @@ impl<'n> Scene<'n> {
         Self { node, guest: tap_of(node, 0), sibling: tap_of(node, 1), wire: far_end(node) }
     }
 
-    fn send(tap: &OwnedFd, frame: &Frame) {
+    pub(crate) fn send(tap: &OwnedFd, frame: &Frame) {
         let whole = [&[0; TAP_HEADER][..], frame].concat();
         assert_eq!(rustix::io::write(tap, &whole).unwrap(), whole.len());
     }
@@ -72,7 +72,7 @@ impl<'n> Scene<'n> {
     }
 
     /// Waits until frames to the guest arrive at that place.
-    fn await_guest(&self, here: bool, pod: &Holder) {
+    pub(crate) fn await_guest(&self, here: bool, pod: &Holder) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while (link(pod)["address"] == text(GUEST)) != here {
             assert!(Instant::now() < deadline, "the address did not follow: {}", link(pod));
@@ -85,14 +85,14 @@ impl<'n> Scene<'n> {
     }
 }
 
-fn followers(node: &Node) -> String {
+pub(crate) fn followers(node: &Node) -> String {
     node.sh(
         "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '[f]ollow dataplaneMvp' && \
              [ $(stat -Lc %i $p/ns/mnt) = $(stat -Lc %i /proc/self/ns/mnt) ] && echo ${p#/proc/}; done; true",
     )
 }
 
-fn await_no_follower(node: &Node) {
+pub(crate) fn await_no_follower(node: &Node) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !followers(node).is_empty() {
         assert!(Instant::now() < deadline, "the follower did not end");

@@ -16,6 +16,7 @@ mod chain;
 mod companions;
 mod disturbed;
 mod follow;
+mod follow_disturbed;
 mod host_device;
 mod host_link;
 mod ipam;

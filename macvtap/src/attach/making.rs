@@ -225,5 +225,9 @@ pub(super) fn check_lower<K: Kernel>(kernel: &mut K, request: &Request) -> Resul
         ifindex,
     })?;
     fit::judge(request.link.mtu, &lower)?;
-    Ok(lower)
+    // The kernel compares addresses only when the link takes this one, after the ADD.
+    match request.also_mac.filter(|mac| lower.device_mac() == Some(*mac)) {
+        Some(mac) => Err(UnfitError::MacInUse { mac, lower: request.lower_name.clone() }.into()),
+        None => Ok(lower),
+    }
 }
