@@ -16,11 +16,11 @@ use crate::kubelet::{Shared, directory, socket};
 use crate::links::netlink::{self, News};
 use crate::pods::PodName;
 use crate::process::install::PluginName;
-use crate::process::install::keep::{Keeper, Presence};
+use crate::process::install::keep::{Keeper, Plugin, Presence};
 use crate::process::lock::{self, NodeLock, NodeLockError};
 use crate::process::probe::{self, Readiness};
 use crate::process::sockets;
-use crate::process::supervisor::Worker;
+use crate::process::supervisor::{self, Worker};
 use macvtap::boot::{self, BootIdError};
 use macvtap::paths::Paths;
 use macvtap::table_file::{self, TableFileError};
@@ -99,18 +99,31 @@ pub fn run(arguments: Run, worker: Worker) -> Result<(), WorkerError> {
 
 async fn serve(arguments: Run, source: Source) -> Result<(), WorkerError> {
     let mut end = signal(SignalKind::terminate()).map_err(WorkerError::Runtime)?;
+    // Before anything is waited for: what leads to the directory now is what this container mounted.
+    let keeper = keeper(&arguments);
     let (readiness, asked) = watch::channel(Readiness::NotReady("starting".to_owned()));
     tokio::spawn(probe::serve(arguments.run_dir.clone(), asked));
     let served = tokio::select! {
         held = hold_node(&arguments, &readiness) => {
             let lock = held?;
-            lead(&arguments, source, &readiness, &mut end, lock).await
+            lead(&arguments, source, keeper, &readiness, &mut end, lock).await
         }
         _ = end.recv() => Ok(()),
     };
     let _ = std::fs::remove_file(probe::socket(&arguments.run_dir));
     info!("ended");
     served
+}
+
+/// What keeps the CNI plugin in its place, if this agent shall.
+fn keeper(arguments: &Run) -> Option<Keeper> {
+    let plugin = Plugin {
+        file: arguments.cni_plugin.clone(),
+        names: PluginName::wanted(arguments.ehost_device),
+        directory: arguments.cni_bin_dir.clone()?,
+        node_root: arguments.node_root.clone(),
+    };
+    Some(Keeper::new(plugin, supervisor::memory().as_deref()))
 }
 
 /// Waits until no other agent serves this node.
@@ -139,6 +152,7 @@ async fn hold_node(arguments: &Run, readiness: &watch::Sender<Readiness>) -> Res
 async fn lead(
     arguments: &Run,
     source: Source,
+    keeper: Option<Keeper>,
     readiness: &watch::Sender<Readiness>,
     end: &mut Signal,
     lock: NodeLock,
@@ -168,13 +182,7 @@ async fn lead(
         readiness.subscribe(),
     ));
     let (presence, plugin) = watch::channel(Presence::default());
-    if let Some(directory) = arguments.cni_bin_dir.clone() {
-        let keeper = Keeper {
-            plugin: arguments.cni_plugin.clone(),
-            names: PluginName::wanted(arguments.ehost_device),
-            directory,
-            node_root: arguments.node_root.clone(),
-        };
+    if let Some(keeper) = keeper {
         tasks.spawn(keeper.keep(presence));
     }
     let names = Arc::clone(&shared.nics.borrow());
@@ -193,9 +201,14 @@ async fn lead(
         // The successor begins as soon as it has the lock. It listens at the same address, it looks for leftovers, and what
         // this agent has not reported yet would replace what that one reports.
         tasks.shutdown().await;
-        serving.release_node().await;
-        // The kubelet asks here until the successor has registered.
-        tokio::time::sleep(LINGER).await;
+        if serving.release_node().await {
+            // The kubelet asks here until the successor has registered.
+            tokio::time::sleep(LINGER).await;
+        } else {
+            warn!(
+                "the disk does not take the device table; the successor begins when this process has ended"
+            );
+        }
     }
     // Whatever hangs from here on, a file system or a peer, the kubelet's patience is not ours to spend.
     std::thread::spawn(|| {

@@ -1,12 +1,15 @@
 //! The parent process: starts the worker, and again within milliseconds when it dies. It does nothing else, so that
 //! nothing else can end it: pods that are admitted while no worker is registered fail for good.
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -15,6 +18,9 @@ pub const PARENT: &str = "MACVTAP_NODE_AGENT_PARENT";
 
 /// The environment variable of every worker but the first.
 const LATER: &str = "MACVTAP_NODE_AGENT_LATER";
+
+/// The environment variable with the path of a file that all workers share.
+const MEMORY: &str = "MACVTAP_NODE_AGENT_MEMORY";
 
 /// What the worker calls itself, in its messages too.
 const NAME: &str = "macvtap-node-agent";
@@ -60,12 +66,19 @@ impl Worker {
     }
 }
 
+/// Returns the file in which a worker leaves what the next ones must know; it lives as long as their parent. None in a process
+/// that has no such parent.
+pub fn memory() -> Option<PathBuf> {
+    std::env::var_os(MEMORY).map(PathBuf::from)
+}
+
 /// Runs workers with these arguments until one ends as asked, or for good.
 pub fn run(arguments: &[OsString]) -> Result<ExitCode, SupervisorError> {
     // Before the first child, so that its death is not missed.
     let watched = [SIGCHLD, SIGTERM, SIGINT, SIGQUIT, SIGHUP];
     let mut signals = Signals::new(watched).map_err(SupervisorError::Signals)?;
-    watch_over(&mut signals, |worker| start(arguments, worker))
+    let memory = shared_memory();
+    watch_over(&mut signals, |worker| start(arguments, worker, memory.as_ref()))
 }
 
 fn watch_over(
@@ -108,10 +121,18 @@ pub fn die_with_parent(parent: i32) -> io::Result<()> {
     Ok(())
 }
 
-fn start(arguments: &[OsString], worker: Worker) -> io::Result<Child> {
+/// A file in memory that every worker inherits. Workers do without it where there is none.
+fn shared_memory() -> Option<OwnedFd> {
+    memfd_create("macvtap-node-agent", MemfdFlags::empty()).ok()
+}
+
+fn start(arguments: &[OsString], worker: Worker, memory: Option<&OwnedFd>) -> io::Result<Child> {
     // Also when the file was replaced meanwhile: parent and worker are of one version.
     let mut command = Command::new("/proc/self/exe");
     command.arg0(NAME).args(arguments).env(PARENT, std::process::id().to_string());
+    if let Some(memory) = memory {
+        command.env(MEMORY, format!("/proc/self/fd/{}", memory.as_raw_fd()));
+    }
     match worker {
         Worker::First => command.env_remove(LATER),
         Worker::Later => command.env(LATER, "1"),
@@ -189,6 +210,15 @@ mod tests {
         });
         ended.unwrap();
         started
+    }
+
+    #[test]
+    fn what_a_worker_leaves_is_there_for_the_next_one() {
+        let memory = shared_memory().unwrap();
+        let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+        let run = |script: &str| Command::new("sh").args(["-c", script]).output().unwrap().stdout;
+        assert_eq!(run(&format!("cat {path}; echo -n way > {path}")), b"");
+        assert_eq!(run(&format!("cat {path}")), b"way");
     }
 
     #[test]

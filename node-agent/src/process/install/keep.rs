@@ -6,6 +6,7 @@
 
 use super::{PluginName, install, is_executable, serves};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,9 +28,9 @@ pub struct Presence {
 
 /// The plugin and where it belongs.
 #[derive(Clone, Debug)]
-pub struct Keeper {
+pub struct Plugin {
     /// The plugin's file.
-    pub plugin: PathBuf,
+    pub file: PathBuf,
     /// The names to install it under.
     pub names: &'static [PluginName],
     /// The runtime's directory, under the path that it has on the node.
@@ -38,8 +39,15 @@ pub struct Keeper {
     pub node_root: Option<PathBuf>,
 }
 
-/// What leads to the directory. Another one than at the start: the directory was exchanged.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Keeps a plugin in its place.
+#[derive(Clone, Debug)]
+pub struct Keeper {
+    plugin: Plugin,
+    start: Way,
+}
+
+/// What leads to the directory. Another one than when the container started: the directory was exchanged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Way {
     /// The directory's target, where it is a symbolic link.
     target: Option<PathBuf>,
@@ -48,13 +56,28 @@ struct Way {
 }
 
 impl Keeper {
+    /// Notes what leads to the directory now, unless `memory`, a file that lives as long as the container, tells what led
+    /// there before.
+    pub fn new(plugin: Plugin, memory: Option<&Path>) -> Self {
+        let noted = memory.and_then(|memory| serde_json::from_slice(&fs::read(memory).ok()?).ok());
+        let start = noted.unwrap_or_else(|| {
+            let way = plugin.way();
+            if let (Some(memory), Ok(text)) = (memory, serde_json::to_vec(&way))
+                && let Err(error) = fs::write(memory, text)
+            {
+                warn!(%error, "the way to the CNI directory is not remembered");
+            }
+            way
+        });
+        Self { plugin, start }
+    }
+
     /// Installs the plugin, then looks for ever whether it is there, installs it where it is not, and tells.
     pub async fn keep(self, presence: watch::Sender<Presence>) {
-        let start = self.way();
         let mut first = true;
         loop {
-            let (keeper, start) = (self.clone(), start.clone());
-            let look = tokio::task::spawn_blocking(move || keeper.look(&start, first));
+            let Self { plugin, start } = self.clone();
+            let look = tokio::task::spawn_blocking(move || plugin.look(&start, first));
             first = false;
             match look.await {
                 Ok(found) => tell(&presence, found),
@@ -63,7 +86,9 @@ impl Keeper {
             tokio::time::sleep(PERIOD).await;
         }
     }
+}
 
+impl Plugin {
     fn look(&self, start: &Way, first: bool) -> Presence {
         let directory = match self.locate(start) {
             Ok(directory) => directory,
@@ -76,7 +101,7 @@ impl Keeper {
             if !first && serves(&path, version) {
                 continue;
             }
-            match install(&self.plugin, &directory, *name, version) {
+            match install(&self.file, &directory, *name, version) {
                 Ok(result) => info!(path = %path.display(), ?result, "CNI plugin installed"),
                 Err(_) if serves(&path, version) => {}
                 Err(problem) => {

@@ -5,7 +5,6 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 struct Scene {
     dir: tempfile::TempDir,
     keeper: Keeper,
-    start: Way,
 }
 
 impl Scene {
@@ -15,15 +14,15 @@ impl Scene {
         fs::write(path("plugin"), "ours").unwrap();
         fs::create_dir_all(path("node/opt/cni")).unwrap();
         prepare(&path("node/opt/cni"));
-        let keeper = Keeper {
-            plugin: path("plugin"),
+        let plugin = Plugin {
+            file: path("plugin"),
             names: PluginName::wanted(false),
             directory: "/opt/cni/bin".into(),
             node_root: Some(path("node")),
         };
-        let start = keeper.way();
-        let scene = Self { dir, keeper, start };
-        assert_eq!(scene.keeper.look(&scene.start, true), Presence::default());
+        let keeper = Keeper::new(plugin, None);
+        let scene = Self { dir, keeper };
+        assert_eq!(scene.keeper.plugin.look(&scene.keeper.start, true), Presence::default());
         scene
     }
 
@@ -40,7 +39,7 @@ impl Scene {
     }
 
     fn look(&self) -> Presence {
-        self.keeper.look(&self.start, false)
+        self.keeper.plugin.look(&self.keeper.start, false)
     }
 
     /// After one look everything is as it should be.
@@ -143,4 +142,18 @@ fn what_is_mounted_tells_a_directory_that_was_renamed_or_deleted() {
     assert_eq!(mounted(&line("/opt/cni"), at).as_deref(), Some("/opt/cni"));
     assert_eq!(mounted(&line("/opt/cni//deleted"), at).as_deref(), Some("/opt/cni//deleted"));
     assert_eq!(mounted(&line("/opt/cni"), Path::new("/opt/cni")), None);
+}
+
+#[test]
+fn a_worker_that_starts_again_knows_the_way_of_the_first_one() {
+    let scene = Scene::plain();
+    let (memory, bin) = (scene.dir.path().join("memory"), scene.cni().join("bin"));
+    fs::write(&memory, "").unwrap();
+    let worker = || Keeper::new(scene.keeper.plugin.clone(), Some(&memory));
+    let first = worker();
+    assert_eq!(first.start, scene.keeper.start);
+    fs::rename(&bin, scene.cni().join("old")).unwrap();
+    symlink("old", &bin).unwrap();
+    assert_ne!(scene.keeper.plugin.way(), first.start, "the directory was exchanged");
+    assert_eq!(worker().start, first.start);
 }
