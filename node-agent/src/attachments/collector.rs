@@ -5,7 +5,7 @@
 //! kubelet lists no pods at all. See [`super::orphan`] for what is asked before something is removed.
 
 use super::orphan::Orphan;
-use super::sandbox::Fate;
+use super::sandbox::{Fate, SandboxGone};
 use crate::pods::{Listing, PodName, is_theirs};
 use macvtap::device_id::DeviceId;
 use macvtap::record::{Attachment, Holder, State};
@@ -76,6 +76,8 @@ pub struct Recreated(());
 pub struct Collector {
     missing: BTreeMap<DeviceId, Missing>,
     unrecorded: BTreeMap<DeviceId, Instant>,
+    /// Holders whose sandbox was gone once: the kernel gives its number to others.
+    ended: BTreeMap<DeviceId, (Holder, SandboxGone)>,
 }
 
 /// A device that its holder does not have by the kubelet's list.
@@ -110,6 +112,7 @@ struct Pass<'p, L> {
     seen: &'p Observation<'p>,
     alive: &'p L,
     before: &'p BTreeMap<DeviceId, Missing>,
+    ended: &'p mut BTreeMap<DeviceId, (Holder, SandboxGone)>,
     missing: BTreeMap<DeviceId, Missing>,
     plan: Plan,
 }
@@ -118,7 +121,12 @@ impl Collector {
     /// Decides.
     pub fn plan(&mut self, seen: &Observation<'_>, alive: &impl Liveness) -> Plan {
         let (missing, plan) = (BTreeMap::new(), Plan::default());
-        let mut pass = Pass { seen, alive, before: &self.missing, missing, plan };
+        let holds = |device: &DeviceId, holder: &Holder| {
+            seen.records.iter().any(|record| record.device == *device && record.holder == *holder)
+        };
+        self.ended.retain(|device, (holder, _)| holds(device, holder));
+        let ended = &mut self.ended;
+        let mut pass = Pass { seen, alive, before: &self.missing, ended, missing, plan };
         for record in seen.records {
             if let Some(orphan) = Orphan::unfinished(record) {
                 pass.plan.orphans.push(orphan);
@@ -234,9 +242,20 @@ impl<L: Liveness> Pass<'_, L> {
         if listed && !self.has_successor(record) {
             return None;
         }
+        let gone = self.sandbox_gone(record);
         let not_listed = self.not_listed(record, listing)?;
+        gone.map(|proof| Orphan::of_dead_pod(record, proof, not_listed))
+    }
+
+    fn sandbox_gone(&mut self, record: &Attachment) -> Option<SandboxGone> {
+        if let Some((_, proof)) = self.ended.get(&record.device) {
+            return Some(*proof);
+        }
         match self.alive.sandbox(record) {
-            Fate::Gone(proof) => Some(Orphan::of_dead_pod(record, proof, not_listed)),
+            Fate::Gone(proof) => {
+                self.ended.insert(record.device.clone(), (record.holder.clone(), proof));
+                Some(proof)
+            }
             Fate::Alive | Fate::Unknown => None,
         }
     }

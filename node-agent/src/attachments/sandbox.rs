@@ -27,7 +27,7 @@ pub enum Fate {
 }
 
 /// Proof that a network namespace has ended; one of the two witnesses that [`super::orphan`] asks for.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct SandboxGone(());
 
 /// The network namespaces of the node's pods, as far as the agent sees them at one moment.

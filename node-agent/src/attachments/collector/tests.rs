@@ -396,3 +396,48 @@ fn a_sandbox_that_outlives_its_pod_does_not_make_the_kubelets_list_incomplete() 
     // The pod is older than the kubelet, which may not have heard of it yet.
     assert_eq!(orphans(&World { tap_pod: Some("vm"), written: -1, ..ALIVE }), []);
 }
+
+#[test]
+fn a_sandbox_that_was_gone_stays_gone_although_its_number_is_another_ones_by_now() {
+    struct Renumbered(std::cell::Cell<u32>);
+    impl Liveness for Renumbered {
+        fn link_exists(&self, _: &Attachment) -> bool {
+            false
+        }
+        fn sandbox(&self, _: &Attachment) -> Fate {
+            let looks = self.0.replace(self.0.get() + 1);
+            if looks == 0 { sandbox::tests::gone() } else { Fate::Unknown }
+        }
+        fn written(&self, _: &Attachment) -> Option<SystemTime> {
+            None
+        }
+        fn tap_pods(&self, _: &DeviceId) -> Option<TapPods> {
+            None
+        }
+    }
+    let (record, listing, start) = (record(State::Attached), listing(&[], &["agent"]), Instant::now());
+    let mut collector = Collector::default();
+    let mut plan = |records: &[Attachment], seconds| {
+        let seen = Observation {
+            records,
+            damaged: &[],
+            listing: Some(&listing),
+            allocated: &BTreeSet::new(),
+            own_pod: None,
+            kubelet_since: start,
+            kubelet_started: None,
+            now: start + Duration::from_secs(seconds),
+        };
+        let world = Renumbered(std::cell::Cell::new(u32::from(seconds > 0)));
+        self::records(&collector.plan(&seen, &world))
+    };
+    assert_eq!(plan(std::slice::from_ref(&record), 0), []);
+    assert_eq!(plan(std::slice::from_ref(&record), 10), std::slice::from_ref(&record));
+    // The next pod in another sandbox is another holder.
+    let mut next = record;
+    if let Holder::Pod { container_id, .. } = &mut next.holder {
+        *container_id = "next".into();
+    }
+    assert_eq!(plan(std::slice::from_ref(&next), 20), []);
+    assert_eq!(plan(std::slice::from_ref(&next), 30), []);
+}
