@@ -20,6 +20,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::Instant;
 use tracing::warn;
@@ -35,8 +36,8 @@ pub enum News {
     Gone(u32),
     /// Whether the kernel has macvtap.
     Macvtap(bool),
-    /// The speed of one link in Mbit/s.
-    Speed(u32, u32),
+    /// The speeds in Mbit/s that changed, by the index of the link.
+    Speeds(BTreeMap<u32, u32>),
     /// The indexes of the links on which the host has addresses.
     Addressed(BTreeSet<u32>),
     /// The indexes of the links that default routes use.
@@ -99,7 +100,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reads the links of the caller's namespace once.
 pub async fn inventory() -> Result<Inventory, LinksError> {
     let mut inventory = Inventory::default();
-    let _ = inventory.reset(aside(links).await?);
+    let _ = inventory.reset(aside(links).await?.into_iter().map(reader::with_speed));
     let _ = inventory.set_macvtap(aside(|| Ok(support::has_macvtap()?)).await?);
     let _ = inventory.set_addressed(aside(addressed).await?);
     let _ = inventory.set_default_routes(aside(default_routes).await?);
@@ -109,10 +110,10 @@ pub async fn inventory() -> Result<Inventory, LinksError> {
 /// Follows for ever. The first news is every link.
 pub async fn follow(news: mpsc::Sender<News>, metrics: Arc<Metrics>) {
     let mut reader = Reader::default();
-    let mut told = None;
+    let (mut told, listing) = (None, Arc::default());
     loop {
         let (lists, started) = (metrics.resyncs.get(), Instant::now());
-        match follow_once(&news, &metrics, &mut reader).await {
+        match follow_once(&news, &metrics, &mut reader, &listing).await {
             Ok(End::Unheard) => return,
             // What the old socket still holds is older than what it lost: a link that is gone would be back.
             Ok(End::Overflow) => {
@@ -146,6 +147,7 @@ async fn follow_once(
     news: &mpsc::Sender<News>,
     metrics: &Metrics,
     reader: &mut Reader,
+    listing: &Arc<Mutex<()>>,
 ) -> Result<End, LinksError> {
     // The handle keeps the connection open; nothing is asked here.
     let opened = rtnetlink::new_multicast_connection(&GROUPS).map_err(LinksError::Open)?;
@@ -163,19 +165,17 @@ async fn follow_once(
             biased;
             room = room(news, Some(resync_at)) => {
                 let Ok(room) = room else { return Ok(End::Unheard) };
-                let listed = tokio::time::timeout(ANSWER_TIMEOUT, aside(links)).await;
+                let listed = tokio::time::timeout(ANSWER_TIMEOUT, list(listing)).await;
                 let links = reader.complete(listed.unwrap_or(Err(LinksError::Silent))?);
                 metrics.resyncs.inc();
                 resync_at = Instant::now() + RESYNC;
-                let queries = [Query::Macvtap, Query::Addresses, Query::DefaultRoutes];
+                let queries = [Query::Macvtap, Query::Addresses, Query::DefaultRoutes, Query::Speeds];
                 due.extend(queries.map(|query| (query, Instant::now())));
                 room.send(News::All(links));
             }
             answer = finished(&mut running) => {
                 running = None;
-                for found in found(reader, answer?) {
-                    if news.send(found).await.is_err() { return Ok(End::Unheard) }
-                }
+                if news.send(found(reader, answer?)).await.is_err() { return Ok(End::Unheard) }
             }
             () = sleep_until(next.map(|(_, at)| at)) => if let Some((query, _)) = next {
                 due.remove(&query);
@@ -252,14 +252,14 @@ async fn ask(query: Query, outdated: Vec<(u32, String)>) -> Result<Answer, Links
 }
 
 /// What an answer changes.
-fn found(reader: &mut Reader, answer: Answer) -> Vec<News> {
+fn found(reader: &mut Reader, answer: Answer) -> News {
     match answer {
-        Answer::News(news) => vec![news],
+        Answer::News(news) => news,
         Answer::Speeds(speeds) => {
             let speeds = speeds.into_iter();
             let changed =
                 speeds.filter_map(|(ifindex, speed)| Some((ifindex, reader.learn_speed(ifindex, speed)?)));
-            changed.map(|(ifindex, speed)| News::Speed(ifindex, speed)).collect()
+            News::Speeds(changed.collect())
         }
     }
 }
@@ -291,7 +291,18 @@ async fn tell(news: &mpsc::Sender<News>, heard: News) -> Result<(), TrySendError
     news.try_reserve().map(|room| room.send(heard))
 }
 
-/// Every link of the caller's namespace, with what sysfs reports of its device.
+/// Lists the links, once at a time: a list that nobody waits for any more may still wait for the kernel's lock.
+async fn list(listing: &Arc<Mutex<()>>) -> Result<Vec<Link>, LinksError> {
+    let only = Arc::clone(listing).lock_owned().await;
+    aside(move || {
+        let listed = links();
+        drop(only);
+        listed
+    })
+    .await
+}
+
+/// Every link of the caller's namespace, with what sysfs reports of its device but the speed.
 fn links() -> Result<Vec<Link>, LinksError> {
     let mut request = LinkMessage::default();
     request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));

@@ -13,7 +13,7 @@ use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tracing::debug;
 
 /// Reads messages, and remembers devices so that an event without news costs no access to sysfs.
@@ -100,14 +100,15 @@ impl Reader {
         }
     }
 
-    /// Takes a full list, completed by [`describe`], in place of everything known.
+    /// Takes a full list, completed by [`describe`], in place of everything known. All speeds are to be read then.
     pub(super) fn complete(&mut self, mut links: Vec<Link>) -> Vec<Link> {
         for link in &mut links {
             self.remember(link);
         }
         let present: BTreeSet<u32> = links.iter().map(|link| link.ifindex).collect();
         self.devices.retain(|ifindex, _| present.contains(ifindex));
-        self.outdated.clear();
+        let with_speed = links.iter().filter(|link| link.carrier && has_speed(link));
+        self.outdated = with_speed.map(|link| link.ifindex).collect();
         links
     }
 
@@ -149,7 +150,7 @@ impl Reader {
 
     /// Fills what cannot be read at the moment with what was known, and keeps the rest.
     fn remember(&mut self, link: &mut Link) {
-        if !is_nic(link) && link.kind != Kind::Bond {
+        if !has_speed(link) {
             return;
         }
         if let Some(known) = self.devices.get(&link.ifindex).filter(|known| known.is_of(link)) {
@@ -187,19 +188,27 @@ pub(super) fn present(read: Result<Link, LinkError>) -> Option<Link> {
     }
 }
 
-/// Completes a link of a list with everything that sysfs reports. May wait for the kernel's lock.
+/// Completes a link of a list with what sysfs reports without the kernel's lock: everything but the speed.
 pub(super) fn describe(mut link: Link) -> Link {
-    let links = std::path::Path::new(sysfs::LINKS);
     if is_nic(&link) {
-        describe_device(links, &mut link);
-    }
-    if is_nic(&link) || link.kind == Kind::Bond {
-        link.hardware.speed_mbps = sysfs::speed(links, &link.name, link.ifindex);
+        describe_device(Path::new(sysfs::LINKS), &mut link);
     }
     link
 }
 
-fn describe_device(links: &std::path::Path, link: &mut Link) {
+/// Completes a link with its speed. May wait for the kernel's lock.
+pub(super) fn with_speed(mut link: Link) -> Link {
+    if has_speed(&link) {
+        link.hardware.speed_mbps = sysfs::speed(Path::new(sysfs::LINKS), &link.name, link.ifindex);
+    }
+    link
+}
+
+fn has_speed(link: &Link) -> bool {
+    is_nic(link) || link.kind == Kind::Bond
+}
+
+fn describe_device(links: &Path, link: &mut Link) {
     if let Some(hardware) = sysfs::hardware(links, &link.name, link.ifindex) {
         link.set_hardware(hardware);
     }

@@ -111,6 +111,11 @@ impl Pool {
         })
     }
 
+    /// Whether it chooses or refuses links by their speed.
+    pub fn asks_for_speed(&self) -> bool {
+        self.links.iter().chain(&self.exclude).any(|entry| entry.min_speed_mbps.is_some())
+    }
+
     /// Whether an entry of `links` matches.
     pub fn selects(&self, link: &Link) -> bool {
         self.links.iter().any(|entry| entry.matches(link))

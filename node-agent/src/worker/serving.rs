@@ -16,13 +16,14 @@ use crate::kubelet::directory::Happened;
 use crate::kubelet::endpoint::{Registration, Resource};
 use crate::links::inventory::Change;
 use crate::links::netlink::News;
+use crate::pools::pool::Pool;
 use crate::process::install::keep::Presence;
 use crate::process::probe::Readiness;
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::table::LowerLink;
 use macvtap_crds::v1alpha1::MacvtapNodeStateStatus;
 use status::REGISTERED_SOON;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,7 +62,8 @@ pub(super) struct Serving {
     registration_news: Option<mpsc::UnboundedReceiver<()>>,
     configuration: Option<Configuration>,
     usage: Usage,
-    received: Received,
+    /// What it has answered once at least.
+    received: BTreeSet<Subject>,
     has_looked: bool,
     /// What was decided last, with the offers that are served.
     last: Option<Step>,
@@ -74,12 +76,13 @@ pub(super) struct Serving {
     findings: Findings,
 }
 
-/// What the kernel has been asked for and has answered, once at least.
-#[derive(Debug, Default)]
-struct Received {
-    links: bool,
-    addresses: bool,
-    routes: bool,
+/// What the kernel is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Links,
+    Addresses,
+    Routes,
+    Speeds,
 }
 
 /// A resource the kubelet knows, or shall.
@@ -116,7 +119,7 @@ impl Serving {
             registration_news: Some(registration_news),
             configuration: None,
             usage,
-            received: Received::default(),
+            received: BTreeSet::new(),
             has_looked: false,
             last: None,
             started: Instant::now(),
@@ -208,9 +211,9 @@ impl Serving {
         tokio::time::sleep(NOTICED).await;
     }
 
-    /// Gives up the node's lock, as soon as no table is being written.
-    pub(super) async fn release_node(&mut self) {
-        self.table.release().await;
+    /// Gives up the node's lock, as soon as no table is being written. Returns whether it did: a disk may hang.
+    pub(super) async fn release_node(&mut self) -> bool {
+        tokio::time::timeout(HAND_OVER_TIMEOUT, self.table.release()).await.is_ok()
     }
 
     /// Ends every resource and leaves no socket. Does not wait for the disk.
@@ -227,16 +230,21 @@ impl Serving {
     /// What must be known before anything can be decided. Before routes and addresses are known the node's uplink looks
     /// free.
     fn missing(&self) -> Option<&'static str> {
-        if !self.received.links {
+        let lacks = |subject| !self.received.contains(&subject);
+        if lacks(Subject::Links) {
             return Some("links of the node not read yet");
         }
-        if !self.received.addresses || !self.received.routes {
+        if lacks(Subject::Addresses) || lacks(Subject::Routes) {
             return Some("routes and addresses of the node not read yet");
         }
         if self.configuration.is_none() {
             return Some(
                 "no configuration yet: the API server has not told it since the agent was installed; its log says why",
             );
+        }
+        // Links would be withdrawn that are fast enough.
+        if lacks(Subject::Speeds) && self.engine.pools.iter().any(Pool::asks_for_speed) {
+            return Some("speeds of the node's links not read yet");
         }
         None
     }
@@ -248,7 +256,7 @@ impl Serving {
             News::Gone(ifindex) => self.concerned(*ifindex),
             News::All(_)
             | News::Macvtap(_)
-            | News::Speed(..)
+            | News::Speeds(_)
             | News::Addressed(_)
             | News::DefaultRoutes(_) => true,
         };
@@ -265,19 +273,23 @@ impl Serving {
         let inventory = &mut self.engine.inventory;
         match news {
             News::All(links) => {
-                let first = !std::mem::replace(&mut self.received.links, true);
+                let first = self.received.insert(Subject::Links);
                 inventory.reset(links) | Change::from(first)
             }
             News::Changed(link) => inventory.apply(*link),
             News::Gone(ifindex) => inventory.remove(ifindex),
             News::Macvtap(present) => inventory.set_macvtap(present),
-            News::Speed(ifindex, speed) => inventory.set_speed(ifindex, speed),
+            News::Speeds(speeds) => {
+                let first = self.received.insert(Subject::Speeds);
+                let changes = speeds.into_iter().map(|(ifindex, speed)| inventory.set_speed(ifindex, speed));
+                changes.fold(Change::from(first), std::ops::BitOr::bitor)
+            }
             News::Addressed(links) => {
-                let first = !std::mem::replace(&mut self.received.addresses, true);
+                let first = self.received.insert(Subject::Addresses);
                 inventory.set_addressed(links) | Change::from(first)
             }
             News::DefaultRoutes(links) => {
-                let first = !std::mem::replace(&mut self.received.routes, true);
+                let first = self.received.insert(Subject::Routes);
                 inventory.set_default_routes(links) | Change::from(first)
             }
         }

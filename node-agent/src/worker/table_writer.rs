@@ -96,7 +96,9 @@ mod tests {
         pub(in crate::worker) fn stuck() -> (Self, blocking::Receiver<DeviceTable>) {
             let (tables, waiting) = blocking::channel();
             let (_, written) = mpsc::unbounded_channel();
-            let (_, ended) = oneshot::channel();
+            let (end, ended) = oneshot::channel();
+            // Never told, not even by being dropped.
+            Box::leak(Box::new(end));
             (Self { tables: Some(tables), written, ended, busy_since: None }, waiting)
         }
     }

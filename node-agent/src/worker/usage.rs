@@ -197,6 +197,13 @@ impl Look {
     async fn ask_kubelet(&mut self, names: &Names) -> Option<Listing> {
         let socket = &self.arguments.pod_resources_socket;
         match podresources::list(socket, |resource, id| names.device(resource, id)).await {
+            Ok(None) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    let socket = socket.display();
+                    warn!(%socket, "the kubelet serves no list of pods here; taps of pods that ended without a network are not removed");
+                }
+                None
+            }
             Ok(listing) => {
                 self.told = false;
                 listing

@@ -77,7 +77,7 @@ impl Listener {
                     }
                     Ok(News::Changed(link)) => drop(self.links.insert(link.ifindex, link.name)),
                     Ok(News::Gone(ifindex)) => drop(self.links.remove(&ifindex)),
-                    Ok(News::Macvtap(_) | News::Addressed(_) | News::DefaultRoutes(_) | News::Speed(..))
+                    Ok(News::Macvtap(_) | News::Addressed(_) | News::DefaultRoutes(_) | News::Speeds(_))
                     | Err(_) => {}
                 }
             }

@@ -182,6 +182,30 @@ async fn a_disk_that_does_not_answer_holds_up_nothing() {
 }
 
 #[tokio::test]
+async fn a_hand_over_does_not_wait_for_a_disk_that_does_not_answer() {
+    let mut serving = serving();
+    (serving.table, _) = TableWriter::stuck();
+    let released = tokio::time::timeout(DEADLINE, serving.release_node()).await;
+    assert_eq!(released, Ok(false));
+}
+
+#[tokio::test]
+async fn a_pool_that_asks_for_speed_waits_until_speeds_are_known() {
+    let mut serving = serving();
+    let _ = serving.hear(News::All(vec![link(1, "dp0", Kind::Veth)]));
+    for tie in ties() {
+        let _ = serving.hear(tie);
+    }
+    serving.configure(configuration(&[("a", 1)]));
+    assert_eq!(serving.missing(), None);
+    let fast = pool("fast", &json!({"links": [{"minSpeedMbps": 1000}]}));
+    serving.configure(Configuration { pools: vec![fast], ..Configuration::default() });
+    assert!(serving.missing().is_some_and(|what| what.contains("speeds")));
+    assert_eq!(serving.hear(News::Speeds(BTreeMap::new())), Change::Something);
+    assert_eq!(serving.missing(), None);
+}
+
+#[tokio::test]
 async fn a_table_that_the_plugin_would_not_use_is_not_served_from_a_full_disk() {
     let stored = table(&[("a", 5)]).await;
     let engines = [
