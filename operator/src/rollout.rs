@@ -5,8 +5,12 @@
 
 use crate::entry::Entry;
 use crate::pool::assess::Standing;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use macvtap_crds::v1alpha1::pool::Staged;
+use macvtap_crds::condition::{self, ConditionType};
+use macvtap_crds::v1alpha1::MacvtapResourcePoolStatus;
+use macvtap_crds::v1alpha1::pool::{NodeSample, SAMPLES_MAX, Staged};
+use macvtap_crds::v1alpha1::reason::{PoolReason, SampleReason};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -62,10 +66,13 @@ impl Progress {
         Self { is_way_back: members.iter().any(|member| member.told), ..Self::default() }
     }
 
-    /// A rollout that another operator has led so far. Unless that one had stopped it, what is wrong with the changed
-    /// nodes was wrong before.
-    fn adopt(members: &[Member<'_>], was_halted: bool) -> Self {
-        let before = |member: &Member<'_>| if was_halted { Health::Well } else { member.health };
+    /// A rollout that another operator has led so far. Of the changed nodes, one was unwell before only if that operator
+    /// reported it and went on, or if the node has not applied the change yet; any other got worse by the change.
+    fn adopt(members: &[Member<'_>], former: &Former) -> Self {
+        let before = |member: &Member<'_>| {
+            let is_changing = member.standing == Standing::Updating;
+            if is_changing || former.went_on_with(member) { member.health } else { Health::Well }
+        };
         let told = members.iter().filter(|member| member.told);
         let before = told.map(|member| (member.node.to_owned(), before(member)));
         Self { before: before.collect(), ..Self::default() }
@@ -81,6 +88,43 @@ impl Progress {
     }
 }
 
+/// What another operator reported in the status of the pool.
+#[derive(Clone, Debug, Default)]
+pub struct Former {
+    /// Whether it had stopped the rollout.
+    was_halted: bool,
+    /// The nodes that it reported as not well.
+    unwell: HashSet<String>,
+    /// Whether there may be nodes that it had no room to report: of those that count apart, and of all.
+    has_more_without_links: bool,
+    has_more: bool,
+}
+
+impl Former {
+    /// Reads the status. That of an earlier generation shows the nodes as they were before the change.
+    pub fn new(status: &MacvtapResourcePoolStatus, generation: Option<i64>) -> Self {
+        let progressing = condition::find(&status.conditions, ConditionType::Progressing);
+        let is_halted = |found: &Condition| found.reason == PoolReason::RolloutHalted.as_str();
+        let waits = [SampleReason::Updating, SampleReason::Waiting, SampleReason::NodeTerminating];
+        let is_unwell = |sample: &&NodeSample| !waits.iter().any(|reason| reason.as_str() == sample.reason);
+        let unwell: HashSet<_> =
+            status.samples.iter().filter(is_unwell).map(|sample| sample.node.clone()).collect();
+        Self {
+            was_halted: status.observed_generation == generation && progressing.is_some_and(is_halted),
+            // Samples have the worst nodes first, those that wait after them, and those without links last.
+            has_more_without_links: status.samples.len() >= SAMPLES_MAX,
+            has_more: unwell.len() >= SAMPLES_MAX,
+            unwell,
+        }
+    }
+
+    fn went_on_with(&self, member: &Member<'_>) -> bool {
+        let may_be_unnamed =
+            self.has_more || self.has_more_without_links && member.standing == Standing::WithoutLinks;
+        !self.was_halted && (may_be_unnamed || self.unwell.contains(member.node))
+    }
+}
+
 /// What is known of a rollout's past.
 #[derive(Clone, Debug)]
 pub enum Past {
@@ -88,11 +132,8 @@ pub enum Past {
     Known(Progress),
     /// The pool was another one until now.
     Edited,
-    /// Another operator led it.
-    Unknown {
-        /// Whether it had stopped.
-        was_halted: bool,
-    },
+    /// Another operator led it, and reported this.
+    Unknown(Former),
 }
 
 /// How a staged rollout goes on.
@@ -117,7 +158,7 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> Plan {
     let mut progress = match past {
         Past::Known(progress) => progress,
         Past::Edited => Progress::begin(members),
-        Past::Unknown { was_halted } => Progress::adopt(members, was_halted),
+        Past::Unknown(former) => Progress::adopt(members, &former),
     };
     let given = std::mem::take(&mut progress.turns);
     let (mut worse, mut busy) = (0, 0);
@@ -181,12 +222,12 @@ impl Grants {
         current.is_some_and(|(_, progress)| progress.turns.contains(node))
     }
 
-    /// What is known of the past of the rollout of this content; `was_halted` is what the pool's status says of it.
-    pub fn past(&self, entry: &Entry, was_halted: bool) -> Past {
+    /// What is known of the past of the rollout of this content; `former` is what the pool's status says of it.
+    pub fn past(&self, entry: &Entry, former: impl FnOnce() -> Former) -> Past {
         match self.lock().get(&entry.uid) {
             Some((current, progress)) if current.says_the_same(entry) => Past::Known(progress.clone()),
             Some(_) => Past::Edited,
-            None => Past::Unknown { was_halted },
+            None => Past::Unknown(former()),
         }
     }
 

@@ -4,7 +4,7 @@ use super::assess::{Assessment, NodeView, Obstacle, Standing, Subject, assess, s
 use crate::acceptance::Rejection;
 use crate::catalog::Catalog;
 use crate::network::NetworkReport;
-use crate::rollout::{self, Grants, Member, Plan};
+use crate::rollout::{self, Former, Grants, Member, Plan};
 use crate::states::KnownPool;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -90,15 +90,14 @@ fn plan_rollout(observed: &Observed<'_>, subject: &Subject<'_>, assessments: &[A
         return Plan::default();
     };
     let settings = observed.pool.spec.rollout.staged.clone().unwrap_or_default();
-    let status = observed.pool.status.as_ref();
-    let status = status.filter(|status| status.observed_generation == observed.pool.metadata.generation);
-    let progressing =
-        status.and_then(|status| condition::find(&status.conditions, ConditionType::Progressing));
-    let was_halted = progressing.is_some_and(|found| found.reason == PoolReason::RolloutHalted.as_str());
+    let former = || {
+        let status = observed.pool.status.as_ref();
+        status.map_or_else(Former::default, |status| Former::new(status, observed.pool.metadata.generation))
+    };
     // How a node ends that is being deleted tells nothing about the change.
     let staying = assessments.iter().filter(|assessment| !assessment.is_terminating);
     let members: Vec<Member<'_>> = staying.map(Assessment::member).collect();
-    rollout::plan(&members, &settings, observed.grants.past(&wanted.entry, was_halted))
+    rollout::plan(&members, &settings, observed.grants.past(&wanted.entry, former))
 }
 
 fn findings(

@@ -23,7 +23,7 @@ fn member(node: &'static str, told: bool, standing: Standing) -> Member<'static>
 
 /// A plan of which the rollout so far is known: it is these nodes' turn, and those that were told were well.
 fn next(members: &[Member<'static>], staged: &Staged, turns: &[&str]) -> Plan {
-    let mut progress = Progress::adopt(members, true);
+    let mut progress = Progress::adopt(members, &Former::default());
     progress.turns = turns.iter().map(|node| (*node).to_owned()).collect();
     plan(members, staged, Past::Known(progress))
 }
@@ -93,19 +93,57 @@ fn the_way_back_is_not_halted_by_anybody() {
     assert_eq!(given(&plan(&members, &one, Past::Known(first.progress))), (vec!["c"], 1, None));
 }
 
+/// What an operator reported of a pool in generation 2.
+fn former(samples: &[(&str, &str)], progressing: &str) -> Former {
+    let samples: Vec<_> =
+        samples.iter().map(|(node, reason)| json!({"node": node, "reason": reason, "message": ""})).collect();
+    let progressing = json!({
+        "type": "Progressing", "status": "False", "reason": progressing, "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    });
+    let status = json!({"observedGeneration": 2, "conditions": [progressing], "samples": samples});
+    Former::new(&serde_json::from_value(status).unwrap(), Some(2))
+}
+
 #[test]
-fn an_heir_goes_on_with_what_was_wrong_unless_that_had_halted_the_rollout() {
+fn an_heir_goes_on_with_what_was_reported_and_forgives_nothing_else() {
     let one = staged(IntOrString::Int(1), 0);
     let mut members = [member("a", true, NotReady), member("b", false, Ready)];
-    let after = |was_halted, members: &[Member<'static>]| plan(members, &one, Past::Unknown { was_halted });
-    assert_eq!(given(&after(true, &members)), (vec![], 1, Some(1)));
-    assert_eq!(given(&after(false, &members)), (vec!["b"], 1, None));
-    members[0] = member("a", true, Updating);
-    assert_eq!(
-        given(&after(false, &members)),
-        (vec![], 1, None),
-        "a batch of the former leader's is under way"
-    );
+    let after =
+        |former: Former, members: &[Member<'static>]| given_of(&plan(members, &one, Past::Unknown(former)));
+    let broken = (Vec::new(), Some(1));
+    let goes_on = (vec!["b".to_owned()], None);
+    assert_eq!(after(former(&[("a", "NoHealthyLink")], "RolloutHalted"), &members), broken);
+    assert_eq!(after(former(&[("a", "NoHealthyLink")], "NodesUpdating"), &members), goes_on);
+    for unreported in [&[][..], &[("a", "Updating")], &[("a", "Waiting"), ("b", "NoHealthyLink")]] {
+        assert_eq!(after(former(unreported, "NodesUpdating"), &members), broken, "{unreported:?}");
+    }
+    assert_eq!(after(Former::default(), &members), broken, "nobody reported anything");
+    members[0] = Member { standing: Updating, ..member("a", true, NotReady) };
+    let (next, halted) = after(Former::default(), &members);
+    assert_eq!((next.len(), halted), (0, None), "a batch of the former leader's is under way");
+}
+
+#[test]
+fn an_heir_does_not_hold_against_a_change_what_a_full_report_may_have_left_out() {
+    let one = staged(IntOrString::Int(1), 0);
+    let names: Vec<String> = (0..SAMPLES_MAX).map(|i| format!("n{i}")).collect();
+    let full = |reason: &'static str| -> Vec<(&str, &str)> {
+        names.iter().map(|name| (name.as_str(), reason)).collect()
+    };
+    let goes_on = (vec!["b".to_owned()], None);
+    let after = |standing, reason: &'static str| {
+        let first = Member { standing, ..member("a", true, NotReady) };
+        let former = former(&full(reason), "NodesUpdating");
+        given_of(&plan(&[first, member("b", false, Ready)], &one, Past::Unknown(former)))
+    };
+    assert_eq!(after(NotReady, "NoHealthyLink"), goes_on);
+    assert_eq!(after(NotReady, "Updating").1, Some(1), "nodes that are not well are reported first");
+    assert_eq!(after(Standing::WithoutLinks, "Updating"), goes_on);
+}
+
+fn given_of(plan: &Plan) -> (Vec<String>, Option<usize>) {
+    (plan.next.clone(), plan.halted)
 }
 
 #[test]
@@ -179,7 +217,7 @@ proptest! {
             let members: Vec<_> = names.iter().zip(&told).map(|(node, told)| Member {
                 node, told: *told, is_blocked: false, standing: Ready, health: Health::Well,
             }).collect();
-            let plan = plan(&members, &limit, Past::Unknown { was_halted: false });
+            let plan = plan(&members, &limit, Past::Unknown(Former::default()));
             prop_assert!(plan.next.len() <= usize::try_from(size).unwrap());
             if plan.next.is_empty() {
                 prop_assert!(told.iter().all(|told| *told), "stuck in round {}", round);
