@@ -5,7 +5,7 @@ mod api;
 #[path = "api/scene.rs"]
 mod scene;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use macvtap_crds::v1alpha1::MacvtapNodeStateStatus;
 use scene::{DEADLINE, Scene};
 use serde_json::{Value, json};
@@ -17,9 +17,59 @@ const BYTES_MAX: usize = 8 * 1024;
 
 const NODE: &str = "worker-00017.example.com";
 
+/// The node state once its spec has so many pools.
+fn with_pools(scene: &Scene, pools: usize) -> Result<Value> {
+    scene.api.kubectl.wait_until("", &format!("mns/{NODE}"), DEADLINE, |state| {
+        (state.pointer("/spec/pools")?.as_array()?.len() == pools).then(|| state.clone())
+    })
+}
+
+/// Writes a status as the agent does.
+fn report(scene: &Scene, status: &Value) -> Result<()> {
+    let patch = json!([{"op": "add", "path": "/status", "value": status}]).to_string();
+    let manager = format!("--field-manager={}", macvtap_crds::AGENT_FIELD_MANAGER);
+    let name = format!("mns/{NODE}");
+    let args = ["patch", &name, "--subresource=status", "--type=json", &manager, "-p", &patch];
+    scene.api.kubectl.run(&args).map(drop)
+}
+
+#[test]
+fn an_agent_of_the_first_release_can_read_its_spec_until_it_is_upgraded() -> Result<()> {
+    let scene = Scene::new(&[NODE], false)?;
+    scene.pool("dp", &json!({}))?;
+    scene.pool("named", &json!({"resourceName": "other"}))?;
+    let state = with_pools(&scene, 2)?;
+    let said = |state: &Value| -> Vec<Value> {
+        let pools = state.pointer("/spec/pools").and_then(Value::as_array).into_iter().flatten();
+        pools.map(|pool| json!([pool["name"], pool["phase"], pool["resourceName"]])).collect()
+    };
+    let full = [json!(["dp", "Active", "dp"]), json!(["named", "Active", "other"])];
+    assert_eq!(said(&state), full, "no agent has reported yet");
+    // The first release reports no observedGeneration.
+    scene.answer(NODE, 0)?;
+    scene.says("dp", "Ready", "True", "AllNodesReady")?;
+    scene.pool("dp", &json!({"macvtap": {"mtu": 9000}}))?;
+    let edited = |state: &Value| state.pointer("/spec/pools/0/macvtap/mtu").is_some();
+    let name = format!("mns/{NODE}");
+    let state =
+        scene.api.kubectl.wait_until("", &name, DEADLINE, |state| edited(state).then(|| state.clone()))?;
+    assert_eq!(said(&state), full);
+    report(&scene, &status(&state)?)?;
+    scene.says("dp", "Ready", "True", "AllNodesReady")?;
+    let kept = scene.api.kubectl.get("", &name)?;
+    assert_eq!(
+        kept["metadata"]["generation"], state["metadata"]["generation"],
+        "an upgrade is no reason to write"
+    );
+    scene.pool("dp", &json!({}))?;
+    let brief = [json!(["dp", null, null]), json!(["named", null, "other"])];
+    scene.api.kubectl.wait_until("", &name, DEADLINE, |state| (said(state) == brief).then_some(()))
+}
+
 #[test]
 fn a_node_state_of_twenty_pools_is_at_most_8_kib_with_its_managed_fields() -> Result<()> {
     let scene = Scene::new(&[NODE], false)?;
+    report(&scene, &status(&with_pools(&scene, 0)?)?)?;
     for number in 0..POOLS {
         let spec = json!({
             "nodeSelector": {"matchLabels": {"kubernetes.io/os": "linux"}},
@@ -30,14 +80,7 @@ fn a_node_state_of_twenty_pools_is_at_most_8_kib_with_its_managed_fields() -> Re
         scene.pool(&format!("tenant-{number:02}"), &spec)?;
     }
     scene.node(NODE, &json!({"kubernetes.io/os": "linux"}))?;
-    let name = format!("mns/{NODE}");
-    let state = scene.api.kubectl.wait_until("", &name, DEADLINE, |state| {
-        (state.pointer("/spec/pools")?.as_array()?.len() == POOLS).then(|| state.clone())
-    })?;
-    let patch = json!([{"op": "add", "path": "/status", "value": status(&state)?}]).to_string();
-    let manager = format!("--field-manager={}", macvtap_crds::AGENT_FIELD_MANAGER);
-    let args = ["patch", &name, "--subresource=status", "--type=json", &manager, "-p", &patch];
-    scene.api.kubectl.run(&args)?;
+    report(&scene, &status(&with_pools(&scene, POOLS)?)?)?;
     scene.ready_nodes("tenant-00", "1/1")?;
     let address = format!("/apis/macvtap.network.kubevirt.io/v1alpha1/macvtapnodestates/{NODE}");
     let stored = scene.api.kubectl.run(&["get", "--raw", &address])?;
@@ -63,7 +106,7 @@ fn status(state: &Value) -> Result<Value> {
         })
     };
     let links = ["ens1f0", "ens1f1"];
-    let entries = state.pointer("/spec/pools").and_then(Value::as_array).context("no pools")?;
+    let entries = state.pointer("/spec/pools").and_then(Value::as_array).cloned().unwrap_or_default();
     let pools = entries.iter().map(|pool| {
         json!({
             "name": pool["name"], "generation": pool["generation"], "links": links,

@@ -3,6 +3,7 @@
 use kube::ResourceExt;
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
 use macvtap_crds::v1alpha1::{MacvtapResourcePool, NodePool};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::ops::Deref;
@@ -18,8 +19,9 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An entry that says this.
-    pub fn new(pool: NodePool) -> Self {
+    /// An entry with this content. The name of the resource is left out where it is the pool's: both forms are written.
+    pub fn new(mut pool: NodePool) -> Self {
+        pool.resource_name.take_if(|resource| *resource == pool.name);
         let whole = digest(&pool);
         let content = digest(&NodePool { generation: 0, ..pool.clone() });
         Self { pool, whole, content }
@@ -28,6 +30,19 @@ impl Entry {
     /// Whether it tells a node the same.
     pub fn says_the_same(&self, other: &Self) -> bool {
         self.content == other.content
+    }
+
+    /// The entry as it is written to a node state, brief or as agents of release 0.1.0 need it: they cannot read one
+    /// without phase and name of the resource.
+    pub fn json(&self, is_brief: bool) -> serde_json::Result<Value> {
+        let mut json = serde_json::to_value(&self.pool)?;
+        if !is_brief {
+            json["phase"] = serde_json::to_value(self.phase)?;
+            if let Some(resource) = self.resource() {
+                json["resourceName"] = resource.into();
+            }
+        }
+        Ok(json)
     }
 
     /// The same pool, offering no more free devices.
@@ -88,4 +103,57 @@ fn digest(pool: &NodePool) -> [u8; 32] {
     // The types hold nothing that JSON cannot say; if ever one did, its text still tells two settings apart.
     let text = serde_json::to_vec(pool).unwrap_or_else(|_| format!("{pool:?}").into_bytes());
     Sha256::digest(text).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::pool;
+    use serde::Deserialize;
+    use serde_json::json;
+
+    /// What an agent of release 0.1.0 insists on in an entry, as its types had it.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct FirstPool {
+        name: String,
+        #[serde(rename = "uid")]
+        _uid: String,
+        #[serde(rename = "generation")]
+        _generation: i64,
+        phase: String,
+        resource_name: Option<String>,
+    }
+
+    #[test]
+    fn agents_of_the_first_release_can_read_the_full_form_and_both_forms_are_one_entry() {
+        let spec = json!({"macvtap": {"mtu": 9000}});
+        let named = json!({"resourceName": "res", "macvtap": {"mtu": 9000}});
+        let per_link = json!({"resourcePer": "Link"});
+        for (spec, resource) in [(spec, Some("dp")), (named, Some("res")), (per_link, None)] {
+            let entry = entry_of(&pool("dp", spec));
+            let first = FirstPool::deserialize(entry.json(false).unwrap()).unwrap();
+            assert_eq!((first.name.as_str(), first.phase.as_str()), ("dp", "Active"));
+            assert_eq!(first.resource_name.as_deref(), resource);
+            assert!(FirstPool::deserialize(entry.json(true).unwrap()).is_err());
+            for is_brief in [true, false] {
+                let read = NodePool::deserialize(entry.json(is_brief).unwrap()).unwrap();
+                assert!(Entry::new(read) == entry);
+            }
+        }
+        let draining = Arc::new(entry_of(&pool("dp", json!({})))).draining();
+        assert_eq!(draining.json(true).unwrap()["phase"], "Draining");
+    }
+
+    #[test]
+    fn an_upgrade_from_the_first_release_edits_no_pool() {
+        let first = json!({
+            "name": "dp", "uid": "uid-dp", "generation": 1, "phase": "Active", "resourceName": "dp",
+            "resourcePrefix": "macvtap.network.kubevirt.io", "priority": 0, "links": [{"names": ["dp0"]}],
+            "excludeDefaultRoute": false, "overlap": "Exclusive", "resourcePer": "Pool",
+            "advertisement": "Enabled", "allocation": "Spread", "tapOnly": "Forbidden", "topology": "Hint",
+        });
+        let first = Entry::new(NodePool::deserialize(first).unwrap());
+        assert_eq!(first, entry_of(&pool("dp", json!({}))));
+    }
 }

@@ -6,9 +6,8 @@ use crate::states::{KnownState, Spec};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::Api;
 use kube::{Client, Resource, ResourceExt};
-use macvtap_crds::v1alpha1::{MacvtapNodeState, NodePool};
+use macvtap_crds::v1alpha1::MacvtapNodeState;
 use serde_json::json;
-use std::ops::Deref;
 use std::sync::Arc;
 
 /// Whether the state is there as it should be.
@@ -26,9 +25,17 @@ pub fn spec(node: &Node, entries: Vec<Arc<Entry>>) -> Spec {
     Spec { owner: node.uid(), config_hash: config_hash(&entries), pools: entries }
 }
 
-/// Writes the spec of a node's state; its status is the agent's and is never sent. Returns the version it became.
-pub async fn apply(client: &Client, name: &str, spec: &Spec, exists: bool) -> Result<u64, kube::Error> {
-    let pools: Vec<&NodePool> = spec.pools.iter().map(|entry| entry.deref().deref()).collect();
+/// Writes the spec of a node's state, in a form that its agent can read; its status is the agent's and is never sent.
+/// Returns the version it became.
+pub async fn apply(
+    client: &Client,
+    name: &str,
+    spec: &Spec,
+    before: Option<&KnownState>,
+) -> Result<u64, kube::Error> {
+    let is_brief = before.is_some_and(KnownState::reads_brief);
+    let pools: serde_json::Result<Vec<_>> = spec.pools.iter().map(|entry| entry.json(is_brief)).collect();
+    let pools = pools.map_err(kube::Error::SerdeError)?;
     let body = json!({
         "apiVersion": MacvtapNodeState::api_version(&()),
         "kind": MacvtapNodeState::kind(&()),
@@ -45,5 +52,5 @@ pub async fn apply(client: &Client, name: &str, spec: &Spec, exists: bool) -> Re
         "spec": {"configHash": spec.config_hash, "pools": pools},
     });
     let states: Api<MacvtapNodeState> = Api::all(client.clone());
-    overwrite::put(&states, name, &body, exists).await
+    overwrite::put(&states, name, &body, before.is_some()).await
 }

@@ -125,7 +125,11 @@ mod tests {
         KnownState {
             name: "n1".to_owned(),
             unanswered_since: (observed != Some(true)).then(|| at(NOW - seconds_ago).0),
-            status: Some(KnownStatus { observed_hash: hash, pools: of_status.collect() }),
+            status: Some(KnownStatus {
+                observed_hash: hash,
+                pools: of_status.collect(),
+                ..KnownStatus::default()
+            }),
             unreadable: unreadable.then(|| "odd".to_owned()),
             status_unreadable: unreadable,
             config_hash,

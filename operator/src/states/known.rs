@@ -46,6 +46,8 @@ pub struct KnownState {
 pub struct KnownStatus {
     /// The spec it has applied.
     pub observed_hash: Option<String>,
+    /// Whether the agent can read brief entries. Agents of release 0.1.0 cannot, and report no observedGeneration.
+    pub reads_brief: bool,
     /// Its pools.
     pub pools: Vec<KnownPool>,
 }
@@ -141,7 +143,11 @@ impl KnownState {
                 let read = WirePool::deserialize(json).map(|wire| KnownPool::new(&wire, shared));
                 read.inspect_err(|error| status_trouble.push(place(json, "status", error))).ok()
             });
-            KnownStatus { pools: pools.collect(), observed_hash: text(&raw.status, "observedHash") }
+            KnownStatus {
+                pools: pools.collect(),
+                observed_hash: text(&raw.status, "observedHash"),
+                reads_brief: raw.status.get("observedGeneration").is_some_and(Value::is_i64),
+            }
         });
         let (spec_unreadable, status_unreadable) = (!spec_trouble.is_empty(), !status_trouble.is_empty());
         spec_trouble.append(&mut status_trouble);
@@ -200,6 +206,11 @@ impl KnownState {
     /// Whether an agent ever answered.
     pub fn answered(&self) -> bool {
         self.status.as_ref().is_some_and(|status| status.observed_hash.is_some())
+    }
+
+    /// Whether the agent is known to read brief entries.
+    pub fn reads_brief(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.reads_brief)
     }
 
     /// What the agent says of a pool.

@@ -113,7 +113,7 @@ fn only_agents_that_answer_limit_the_specs_under_way() {
     }
     assert!(!own.has_room(at(1), |_| true) && own.has_room(at(1), |name| name != "7"));
     let answered = || KnownState {
-        status: Some(KnownStatus { observed_hash: Some("old".to_owned()), pools: Vec::new() }),
+        status: Some(KnownStatus { observed_hash: Some("old".to_owned()), ..KnownStatus::default() }),
         ..state("n1", 1, "h")
     };
     let waiting = |since| KnownState { unanswered_since: Some(at(since)), ..answered() };
