@@ -13,6 +13,8 @@ pub(crate) mod anchor {
     pub(crate) const NODES: &str = "nodes-macvtapnodestate";
     /// Networks that pods name, and quotas.
     pub(crate) const NETWORKS: &str = "networks-and-quotas";
+    /// Events of pods.
+    pub(crate) const PODS: &str = "pods";
 }
 
 /// What to do about a reason of a pool's condition.
@@ -183,7 +185,7 @@ mod tests {
         };
         let slugs: Vec<String> =
             guide.lines().filter_map(|line| line.strip_prefix("## ")).map(slug).collect();
-        for anchor in [anchor::INSTALLATION, anchor::POOLS, anchor::NODES, anchor::NETWORKS] {
+        for anchor in [anchor::INSTALLATION, anchor::POOLS, anchor::NODES, anchor::NETWORKS, anchor::PODS] {
             assert!(slugs.iter().any(|slug| slug == anchor), "{anchor} is not among {slugs:?}");
         }
     }

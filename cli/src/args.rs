@@ -3,7 +3,7 @@
 #![expect(clippy::doc_markdown, reason = "doc comments are the help, which is plain text")]
 
 use crate::output::Format;
-use clap::{Args as Group, Parser, Subcommand};
+use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use macvtap_operator::args::Migrate;
 use std::path::PathBuf;
@@ -41,6 +41,10 @@ pub(crate) enum Command {
     Check(Check),
     /// Show pools, nodes and links with their reasons.
     Status(Shown),
+    /// Explain why a pod, pool, node or link has its devices or lacks them. Exit code 1 if something is wrong.
+    Explain(Explain),
+    /// Show which nodes and links a pool would take, and which pools lose some, before it is applied.
+    Plan(Plan),
     /// Remove resources with the value 0 from Nodes that the kubelet keeps of former pools.
     Prune(Prune),
     /// Print the pools that replace a ConfigMap of macvtap-cni's device plugin.
@@ -74,6 +78,54 @@ pub(crate) struct Check {
     /// Repeat the checks until none fails, at most so long: 90s, 5m.
     #[arg(long, value_parser = duration)]
     pub(crate) wait: Option<Duration>,
+
+    /// How the report is printed.
+    #[command(flatten)]
+    pub(crate) shown: Shown,
+}
+
+/// What to explain.
+#[derive(Debug, Group)]
+pub(crate) struct Explain {
+    /// The kind of object.
+    #[arg(value_enum)]
+    pub(crate) kind: Subject,
+
+    /// Its name.
+    pub(crate) name: String,
+
+    /// Namespace of the pod. Absent: that of the context.
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+
+    /// Node of the link. Absent: every node that has a link of the name.
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+
+    /// How the report is printed.
+    #[command(flatten)]
+    pub(crate) shown: Shown,
+}
+
+/// What can be explained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Subject {
+    /// A pod.
+    Pod,
+    /// A MacvtapResourcePool.
+    Pool,
+    /// A node.
+    Node,
+    /// A link of a node.
+    Link,
+}
+
+/// What to plan.
+#[derive(Debug, Group)]
+pub(crate) struct Plan {
+    /// File with the pools as they would be applied; `-` is the standard input.
+    #[arg(short, long)]
+    pub(crate) filename: PathBuf,
 
     /// How the report is printed.
     #[command(flatten)]

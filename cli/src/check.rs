@@ -8,6 +8,12 @@ mod nodes;
 mod pools;
 mod rights;
 
+pub(crate) use agents::trouble as agent_trouble;
+pub(crate) use installation::kinds;
+pub(crate) use networks::{quotas, trouble as network_trouble};
+pub(crate) use nodes::{of_link as link_trouble, of_state as node_state};
+pub(crate) use pools::of_pool as pool_state;
+
 use crate::args::Check;
 use crate::cluster::Cluster;
 use crate::facts::{Facts, Scope};

@@ -14,7 +14,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, ResourceQuota};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::ResourceExt as _;
-use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool};
+use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool, NodePoolStatus};
 use network::Network;
 
 /// Label selector of the operator's objects.
@@ -85,6 +85,16 @@ impl Facts {
     /// Returns the state of a node.
     pub(crate) fn state(&self, node: &str) -> Option<&MacvtapNodeState> {
         items(&self.states).iter().find(|state| state.name_any() == node)
+    }
+
+    /// Returns the pool with this name.
+    pub(crate) fn pool(&self, name: &str) -> Option<&MacvtapResourcePool> {
+        items(&self.pools).iter().find(|pool| pool.name_any() == name)
+    }
+
+    /// Returns what the agent of a node reports of a pool.
+    pub(crate) fn pool_status(&self, node: &str, pool: &str) -> Option<&NodePoolStatus> {
+        self.state(node)?.status.as_ref()?.pools.iter().find(|of_node| of_node.name == pool)
     }
 
     /// Returns the kind with this name.

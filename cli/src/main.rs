@@ -7,8 +7,10 @@ mod advice;
 mod args;
 mod check;
 mod cluster;
+mod explain;
 mod facts;
 mod output;
+mod plan;
 mod prune;
 mod report;
 mod status;
@@ -44,6 +46,8 @@ async fn run(args: Args) -> Result<bool> {
     match args.command {
         Command::Check(check) => check::run(&cluster().await?, &check).await,
         Command::Status(shown) => status::run(&cluster().await?, shown.output).await.map(|()| true),
+        Command::Explain(explain) => explain::run(&cluster().await?, &explain).await,
+        Command::Plan(plan) => plan::run(&cluster().await?, &plan).await,
         Command::Prune(prune) => prune::run(&cluster().await?, &prune).await,
         Command::Migrate(migrate) => {
             let connect = async || Ok(cluster().await?.client);

@@ -66,7 +66,7 @@ pub(super) fn multus(facts: &Facts) -> Option<Diagnostic> {
 }
 
 /// Whether the kinds of this project exist and serve this program's version.
-pub(super) fn kinds(facts: &Facts) -> Vec<Diagnostic> {
+pub(crate) fn kinds(facts: &Facts) -> Vec<Diagnostic> {
     if let Err(unread) = &facts.kinds {
         return vec![Diagnostic::skipped(format!("the kinds cannot be read: {}", unread.text()))];
     }
