@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// What stands for the link's name in the name of a network, with `resourcePer: Link`.
+/// The placeholder of the link's name in the name of a network, with `resourcePer: Link`.
 pub const LINK_PLACEHOLDER: &str = "{link}";
 
 /// A network attachment definition that is created in each of the namespaces.
@@ -31,10 +31,10 @@ pub struct NetworkTemplate {
     #[schemars(range(min = 68, max = 65535))]
     pub mtu: Option<u32>,
     /// Set interfaces promiscuous: they receive every multicast frame, and with mode Passthru also frames for others. Absent:
-    /// as the pool says.
+    /// the pool's setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promisc_mode: Option<bool>,
-    /// Auto: tell the network about the addresses of a new interface (gratuitous ARP, unsolicited neighbour
+    /// Auto: announce the addresses of a new interface (gratuitous ARP, unsolicited neighbour
     /// advertisement). Never: do not, as live migration of a virtual machine needs it. Absent: Auto.
     #[serde(default)]
     pub announce: Announce,
@@ -99,14 +99,14 @@ pub enum CniVersion {
 /// Whether new addresses are announced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Announce {
-    /// They are.
+    /// The addresses are announced.
     #[default]
     Auto,
-    /// They are not.
+    /// The addresses are not announced.
     Never,
 }
 
-/// What becomes of an interface's MAC address when its virtual machine migrates.
+/// The MAC address of an interface whose virtual machine migrates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Migration {
     /// The interface keeps it.

@@ -108,7 +108,7 @@ impl MacvtapResourcePool {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.type == 'Staged' || !has(self.staged)").message("staged needs type: Staged"))]
 pub struct Rollout {
-    /// AllAtOnce, or Staged: a few nodes at a time, halting when too many of them get worse.
+    /// AllAtOnce, or Staged: a few nodes at a time, halting when too many of them degrade.
     #[serde(default, rename = "type")]
     pub rollout_type: RolloutType,
     /// Settings of type Staged.
@@ -133,7 +133,7 @@ pub struct Staged {
     /// Number of nodes that change together, or a share in percent.
     #[schemars(schema_with = "schema::batch")]
     pub batch: IntOrString,
-    /// How many nodes may get worse by the change or fall silent before it halts.
+    /// How many nodes the change may degrade, or make unreachable, before it halts.
     #[schemars(range(min = 0, max = 5000))]
     pub max_degraded: u32,
 }
@@ -157,7 +157,7 @@ pub struct MacvtapResourcePoolStatus {
     pub resource: Option<String>,
     /// Accepted; Ready: every matched node that reports has applied the pool and serves a healthy device; Available: at
     /// least one node does, also during a change; Progressing; Degraded; NetworksReady; while it is deleted Terminating;
-    /// and Stalled when nothing goes on until somebody acts.
+    /// and Stalled when the pool needs a change by its user.
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
     /// Nodes.

@@ -23,7 +23,7 @@ pub struct PoolSettings {
     #[x_kube(validation = Rule::new("!self.endsWith('kubernetes.io')").message("kubernetes.io belongs to Kubernetes; use a domain of your own"))]
     #[x_kube(validation = Rule::new("!self.startsWith('requests.')").message("requests. is reserved for quotas"))]
     pub resource_prefix: String,
-    /// Which pool gets a link that several match: the higher number, then the older pool, then the first by name.
+    /// Decides which of several matching pools holds a link: the higher number, then the older pool, then the first by name.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
     pub priority: u32,
@@ -38,7 +38,7 @@ pub struct PoolSettings {
     /// address or an upper device.
     #[serde(default)]
     pub exclude_default_route: bool,
-    /// Exclusive: a link belongs to one pool. Shared: other pools that say Shared may use it too.
+    /// Exclusive: a link belongs to one pool. Shared: other pools that are Shared, too, may use it.
     #[serde(default)]
     pub overlap: Overlap,
     /// Pool: one resource for all links. Link: one resource for each matched link, named after it. Immutable.
@@ -137,7 +137,7 @@ pub enum Overlap {
     /// A link belongs to one pool.
     #[default]
     Exclusive,
-    /// Pools that all say so share their links.
+    /// Pools that are all Shared share their links.
     Shared,
 }
 
