@@ -1,10 +1,10 @@
 //! The operator: pools and nodes to node states, node states to pool status, pools to networks.
 //!
-//! Everything that decides is a pure function over values (`acceptance`, `catalog`, `node_state::render`,
-//! `network::plan`, `network::config`, `pool::assess`, `pool::report`, `rollout`, `leader::lease`, `migrate::plan`);
-//! `run` elects a leader, keeps caches of the cluster and calls the reconcilers, and the modules named `apply` and
-//! `publish` are the only ones that write, `overwrite` for them also where an object is not as its schema has it, through
-//! a gate that is open only for the leader.
+//! Everything that decides is a pure function over values (`acceptance`, `catalog`, `node`, `node_state`, `network`,
+//! `pool`, `relevance`, `rollout`, `leader::lease`, `migrate::plan`). `run` elects a leader, keeps caches of the cluster
+//! (`watches`, `states`, `context`) and calls the `controllers`. They and the modules named `apply` are the only ones that
+//! write, `overwrite` for them also where an object is not as its schema has it, through a gate that is open only for the
+//! leader.
 
 pub mod acceptance;
 pub mod admin;
@@ -13,12 +13,14 @@ pub mod args;
 pub mod catalog;
 pub mod clock;
 pub mod context;
+pub mod controllers;
 pub mod entry;
 pub mod gate;
 pub mod leader;
 pub mod metrics;
 pub mod migrate;
 pub mod network;
+pub mod node;
 pub mod node_state;
 pub mod overwrite;
 pub mod pace;
@@ -26,6 +28,7 @@ pub mod pool;
 pub mod queue;
 pub mod refresh;
 pub mod refusal;
+pub mod relevance;
 pub mod rollout;
 pub mod run;
 pub mod states;

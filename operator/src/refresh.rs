@@ -4,12 +4,14 @@
 //! half a minute between tries, and a connection that nobody ended is silent for longer. What it then wrote would be a
 //! former state of the cluster. So it lists everything once more before it writes.
 
-use crate::watches::{Events, kind_is_missing};
 use futures::{StreamExt, stream};
-use kube::runtime::watcher::Event;
+use kube::runtime::watcher::{self, Event};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+
+/// What happens to objects of a kind.
+pub type Events<K> = futures::stream::BoxStream<'static, watcher::Result<Event<K>>>;
 
 /// Makes watches begin anew, and knows when each has caught up.
 #[derive(Debug)]
@@ -103,6 +105,19 @@ impl Refresh {
                 "not everything could be listed anew; agents or networks may be known as they were"
             );
         }
+    }
+}
+
+/// Whether the API server does not know the kind that is watched.
+pub(crate) fn kind_is_missing(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchError(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => false,
     }
 }
 

@@ -31,7 +31,7 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::PoolError;
+    use crate::controllers::pools::PoolError;
     use kube::core::Status;
 
     #[test]

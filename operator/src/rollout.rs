@@ -4,7 +4,6 @@
 //! given and not written yet, and how well each node was before its turn.
 
 use crate::entry::Entry;
-use crate::pool::assess::Standing;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use macvtap_crds::condition::{self, ConditionType};
@@ -27,6 +26,23 @@ pub struct Member<'m> {
     pub standing: Standing,
     /// How well it is with what it has of the pool, be that current or not.
     pub health: Health,
+}
+
+/// How a node stands, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It has not answered for [`SILENCE`](crate::node::SILENCE).
+    Unreachable,
+    /// It has applied the pool and offers no healthy device.
+    NotReady,
+    /// It offers devices, and something is wrong.
+    Degraded,
+    /// It has not applied the last change yet.
+    Updating,
+    /// It offers devices, or would if the pool were not a dry run.
+    Ready,
+    /// It has applied the pool, and no link of it matches. It counts apart.
+    WithoutLinks,
 }
 
 /// How well a node is with a pool, the best first.

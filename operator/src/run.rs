@@ -4,6 +4,7 @@ use crate::admin::{self, Health};
 use crate::agents::Agents;
 use crate::args::Serve;
 use crate::context::{Context, NetworkKind, Queues};
+use crate::controllers::{networks, node_states, pools};
 use crate::gate::Gate;
 use crate::leader::Elector;
 use crate::leader::term::Term;
@@ -16,7 +17,7 @@ use crate::refresh::Refresh;
 use crate::rollout::Grants;
 use crate::states::States;
 use crate::watches;
-use crate::{network, node_state, pool, refusal, takeover};
+use crate::{refusal, takeover};
 use anyhow::Context as _;
 use futures::StreamExt;
 use kube::client::ClientBuilder;
@@ -287,12 +288,12 @@ async fn work(controller: Controller, last: Lane, context: Arc<Context>, shutdow
         let start = Instant::now();
         let result = match controller {
             Controller::Pools => {
-                pool::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
+                pools::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
             }
             Controller::Nodes => {
-                node_state::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
+                node_states::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
             }
-            Controller::Networks => Ok(network::reconcile(&key, &context).await),
+            Controller::Networks => Ok(networks::reconcile(&key, &context).await),
         };
         context.metrics.reconciled(controller, start.elapsed(), result.is_err());
         match result {

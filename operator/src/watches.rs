@@ -3,14 +3,17 @@
 //! An event reaches the cache before anybody is told about it, so what is looked at is never older than the event.
 //! A standby follows everything too, so that it can lead at once; its queues are closed.
 
+mod filter;
+
 use crate::agents;
 use crate::clock;
 use crate::context::{Context, Guarded, NetworkKind};
 use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
-use crate::pool::concern::Change;
-use crate::refresh::{Need, Refresh};
+use crate::refresh::{Events, Need, Refresh, kind_is_missing};
+use crate::relevance::Change;
 use crate::states::RawState;
+use filter::{Seen, Unreadable, fingerprint};
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, NodeStatus, Pod};
@@ -23,14 +26,10 @@ use kube::{Client, Resource, ResourceExt};
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::{POOL_LABEL, RELEASE_ANNOTATION};
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
 use std::fmt::Debug;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::Hash;
 use std::sync::Arc;
 use tokio::sync::watch;
-
-/// What happens to objects of a kind.
-pub type Events<K> = futures::stream::BoxStream<'static, watcher::Result<Event<K>>>;
 
 /// A cache and the events that have reached it.
 pub struct Watched<K>
@@ -298,19 +297,6 @@ pub async fn follow_networks(
     }
 }
 
-/// Whether the API server does not know the kind that is watched.
-pub(crate) fn kind_is_missing(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
-        watcher::Error::InitialListFailed(_)
-        | watcher::Error::WatchStartFailed(_)
-        | watcher::Error::WatchError(_)
-        | watcher::Error::WatchFailed(_)
-        | watcher::Error::NoResourceVersion => false,
-    }
-}
-
 fn logged<K>(what: &'static str, event: watcher::Result<Event<K>>, metrics: &Metrics) -> Option<Event<K>> {
     event
         .inspect_err(|error| {
@@ -318,98 +304,4 @@ fn logged<K>(what: &'static str, event: watcher::Result<Event<K>>, metrics: &Met
             tracing::warn!(%error, "watch of {what} interrupted");
         })
         .ok()
-}
-
-/// What was said of objects that cannot be read, so that each trouble is told once.
-#[derive(Debug, Default)]
-struct Unreadable {
-    told: HashMap<String, String>,
-}
-
-impl Unreadable {
-    fn tell(&mut self, kind: &'static str, name: &str, trouble: Option<&str>, metrics: &Metrics) {
-        match trouble {
-            None => {
-                self.told.remove(name);
-            }
-            Some(trouble) if self.told.get(name).is_some_and(|told| told == trouble) => {}
-            Some(trouble) => {
-                metrics.unreadable(kind);
-                tracing::warn!(name, error = trouble, "{kind} cannot be read as a whole");
-                self.told.insert(name.to_owned(), trouble.to_owned());
-            }
-        }
-    }
-}
-
-/// What was seen of each object, so that changes of what we do not use are no changes.
-#[derive(Debug, Default)]
-struct Seen {
-    fingerprints: HashMap<(Option<String>, String), u64>,
-}
-
-impl Seen {
-    /// Whether the event is worth telling. A list that was read anew always is.
-    fn changed<K: Resource>(&mut self, event: &Event<K>, fingerprint: impl Fn(&K) -> u64) -> bool {
-        let key =
-            |object: &K| (object.meta().namespace.clone(), object.meta().name.clone().unwrap_or_default());
-        match event {
-            Event::Apply(object) => {
-                let new = fingerprint(object);
-                self.fingerprints.insert(key(object), new) != Some(new)
-            }
-            Event::Delete(object) => {
-                self.fingerprints.remove(&key(object));
-                true
-            }
-            Event::Init => {
-                self.fingerprints.clear();
-                false
-            }
-            Event::InitApply(object) => {
-                self.fingerprints.insert(key(object), fingerprint(object));
-                false
-            }
-            Event::InitDone => true,
-        }
-    }
-}
-
-fn fingerprint(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::pool;
-    use serde_json::json;
-
-    #[test]
-    fn only_changes_of_what_is_used_are_told() {
-        let mut seen = Seen::default();
-        let generation = |pool: &MacvtapResourcePool| fingerprint(&pool.metadata.generation);
-        let first = pool("a", json!({}));
-        let mut edited = first.clone();
-        edited.metadata.generation = Some(2);
-        assert!(!seen.changed(&Event::Init, generation));
-        assert!(!seen.changed(&Event::InitApply(first.clone()), generation));
-        assert!(seen.changed(&Event::InitDone, generation));
-        assert!(!seen.changed(&Event::Apply(first.clone()), generation));
-        assert!(seen.changed(&Event::Apply(edited), generation));
-        assert!(seen.changed(&Event::Delete(first.clone()), generation));
-        assert!(seen.changed(&Event::Apply(first), generation));
-    }
-
-    #[test]
-    fn each_trouble_is_counted_once() {
-        let (mut unreadable, metrics) = (Unreadable::default(), Metrics::default());
-        for trouble in [Some("a"), Some("a"), Some("b"), None, Some("b")] {
-            unreadable.tell("pool", "dp", trouble, &metrics);
-        }
-        let line = "macvtap_operator_unreadable_objects_total{kind=\"pool\"} 3";
-        assert!(metrics.text().contains(line), "{}", metrics.text());
-    }
 }

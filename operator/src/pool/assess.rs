@@ -2,8 +2,9 @@
 
 use crate::catalog::{ActivePool, Catalog, Nodes};
 use crate::entry::Entry;
+use crate::node::{NodeView, silent};
 use crate::node_state::render::{Target, turn_matters};
-use crate::rollout::{Grants, Health, Member};
+use crate::rollout::{Grants, Health, Member, Standing};
 use crate::states::{KnownPool, KnownState};
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -11,35 +12,10 @@ use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::nodestate::{POOLS_MAX, PoolPhase};
 use macvtap_crds::v1alpha1::pool::NodeSample;
 use macvtap_crds::v1alpha1::reason::{NodePoolReason, SampleReason};
-use std::collections::BTreeMap;
 use std::time::Duration;
-
-/// How long a node may be silent before it counts as unreachable.
-pub const SILENCE: Duration = Duration::from_secs(90);
 
 /// What a message in a sample may have at most.
 const SAMPLE_MESSAGE_MAX: usize = 1024;
-
-/// What is known of a node.
-#[derive(Clone, Copy, Debug)]
-pub struct NodeView<'v> {
-    /// Its name.
-    pub name: &'v str,
-    /// Its labels.
-    pub labels: &'v BTreeMap<String, String>,
-    /// Since when the Node is not Ready, if it is not.
-    pub not_ready_since: Option<Timestamp>,
-    /// Since when no agent of it is ready, if none is.
-    pub agent_down_since: Option<Timestamp>,
-    /// Whether an agent of it has been started, also if it never reported.
-    pub runs_agent: bool,
-    /// Until when the watch has surely shown every change of node states, by the operator's own clock.
-    pub seen_until: Timestamp,
-    /// Whether the Node is being deleted.
-    pub is_terminating: bool,
-    /// Its state, if it has one.
-    pub state: Option<&'v KnownState>,
-}
 
 /// A pool, prepared for many nodes.
 #[derive(Debug)]
@@ -66,23 +42,6 @@ impl<'s> Subject<'s> {
             uid,
         }
     }
-}
-
-/// How a node stands, the worst first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
-    /// It has not answered for [`SILENCE`].
-    Unreachable,
-    /// It has applied the pool and offers no healthy device.
-    NotReady,
-    /// It offers devices, and something is wrong.
-    Degraded,
-    /// It has not applied the last change yet.
-    Updating,
-    /// It offers devices, or would if the pool were not a dry run.
-    Ready,
-    /// It has applied the pool, and no link of it matches. It counts apart.
-    WithoutLinks,
 }
 
 /// Why a node cannot be told of a pool as it is now.
@@ -221,22 +180,6 @@ fn unoffered(status: &KnownPool, reason: &str) -> Option<Standing> {
     } else {
         (is_empty && reason == NodePoolReason::NoMatchingLink.as_str()).then_some(Standing::WithoutLinks)
     }
-}
-
-/// Returns since when the node's agent has been unreachable, or else how soon it will be if it stays silent. `now` is
-/// the wall clock's time, which is compared with those of the API. A missing answer is held against the agent only as far
-/// as the operator would have seen it, by its own clock.
-pub fn silent(node: &NodeView<'_>, now: Timestamp) -> Result<Timestamp, Option<Duration>> {
-    let unanswered = node.state.filter(|state| !state.applied()).and_then(|state| state.unanswered_since);
-    let down = node.not_ready_since.into_iter().chain(node.agent_down_since).min();
-    let judged = [(down, now), (unanswered, node.seen_until)];
-    let judged = judged.into_iter().filter_map(|(since, until)| {
-        let past = Duration::try_from(until.duration_since(since?)).unwrap_or_default();
-        Some((since?, SILENCE.saturating_sub(past)))
-    });
-    let (past, future): (Vec<_>, Vec<_>) = judged.partition(|(_, left)| left.is_zero());
-    let since = past.iter().map(|(since, _)| *since).min();
-    since.ok_or_else(|| future.iter().map(|(_, left)| *left).min())
 }
 
 /// What the operator has told a node about a pool.

@@ -1,10 +1,11 @@
 //! Pure: everything known of a pool to its status.
 
-use super::assess::{Assessment, NodeView, Obstacle, Standing, Subject, assess, silent};
+use super::assess::{Assessment, Obstacle, Subject, assess};
 use crate::acceptance::Rejection;
 use crate::catalog::Catalog;
 use crate::network::NetworkReport;
-use crate::rollout::{self, Former, Grants, Member, Plan};
+use crate::node::{NodeView, silent};
+use crate::rollout::{self, Former, Grants, Member, Plan, Standing};
 use crate::states::KnownPool;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

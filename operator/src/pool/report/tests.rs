@@ -3,8 +3,8 @@
 use super::*;
 use crate::catalog::Catalog;
 use crate::network::Problem;
+use crate::node::silent;
 use crate::node_state::render::{self, Target};
-use crate::pool::assess::silent;
 use crate::states::KnownState;
 use crate::testing::{deleted, known, labels, pool, spec, state};
 use kube::ResourceExt;

@@ -1,12 +1,6 @@
-//! Writes a pool's status when that is worth a write.
+//! Pure: how much of a pool's status changed.
 
-use super::announce;
-use crate::context::Context;
-use crate::overwrite::{self, Part};
-use kube::api::Api;
-use kube::{Resource, ResourceExt};
-use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus};
-use serde_json::json;
+use macvtap_crds::v1alpha1::MacvtapResourcePoolStatus;
 use std::time::Duration;
 
 /// Numbers alone are written at most this often on a large cluster.
@@ -48,46 +42,8 @@ pub fn change(old: Option<&MacvtapResourcePoolStatus>, new: &MacvtapResourcePool
 }
 
 /// How often numbers alone are written: they change with every pod and every node, so the more nodes a pool has, the rarer.
-fn numbers_every(nodes: u32) -> Duration {
+pub fn numbers_every(nodes: u32) -> Duration {
     NUMBERS_EVERY_MIN.saturating_add(NUMBERS_PER_NODE.saturating_mul(nodes)).min(NUMBERS_EVERY_MAX)
-}
-
-/// Writes the status if need be and announces what changed; says how long numbers must wait for their turn.
-pub async fn publish(
-    pool: &MacvtapResourcePool,
-    status: MacvtapResourcePoolStatus,
-    context: &Context,
-) -> Result<Option<Duration>, kube::Error> {
-    let name = pool.name_any();
-    context.metrics.pool(&name, &status);
-    match change(pool.status.as_ref(), &status) {
-        Change::Nothing => return Ok(None),
-        Change::Numbers => {
-            if let Some(wait) = context.pace.numbers(&name, numbers_every(status.nodes.matched)) {
-                return Ok(Some(wait));
-            }
-        }
-        Change::Facts => {}
-    }
-    let body = json!({
-        "apiVersion": MacvtapResourcePool::api_version(&()),
-        "kind": MacvtapResourcePool::kind(&()),
-        "metadata": {"name": name, "uid": pool.uid()},
-        "status": status,
-    });
-    let pools: Api<MacvtapResourcePool> = Api::all(context.client.clone());
-    match overwrite::apply(&pools, &name, Part::Status, &body).await {
-        Ok(version) => context.published.note(pool, version, status.clone()),
-        // It has just gone, and so has what is to be said of it.
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    let before = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    for event in announce::events(before, &status.conditions) {
-        tracing::info!(pool = %name, reason = %event.reason, "{}", event.note.as_deref().unwrap_or_default());
-        context.announce(&event, pool).await;
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

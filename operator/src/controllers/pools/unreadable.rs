@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Reports it in the pool's conditions, or at least in an event. `terminating` is what a pool being deleted waits for.
-pub async fn say(
+pub(super) async fn say(
     meta: &ObjectMeta,
     problem: &str,
     terminating: Option<Finding>,

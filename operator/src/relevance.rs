@@ -3,7 +3,7 @@
 //! An edit of one pool changes the state of every node twice, and each of these changes would have all pools look at all
 //! nodes.
 
-use super::assess::SILENCE;
+use crate::node::SILENCE;
 use crate::states::KnownState;
 use jiff::Timestamp;
 use macvtap_crds::v1alpha1::nodestate::POOLS_MAX;
@@ -62,7 +62,8 @@ mod tests {
     use crate::catalog::Catalog;
     use crate::entry::config_hash;
     use crate::entry::entry_of;
-    use crate::pool::assess::{NodeView, Subject, assess};
+    use crate::node::NodeView;
+    use crate::pool::assess::{Subject, assess};
     use crate::rollout::Grants;
     use crate::states::{KnownPool, KnownStatus, Verdict};
     use crate::testing::{at, pool};

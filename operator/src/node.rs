@@ -1,0 +1,46 @@
+//! Pure: a node as the operator sees it, and when its agent counts as unreachable.
+
+use crate::states::KnownState;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long a node may be silent before it counts as unreachable.
+pub const SILENCE: Duration = Duration::from_secs(90);
+
+/// What is known of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeView<'v> {
+    /// Its name.
+    pub name: &'v str,
+    /// Its labels.
+    pub labels: &'v BTreeMap<String, String>,
+    /// Since when the Node is not Ready, if it is not.
+    pub not_ready_since: Option<Timestamp>,
+    /// Since when no agent of it is ready, if none is.
+    pub agent_down_since: Option<Timestamp>,
+    /// Whether an agent of it has been started, also if it never reported.
+    pub runs_agent: bool,
+    /// Until when the watch has surely shown every change of node states, by the operator's own clock.
+    pub seen_until: Timestamp,
+    /// Whether the Node is being deleted.
+    pub is_terminating: bool,
+    /// Its state, if it has one.
+    pub state: Option<&'v KnownState>,
+}
+
+/// Returns since when the node's agent has been unreachable, or else how soon it will be if it stays silent. `now` is
+/// the wall clock's time, which is compared with those of the API. A missing answer is held against the agent only as far
+/// as the operator would have seen it, by its own clock.
+pub fn silent(node: &NodeView<'_>, now: Timestamp) -> Result<Timestamp, Option<Duration>> {
+    let unanswered = node.state.filter(|state| !state.applied()).and_then(|state| state.unanswered_since);
+    let down = node.not_ready_since.into_iter().chain(node.agent_down_since).min();
+    let judged = [(down, now), (unanswered, node.seen_until)];
+    let judged = judged.into_iter().filter_map(|(since, until)| {
+        let past = Duration::try_from(until.duration_since(since?)).unwrap_or_default();
+        Some((since?, SILENCE.saturating_sub(past)))
+    });
+    let (past, future): (Vec<_>, Vec<_>) = judged.partition(|(_, left)| left.is_zero());
+    let since = past.iter().map(|(since, _)| *since).min();
+    since.ok_or_else(|| future.iter().map(|(_, left)| *left).min())
+}

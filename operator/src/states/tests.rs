@@ -1,0 +1,103 @@
+//! What is known of node states.
+
+use super::*;
+use crate::entry::entry_of;
+use crate::testing::{pool, raw, spec};
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn named(name: &str) -> RawState {
+    let entry = entry_of(&pool("dp", serde_json::json!({})));
+    raw(&MacvtapNodeState::new(name, spec(&[Arc::new(entry)])))
+}
+
+#[test]
+fn a_list_that_is_read_anew_replaces_what_was_known_when_it_is_complete() {
+    let states = States::default();
+    let names = |states: &States| {
+        let mut names: Vec<_> = states.all().iter().map(|state| state.name.clone()).collect();
+        names.sort();
+        names
+    };
+    for event in [Event::Init, Event::InitApply(named("a")), Event::InitApply(named("b")), Event::InitDone] {
+        states.take(event, NOW);
+    }
+    states.take(Event::Apply(named("c")), NOW);
+    states.take(Event::Delete(named("a")), NOW);
+    assert_eq!(names(&states), ["b", "c"]);
+    states.take(Event::Init, NOW);
+    states.take(Event::InitApply(named("d")), NOW);
+    assert_eq!(names(&states), ["b", "c"]);
+    states.take(Event::InitDone, NOW);
+    assert_eq!(names(&states), ["d"]);
+}
+
+fn versioned(version: u64, observed: Option<&str>) -> RawState {
+    let mut raw = named("n1");
+    raw.metadata.resource_version = Some(version.to_string());
+    raw.spec["configHash"] = "old".into();
+    raw.status = observed.map_or(Value::Null, |hash| serde_json::json!({"observedHash": hash}));
+    raw
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+#[test]
+fn silence_begins_when_the_watch_shows_the_spec_and_a_further_write_does_not_put_it_off() {
+    let states = States::default();
+    let spec = |hash: &str| Spec { owner: None, config_hash: hash.to_owned(), pools: Vec::new() };
+    let write = |hash: &str, version, second| {
+        states.send("n1", spec(hash));
+        states.stored("n1", &spec(hash), version, at(second));
+    };
+    let show = |hash: &str, version, observed: Option<&str>, second| {
+        let mut raw = versioned(version, observed);
+        raw.spec["configHash"] = hash.into();
+        states.take(Event::Apply(raw), at(second));
+    };
+    let since = || states.get("n1").unwrap().unanswered_since;
+    show("old", 5, Some("old"), 0);
+    write("new", 6, 10);
+    assert_eq!(states.get("n1").unwrap().config_hash, "new");
+    assert_eq!(since(), None, "the agent may not have been told yet");
+    show("old", 5, Some("old"), 40);
+    assert_eq!((since(), states.get("n1").unwrap().config_hash.as_str()), (None, "new"));
+    show("new", 6, Some("old"), 60);
+    assert_eq!(since(), Some(at(60)));
+    write("newer", 7, 70);
+    show("newer", 7, Some("old"), 80);
+    assert_eq!(since(), Some(at(60)), "it has not said anything since");
+    show("newer", 8, Some("new"), 90);
+    assert_eq!(since(), Some(at(90)), "it is busy with an earlier spec");
+    show("newer", 9, Some("newer"), 95);
+    assert_eq!(since(), None);
+}
+
+#[test]
+fn a_list_does_not_undo_what_was_written_after_the_state_was_read_for_it() {
+    let states = States::default();
+    states.take(Event::Apply(versioned(5, None)), NOW);
+    states.take(Event::Init, NOW);
+    states.take(Event::InitApply(versioned(5, None)), NOW);
+    let spec = Spec { owner: None, config_hash: "new".to_owned(), pools: Vec::new() };
+    states.send("n1", spec.clone());
+    states.stored("n1", &spec, 6, NOW);
+    states.take(Event::InitDone, NOW);
+    assert_eq!(states.get("n1").unwrap().config_hash, "new");
+}
+
+#[test]
+fn a_spec_on_its_way_may_bring_a_pool_that_no_state_has() {
+    let states = States::default();
+    let entry = Arc::new(entry_of(&pool("dp", serde_json::json!({}))));
+    let spec = Spec { owner: None, config_hash: "h".to_owned(), pools: vec![entry] };
+    states.send("n1", spec.clone());
+    assert_eq!(states.may_hold("uid-dp"), ["n1"]);
+    states.withdraw("n1");
+    assert!(states.may_hold("uid-dp").is_empty(), "its answer was lost, and it is wanted no more");
+    states.send("n1", spec.clone());
+    states.stored("n1", &spec, 3, NOW);
+    assert!(states.may_hold("uid-dp").is_empty() && states.get("n1").unwrap().entry("uid-dp").is_some());
+}
