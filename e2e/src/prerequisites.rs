@@ -42,11 +42,12 @@ const INSTALLED: [(&str, &str, &str); 18] = [
 ];
 
 /// Package, a file in it, why.
-const UNPACKED: [(&str, &str, &str); 9] = [
+const UNPACKED: [(&str, &str, &str); 10] = [
     ("containerd", "usr/bin/containerd", "the container runtime 1.6 of node n2"),
     ("runc", "usr/sbin/runc", "starts the containers of both nodes"),
     ("busybox-static", "bin/busybox", "the shell in test pods"),
     ("docker-registry", "usr/bin/docker-registry", "serves the image that manifests call busybox"),
+    ("prometheus", "usr/bin/prometheus", "evaluates the chart's alerts in tests"),
     ("openvswitch-switch", "usr/lib/openvswitch-switch/ovs-vswitchd", "the switch below kube-ovn"),
     ("openvswitch-common", "usr/sbin/ovsdb-server", "the databases below kube-ovn"),
     ("ovn-common", "usr/bin/ovn-nbctl", "libraries and tools of OVN"),
