@@ -60,8 +60,11 @@ fuzz: ## Ten million hostile inputs for everything the plugin reads; make test t
 killed: ## Ten thousand pairs of ADD and DEL in 16 processes, a third of them killed (root); make test tries some of them
 	MACVTAP_KILLED_PAIRS=10000 REQUIRE_ROOT=1 cargo test --locked -p macvtap-cni --test plugin killed:: -- --show-output
 
-generate: ## Write the CRDs and the API reference from their Rust types
+generate: tool ## Write the CRDs and the API reference from their Rust types, and the chart's README from its values
 	cargo run --locked -p macvtap-crds --bin crdgen
+	@$(CLUSTER) chart-readme
+	cargo run --locked -p macvtap-crds --bin crdgen
+	@$(CLUSTER) chart-readme
 
 # The links of the pages are relative to the repository, so the site's source has its shape.
 docs: ## Build the documentation site into target/docs/site

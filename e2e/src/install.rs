@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::images::{self, Image};
+use crate::images::Image;
 use crate::layout;
 use crate::{Cluster, process};
 
@@ -29,9 +29,12 @@ pub fn product(cluster: &Cluster, values: &[&str]) -> Result<()> {
     let chart = cluster.checkout().path("charts/macvtap-operator");
     let mut command = helm(cluster);
     command.args(["upgrade", "--install", RELEASE]).arg(chart).args(["-n", NAMESPACE, "--create-namespace"]);
-    let operator = format!("operator.image={}", images::reference("macvtap-operator"));
-    let agent = format!("agent.image={}", images::reference("macvtap-node-agent"));
-    let own = ["imagePullPolicy=IfNotPresent", &operator, &agent];
+    let own = [
+        "imagePullPolicy=IfNotPresent",
+        "global.imageRegistry=localhost",
+        "operator.image.tag=dev",
+        "agent.image.tag=dev",
+    ];
     for value in own.iter().chain(values) {
         command.args(["--set", value]);
     }

@@ -14,6 +14,7 @@ pub mod api_server;
 pub mod bench_pods;
 pub mod cgroups;
 pub mod chaos;
+pub mod chart_readme;
 pub mod cluster;
 pub mod components;
 pub mod containerfile;

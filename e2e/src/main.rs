@@ -8,7 +8,9 @@ use clap::{Parser, Subcommand};
 use e2e::layout::{Checkout, Layout};
 use e2e::progress::{self, say};
 use e2e::suite::{self, Selection, Stage};
-use e2e::{Cluster, Multus, Options, bench_pods, chaos, components, demo, images, prerequisites, relay};
+use e2e::{
+    Cluster, Multus, Options, bench_pods, chaos, chart_readme, components, demo, images, prerequisites, relay,
+};
 
 /// A real Kubernetes on this machine: etcd, control plane, and one or two nodes with kubelet, containerd and Multus.
 #[derive(Parser)]
@@ -105,6 +107,8 @@ enum Command {
         #[arg(value_parser = images::ALL)]
         names: Vec<String>,
     },
+    /// Write the chart's README from the comments of its values
+    ChartReadme,
     /// Show the whole product: build, cluster, install, pools, pods that ping each other
     Demo,
     /// Run checks and tests, and print a summary
@@ -203,6 +207,7 @@ fn run(command: Command) -> Result<ExitCode> {
             components::build(&checkout)?;
         }
         Command::Images { names } => build_images(&checkout, &names)?,
+        Command::ChartReadme => chart_readme::write(&checkout)?,
         Command::Demo => demo::run()?,
         Command::Test { stages, matching, repeat } => {
             let stages = if stages.is_empty() { Stage::ALL.to_vec() } else { stages };

@@ -3,36 +3,15 @@
 mod api;
 
 use anyhow::{Context as _, Result, ensure};
+use api::chart::{NAMESPACE, helm, install, refused, rendered};
 use api::{Api, Program};
 use e2e::layout::Checkout;
 use e2e::{Kubectl, process};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::Duration;
 
-const NAMESPACE: &str = "macvtap-system";
 const DEADLINE: Duration = Duration::from_secs(20);
-
-/// Runs Helm and gives what it printed.
-fn helm(api: &Api, args: &[&str]) -> Result<String> {
-    let checkout = Checkout::here();
-    let home = checkout.artefacts().join("helm");
-    let mut command = Command::new(checkout.bin().join("helm"));
-    command.env("HELM_CACHE_HOME", home.join("cache")).env("HELM_CONFIG_HOME", home.join("config"));
-    command.env("HELM_DATA_HOME", home.join("data")).env("KUBECONFIG", api.kubectl.kubeconfig());
-    process::output(command.args(args))
-}
-
-fn install(api: &Api, values: &[&str]) -> Result<String> {
-    let chart = Checkout::here().path("charts/macvtap-operator");
-    let chart = chart.to_string_lossy();
-    let mut args = vec!["upgrade", "--install", "release", &chart, "-n", NAMESPACE, "--create-namespace"];
-    for value in values {
-        args.extend(["--set", value]);
-    }
-    helm(api, &args)
-}
 
 /// kubectl with the token of a service account, bound to a node if one is given.
 fn account(api: &Api, account: &str, node: Option<&str>) -> Result<Kubectl> {
@@ -72,13 +51,6 @@ fn report(agent: &Kubectl, node: &str) -> Result<String> {
     });
     let args = ["apply", "--server-side", "--subresource=status", "-f", "-"];
     process::output_with_input(agent.command().args(args), &state.to_string())
-}
-
-fn refused<T>(result: Result<T>, words: &str) -> Result<()> {
-    let error = result.err().with_context(|| format!("it was allowed, without {words:?}"))?;
-    let text = format!("{error:#}");
-    ensure!(text.contains(words), "refused without {words:?}: {text}");
-    Ok(())
 }
 
 #[test]
@@ -346,16 +318,6 @@ fn an_argument_that_the_chart_sets_itself_is_refused_with_the_value_to_use() -> 
         }
     }
     Ok(())
-}
-
-fn rendered(api: &Api, values: &[&str]) -> Result<String> {
-    let chart = Checkout::here().path("charts/macvtap-operator");
-    let chart = chart.to_string_lossy();
-    let mut args = vec!["template", "release", &chart, "-n", NAMESPACE, "--kube-version=1.35.0"];
-    for value in values {
-        args.extend(["--set", value]);
-    }
-    helm(api, &args)
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn status(state: &Value) -> Result<Value> {
     });
     let mut status: MacvtapNodeStateStatus = serde_json::from_value(json!({
         "observedGeneration": state["metadata"]["generation"], "observedHash": state["spec"]["configHash"],
-        "agentVersion": "0.1.0", "bootID": "5d4ff3a0-0000-4000-8000-000000000001",
+        "agentVersion": "0.2.0", "bootID": "5d4ff3a0-0000-4000-8000-000000000001",
         "links": links, "pools": pools.collect::<Vec<_>>(),
         "conditions": [condition("Ready", "True", "AsExpected"), condition("Degraded", "False", "AsExpected")],
     }))?;

@@ -4,6 +4,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "macvtap.operator.selector" -}}
@@ -34,6 +37,21 @@ imagePullSecrets:
 {{- end }}
 - {{ . | quote }}
 {{- end }}
+{{- end }}
+
+{{- /* An image: a digest decides; the tag stays in front of it for people. */ -}}
+{{- define "macvtap.image" -}}
+{{- $registry := .image.registry | default (.root.Values.global).imageRegistry }}
+{{- $tag := .image.tag }}
+{{- if not (or $tag .image.digest) }}
+{{- $tag = .root.Chart.AppVersion }}
+{{- end }}
+{{- with $registry }}{{ . }}/{{ end }}{{ .image.repository }}{{ with $tag }}:{{ . }}{{ end }}{{ with .image.digest }}@{{ . }}{{ end }}
+{{- end }}
+
+{{- /* The namespaces of operator and agents, as a JSON list without repetition. */ -}}
+{{- define "macvtap.namespaces" -}}
+{{ list .Release.Namespace (include "macvtap.agent.namespace" .) | uniq | toJson }}
 {{- end }}
 
 {{- define "macvtap.agent.namespace" -}}

@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "shared by several test programs")]
 #![allow(clippy::print_stderr, reason = "a failed test shows the program's log")]
 
+pub(crate) mod chart;
+
 use anyhow::{Context as _, Result};
 use e2e::layout::Checkout;
 use e2e::{ApiServer, Kubectl, process};
