@@ -7,7 +7,7 @@ MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz killed generate docs images cluster-up cluster-down fmt lint tool
+.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz killed generate docs release images cluster-up cluster-down fmt lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -63,8 +63,6 @@ killed: ## Ten thousand pairs of ADD and DEL in 16 processes, a third of them ki
 generate: tool ## Write the CRDs and the API reference from their Rust types, and the chart's README from its values
 	cargo run --locked -p macvtap-crds --bin crdgen
 	@$(CLUSTER) chart-readme
-	cargo run --locked -p macvtap-crds --bin crdgen
-	@$(CLUSTER) chart-readme
 
 # The links of the pages are relative to the repository, so the site's source has its shape.
 docs: ## Build the documentation site into target/docs/site
@@ -76,6 +74,9 @@ docs: ## Build the documentation site into target/docs/site
 	@rm target/docs/source/docs/SUMMARY.md
 	@$(MDBOOK) build
 	@cp target/docs/site/index.html target/docs/site/README.html
+
+release: tool ## Write a release to dist/: programs and images for amd64 and arm64, chart, manifests, checksums
+	@$(CLUSTER) release
 
 images: tool ## Build the container images and print their sizes
 	@$(CLUSTER) images

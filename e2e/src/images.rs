@@ -31,11 +31,11 @@ const IMAGES: [(&str, &[Source]); 5] = [
 ];
 
 const TAPGUEST: Crate = Crate { package: "tapguest", program: "tapguest", profile: "release" };
-const OPERATOR: Crate =
+pub(crate) const OPERATOR: Crate =
     Crate { package: "macvtap-operator", program: "macvtap-operator", profile: "release" };
-const AGENT: Crate =
+pub(crate) const AGENT: Crate =
     Crate { package: "macvtap-node-agent", program: "macvtap-node-agent", profile: "release" };
-const PLUGIN: Crate = Crate { package: "macvtap-cni", program: "macvtap", profile: "cni" };
+pub(crate) const PLUGIN: Crate = Crate { package: "macvtap-cni", program: "macvtap", profile: "cni" };
 
 /// The images of the cluster itself, without the product.
 pub const BASE: [&str; 2] = ["pause", "busybox"];
@@ -49,11 +49,12 @@ enum Source {
     Busybox,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Crate {
-    package: &'static str,
-    program: &'static str,
-    profile: &'static str,
+/// A program of the workspace, and the profile that it is shipped with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Crate {
+    pub(crate) package: &'static str,
+    pub(crate) program: &'static str,
+    pub(crate) profile: &'static str,
 }
 
 /// What was built.
@@ -132,7 +133,7 @@ pub fn cargo(checkout: &Checkout, verb: &str) -> Result<Command> {
     Ok(cargo_for(checkout, verb, &host()?))
 }
 
-fn cargo_for(checkout: &Checkout, verb: &str, target: &str) -> Command {
+pub(crate) fn cargo_for(checkout: &Checkout, verb: &str, target: &str) -> Command {
     let mut command = Command::new("cargo");
     command.args([verb, "--locked", "--target", target]);
     command.arg("--config").arg(checkout.path("images/static.toml")).current_dir(checkout.root());
@@ -227,7 +228,7 @@ fn busybox(checkout: &Checkout, out: &Path) -> Result<()> {
 }
 
 /// One layer, the same bytes for the same files.
-fn layer(out: &Path, stage: &Stage) -> Result<Vec<u8>> {
+pub(crate) fn layer(out: &Path, stage: &Stage) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     tar.mode(tar::HeaderMode::Deterministic);
     tar.follow_symlinks(false);
@@ -265,7 +266,7 @@ pub(crate) fn add(tar: &mut tar::Builder<Vec<u8>>, source: &Path, name: &str) ->
     Ok(())
 }
 
-fn append(
+pub(crate) fn append(
     tar: &mut tar::Builder<Vec<u8>>,
     name: &str,
     kind: tar::EntryType,
@@ -287,17 +288,27 @@ fn append(
     added.with_context(|| format!("add {name}"))
 }
 
+/// The environment of an image's program.
+pub(crate) fn env(stage: &Stage) -> Vec<String> {
+    let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
+    std::iter::once(path).chain(stage.env.iter().cloned()).collect()
+}
+
+/// Lets a file be executed.
+pub(crate) fn executable(path: &Path) -> Result<()> {
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(path, mode).with_context(|| format!("make {} executable", path.display()))
+}
+
 fn write_archive(checkout: &Checkout, name: &str, stage: &Stage, layer: &[u8]) -> Result<Image> {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
     };
-    let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
-    let env: Vec<String> = std::iter::once(path).chain(stage.env.iter().cloned()).collect();
     let config = json!({
         "architecture": architecture, "os": "linux", "created": "1970-01-01T00:00:00Z",
-        "config": {"Env": env, "Entrypoint": stage.entrypoint, "User": stage.user, "WorkingDir": "/"},
+        "config": {"Env": env(stage), "Entrypoint": stage.entrypoint, "User": stage.user, "WorkingDir": "/"},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", layout::sha256_hex(layer))]},
         "history": [{"created": "1970-01-01T00:00:00Z", "created_by": format!("images/{name}/Containerfile")}],
     })

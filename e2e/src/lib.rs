@@ -37,6 +37,7 @@ pub mod process;
 pub mod progress;
 pub mod registry;
 pub mod relay;
+pub mod release;
 pub mod suite;
 pub mod traces;
 pub mod wait;

@@ -9,7 +9,8 @@ use e2e::layout::{Checkout, Layout};
 use e2e::progress::{self, say};
 use e2e::suite::{self, Selection, Stage};
 use e2e::{
-    Cluster, Multus, Options, bench_pods, chaos, chart_readme, components, demo, images, prerequisites, relay,
+    Cluster, Multus, Options, bench_pods, chaos, chart_readme, components, demo, images, prerequisites,
+    relay, release,
 };
 
 /// A real Kubernetes on this machine: etcd, control plane, and one or two nodes with kubelet, containerd and Multus.
@@ -109,6 +110,8 @@ enum Command {
     },
     /// Write the chart's README from the comments of its values
     ChartReadme,
+    /// Write everything of a release to `dist`: programs, images, chart, manifests, checksums
+    Release,
     /// Show the whole product: build, cluster, install, pools, pods that ping each other
     Demo,
     /// Run checks and tests, and print a summary
@@ -208,6 +211,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Images { names } => build_images(&checkout, &names)?,
         Command::ChartReadme => chart_readme::write(&checkout)?,
+        Command::Release => print(release::run(&checkout)?.display()),
         Command::Demo => demo::run()?,
         Command::Test { stages, matching, repeat } => {
             let stages = if stages.is_empty() { Stage::ALL.to_vec() } else { stages };

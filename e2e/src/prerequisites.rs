@@ -64,13 +64,20 @@ const GUEST_LAB: [(&str, &str, &str); 2] = [
     ("modprobe", "kmod", "puts the modules of their kernel in order"),
 ];
 
+/// What building and trying programs for the other processor needs beside that.
+const CROSS: [(&str, &str, &str); 3] = [
+    ("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu", "compiles and links for arm64"),
+    ("/usr/aarch64-linux-gnu/lib/libc.a", "libc6-dev-arm64-cross", "the static C library of arm64"),
+    ("qemu-aarch64", "qemu-user", "runs programs of arm64"),
+];
+
 /// Installs and unpacks what is missing.
 pub fn ensure(checkout: &Checkout) -> Result<()> {
     for (program, remedy) in [("cargo", "https://rustup.rs"), ("go", "https://go.dev/dl, 1.26 or later")] {
         ensure!(in_path(program), "{program} is not installed; get it from {remedy}");
     }
     let _lock = checkout.lock("prerequisites")?;
-    add_musl(checkout);
+    add_musl(checkout, env::consts::ARCH);
     let missing: Vec<(&str, &str)> = INSTALLED
         .iter()
         .filter(|(program, _, _)| !present(program))
@@ -95,8 +102,8 @@ pub fn ensure(checkout: &Checkout) -> Result<()> {
 }
 
 /// Adds the C library with which the plugin starts fastest. Without it the plugin is built with the usual one.
-fn add_musl(checkout: &Checkout) {
-    let target = format!("{}-unknown-linux-musl", env::consts::ARCH);
+fn add_musl(checkout: &Checkout, processor: &str) {
+    let target = format!("{processor}-unknown-linux-musl");
     let rustup = |arguments: &[&str]| {
         process::output(
             Command::new("rustup").args(arguments).current_dir(checkout.root()).stdin(Stdio::null()),
@@ -117,6 +124,24 @@ pub fn ensure_guest_lab(checkout: &Checkout) -> Result<()> {
     let _lock = checkout.lock("prerequisites")?;
     let missing = GUEST_LAB.iter().filter(|(program, _, _)| !present(program));
     install(&missing.map(|(_, package, reason)| (*package, *reason)).collect::<Vec<_>>())
+}
+
+/// Installs what a release for both processors needs; it also needs what [`ensure`] gives.
+pub fn ensure_cross(checkout: &Checkout) -> Result<()> {
+    ensure!(
+        env::consts::ARCH == "x86_64",
+        "a release is built on amd64: arm64 is compiled and emulated there"
+    );
+    let _lock = checkout.lock("prerequisites")?;
+    let missing = CROSS.iter().filter(|(program, _, _)| !present(program));
+    install(&missing.map(|(_, package, reason)| (*package, *reason)).collect::<Vec<_>>())?;
+    add_musl(checkout, "aarch64");
+    let mut rustup = Command::new("rustup");
+    rustup
+        .args(["target", "add", "aarch64-unknown-linux-gnu"])
+        .current_dir(checkout.root())
+        .stdin(Stdio::null());
+    process::output(&mut rustup).context("add Rust's target for arm64").map(drop)
 }
 
 /// The emulator, and what leads it to its files. A `recent` one knows NICs with virtual functions, which Debian 12 has in
