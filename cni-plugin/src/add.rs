@@ -137,7 +137,7 @@ fn add_nic(
     let Adding { call, attachment, network, .. } = adding;
     call.document.refuse_for_nic()?;
     let Device { resource, link: nic, .. } = *device;
-    let request = host_device::Request {
+    let request = host_device::TakeRequest {
         device: id,
         holder: adding.holder.clone(),
         network: call.document.name.clone(),
@@ -153,8 +153,8 @@ fn add_nic(
         repeat: repeat(network),
     };
     match host_device::begin(&call.paths, kernel, request)? {
-        host_device::Begun::Present(link) => Ok(adding.report(&link, None)),
-        host_device::Begun::New(taking) => attach(*taking, adding),
+        host_device::TakeBegun::Present(link) => Ok(adding.report(&link, None)),
+        host_device::TakeBegun::New(taking) => attach(*taking, adding),
     }
 }
 
@@ -166,7 +166,7 @@ fn add_host_link(
     table: Option<&DeviceTable>,
 ) -> Result<CniResult, CniError> {
     let Adding { call, attachment, network, .. } = adding;
-    let request = host_link::Request {
+    let request = host_link::MoveRequest {
         name,
         ifname: attachment.ifname.clone(),
         mac: network.mac,

@@ -14,7 +14,7 @@ use macvtap::link::{By, Link};
 use macvtap::record::{self, State};
 use macvtap::table::Owner;
 use macvtap::tap::{self, Node};
-use macvtap::{host_device, records, table::Device};
+use macvtap::{give_back, records, table::Device};
 use rustix::fs::stat;
 
 /// Serves CHECK.
@@ -110,7 +110,7 @@ fn check_nic(
 ) -> Result<(), CniError> {
     let record = record(call, attachment, id)?;
     let nic = record.nic.ok_or_else(|| differs(attachment, &format!("is not the NIC of device {id}")))?;
-    let found = host_device::find(kernel, Place::Home(Home::Target), &nic);
+    let found = give_back::find(kernel, Place::Home(Home::Target), &nic);
     match found.map_err(|error| CniError::from_chain(Code::Check, &error))? {
         Some(found) if found.index == link.index => Ok(()),
         _ => Err(differs(attachment, &format!("is not NIC {} of device {id}", nic.pci))),

@@ -8,9 +8,9 @@ use crate::protocol::environment::{Attachment, Deletion};
 use crate::protocol::error::{CniError, Code};
 use crate::target;
 use crate::unreturned::Unreturned;
-use macvtap::detach::{self, Begun, DetachError, Detaching};
+use macvtap::detach::{self, DetachBegun, DetachError, Detaching};
 use macvtap::device_id::DeviceId;
-use macvtap::host_device::ReturnError;
+use macvtap::give_back::ReturnError;
 use macvtap::kernel::{Kernel, Place, Rtnl};
 use macvtap::link::By;
 use macvtap::netns::Netns;
@@ -59,9 +59,11 @@ fn delete(call: &Call, attachment: &Deletion, delegate: Found<'_>) -> Result<(),
     let named = call.document.device_id().ok().flatten().and_then(|id| target::known(call, &id));
     if let Some(id) = &named {
         match begin(call, &mut kernel, id, mine)? {
-            Begun::Theirs(detaching) => return undo(detaching, delegate, &unreturned),
-            Begun::NotTheirs(_) => info!(device = %id, "device belongs to another container, left alone"),
-            Begun::Absent => {}
+            DetachBegun::Theirs(detaching) => return undo(detaching, delegate, &unreturned),
+            DetachBegun::NotTheirs(_) => {
+                info!(device = %id, "device belongs to another container, left alone");
+            }
+            DetachBegun::Absent => {}
         }
     }
     // The configuration may have changed, or lost its deviceID, since the ADD.
@@ -70,7 +72,7 @@ fn delete(call: &Call, attachment: &Deletion, delegate: Found<'_>) -> Result<(),
         warn!(%device, %error, "attachment record cannot be read");
     }
     if let Some(record) = listing.records.iter().find(|record| mine(record))
-        && let Begun::Theirs(detaching) = begin(call, &mut kernel, &record.device, mine)?
+        && let DetachBegun::Theirs(detaching) = begin(call, &mut kernel, &record.device, mine)?
     {
         return undo(detaching, delegate, &unreturned);
     }
@@ -93,7 +95,7 @@ fn begin<'k>(
     kernel: &'k mut Rtnl,
     device: &DeviceId,
     is_meant: impl FnOnce(&record::Attachment) -> bool,
-) -> Result<Begun<'k, Rtnl>, CniError> {
+) -> Result<DetachBegun<'k, Rtnl>, CniError> {
     detach::begin(&call.paths, kernel, device, is_meant).map_err(|error| failed(&error))
 }
 

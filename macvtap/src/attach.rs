@@ -11,69 +11,27 @@
 
 mod error;
 mod making;
+mod request;
 
+pub use crate::claim::Repeat;
 pub use error::AttachError;
 pub use making::Attaching;
+pub use request::{Attached, Request};
 
 use crate::claim::{self, Claim};
 use crate::detach;
 use crate::device_id::DeviceId;
-use crate::kernel::{Home, Kernel, Place};
-use crate::link::{Change, Link, Macvtap};
+use crate::kernel::{Home, Kernel};
+use crate::link::Change;
 use crate::lock::{self, Lock};
-use crate::mac::MacAddr;
 use crate::netns::NetnsId;
 use crate::paths::Paths;
-use crate::record::{self, Attachment, DeviceNumber, Holder, State};
+use crate::record::{self, Attachment, Holder, State};
 use crate::records::{self, RecordError};
-use crate::table::Owner;
 use crate::tap::{self, Node};
 use crate::tap_pods::{self, TapPods};
 use making::{Progress, check_lower};
 use tracing::info;
-
-const TARGET: Place = Place::Home(Home::Target);
-
-/// A link that somebody shall get.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// The device.
-    pub device: DeviceId,
-    /// Who gets it.
-    pub holder: Holder,
-    /// Name of the pod's network; none for a pod that has only the tap.
-    pub network: Option<String>,
-    /// Number of the pod's namespace; none for a pod that has only the tap.
-    pub netns_id: Option<NetnsId>,
-    /// Name of the lower link, for messages.
-    pub lower_name: String,
-    /// The link.
-    pub link: Macvtap,
-    /// Another address that the link may have by now, where something changes it while the pod runs.
-    pub also_mac: Option<MacAddr>,
-    /// Who may open the device node.
-    pub owner: Owner,
-    /// What happens when the same holder has the device already.
-    pub repeat: Repeat,
-}
-
-/// What happens when the same holder asks again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repeat {
-    /// A link that is as requested stays.
-    Keep,
-    /// The link is made anew.
-    Rebuild,
-}
-
-/// A device that is in place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
-    /// The link, as the kernel describes it.
-    pub link: Link,
-    /// Its tap.
-    pub tap: DeviceNumber,
-}
 
 /// How [`begin`] found the device.
 #[derive(Debug)]

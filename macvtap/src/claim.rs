@@ -8,6 +8,15 @@ use crate::records;
 use crate::tap_pods;
 use std::path::Path;
 
+/// What happens when the same holder asks again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// A link that is as requested stays.
+    Keep,
+    /// The link is made anew.
+    Rebuild,
+}
+
 /// What a device's record means to somebody who wants the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {

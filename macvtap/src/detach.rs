@@ -3,7 +3,7 @@
 
 use crate::device_id::DeviceId;
 use crate::file::FileError;
-use crate::host_device::{self, ReturnError, Returned};
+use crate::give_back::{self, ReturnError, Returned};
 use crate::kernel::{Home, Kernel, Place};
 use crate::link::{By, Link};
 use crate::lock::{self, Lock, LockError};
@@ -98,7 +98,7 @@ pub struct Detaching<'k, K> {
 
 /// Whether there is something to undo.
 #[derive(Debug)]
-pub enum Begun<'k, K> {
+pub enum DetachBegun<'k, K> {
     /// The attachment that the caller means.
     Theirs(Detaching<'k, K>),
     /// The device is somebody else's; nothing was touched.
@@ -113,17 +113,17 @@ pub fn begin<'k, K: Kernel>(
     kernel: &'k mut K,
     device: &DeviceId,
     is_meant: impl FnOnce(&Attachment) -> bool,
-) -> Result<Begun<'k, K>, DetachError> {
+) -> Result<DetachBegun<'k, K>, DetachError> {
     // No lock file for whatever a network configuration names: it would stay.
     if !lock::was_taken(paths, device) && matches!(records::read(paths, device), Ok(None)) {
-        return Ok(Begun::Absent);
+        return Ok(DetachBegun::Absent);
     }
     let lock =
         lock::device(paths, device).map_err(|source| DetachError::Lock { device: device.clone(), source })?;
     begin_locked(paths, kernel, device, lock, is_meant)
 }
 
-impl<K: Kernel> Begun<'_, K> {
+impl<K: Kernel> DetachBegun<'_, K> {
     /// Undoes all of it.
     fn complete(self) -> Result<Detached, DetachError> {
         match self {
@@ -210,7 +210,7 @@ fn link_at<K: Kernel>(
     place: Place,
 ) -> Result<Option<(Place, Link)>, NetlinkError> {
     if let Some(nic) = &record.nic {
-        return Ok(host_device::find(kernel, place, nic)?.map(|link| (place, link)));
+        return Ok(give_back::find(kernel, place, nic)?.map(|link| (place, link)));
     }
     let found = kernel.find(place, &By::Index(record.ifindex))?;
     // The number may be another namespace's by now, and a pod may make links with any index.
@@ -226,7 +226,7 @@ pub(crate) fn remove_parts<K: Kernel>(
 ) -> Result<(), DetachError> {
     let device = || record.device.clone();
     if let Some(nic) = &record.nic {
-        let returned = kernel.give_back(record, nic);
+        let returned = give_back::give_back(kernel, record, nic);
         let returned =
             returned.map_err(|source| DetachError::Nic { device: device(), source: Box::new(source) })?;
         if returned == Returned::Back {
@@ -252,14 +252,14 @@ fn begin_locked<'k, K: Kernel>(
     device: &DeviceId,
     lock: Lock,
     is_meant: impl FnOnce(&Attachment) -> bool,
-) -> Result<Begun<'k, K>, DetachError> {
+) -> Result<DetachBegun<'k, K>, DetachError> {
     let failed = |source| DetachError::Record { device: device.clone(), source };
     let Some(record) = records::read(paths, device).map_err(failed)? else {
         records::remove_unfinished(paths, device).map_err(failed)?;
-        return Ok(Begun::Absent);
+        return Ok(DetachBegun::Absent);
     };
     if !is_meant(&record) {
-        return Ok(Begun::NotTheirs(record));
+        return Ok(DetachBegun::NotTheirs(record));
     }
-    Ok(Begun::Theirs(Detaching { paths, kernel, record, _lock: lock }))
+    Ok(DetachBegun::Theirs(Detaching { paths, kernel, record, _lock: lock }))
 }

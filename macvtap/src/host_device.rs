@@ -10,45 +10,38 @@
 //! [`detach`](crate::detach::detach) and [`collect`](crate::detach::collect) bring back a NIC that a record names, also
 //! when its namespace is gone or its maker was killed.
 
-mod give_back;
-mod link;
 mod ties;
 
-pub use give_back::{ReturnError, Returned};
-pub use link::NicLink;
 pub use ties::Tie;
 
-pub(crate) use give_back::{give_back, list};
-
-use crate::attach::Repeat;
-use crate::claim::{self, Claim, ClaimError};
+use crate::claim::{self, Claim, ClaimError, Repeat};
 use crate::detach::{self, DetachError};
 use crate::device_id::DeviceId;
-use crate::kernel::{Home, Kernel, Place, Rtnl};
-use crate::link::{BadIfName, Change, IfName, Link};
+use crate::give_back;
+use crate::kernel::{Home, Kernel, Place};
+use crate::link::{self, BadIfName, Change, IfName, Link, NicLink, Settings};
+use crate::links::Links;
 use crate::lock::{self, Lock, LockError};
 use crate::mac::MacAddr;
-use crate::netlink::{Kind, NetlinkError};
+use crate::netlink::NetlinkError;
 use crate::netns::NetnsId;
 use crate::paths::Paths;
 use crate::pci::PciAddress;
 use crate::record::{self, Attachment, Holder, Nic, State};
 use crate::records::{self, RecordError};
 use crate::table::LinkIdentity;
-use give_back::act;
-use link::{Move, Wanted};
-use std::os::fd::AsFd;
+use ties::TieError;
 use tracing::{info, warn};
 
 const NODE: Place = Place::Home(Home::Node);
 const TARGET: Place = Place::Home(Home::Target);
 
-/// A NIC that a pod shall get.
+/// A NIC to give to a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct TakeRequest {
     /// The device.
     pub device: DeviceId,
-    /// Who gets it.
+    /// Its future holder.
     pub holder: Holder,
     /// Name of the pod's network.
     pub network: String,
@@ -56,7 +49,7 @@ pub struct Request {
     pub netns_id: Option<NetnsId>,
     /// Where the NIC is.
     pub pci: PciAddress,
-    /// By what it is known.
+    /// Its identity.
     pub identity: LinkIdentity,
     /// Its name in the device table, for messages.
     pub nic_name: String,
@@ -76,19 +69,19 @@ pub struct Request {
 
 /// How [`begin`] found the device.
 #[derive(Debug)]
-pub enum Begun<'k> {
+pub enum TakeBegun<'k, K: Kernel> {
     /// On the node, and free.
-    New(Box<Taking<'k>>),
+    New(Box<Taking<'k, K>>),
     /// The same holder has it, as requested ([`Repeat::Keep`]).
     Present(Link),
 }
 
 /// A NIC on its way into a pod. Dropping it brings it back.
 #[derive(Debug)]
-pub struct Taking<'k> {
+pub struct Taking<'k, K: Kernel> {
     paths: &'k Paths,
-    kernel: &'k mut Rtnl,
-    request: Request,
+    kernel: &'k mut K,
+    request: TakeRequest,
     record: Attachment,
     nic: Nic,
     is_repeat: bool,
@@ -120,7 +113,7 @@ pub enum TakeError {
     Tied {
         /// Its name.
         name: String,
-        /// By what.
+        /// The reason.
         tie: Tie,
     },
     /// The MTU does not fit.
@@ -185,8 +178,21 @@ pub enum TakeError {
     },
 }
 
+impl From<TieError> for TakeError {
+    fn from(error: TieError) -> Self {
+        match error {
+            TieError::Netlink(error) => Self::Netlink(error),
+            TieError::Record(error) => Self::Record(error),
+        }
+    }
+}
+
 /// Locks the device and records that the NIC is about to move. Changes nothing on the NIC when it fails.
-pub fn begin<'k>(paths: &'k Paths, kernel: &'k mut Rtnl, request: Request) -> Result<Begun<'k>, TakeError> {
+pub fn begin<'k, K: Kernel>(
+    paths: &'k Paths,
+    kernel: &'k mut K,
+    request: TakeRequest,
+) -> Result<TakeBegun<'k, K>, TakeError> {
     let lock = lock::device(paths, &request.device)?;
     let existing = records::read(paths, &request.device)?;
     let claim = claim::judge_on(paths, existing.as_ref(), &request.holder)?;
@@ -195,7 +201,7 @@ pub fn begin<'k>(paths: &'k Paths, kernel: &'k mut Rtnl, request: Request) -> Re
             && request.repeat == Repeat::Keep
             && let Some(link) = present(kernel, &request, existing)?
         {
-            return Ok(Begun::Present(link));
+            return Ok(TakeBegun::Present(link));
         }
         if claim == Claim::TakeOver {
             info!(from = %claim::describe(&existing.holder), "device taken over");
@@ -222,18 +228,12 @@ pub fn begin<'k>(paths: &'k Paths, kernel: &'k mut Rtnl, request: Request) -> Re
     records::write(paths, &record)?;
     let is_repeat = claim == Claim::Again;
     let taking = Taking { paths, kernel, request, record, nic, is_repeat, is_finished: false, _lock: lock };
-    Ok(Begun::New(Box::new(taking)))
+    Ok(TakeBegun::New(Box::new(taking)))
 }
 
-/// A NIC in one place; none when it is not there.
-pub fn find<K: Kernel>(kernel: &mut K, place: Place, nic: &Nic) -> Result<Option<Link>, NetlinkError> {
-    let links = kernel.nics(place)?;
-    Ok(link::recorded(&links, nic).map(|found| found.link.clone()))
-}
-
-impl Taking<'_> {
+impl<K: Kernel> Taking<'_, K> {
     /// The kernel, for what a network needs beside its link.
-    pub fn kernel(&mut self) -> &mut Rtnl {
+    pub fn kernel(&mut self) -> &mut K {
         self.kernel
     }
 
@@ -242,7 +242,7 @@ impl Taking<'_> {
         self.is_repeat
     }
 
-    /// The address the NIC shall get, from now on.
+    /// Sets the address that the NIC gets when it moves.
     pub fn wish_mac(&mut self, mac: MacAddr) {
         self.request.mac = Some(mac);
     }
@@ -251,28 +251,24 @@ impl Taking<'_> {
     pub fn move_in(&mut self) -> Result<(), TakeError> {
         let index = self.record.lower_ifindex;
         let name = self.nic.name.clone();
-        let socket = self.kernel.node_socket();
+        let node = self.kernel.node_links();
         let wanted = [
             // First and alone: few drivers change the address of a link that is up.
-            Wanted { up: Some(false), ..Wanted::default() },
-            Wanted { alias: Some(&name), ..Wanted::default() },
-            Wanted {
+            Settings { up: Some(false), ..Settings::default() },
+            Settings { alias: Some(&name), ..Settings::default() },
+            Settings {
                 mac: self.request.mac,
                 mtu: self.request.mtu,
                 promiscuous: Some(self.request.promiscuous),
                 all_multicast: Some(self.request.all_multicast),
-                ..Wanted::default()
+                ..Settings::default()
             },
         ];
         for wanted in wanted {
-            act(socket, index, wanted, &format_args!("prepare NIC {name} for a pod"))?;
+            node.set(index, wanted, &format_args!("prepare NIC {name} for a pod"))?;
         }
-        let (node, Some(pod)) = self.kernel.node_and_pod() else {
-            return Err(TakeError::Changed { name });
-        };
         let ifname = &self.request.ifname;
-        let message = link::transfer(Move { index, name: ifname, new_index: None, netns: pod.as_fd() });
-        node.act(Kind::SetLink, &message, 0, &format_args!("move NIC {name} into the pod as {ifname}"))?;
+        self.kernel.move_in(index, ifname, &format_args!("move NIC {name} into the pod as {ifname}"))?;
         // Its index was perhaps taken there.
         self.record.ifindex = self.link()?.index;
         Ok(records::write(self.paths, &self.record)?)
@@ -285,7 +281,7 @@ impl Taking<'_> {
 
     /// The NIC as it is now, in the pod.
     pub fn link(&mut self) -> Result<Link, TakeError> {
-        let found = find(self.kernel, TARGET, &self.nic)?;
+        let found = give_back::find(self.kernel, TARGET, &self.nic)?;
         let found = found.filter(|link| link.name == self.request.ifname.as_str());
         found.ok_or_else(|| TakeError::Changed { name: self.nic.name.clone() })
     }
@@ -305,7 +301,7 @@ impl Taking<'_> {
     }
 }
 
-impl Drop for Taking<'_> {
+impl<K: Kernel> Drop for Taking<'_, K> {
     fn drop(&mut self) {
         if self.is_finished {
             return;
@@ -322,7 +318,7 @@ impl Drop for Taking<'_> {
 }
 
 /// The NIC on the node, if nothing there needs it and the pod can take it.
-fn find_free(paths: &Paths, kernel: &mut Rtnl, request: &Request) -> Result<NicLink, TakeError> {
+fn find_free<K: Kernel>(paths: &Paths, kernel: &mut K, request: &TakeRequest) -> Result<NicLink, TakeError> {
     let links = kernel.nics(NODE)?;
     let still = links.iter().find(|link| link.is_still(&request.identity));
     let found = still.or_else(|| link::known(&links, &request.identity));
@@ -356,7 +352,11 @@ fn find_free(paths: &Paths, kernel: &mut Rtnl, request: &Request) -> Result<NicL
 }
 
 /// The NIC in the pod, if the existing attachment is what the same holder asks for again.
-fn present(kernel: &mut Rtnl, request: &Request, record: &Attachment) -> Result<Option<Link>, TakeError> {
+fn present<K: Kernel>(
+    kernel: &mut K,
+    request: &TakeRequest,
+    record: &Attachment,
+) -> Result<Option<Link>, TakeError> {
     let (State::Attached, Some(nic)) = (record.state, &record.nic) else {
         return Ok(None);
     };
@@ -371,5 +371,5 @@ fn present(kernel: &mut Rtnl, request: &Request, record: &Attachment) -> Result<
             && link.device_mac() == request.mac.or(nic.mac)
             && link.mtu == request.mtu.unwrap_or(nic.mtu)
     };
-    Ok(find(kernel, TARGET, nic)?.filter(as_wanted))
+    Ok(give_back::find(kernel, TARGET, nic)?.filter(as_wanted))
 }

@@ -7,9 +7,10 @@
 use crate::file::FileError;
 use crate::fit::{self, UnfitError};
 use crate::kernel::{Home, Kernel, Place, Rtnl};
-use crate::link::{self, By, Change, IfName, Link, Settings};
+use crate::link::{By, Change, IfName, Link, Move, Settings};
+use crate::links::Links;
 use crate::mac::MacAddr;
-use crate::netlink::{Kind, NetlinkError};
+use crate::netlink::NetlinkError;
 use crate::netns;
 use crate::paths::Paths;
 use crate::records::{self, RecordError};
@@ -28,7 +29,7 @@ const TARGET: Place = Place::Home(Home::Target);
 
 /// What a pod asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct MoveRequest {
     /// The link's name on the node.
     pub name: IfName,
     /// Its name in the pod.
@@ -48,7 +49,7 @@ pub struct Moving<'k> {
     /// The way back.
     node: OwnedFd,
     before: Link,
-    request: Request,
+    request: MoveRequest,
     lower_name: String,
     progress: Progress,
 }
@@ -103,7 +104,7 @@ pub enum MoveError {
 }
 
 /// Finds the link, and judges whether it can move. Changes nothing.
-pub fn begin<'k>(paths: &Paths, kernel: &'k mut Rtnl, request: Request) -> Result<Moving<'k>, MoveError> {
+pub fn begin<'k>(paths: &Paths, kernel: &'k mut Rtnl, request: MoveRequest) -> Result<Moving<'k>, MoveError> {
     let before = find(paths, kernel, &request.name)?;
     if kernel.find(TARGET, &By::Name(request.ifname.clone()))?.is_some() {
         return Err(UnfitError::NameTaken(request.ifname.clone()).into());
@@ -180,17 +181,13 @@ impl Moving<'_> {
             mtu: request.mtu,
             promiscuous: request.promiscuous,
             up: Some(false),
+            ..Settings::default()
         };
         let what = format!("change {}", request.name);
-        let changed =
-            self.kernel.node_socket().act(Kind::SetLink, &link::settings(index, settings), 0, &what);
+        let changed = self.kernel.node_links().set(index, settings, &what);
         changed.map_err(|error| fit::explain::<MoveError>(error, request.mac, &self.lower_name))?;
-        let (node, Some(pod)) = self.kernel.node_and_pod() else {
-            return Err(MoveError::Missing(request.name.clone()));
-        };
-        let message = link::relocate(index, &request.ifname, pod.as_fd());
         let what = format!("move {} into the pod as {}", request.name, request.ifname);
-        Ok(node.act(Kind::SetLink, &message, 0, &what)?)
+        Ok(self.kernel.move_in(index, &request.ifname, &what)?)
     }
 
     fn take_back(&mut self) -> Result<(), MoveError> {
@@ -200,13 +197,8 @@ impl Moving<'_> {
         for known in [self.request.ifname.clone(), name.clone()] {
             let found = self.kernel.find(TARGET, &By::Name(known))?;
             if let Some(link) = found.filter(|link| link.is_macvtap() && link.lower == self.before.lower) {
-                let message = link::relocate(link.index, &name, self.node.as_fd());
-                self.kernel.target_socket().act(
-                    Kind::SetLink,
-                    &message,
-                    0,
-                    &format_args!("take {name} back"),
-                )?;
+                let to = Move { index: link.index, name: &name, new_index: None, netns: self.node.as_fd() };
+                self.kernel.target_socket().transfer(to, &format_args!("take {name} back"))?;
             }
         }
         let Some(link) = self.kernel.find(NODE, &By::Name(name.clone()))? else {
@@ -217,9 +209,9 @@ impl Moving<'_> {
             mtu: Some(self.before.mtu),
             promiscuous: Some(self.before.promiscuous),
             up: Some(self.before.up),
+            ..Settings::default()
         };
-        let message = link::settings(link.index, as_before);
-        Ok(self.kernel.node_socket().act(Kind::SetLink, &message, 0, &format_args!("restore {name}"))?)
+        Ok(self.kernel.node_links().set(link.index, as_before, &format_args!("restore {name}"))?)
     }
 }
 

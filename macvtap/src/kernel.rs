@@ -3,16 +3,17 @@
 //! The procedures know the [`Kernel`] trait only, so a test can fail any step of them.
 
 use crate::file::FileError;
-use crate::host_device::{self, NicLink, ReturnError, Returned};
-use crate::link::{self, By, Change, IfName, Link, Macvtap, Veth};
+use crate::link::{self, By, Change, IfName, Link, Macvtap, Move, NicLink, Veth};
+use crate::links::{self, Links};
 use crate::netlink::{Kind, NetlinkError, Socket};
 use crate::netns::{self, Netns, NetnsError, NetnsId};
-use crate::record::{Attachment, DeviceNumber, Nic};
+use crate::record::DeviceNumber;
 use crate::switch::{self, Family, SwitchError};
 use crate::tap::{self, Node, Sysfs, TapError};
 use crate::uevent::Announcements;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use rustix::io::Errno;
+use std::fmt::Display;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -47,14 +48,20 @@ pub enum NewLink<'a> {
 
 /// The steps of attaching and detaching.
 pub trait Kernel {
+    /// The links of one namespace.
+    type Links: Links;
+    /// The links of the node.
+    fn node_links(&mut self) -> &mut Self::Links;
+    /// The links of the pod namespace with this inode at this path; none when it is not there any more.
+    fn enter(&mut self, path: &Path, inode: u64) -> Result<Option<Self::Links>, OpenError>;
+    /// Moves a link of the node into [`Home::Target`] under this name.
+    fn move_in(&mut self, index: u32, name: &IfName, what: &dyn Display) -> Result<(), NetlinkError>;
     /// The number of the pod namespace with this inode at this path; none when it is not there any more.
     fn number(&mut self, path: &Path, inode: u64) -> Result<Option<NetnsId>, NetlinkError>;
     /// One link; none when there is no such link or no such namespace.
     fn find(&mut self, place: Place, by: &By) -> Result<Option<Link>, NetlinkError>;
     /// All links with what tells NICs apart; none when there is no such namespace.
     fn nics(&mut self, place: Place) -> Result<Vec<NicLink>, NetlinkError>;
-    /// Brings the NIC of an attachment back to the node, wherever it is.
-    fn give_back(&mut self, record: &Attachment, nic: &Nic) -> Result<Returned, ReturnError>;
     /// Makes a link, down.
     fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError>;
     /// Changes a link in [`Home::Target`].
@@ -135,16 +142,6 @@ impl Rtnl {
         netns.assigned_id(&mut self.node)
     }
 
-    /// The socket in the node's namespace.
-    pub(crate) fn node_socket(&mut self) -> &mut Socket {
-        &mut self.node
-    }
-
-    /// The socket in the node's namespace, and the pod's namespace, into which links are moved through it.
-    pub(crate) fn node_and_pod(&mut self) -> (&mut Socket, Option<&Netns>) {
-        (&mut self.node, self.pod.as_ref().map(|pod| &pod.netns))
-    }
-
     /// The socket in the target namespace, for what a network needs beside its link.
     pub fn target_socket(&mut self) -> &mut Socket {
         self.socket(Home::Target)
@@ -192,6 +189,30 @@ impl Rtnl {
 }
 
 impl Kernel for Rtnl {
+    type Links = Socket;
+
+    fn node_links(&mut self) -> &mut Socket {
+        &mut self.node
+    }
+
+    fn enter(&mut self, path: &Path, inode: u64) -> Result<Option<Socket>, OpenError> {
+        let pod = match Netns::open(path) {
+            Ok(found) if found.inode() == inode => found,
+            Ok(_) | Err(NetnsError::Missing(_) | NetnsError::NotNetns(_) | NetnsError::Own(_)) => {
+                return Ok(None);
+            }
+            Err(error @ NetnsError::Failed { .. }) => return Err(error.into()),
+        };
+        Ok(Some(pod.enter(Socket::open)??))
+    }
+
+    fn move_in(&mut self, index: u32, name: &IfName, what: &dyn Display) -> Result<(), NetlinkError> {
+        let Some(pod) = &self.pod else {
+            return Err(NetlinkError::Refused { what: what.to_string(), said: None, errno: Errno::INVAL });
+        };
+        self.node.transfer(Move { index, name, new_index: None, netns: pod.netns.as_fd() }, what)
+    }
+
     fn number(&mut self, path: &Path, inode: u64) -> Result<Option<NetnsId>, NetlinkError> {
         match Netns::open(path) {
             Ok(netns) if netns.inode() == inode => netns.id(&mut self.node).map(Some),
@@ -215,14 +236,10 @@ impl Kernel for Rtnl {
 
     fn nics(&mut self, place: Place) -> Result<Vec<NicLink>, NetlinkError> {
         let (socket, id) = self.reach(place);
-        match host_device::list(socket, id, "list links") {
+        match links::list(socket, id) {
             Err(error) if is_absent(&error, id) => Ok(Vec::new()),
             links => links,
         }
-    }
-
-    fn give_back(&mut self, record: &Attachment, nic: &Nic) -> Result<Returned, ReturnError> {
-        host_device::give_back(self, record, nic)
     }
 
     fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError> {

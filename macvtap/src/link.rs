@@ -2,16 +2,22 @@
 
 mod message;
 mod name;
+mod nic;
 pub(crate) mod value;
 
-pub use message::{change, create_macvtap, create_veth, delete, get, relocate, settings};
+pub use message::{
+    change, create_macvtap, create_veth, delete, get, get_all, remove_names, settings, transfer,
+};
 pub use name::{BadIfName, IfName};
+pub use nic::NicLink;
+pub(crate) use nic::{known, named, recorded};
 
 use crate::mac::MacAddr;
 use crate::mode::Mode;
 use message::kernel_mode;
 use netlink_packet_core::NlasIterator;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use value::{lossy, text, word};
 
 /// Length of `struct ifinfomsg`.
@@ -130,17 +136,40 @@ pub enum Change {
     Up,
 }
 
-/// What an existing link shall have; absent: what it has.
+/// What is changed of a link; absent: as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct Settings<'a> {
+    /// Its name.
+    pub name: Option<&'a IfName>,
     /// Its address.
     pub mac: Option<MacAddr>,
     /// Its MTU.
     pub mtu: Option<u32>,
     /// Whether it takes every frame.
     pub promiscuous: Option<bool>,
-    /// Whether it is up.
+    /// Whether it takes every multicast frame.
+    pub all_multicast: Option<bool>,
+    /// Whether it asks for its neighbours' addresses and answers for its own.
+    pub arp: Option<bool>,
+    /// Whether it sends to groups.
+    pub multicast: Option<bool>,
+    /// Its alias; empty: none.
+    pub alias: Option<&'a str>,
+    /// Whether it is administratively up.
     pub up: Option<bool>,
+}
+
+/// How a link of one namespace becomes one of another.
+#[derive(Clone, Copy, Debug)]
+pub struct Move<'a> {
+    /// Its index where it is.
+    pub index: u32,
+    /// Its name where it goes.
+    pub name: &'a IfName,
+    /// Its index where it goes; absent: the one it has, if that is free. Kernels before 5.13 ignore it.
+    pub new_index: Option<u32>,
+    /// The namespace where it goes.
+    pub netns: BorrowedFd<'a>,
 }
 
 /// By what a link is looked for.

@@ -114,7 +114,7 @@ impl Pending for NewLink<'_> {
     }
 }
 
-impl Pending for Taking<'_> {
+impl Pending for Taking<'_, Rtnl> {
     fn kernel(&mut self) -> &mut Rtnl {
         Taking::kernel(self)
     }

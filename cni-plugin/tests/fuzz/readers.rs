@@ -1,8 +1,8 @@
 //! The readers, each with what must be true of what it reads.
 
 use macvtap::device_id::DeviceId;
-use macvtap::host_device::NicLink;
 use macvtap::link::Link;
+use macvtap::link::NicLink;
 use macvtap::pci::PciAddress;
 use macvtap::record::Attachment;
 use macvtap::table::{DeviceTable, DeviceType};

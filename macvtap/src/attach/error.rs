@@ -1,6 +1,5 @@
 //! Why a device cannot be attached.
 
-use super::making::MINOR_ROUNDS;
 use crate::claim::ClaimError;
 use crate::detach::DetachError;
 use crate::device_id::DeviceId;
@@ -12,6 +11,9 @@ use crate::netlink::NetlinkError;
 use crate::park::ParkError;
 use crate::records::RecordError;
 use crate::tap::TapError;
+
+/// How many minors in a row may be taken by pods that lost their links before an ADD gives up.
+pub(super) const MINOR_ROUNDS: u32 = 64;
 
 /// A device cannot be attached.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! The link in the making, until everything is in place or undone.
 
-use super::{AttachError, Attached, Request, TARGET};
+use super::error::{AttachError, MINOR_ROUNDS};
+use super::request::{Attached, Request, TARGET};
 use crate::fit::{self, UnfitError};
 use crate::kernel::{Home, Kernel, NewLink, Place};
 use crate::link::{By, Change, Link};
@@ -14,9 +15,6 @@ use crate::records;
 use crate::tap::Node;
 use rustix::io::Errno;
 use tracing::{info, warn};
-
-/// How many minors in a row may be taken by pods that lost their links before an ADD gives up.
-pub(super) const MINOR_ROUNDS: u32 = 64;
 
 /// An attachment in the making. Dropping it undoes it.
 #[derive(Debug)]

@@ -1,14 +1,11 @@
 //! What forbids taking a NIC from the node: somebody there uses it.
 
-use super::link::NicLink;
-use crate::host_ties;
-use crate::kernel::Rtnl;
-use crate::netlink::{Kind, NetlinkError};
+use crate::kernel::Kernel;
+use crate::link::NicLink;
+use crate::links::Links;
+use crate::netlink::NetlinkError;
 use crate::paths::Paths;
 use crate::records::{self, RecordError};
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use std::fmt;
 
 /// By what the node holds a NIC.
@@ -47,19 +44,10 @@ pub(crate) enum TieError {
     Record(#[from] RecordError),
 }
 
-impl From<TieError> for super::TakeError {
-    fn from(error: TieError) -> Self {
-        match error {
-            TieError::Netlink(error) => Self::Netlink(error),
-            TieError::Record(error) => Self::Record(error),
-        }
-    }
-}
-
 /// The first tie of a NIC of the node. `links` are all links there.
-pub(crate) fn find(
+pub(crate) fn find<K: Kernel>(
     paths: &Paths,
-    kernel: &mut Rtnl,
+    kernel: &mut K,
     links: &[NicLink],
     nic: &NicLink,
 ) -> Result<Option<Tie>, TieError> {
@@ -77,33 +65,9 @@ pub(crate) fn find(
     if let Some(record) = built {
         return Ok(Some(Tie::Device(record.device)));
     }
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        if has_default_route(kernel, index, family)? {
-            return Ok(Some(Tie::DefaultRoute));
-        }
-        if has_address(kernel, index, family)? {
-            return Ok(Some(Tie::HostAddress));
-        }
+    let node = kernel.node_links();
+    if node.has_default_route(index)? {
+        return Ok(Some(Tie::DefaultRoute));
     }
-    Ok(None)
-}
-
-fn has_address(kernel: &mut Rtnl, index: u32, family: AddressFamily) -> Result<bool, NetlinkError> {
-    let mut message = AddressMessage::default();
-    message.header.family = family;
-    message.header.index = index;
-    let found = kernel.node_socket().list(Kind::GetAddress, &message, &"list the node's addresses")?;
-    Ok(found.iter().any(|payload| host_ties::addressed(payload) == Some(index)))
-}
-
-fn has_default_route(kernel: &mut Rtnl, index: u32, family: AddressFamily) -> Result<bool, NetlinkError> {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family;
-    // Fewer to read where the kernel sorts them out.
-    message.attributes.push(RouteAttribute::Oif(index));
-    // A node may have more routes than a list takes.
-    let what = &"list the node's routes";
-    kernel.node_socket().fold(Kind::GetRoute, &message, what, |found: &mut bool, payload| {
-        *found |= host_ties::default_routes(payload).contains(&index);
-    })
+    Ok(node.has_address(index)?.then_some(Tie::HostAddress))
 }

@@ -1,13 +1,18 @@
 //! The messages that ask for links, make them and change them. Pure: nothing here is sent.
 
-use super::{By, Change, IfName, Macvtap, Settings, Veth};
+use super::{By, Change, IfName, Macvtap, Move, Settings, Veth};
 use crate::mode::Mode;
 use crate::netns::NetnsId;
+use netlink_packet_core::DefaultNla;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoMacVtap, InfoVeth, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, MacVtapMode,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, MacVtapMode, Prop,
 };
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Attribute numbers of `linux/if_link.h` whose values are bytes, not text.
+const IFALIAS: u16 = 20;
+const ALT_IFNAME: u16 = 53;
 
 /// Asks for one link, in the namespace of the socket or in the one with that number.
 pub fn get(by: &By, netns: Option<NetnsId>) -> LinkMessage {
@@ -59,26 +64,58 @@ pub fn create_veth(link: &Veth) -> LinkMessage {
     message
 }
 
-/// Gives one link of the socket's namespace what it shall have.
-pub fn settings(index: u32, settings: Settings) -> LinkMessage {
+/// Asks for all links of the namespace of the socket, or of the one with that number.
+pub fn get_all(netns: Option<NetnsId>) -> LinkMessage {
     let mut message = LinkMessage::default();
-    message.header.index = index;
-    for (wanted, flag) in [(settings.up, LinkFlags::Up), (settings.promiscuous, LinkFlags::Promisc)] {
-        let Some(on) = wanted else { continue };
-        message.header.change_mask |= flag;
-        message.header.flags.set(flag, on);
-    }
-    message.attributes.extend(settings.mac.map(|mac| LinkAttribute::Address(mac.octets().to_vec())));
-    message.attributes.extend(settings.mtu.map(LinkAttribute::Mtu));
+    message.attributes.extend(netns.map(|NetnsId(id)| LinkAttribute::IfNetnsId(id)));
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     message
 }
 
-/// Moves one link of the socket's namespace into `netns` under this name.
-pub fn relocate(index: u32, name: &IfName, netns: BorrowedFd<'_>) -> LinkMessage {
+/// Changes what is set of one link of the socket's namespace.
+pub fn settings(index: u32, settings: Settings<'_>) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    message.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
-    message.attributes.push(LinkAttribute::IfName(name.to_string()));
+    let flags = [
+        (settings.up, LinkFlags::Up),
+        (settings.promiscuous, LinkFlags::Promisc),
+        (settings.all_multicast, LinkFlags::Allmulti),
+        (settings.arp.map(|on| !on), LinkFlags::Noarp),
+        (settings.multicast, LinkFlags::Multicast),
+    ];
+    for (setting, flag) in flags {
+        let Some(on) = setting else { continue };
+        message.header.change_mask |= flag;
+        message.header.flags.set(flag, on);
+    }
+    let attributes = &mut message.attributes;
+    attributes.extend(settings.name.map(|name| LinkAttribute::IfName(name.to_string())));
+    attributes.extend(settings.mac.map(|mac| LinkAttribute::Address(mac.octets().to_vec())));
+    attributes.extend(settings.mtu.map(LinkAttribute::Mtu));
+    // Without a final zero, which would make an empty alias one of length 1.
+    let alias = settings.alias.map(|alias| DefaultNla::new(IFALIAS, alias.as_bytes().to_vec()));
+    attributes.extend(alias.map(LinkAttribute::Other));
+    message
+}
+
+/// Moves one link of the socket's namespace into another.
+pub fn transfer(to: Move<'_>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = to.index;
+    message.attributes.push(LinkAttribute::NetNsFd(to.netns.as_raw_fd()));
+    message.attributes.push(LinkAttribute::IfName(to.name.to_string()));
+    let index = to.new_index.and_then(|index| i32::try_from(index).ok());
+    message.attributes.extend(index.map(LinkAttribute::NewIfIndex));
+    message
+}
+
+/// Takes other names from one link.
+pub fn remove_names(index: u32, names: &[&[u8]]) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let name = |name: &[u8]| DefaultNla::new(ALT_IFNAME, [name, &[0]].concat());
+    let names = names.iter().map(|own| Prop::Other(name(own)));
+    message.attributes.push(LinkAttribute::PropList(names.collect()));
     message
 }
 

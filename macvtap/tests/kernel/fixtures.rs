@@ -3,37 +3,110 @@
 use crate::support::{Holder, Node};
 use macvtap::attach::{self, AttachError, Attached, Begun, Repeat, Request};
 use macvtap::file::FileError;
-use macvtap::host_device::{NicLink, ReturnError, Returned};
-use macvtap::kernel::{Home, Kernel, NewLink, Place, Rtnl};
-use macvtap::link::{By, Change, IfName, Link, Macvtap};
+use macvtap::kernel::{Home, Kernel, NewLink, OpenError, Place, Rtnl};
+use macvtap::link::{By, Change, IfName, Link, Macvtap, Move, NicLink, Settings};
+use macvtap::links::Links;
 use macvtap::mode::Mode;
-use macvtap::netlink::NetlinkError;
+use macvtap::netlink::{NetlinkError, Socket};
 use macvtap::netns::{Netns, NetnsId};
-use macvtap::record::{Attachment, DeviceNumber, Holder as RecordHolder, Nic};
+use macvtap::record::{DeviceNumber, Holder as RecordHolder};
 use macvtap::tap::{Node as DeviceNode, TapError};
 use rustix::io::Errno;
+use std::cell::Cell;
+use std::fmt::Display;
 use std::path::Path;
+use std::rc::Rc;
 
-/// The kernel, except that call number `fail_at` fails instead.
-pub(super) struct Faulty {
-    pub(super) kernel: Rtnl,
-    pub(super) calls: usize,
-    pub(super) fail_at: usize,
+/// Counts calls; number `fail_at` fails.
+#[derive(Clone)]
+pub(super) struct Counter {
+    calls: Rc<Cell<usize>>,
+    fail_at: usize,
 }
 
-impl Faulty {
-    fn fails(&mut self) -> bool {
-        self.calls += 1;
-        self.calls == self.fail_at
+impl Counter {
+    fn fails(&self) -> bool {
+        self.calls.set(self.calls.get() + 1);
+        self.calls.get() == self.fail_at
     }
 
-    fn netlink(&mut self, what: &str) -> Result<(), NetlinkError> {
+    fn netlink(&self, what: &str) -> Result<(), NetlinkError> {
         let error = || NetlinkError::Refused { what: what.into(), said: None, errno: Errno::NOBUFS };
         if self.fails() { Err(error()) } else { Ok(()) }
     }
 }
 
+/// The kernel, except that one call fails instead.
+pub(super) struct Faulty {
+    kernel: Rtnl,
+    counter: Counter,
+    node: FaultyLinks,
+}
+
+impl Faulty {
+    pub(super) fn new(kernel: Rtnl, fail_at: usize) -> Self {
+        let counter = Counter { calls: Rc::default(), fail_at };
+        let node = FaultyLinks { socket: Socket::open().unwrap(), counter: counter.clone() };
+        Self { kernel, counter, node }
+    }
+
+    pub(super) fn calls(&self) -> usize {
+        self.counter.calls.get()
+    }
+
+    fn fails(&mut self) -> bool {
+        self.counter.fails()
+    }
+
+    fn netlink(&mut self, what: &str) -> Result<(), NetlinkError> {
+        self.counter.netlink(what)
+    }
+}
+
+/// The links of one namespace, with the same counter.
+pub(super) struct FaultyLinks {
+    socket: Socket,
+    counter: Counter,
+}
+
+impl Links for FaultyLinks {
+    fn nics(&mut self) -> Result<Vec<NicLink>, NetlinkError> {
+        self.counter.netlink("nics").and_then(|()| self.socket.nics())
+    }
+    fn set(&mut self, index: u32, settings: Settings<'_>, what: &dyn Display) -> Result<(), NetlinkError> {
+        self.counter.netlink("set").and_then(|()| self.socket.set(index, settings, what))
+    }
+    fn transfer(&mut self, to: Move<'_>, what: &dyn Display) -> Result<(), NetlinkError> {
+        self.counter.netlink("transfer").and_then(|()| self.socket.transfer(to, what))
+    }
+    fn remove_names(&mut self, index: u32, names: &[&[u8]], what: &dyn Display) -> Result<(), NetlinkError> {
+        self.counter.netlink("remove names").and_then(|()| self.socket.remove_names(index, names, what))
+    }
+    fn delete(&mut self, index: u32, what: &dyn Display) -> Result<(), NetlinkError> {
+        self.counter.netlink("delete").and_then(|()| Links::delete(&mut self.socket, index, what))
+    }
+    fn has_default_route(&mut self, index: u32) -> Result<bool, NetlinkError> {
+        self.counter.netlink("routes").and_then(|()| self.socket.has_default_route(index))
+    }
+    fn has_address(&mut self, index: u32) -> Result<bool, NetlinkError> {
+        self.counter.netlink("addresses").and_then(|()| self.socket.has_address(index))
+    }
+}
+
 impl Kernel for Faulty {
+    type Links = FaultyLinks;
+
+    fn node_links(&mut self) -> &mut FaultyLinks {
+        &mut self.node
+    }
+    fn enter(&mut self, path: &Path, inode: u64) -> Result<Option<FaultyLinks>, OpenError> {
+        self.netlink("enter")?;
+        let socket = self.kernel.enter(path, inode)?;
+        Ok(socket.map(|socket| FaultyLinks { socket, counter: self.counter.clone() }))
+    }
+    fn move_in(&mut self, index: u32, name: &IfName, what: &dyn Display) -> Result<(), NetlinkError> {
+        self.netlink("move in").and_then(|()| self.kernel.move_in(index, name, what))
+    }
     fn number(&mut self, path: &Path, inode: u64) -> Result<Option<NetnsId>, NetlinkError> {
         self.netlink("number").and_then(|()| self.kernel.number(path, inode))
     }
@@ -42,11 +115,6 @@ impl Kernel for Faulty {
     }
     fn nics(&mut self, place: Place) -> Result<Vec<NicLink>, NetlinkError> {
         self.netlink("nics").and_then(|()| self.kernel.nics(place))
-    }
-    fn give_back(&mut self, record: &Attachment, nic: &Nic) -> Result<Returned, ReturnError> {
-        let failed = |source| ReturnError::Netlink { name: nic.name.clone(), source };
-        self.netlink("give back").map_err(failed)?;
-        self.kernel.give_back(record, nic)
     }
     fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError> {
         self.netlink("create").and_then(|()| self.kernel.create(home, link))

@@ -14,6 +14,7 @@ mod support;
 mod adopt;
 mod collect;
 mod fixtures;
+mod nic_steps;
 mod steps;
 mod tap_number;
 mod user_namespace;

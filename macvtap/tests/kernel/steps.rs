@@ -22,7 +22,7 @@ fn a_failure_of_any_step_leaves_nothing() {
         let request = request(&node, 0, Some((&pod, "c1")));
         let attached = node.inside(|| {
             let kernel = Rtnl::with_pod(Netns::open(&pod.netns()).unwrap()).unwrap();
-            attach(&node, request, &mut Faulty { kernel, calls: 0, fail_at })
+            attach(&node, request, &mut Faulty::new(kernel, fail_at))
         });
         if attached.is_ok() {
             succeeded_after = Some(fail_at);
@@ -44,7 +44,7 @@ fn a_failure_of_any_step_of_the_minor_guard_leaves_no_link_of_the_device() {
         let request = request(&node, 1, Some((&next, "next")));
         let attached = node.inside(|| {
             let kernel = Rtnl::with_pod(Netns::open(&next.netns()).unwrap()).unwrap();
-            attach(&node, request, &mut Faulty { kernel, calls: 0, fail_at })
+            attach(&node, request, &mut Faulty::new(kernel, fail_at))
         });
         if attached.is_ok() {
             done = true;

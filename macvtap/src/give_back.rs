@@ -3,11 +3,11 @@
 //! Each step can be repeated, so it does not matter how far a killed process came. A namespace that ends puts the NIC
 //! into the initial namespace, under the pod's name or as `dev<index>`; there it is known by its hardware.
 
-use super::link::{self, Move, NicLink, Wanted};
-use crate::kernel::{Home, Kernel, Place, Rtnl};
-use crate::link::{BadIfName, IfName, Link};
-use crate::netlink::{Kind, NetlinkError, Socket};
-use crate::netns::{self, Netns, NetnsError, NetnsId};
+use crate::kernel::{Home, Kernel, OpenError, Place};
+use crate::link::{self, BadIfName, IfName, Link, Move, NicLink, Settings};
+use crate::links::Links;
+use crate::netlink::NetlinkError;
+use crate::netns::{self, NetnsError, NetnsId};
 use crate::record::{Attachment, Holder, Nic};
 use crate::table::LinkIdentity;
 use rustix::io::Errno;
@@ -93,12 +93,16 @@ pub enum ReturnError {
 }
 
 /// Brings the NIC back.
-pub(crate) fn give_back(kernel: &mut Rtnl, record: &Attachment, nic: &Nic) -> Result<Returned, ReturnError> {
+pub(crate) fn give_back<K: Kernel>(
+    kernel: &mut K,
+    record: &Attachment,
+    nic: &Nic,
+) -> Result<Returned, ReturnError> {
     let name: IfName = nic.name.parse()?;
     let refused = |source| ReturnError::Netlink { name: nic.name.clone(), source };
-    match enter(record, nic)? {
+    match enter(kernel, record, nic)? {
         Some(mut pod) => {
-            let links = list(&mut pod, None, "list the pod's links").map_err(refused)?;
+            let links = pod.nics().map_err(refused)?;
             if let Some(found) = link::recorded(&links, nic) {
                 for upper in links.iter().filter(|link| link.is_on(found.link.index)) {
                     delete_upper(&mut pod, upper, nic).map_err(refused)?;
@@ -125,32 +129,32 @@ pub(crate) fn give_back(kernel: &mut Rtnl, record: &Attachment, nic: &Nic) -> Re
         return explain_absence(nic);
     };
     let is_free = link::named(&links, &nic.name).is_none_or(|other| other.link.index == found.link.index);
-    restore(kernel.node_socket(), found, nic, is_free.then_some(&name)).map_err(refused)?;
+    restore(kernel.node_links(), found, nic, is_free.then_some(&name)).map_err(refused)?;
     Ok(Returned::Back)
 }
 
-/// A socket in the namespace of the record's pod; none when it is not at its path any more.
-fn enter(record: &Attachment, nic: &Nic) -> Result<Option<Socket>, ReturnError> {
+/// The links of the record's pod; none when its namespace is not at its path any more.
+fn enter<K: Kernel>(kernel: &mut K, record: &Attachment, nic: &Nic) -> Result<Option<K::Links>, ReturnError> {
     let Holder::Pod { netns, netns_inode, .. } = &record.holder else {
         return Ok(None);
     };
-    let not_allowed =
-        |source| ReturnError::NotAllowed { name: nic.name.clone(), netns: netns.into(), source };
-    let pod = match Netns::open(Path::new(netns)) {
-        Ok(found) if found.inode() == *netns_inode => found,
-        Ok(_) | Err(NetnsError::Missing(_) | NetnsError::NotNetns(_) | NetnsError::Own(_)) => {
-            return Ok(None);
-        }
-        Err(error @ NetnsError::Failed { .. }) => return Err(not_allowed(error)),
-    };
-    let socket = pod.enter(Socket::open).map_err(not_allowed)?;
-    socket.map(Some).map_err(|source| ReturnError::Netlink { name: nic.name.clone(), source })
+    let name = nic.name.clone();
+    kernel.enter(Path::new(netns), *netns_inode).map_err(|error| match error {
+        OpenError::Netns(source) => ReturnError::NotAllowed { name, netns: netns.into(), source },
+        OpenError::Netlink(source) => ReturnError::Netlink { name, source },
+    })
+}
+
+/// A NIC in one place; none when it is not there.
+pub fn find<K: Kernel>(kernel: &mut K, place: Place, nic: &Nic) -> Result<Option<Link>, NetlinkError> {
+    let links = kernel.nics(place)?;
+    Ok(link::recorded(&links, nic).map(|found| found.link.clone()))
 }
 
 /// Moves the NIC from the pod to the node under its old name, and where possible with its old index.
-fn fetch(
-    kernel: &mut Rtnl,
-    pod: &mut Socket,
+fn fetch<K: Kernel>(
+    kernel: &mut K,
+    pod: &mut K::Links,
     mut found: NicLink,
     nic: &Nic,
     index: u32,
@@ -160,9 +164,9 @@ fn fetch(
     let node = netns::own().map_err(ReturnError::Node)?;
     if found.link.up {
         // Moving a link that is up makes the kernel wait twice as long.
-        let down = Wanted { up: Some(false), ..Wanted::default() };
+        let down = Settings { up: Some(false), ..Settings::default() };
         let what = format_args!("set NIC {name} down in the pod");
-        unless_refused(act(pod, found.link.index, down, &what), nic).map_err(refused)?;
+        unless_refused(pod.set(found.link.index, down, &what), nic).map_err(refused)?;
     }
     let mut rounds = 0;
     loop {
@@ -177,13 +181,13 @@ fn fetch(
         remove_names(pod, &found, nic, |other| !is_taken(other)).map_err(refused)?;
         let substitute = if is_taken(name.as_str()) { substitute(&links, index) } else { None };
         let is_free = |index: &u32| links.iter().all(|link| link.link.index != *index);
-        let message = link::transfer(Move {
+        let to = Move {
             index: found.link.index,
             name: substitute.as_ref().unwrap_or(name),
             new_index: Some(index).filter(is_free),
             netns: node.as_fd(),
-        });
-        let moved = pod.act(Kind::SetLink, &message, 0, &format_args!("move NIC {name} back to the node"));
+        };
+        let moved = pod.transfer(to, &format_args!("move NIC {name} back to the node"));
         let Err(error) = moved else { return Ok(()) };
         // The kernel moves first and renames then: the NIC can be on the node although something was refused.
         let links = kernel.nics(NODE).map_err(refused)?;
@@ -194,7 +198,7 @@ fn fetch(
         if !is_race || rounds == NAME_ROUNDS {
             return Err(refused(error));
         }
-        let links = list(pod, None, "list the pod's links").map_err(refused)?;
+        let links = pod.nics().map_err(refused)?;
         match link::recorded(&links, nic) {
             Some(again) => found = again.clone(),
             None => return Ok(()),
@@ -204,10 +208,10 @@ fn fetch(
 
 /// Deletes a link that the pod built on its NIC (a VLAN, a macvlan). Such links stay on a NIC that moves, so a pod that lives on
 /// would hear and send through what is the node's or another pod's.
-fn delete_upper(pod: &mut Socket, upper: &NicLink, nic: &Nic) -> Result<(), NetlinkError> {
+fn delete_upper(pod: &mut impl Links, upper: &NicLink, nic: &Nic) -> Result<(), NetlinkError> {
     let Link { index, name, .. } = &upper.link;
     let what = format_args!("delete link {name} on NIC {} in the pod", nic.name);
-    match pod.act(Kind::DelLink, &crate::link::delete(*index, None), 0, &what) {
+    match pod.delete(*index, &what) {
         // Gone with another one.
         Err(error) if error.errno() == Some(Errno::NODEV) => Ok(()),
         outcome => unless_refused(outcome, nic),
@@ -217,16 +221,15 @@ fn delete_upper(pod: &mut Socket, upper: &NicLink, nic: &Nic) -> Result<(), Netl
 /// Takes from a NIC the other names that it did not have on the node, or may not keep: each is a name that no other link
 /// of the namespace can have, and by which pools may choose.
 fn remove_names(
-    socket: &mut Socket,
+    links: &mut impl Links,
     found: &NicLink,
     nic: &Nic,
     may_keep: impl Fn(&str) -> bool,
 ) -> Result<(), NetlinkError> {
     let names = found.other_names_but(|name| may_keep(name) && nic.alt_names.iter().any(|own| own == name));
     for names in names.chunks(NAMES_AT_ONCE) {
-        let message = link::remove_names(found.link.index, names);
         let what = format_args!("remove names of NIC {}", nic.name);
-        unless_refused(socket.act(Kind::DelLinkProperty, &message, 0, &what), nic)?;
+        unless_refused(links.remove_names(found.link.index, names, &what), nic)?;
     }
     Ok(())
 }
@@ -252,7 +255,12 @@ fn substitute(links: &[NicLink], index: u32) -> Option<IfName> {
 /// Gives a NIC on the node what it had there. Changes only what differs: since it came back somebody may have used it.
 /// Goes on after an error and tells the first one. Name and address must be restored, for by them others know the NIC; the
 /// rest if the driver allows. `name` is absent when somebody else has it by now.
-fn restore(node: &mut Socket, found: &NicLink, nic: &Nic, name: Option<&IfName>) -> Result<(), NetlinkError> {
+fn restore(
+    node: &mut impl Links,
+    found: &NicLink,
+    nic: &Nic,
+    name: Option<&IfName>,
+) -> Result<(), NetlinkError> {
     let now = &found.link;
     if name.is_none() {
         warn!(nic = nic.name, name = now.name, "name is taken on the node by now, so the NIC keeps another");
@@ -266,33 +274,33 @@ fn restore(node: &mut Socket, found: &NicLink, nic: &Nic, name: Option<&IfName>)
         if found.permanent_mac.is_some_and(|own| own != *mac));
     let parts = [
         // Neither older kernels nor every driver change these while the link is up.
-        Wanted {
+        Settings {
             up: Some(false).filter(|_| now.up && (name.is_some() || mac.is_some())),
-            ..Wanted::default()
+            ..Settings::default()
         },
-        Wanted { name, ..Wanted::default() },
-        Wanted { mac, ..Wanted::default() },
-        Wanted { mtu: Some(nic.mtu).filter(|mtu| now.mtu != *mtu), ..Wanted::default() },
-        Wanted {
+        Settings { name, ..Settings::default() },
+        Settings { mac, ..Settings::default() },
+        Settings { mtu: Some(nic.mtu).filter(|mtu| now.mtu != *mtu), ..Settings::default() },
+        Settings {
             promiscuous: differs(nic.promiscuous, now.promiscuous),
             all_multicast: differs(nic.all_multicast, now.all_multicast),
             // As every NIC is made.
             arp: differs(true, found.arp),
             multicast: differs(true, found.multicast),
-            ..Wanted::default()
+            ..Settings::default()
         },
-        Wanted {
+        Settings {
             alias: Some(alias).filter(|alias| *alias != found.alias.as_deref().unwrap_or_default()),
-            ..Wanted::default()
+            ..Settings::default()
         },
         // A driver that took the pod's address for the permanent one takes the own one when it is reset.
-        Wanted { up: Some(true).filter(|_| resets && !nic.up), ..Wanted::default() },
-        Wanted { up: Some(false).filter(|_| resets && !nic.up), ..Wanted::default() },
+        Settings { up: Some(true).filter(|_| resets && !nic.up), ..Settings::default() },
+        Settings { up: Some(false).filter(|_| resets && !nic.up), ..Settings::default() },
         // Set down above, or in the pod, or by the kernel.
-        Wanted { up: Some(nic.up).filter(|up| *up), ..Wanted::default() },
+        Settings { up: Some(nic.up).filter(|up| *up), ..Settings::default() },
     ];
-    for wanted in parts.into_iter().filter(|wanted| *wanted != Wanted::default()) {
-        let restored = act(node, now.index, wanted, &format_args!("restore NIC {}", nic.name));
+    for wanted in parts.into_iter().filter(|wanted| *wanted != Settings::default()) {
+        let restored = node.set(now.index, wanted, &format_args!("restore NIC {}", nic.name));
         let is_needed = wanted.name.is_some() || wanted.mac.is_some();
         if let Err(error) = if is_needed { restored } else { unless_refused(restored, nic) } {
             first_error.get_or_insert(error);
@@ -323,24 +331,4 @@ fn explain_absence(nic: &Nic) -> Result<Returned, ReturnError> {
         "NIC is in another namespace than this node's, probably the initial one of the machine; move it back by hand"
     );
     Ok(Returned::Elsewhere)
-}
-
-/// All links that a socket sees, in its namespace or in the one with that number.
-pub(crate) fn list(
-    socket: &mut Socket,
-    netns: Option<NetnsId>,
-    what: &str,
-) -> Result<Vec<NicLink>, NetlinkError> {
-    let payloads = socket.list(Kind::GetLink, &link::get_all(netns), &what)?;
-    let unreadable = |problem| NetlinkError::Answer { what: what.to_owned(), problem };
-    payloads.iter().map(|payload| NicLink::parse(payload).map_err(unreadable)).collect()
-}
-
-pub(crate) fn act(
-    socket: &mut Socket,
-    index: u32,
-    wanted: Wanted<'_>,
-    what: &dyn std::fmt::Display,
-) -> Result<(), NetlinkError> {
-    socket.act(Kind::SetLink, &link::set(index, wanted), 0, what)
 }

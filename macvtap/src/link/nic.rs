@@ -1,14 +1,11 @@
-//! NICs as the kernel describes them, and the messages that move them. Pure: nothing here is sent.
+//! NICs as the kernel describes them, and how one is known again. Pure.
 
-use crate::link::value::{lossy, text, until_zero, word};
-use crate::link::{BadIfName, HEADER_LEN, IfName, Link, relocate};
+use super::value::{lossy, text, until_zero, word};
+use super::{BadIfName, HEADER_LEN, IfName, Link};
 use crate::mac::MacAddr;
-use crate::netns::NetnsId;
 use crate::record::Nic;
 use crate::table::LinkIdentity;
-use netlink_packet_core::{DefaultNla, NlasIterator};
-use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage, Prop};
-use std::os::fd::BorrowedFd;
+use netlink_packet_core::NlasIterator;
 
 /// Attribute numbers of `linux/if_link.h` that only whole NICs need.
 mod attribute {
@@ -52,34 +49,6 @@ pub struct NicLink {
     pub arp: bool,
     /// Whether it sends to groups. A pod can turn that off.
     pub multicast: bool,
-}
-
-/// How a link of one namespace becomes one of another.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Move<'a> {
-    /// Its index where it is.
-    pub(crate) index: u32,
-    /// Its name where it goes.
-    pub(crate) name: &'a IfName,
-    /// Its index where it goes; absent: the one it has, if that is free. Kernels before 5.13 ignore it.
-    pub(crate) new_index: Option<u32>,
-    /// Where it goes.
-    pub(crate) netns: BorrowedFd<'a>,
-}
-
-/// What a NIC shall have; absent: what it has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Wanted<'a> {
-    pub(crate) name: Option<&'a IfName>,
-    pub(crate) mac: Option<MacAddr>,
-    pub(crate) mtu: Option<u32>,
-    pub(crate) promiscuous: Option<bool>,
-    pub(crate) all_multicast: Option<bool>,
-    pub(crate) arp: Option<bool>,
-    pub(crate) multicast: Option<bool>,
-    /// Empty: none.
-    pub(crate) alias: Option<&'a str>,
-    pub(crate) up: Option<bool>,
 }
 
 impl NicLink {
@@ -231,58 +200,6 @@ pub(crate) fn named<'l>(links: &'l [NicLink], name: &str) -> Option<&'l NicLink>
     links.iter().find(|link| link.names().any(|own| own == name))
 }
 
-/// Asks for all links of the namespace of the socket, or of the one with that number.
-pub(crate) fn get_all(netns: Option<NetnsId>) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.attributes.extend(netns.map(|NetnsId(id)| LinkAttribute::IfNetnsId(id)));
-    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    message
-}
-
-/// Gives one link of the socket's namespace what it shall have.
-pub(crate) fn set(index: u32, wanted: Wanted<'_>) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    let flags = [
-        (wanted.up, LinkFlags::Up),
-        (wanted.promiscuous, LinkFlags::Promisc),
-        (wanted.all_multicast, LinkFlags::Allmulti),
-        (wanted.arp.map(|on| !on), LinkFlags::Noarp),
-        (wanted.multicast, LinkFlags::Multicast),
-    ];
-    for (wanted, flag) in flags {
-        let Some(on) = wanted else { continue };
-        message.header.change_mask |= flag;
-        message.header.flags.set(flag, on);
-    }
-    let attributes = &mut message.attributes;
-    attributes.extend(wanted.name.map(|name| LinkAttribute::IfName(name.to_string())));
-    attributes.extend(wanted.mac.map(|mac| LinkAttribute::Address(mac.octets().to_vec())));
-    attributes.extend(wanted.mtu.map(LinkAttribute::Mtu));
-    // Without a final zero, which would make an empty alias one of length 1.
-    let alias = wanted.alias.map(|alias| DefaultNla::new(attribute::IFALIAS, alias.as_bytes().to_vec()));
-    attributes.extend(alias.map(LinkAttribute::Other));
-    message
-}
-
-/// Moves one link of the socket's namespace.
-pub(crate) fn transfer(to: Move<'_>) -> LinkMessage {
-    let mut message = relocate(to.index, to.name, to.netns);
-    let index = to.new_index.and_then(|index| i32::try_from(index).ok());
-    message.attributes.extend(index.map(LinkAttribute::NewIfIndex));
-    message
-}
-
-/// Takes other names from one link.
-pub(crate) fn remove_names(index: u32, names: &[&[u8]]) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    let name = |name: &[u8]| DefaultNla::new(attribute::ALT_IFNAME, [name, &[0]].concat());
-    let names = names.iter().map(|own| Prop::Other(name(own)));
-    message.attributes.push(LinkAttribute::PropList(names.collect()));
-    message
-}
-
 fn mac(value: &[u8]) -> Option<MacAddr> {
     <[u8; 6]>::try_from(value).ok()?.try_into().ok()
 }
@@ -290,8 +207,9 @@ fn mac(value: &[u8]) -> Option<MacAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use netlink_packet_core::Emitable;
-    use netlink_packet_route::link::{InfoKind, LinkInfo};
+    use crate::link::message::remove_names;
+    use netlink_packet_core::{DefaultNla, Emitable};
+    use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, Prop};
     use proptest::prelude::*;
 
     fn bytes(attributes: Vec<LinkAttribute>) -> Vec<u8> {

@@ -1,0 +1,45 @@
+//! What is asked for, and what comes of it.
+
+use crate::claim::Repeat;
+use crate::device_id::DeviceId;
+use crate::kernel::{Home, Place};
+use crate::link::{Link, Macvtap};
+use crate::mac::MacAddr;
+use crate::netns::NetnsId;
+use crate::record::{DeviceNumber, Holder};
+use crate::table::Owner;
+
+/// Where the link of a device is made.
+pub(super) const TARGET: Place = Place::Home(Home::Target);
+
+/// A link to attach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The device.
+    pub device: DeviceId,
+    /// Its future holder.
+    pub holder: Holder,
+    /// Name of the pod's network; none for a pod that has only the tap.
+    pub network: Option<String>,
+    /// Number of the pod's namespace; none for a pod that has only the tap.
+    pub netns_id: Option<NetnsId>,
+    /// Name of the lower link, for messages.
+    pub lower_name: String,
+    /// The link.
+    pub link: Macvtap,
+    /// Another address that the link may have by now, where something changes it while the pod runs.
+    pub also_mac: Option<MacAddr>,
+    /// The owner of the device node.
+    pub owner: Owner,
+    /// What happens when the same holder has the device already.
+    pub repeat: Repeat,
+}
+
+/// A device that is in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The link, as the kernel describes it.
+    pub link: Link,
+    /// Its tap.
+    pub tap: DeviceNumber,
+}
