@@ -311,7 +311,8 @@ impl World {
         self.api.kubectl.run(&["get", "mrp,mns,net-attach-def", "-A", "-o", format])
     }
 
-    /// What the operator made of the cluster, without what depends on history: generations, hashes of them, and times.
+    /// What the operator made of the cluster, without what depends on history: generations, hashes of them, times, and
+    /// whether a spec was written for an agent that needs defaults spelled out.
     fn outcome(&self) -> Result<BTreeMap<String, Value>> {
         let mut outcome = BTreeMap::new();
         let mut accepted = Vec::new();
@@ -329,6 +330,10 @@ impl World {
             let mut pools = state["spec"]["pools"].clone();
             for pool in pools.as_array_mut().into_iter().flatten() {
                 pool["generation"] = Value::Null;
+                let entry = pool.as_object_mut().context("an entry that is no object")?;
+                let name = entry["name"].clone();
+                entry.entry("phase").or_insert_with(|| json!("Active"));
+                entry.entry("resourceName").or_insert(name);
             }
             outcome.insert(format!("state {}", state["metadata"]["name"]), pools);
         }
