@@ -25,16 +25,20 @@ fn the_chart_has_every_value_that_the_documentation_sets() -> Result<()> {
     for (path, page) in pages()? {
         let text = page.replace("\\\n", " ");
         for line in text.lines().map(str::trim_start).filter(|line| line.starts_with("helm ")) {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let values = words.windows(2).filter(|pair| pair[0] == "--set").map(|pair| pair[1]);
+            // A user's own file of values is not here.
+            let known = ["--set", "--set-json", "-f"];
+            let words: Vec<String> = line.split_whitespace().map(|word| word.replace('\'', "")).collect();
+            let options = words.windows(2).filter(|pair| known.contains(&pair[0].as_str()));
+            let options = options.filter(|pair| pair[0] != "-f" || pair[1].starts_with("charts/"));
             let mut command = Command::new(checkout.bin().join("helm"));
             command.args(["template", "release"]).arg(&chart).arg("--kube-version=1.35.0");
             command.env("HELM_CACHE_HOME", home.join("cache")).env("HELM_CONFIG_HOME", home.join("config"));
             command.env("HELM_DATA_HOME", home.join("data"));
-            for value in values {
-                command.args(["--set", value]);
+            for option in options {
+                command.args(option);
                 checked += 1;
             }
+            command.current_dir(checkout.root());
             process::output(&mut command).with_context(|| format!("{}: {line}", path.display()))?;
         }
     }
