@@ -211,3 +211,54 @@ fn rules_dashboard_and_runbooks_name_only_metrics_labels_and_values_that_exist()
     assert!(checked > 60, "only {checked} uses of metrics were found");
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
+
+/// Keys of an object that the schema does not know, and values that are none of an enumeration.
+fn strangers(path: &str, value: &Value, schema: &Value, found: &mut Vec<String>) {
+    if schema["enum"].as_array().is_some_and(|values| !values.contains(value)) {
+        found.push(format!("{path}: {value}"));
+    }
+    match value {
+        Value::Object(fields) => {
+            let is_open = schema["x-kubernetes-preserve-unknown-fields"] == true;
+            for (key, inner) in fields {
+                let path = format!("{path}.{key}");
+                let known = [&schema["properties"][key], &schema["additionalProperties"]];
+                match known.into_iter().find(|schema| schema.is_object()) {
+                    Some(schema) => strangers(&path, inner, schema, found),
+                    None if is_open => {}
+                    None => found.push(format!("{path}: unknown")),
+                }
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                strangers(&format!("{path}[]"), item, &schema["items"], found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn manifests_are_yaml_and_pools_have_only_fields_and_values_of_the_api() {
+    let crds = macvtap_crds::generate::crds().unwrap();
+    let (_, crd) = crds.iter().find(|(name, _)| name.starts_with("macvtapresourcepools")).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    let mut problems = Vec::new();
+    let mut checked = 0;
+    for (name, page) in pages() {
+        let blocks = page.split("\n```yaml\n").skip(1).filter_map(|rest| rest.split("\n```").next());
+        for manifest in blocks.flat_map(|block| block.split("\n---\n")) {
+            let object: Value =
+                serde_yaml::from_str(manifest).unwrap_or_else(|error| panic!("{name}: {error}:\n{manifest}"));
+            // A block without a kind shows a part of a pool.
+            if object["kind"].is_string() && object["kind"] != "MacvtapResourcePool" {
+                continue;
+            }
+            strangers(&format!("{name}: spec"), &object["spec"], schema, &mut problems);
+            checked += 1;
+        }
+    }
+    assert!(checked >= 6, "only {checked} pools were found");
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
