@@ -45,6 +45,10 @@ pub(crate) enum Command {
     Explain(Explain),
     /// Show which nodes and links a pool would take, and which pools lose some, before it is applied.
     Plan(Plan),
+    /// Let pods on the links of a pool reach each other: IPv4, IPv6, multicast, full MTU, every pair of nodes. Removes what it made.
+    Connectivity(Connectivity),
+    /// Collect what a bug report needs in one archive, without secrets.
+    Sysdump(Sysdump),
     /// Remove resources with the value 0 from Nodes that the kubelet keeps of former pools.
     Prune(Prune),
     /// Print the pools that replace a ConfigMap of macvtap-cni's device plugin.
@@ -130,6 +134,42 @@ pub(crate) struct Plan {
     /// How the report is printed.
     #[command(flatten)]
     pub(crate) shown: Shown,
+}
+
+/// What to connect.
+#[derive(Debug, Group)]
+pub(crate) struct Connectivity {
+    /// The pool. Absent: the only one of type Macvtap.
+    #[arg(long)]
+    pub(crate) pool: Option<String>,
+
+    /// Namespace of the pods. Absent: that of the context.
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+
+    /// Image with the program tapguest (images/tapguest). Absent: tapguest beside the agent's image, with its tag.
+    #[arg(long)]
+    pub(crate) image: Option<String>,
+
+    /// Nodes to take at most, each with two pods.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) nodes: u8,
+
+    /// How long to wait for the pods.
+    #[arg(long, default_value = "2m", value_parser = duration)]
+    pub(crate) timeout: Duration,
+}
+
+/// What to collect.
+#[derive(Debug, Group)]
+pub(crate) struct Sysdump {
+    /// The archive. Absent: macvtap-sysdump-TIME.tar.gz in this directory.
+    #[arg(short = 'f', long)]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Lines of each log.
+    #[arg(long, default_value_t = 2000)]
+    pub(crate) log_lines: i64,
 }
 
 /// What to remove.

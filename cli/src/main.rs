@@ -7,6 +7,7 @@ mod advice;
 mod args;
 mod check;
 mod cluster;
+mod connectivity;
 mod explain;
 mod facts;
 mod output;
@@ -14,6 +15,7 @@ mod plan;
 mod prune;
 mod report;
 mod status;
+mod sysdump;
 #[cfg(test)]
 mod testing;
 
@@ -48,6 +50,8 @@ async fn run(args: Args) -> Result<bool> {
         Command::Status(shown) => status::run(&cluster().await?, shown.output).await.map(|()| true),
         Command::Explain(explain) => explain::run(&cluster().await?, &explain).await,
         Command::Plan(plan) => plan::run(&cluster().await?, &plan).await,
+        Command::Connectivity(connectivity) => connectivity::run(&cluster().await?, &connectivity).await,
+        Command::Sysdump(sysdump) => sysdump::run(&cluster().await?, &sysdump).await,
         Command::Prune(prune) => prune::run(&cluster().await?, &prune).await,
         Command::Migrate(migrate) => {
             let connect = async || Ok(cluster().await?.client);

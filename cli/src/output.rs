@@ -31,7 +31,6 @@ impl Colour {
     }
 
     /// None.
-    #[cfg(test)]
     pub(crate) fn none() -> Self {
         Self(false)
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tap::Tap;
 
 const USAGE: &str = "usage: tapguest respond DEVICE MAC IPV4 IPV6
-       tapguest ping DEVICE MAC IPV4 IPV6 TARGET COUNT
+       tapguest ping DEVICE MAC IPV4 IPV6 TARGET COUNT [BYTES]
        tapguest listen DEVICE SECONDS
 DEVICE is a path, an interface of this namespace, or 'auto' for the only /dev/tap*; MAC '-' is the link's own";
 
@@ -29,9 +29,10 @@ fn main() -> ExitCode {
         ["respond", device, mac, v4, v6] => {
             guest(device, mac, v4, v6).and_then(|(tap, guest)| respond(&tap, &guest))
         }
-        ["ping", device, mac, v4, v6, target, count] => {
+        ["ping", device, mac, v4, v6, target, count, size @ ..] if size.len() < 2 => {
             guest(device, mac, v4, v6).and_then(|(tap, guest)| {
-                ping(&tap, &guest, target.parse().context("TARGET")?, count.parse().context("COUNT")?)
+                let bytes = size.first().map_or(Ok(0), |size| size.parse()).context("BYTES")?;
+                ping(&tap, &guest, target.parse().context("TARGET")?, count.parse().context("COUNT")?, bytes)
             })
         }
         ["listen", device, seconds] => listen(device, seconds),
@@ -62,7 +63,7 @@ fn respond(tap: &Tap, guest: &Guest) -> Result<()> {
     }
 }
 
-fn ping(tap: &Tap, guest: &Guest, target: IpAddr, count: u16) -> Result<()> {
+fn ping(tap: &Tap, guest: &Guest, target: IpAddr, count: u16, bytes: usize) -> Result<()> {
     let mac = (0..QUESTIONS).find_map(|_| {
         tap.send(&guest.resolve(target)).ok()?;
         until(tap, guest, |heard| match heard {
@@ -74,7 +75,7 @@ fn ping(tap: &Tap, guest: &Guest, target: IpAddr, count: u16) -> Result<()> {
     let mut times = Vec::new();
     for number in 0..count {
         let sent = Instant::now();
-        tap.send(&guest.ping(mac, target, number))?;
+        tap.send(&guest.ping(mac, target, number, bytes))?;
         if until(tap, guest, |heard| (heard == Heard::Echo(target, number)).then_some(())).is_some() {
             times.push(sent.elapsed());
         }

@@ -114,12 +114,13 @@ impl Guest {
         }
     }
 
-    /// An echo request.
-    pub(crate) fn ping(&self, mac: Mac, target: IpAddr, number: u16) -> Vec<u8> {
+    /// An echo request with at least so many bytes of data.
+    pub(crate) fn ping(&self, mac: Mac, target: IpAddr, number: u16, bytes: usize) -> Vec<u8> {
         let [high, low] = number.to_be_bytes();
         let request = |kind| {
             let mut icmp = vec![kind, 0, 0, 0, 0x74, 0x67, high, low];
-            icmp.extend(*b"macvtap guest to macvtap guest");
+            let text = b"macvtap guest to macvtap guest";
+            icmp.extend(text.iter().cycle().take(bytes.max(text.len())));
             icmp
         };
         match target {
@@ -322,7 +323,7 @@ mod tests {
         for target in [IpAddr::from(b.v4), IpAddr::from(b.v6)] {
             let found = b.answer(&a.resolve(target)).and_then(|reply| a.hear(&reply));
             assert_eq!(found, Some(Heard::Neighbour(target, b.mac)));
-            let echoed = b.answer(&a.ping(b.mac, target, 7)).and_then(|reply| a.hear(&reply));
+            let echoed = b.answer(&a.ping(b.mac, target, 7, 1400)).and_then(|reply| a.hear(&reply));
             assert_eq!(echoed, Some(Heard::Echo(target, 7)));
         }
     }
@@ -332,13 +333,13 @@ mod tests {
         let (a, b) = (guest(1), guest(2));
         for target in [IpAddr::from(guest(3).v4), IpAddr::from(guest(3).v6)] {
             assert_eq!(b.answer(&a.resolve(target)), None);
-            assert_eq!(b.answer(&a.ping(b.mac, target, 1)), None);
+            assert_eq!(b.answer(&a.ping(b.mac, target, 1, 0)), None);
         }
     }
 
     #[test]
     fn checksums_sum_to_all_ones() {
-        let frame = guest(1).ping([2; 6], guest(2).v4.into(), 1);
+        let frame = guest(1).ping([2; 6], guest(2).v4.into(), 1, 0);
         let folded = |bytes: &[u8]| {
             let total = sum(bytes);
             (total >> 16) + (total & 0xffff)
@@ -353,8 +354,8 @@ mod tests {
         for frame in [
             a.resolve(b.v4.into()),
             a.resolve(b.v6.into()),
-            a.ping(b.mac, b.v4.into(), 1),
-            a.ping(b.mac, b.v6.into(), 1),
+            a.ping(b.mac, b.v4.into(), 1, 0),
+            a.ping(b.mac, b.v6.into(), 1, 0),
         ] {
             for end in 0..frame.len() {
                 let _ = (b.answer(&frame[..end]), b.hear(&frame[..end]), describe(&frame[..end]));
