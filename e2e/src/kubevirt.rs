@@ -6,12 +6,15 @@
 
 mod archive;
 mod base;
+mod example;
 mod guest;
 
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+
+pub use example::{bootable, peer};
 
 use crate::layout::Checkout;
 use crate::{Cluster, Kubectl, components, prerequisites};

@@ -4,14 +4,19 @@ use crate::machine::Machine;
 use crate::stage::{NAMESPACE, PATIENCE, Stage, play};
 use anyhow::{Context, Result, ensure};
 
-/// What a guest said of one of its interfaces when it found it.
-fn console(stage: &Stage, machine: &Machine, interface: usize) -> Result<String> {
-    let (_, pod) = stage.launchers(machine)?.pop().context("the machine has no pod")?;
+/// What a guest reported of one of its interfaces when it found it.
+pub(crate) fn said_of(stage: &Stage, namespace: &str, machine: &str, interface: usize) -> Result<String> {
     let wanted = format!("guest: eth{interface} ");
-    e2e::wait::until(&format!("the guest's words about eth{interface}"), PATIENCE, || {
-        let log = stage.kubectl.run(&["-n", NAMESPACE, "logs", &pod, "-c", "guest-console-log"])?;
-        Ok(log.lines().find(|line| line.contains(&wanted)).map(|line| line.trim().to_owned()))
+    let selector = format!("app={machine}");
+    e2e::wait::until(&format!("the guest's report of eth{interface}"), PATIENCE, || {
+        let words = ["-n", namespace, "logs", "-l", &selector, "-c", "guest-console-log", "--tail=-1"];
+        let log = stage.kubectl.run(&words)?;
+        Ok(log.lines().rfind(|line| line.contains(&wanted)).map(|line| line.trim().to_owned()))
     })
+}
+
+fn console(stage: &Stage, machine: &Machine, interface: usize) -> Result<String> {
+    said_of(stage, NAMESPACE, machine.name, interface)
 }
 
 #[test]
@@ -26,6 +31,52 @@ fn a_machine_boots_is_reached_by_both_families_and_has_what_was_asked_for() -> R
         let taps = stage.kubectl.exec(NAMESPACE, &pod, &["sh", "-c", "stat -c '%a %u:%g %n' /dev/tap*"])?;
         println!("{node}: {}", taps.trim());
         ensure!(taps.starts_with("600 107:107 /dev/tap") && taps.lines().count() == 1, "{taps}");
+        Ok(())
+    })
+}
+
+#[test]
+fn several_networks_several_queues_stop_and_start() -> Result<()> {
+    play(|stage| {
+        let machine =
+            Machine { networks: vec!["follow", "fixed", "second"], cores: 2, ..Machine::on("wide", 52, "") };
+        stage.start(&machine)?;
+        for interface in 0..3 {
+            let said = console(stage, &machine, interface)?;
+            println!("{said}");
+            ensure!(said.contains(&machine.mac_of(interface)) && said.contains("queues 2"), "{said}");
+        }
+        for strategy in ["Halted", "Always"] {
+            let patch = format!("{{\"spec\": {{\"runStrategy\": \"{strategy}\"}}}}");
+            stage.kubectl.run(&[
+                "-n",
+                NAMESPACE,
+                "patch",
+                "vm",
+                machine.name,
+                "--type",
+                "merge",
+                "-p",
+                &patch,
+            ])?;
+            if strategy == "Halted" {
+                stage.kubectl.wait_for(NAMESPACE, &format!("vmi/{}", machine.name), "delete", PATIENCE)?;
+            }
+        }
+        stage.wait_running(&machine)?;
+        stage.wait_reached(&machine)
+    })
+}
+
+#[test]
+fn a_machine_without_an_address_of_its_own_has_its_pods() -> Result<()> {
+    play(|stage| {
+        let machine = Machine { mac: false, ..Machine::on("nameless", 53, "follow") };
+        stage.start(&machine)?;
+        let (node, _) = stage.launchers(&machine)?.pop().context("no pod")?;
+        let said = console(stage, &machine, 0)?;
+        println!("{said}");
+        ensure!(stage.node(&node)?.exec(&["sh", "-c", "ls /run/macvtap/follow | wc -l"])?.trim() == "0");
         Ok(())
     })
 }

@@ -2,6 +2,10 @@
 
 #![expect(clippy::print_stdout, reason = "what was measured belongs in the test's output")]
 
+mod examples;
+mod faults;
 mod machine;
 mod machines;
+mod migration;
 mod stage;
+mod watch;

@@ -2,48 +2,34 @@
 
 use crate::machine::Machine;
 use anyhow::{Context, Result, anyhow};
-use e2e::{Cluster, Kubectl, Options, images, kubevirt, namespaces};
+use e2e::{Cluster, Kubectl, Node, Options, kubevirt, namespaces};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// How long a machine may take to boot in emulation, or to migrate, on a busy node.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
-/// The resource of the pool of links `dp0`.
-pub(crate) const RESOURCE: &str = "macvtap.network.kubevirt.io/machines";
+/// The resources of the examples' pools.
+const RESOURCE: &str = "macvtap.network.kubevirt.io/machines";
+const STORAGE: &str = "macvtap.network.kubevirt.io/storage";
 
 /// The third host's address, on the switch between the nodes.
 const THIRD: [&str; 2] = ["10.90.0.9/24", "fd90::9/64"];
 
-/// Two pools, and networks with and without the key for migration. The pods beside have addresses of their own.
-const POOLS: &str = "
-apiVersion: macvtap.network.kubevirt.io/v1alpha1
-kind: MacvtapResourcePool
-metadata: {name: machines}
+/// The pools of the examples, on the links `dp0` and `dp1`.
+const POOLS: [&str; 2] = ["pool.yaml", "pool-storage.yaml"];
+
+/// A network written by hand, as those of a pool are made: the examples' pools make theirs in another namespace.
+fn network(name: &str, resource: &str, migration: &str) -> String {
+    format!(
+        r#"apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {{name: {name}, namespace: {NAMESPACE}, annotations: {{k8s.v1.cni.cncf.io/resourceName: {resource}}}}}
 spec:
-  links: [{names: [dp0]}]
-  capacity: {perLink: 40}
-  networks:
-  - name: follow
-    announce: Never
-    migration: Follow
-    namespaces: {names: [machines]}
-  - name: fixed
-    announce: Never
-    namespaces: {names: [machines]}
----
-apiVersion: macvtap.network.kubevirt.io/v1alpha1
-kind: MacvtapResourcePool
-metadata: {name: second}
-spec:
-  links: [{names: [dp1]}]
-  capacity: {perLink: 10}
-  networks:
-  - name: second
-    announce: Never
-    migration: Follow
-    namespaces: {names: [machines]}
-";
+  config: '{{"cniVersion": "1.0.0", "name": "{name}", "type": "macvtap", "announce": "Never", "migration": "{migration}"}}'
+"#
+    )
+}
 
 /// Machines take turns: each has the processors of an emulator's host.
 static TURN: Mutex<()> = Mutex::new(());
@@ -59,6 +45,16 @@ pub(crate) struct Stage {
 pub(crate) const NAMESPACE: &str = "machines";
 
 impl Stage {
+    pub(crate) fn node(&self, name: &str) -> Result<&'static Node> {
+        self.cluster.node(name)
+    }
+
+    /// Applies a machine of the examples, with these addresses on the kernel's command line.
+    pub(crate) fn example(&self, file: &str, addresses: &str) -> Result<()> {
+        let path = self.cluster.checkout().path("examples/kubevirt").join(file);
+        self.kubectl.apply(&kubevirt::bootable(self.kubectl, &path, addresses)?.to_string())
+    }
+
     /// Starts a machine, and waits until the pods of both nodes and the third host reach it.
     pub(crate) fn start(&self, machine: &Machine) -> Result<()> {
         self.kubectl.apply(&machine.manifest())?;
@@ -77,7 +73,12 @@ impl Stage {
 
     /// Waits until everybody reaches all addresses of a machine on the first network.
     pub(crate) fn wait_reached(&self, machine: &Machine) -> Result<()> {
-        for address in machine.addresses() {
+        self.wait_for_answers(&machine.addresses())
+    }
+
+    /// Waits until everybody reaches these addresses.
+    pub(crate) fn wait_for_answers(&self, addresses: &[String]) -> Result<()> {
+        for address in addresses {
             for from in Place::ALL {
                 e2e::wait::until(&format!("{from:?} to reach {address}"), PATIENCE, || {
                     Ok(self.shell(from, &format!("ping -c 1 -W 1 {address}")).is_ok().then_some(()))
@@ -85,6 +86,12 @@ impl Stage {
             }
         }
         Ok(())
+    }
+
+    /// The node on which a machine runs.
+    pub(crate) fn node_of(&self, machine: &Machine) -> Result<String> {
+        let vmi = self.kubectl.get(NAMESPACE, &format!("vmi/{}", machine.name))?;
+        Ok(vmi["status"]["nodeName"].as_str().context("the machine is on no node")?.to_owned())
     }
 
     /// The pods of a machine that have not ended, by node.
@@ -127,6 +134,11 @@ impl Place {
             Self::N2 => Some("peer-n2"),
             Self::Third => None,
         }
+    }
+
+    /// The pod's place on that node.
+    pub(crate) fn on(node: &str) -> Self {
+        if node == "n1" { Self::N1 } else { Self::N2 }
     }
 }
 
@@ -180,15 +192,28 @@ fn start() -> Result<Cluster> {
     Ok(cluster)
 }
 
+/// Applies or creates a file of `examples/kubevirt` as it is.
+pub(crate) fn apply_example(cluster: &Cluster, verb: &str, file: &str) -> Result<()> {
+    let path = cluster.checkout().path("examples/kubevirt").join(file);
+    cluster.kubectl().run(&[verb, "-f", &path.display().to_string()]).map(drop)
+}
+
 fn furnish(cluster: &Cluster) -> Result<()> {
     let kubectl = cluster.kubectl();
     kubectl.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}"))?;
-    kubectl.apply(POOLS)?;
-    for pool in ["machines", "second"] {
+    for pool in POOLS {
+        apply_example(cluster, "apply", pool)?;
+    }
+    for pool in ["machines", "storage"] {
         kubectl.wait_for("", &format!("macvtapresourcepool/{pool}"), "condition=Ready", PATIENCE)?;
     }
+    for (name, resource, migration) in
+        [("follow", RESOURCE, "Follow"), ("fixed", RESOURCE, "Fixed"), ("second", STORAGE, "Follow")]
+    {
+        kubectl.apply(&network(name, resource, migration))?;
+    }
     for (number, node) in ["n1", "n2"].iter().enumerate() {
-        kubectl.apply(&peer(node, number + 1))?;
+        kubectl.apply(&kubevirt::peer(NAMESPACE, node, number + 1, RESOURCE))?;
     }
     for node in ["n1", "n2"] {
         kubectl.wait_for(NAMESPACE, &format!("pod/peer-{node}"), "condition=Ready", PATIENCE)?;
@@ -197,28 +222,4 @@ fn furnish(cluster: &Cluster) -> Result<()> {
         third_host(cluster, &format!("ip addr replace {address} dev data nodad"))?;
     }
     Ok(())
-}
-
-/// A pod beside the machines, and a network that gives it its addresses.
-fn peer(node: &str, number: usize) -> String {
-    format!(
-        r#"apiVersion: k8s.cni.cncf.io/v1
-kind: NetworkAttachmentDefinition
-metadata: {{name: peer-{node}, namespace: {NAMESPACE}, annotations: {{k8s.v1.cni.cncf.io/resourceName: {RESOURCE}}}}}
-spec:
-  config: '{{"cniVersion": "1.0.0", "name": "peer-{node}", "type": "macvtap", "ipam": {{"type": "static", "addresses":
-    [{{"address": "10.90.0.1{number}/24"}}, {{"address": "fd90::1{number}/64"}}]}}}}'
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: peer-{node}, namespace: {NAMESPACE}, annotations: {{k8s.v1.cni.cncf.io/networks: peer-{node}}}}}
-spec:
-  nodeSelector: {{kubernetes.io/hostname: {node}}}
-  terminationGracePeriodSeconds: 1
-  tolerations: [{{operator: Exists}}]
-  containers:
-  - {{name: peer, image: {image}, imagePullPolicy: IfNotPresent, command: [sleep, infinity], resources: {{limits: {{{RESOURCE}: 1}}}}}}
-"#,
-        image = images::reference("busybox"),
-    )
 }

@@ -1,0 +1,88 @@
+//! Pings of a machine, one each tenth of a second, from everywhere at once: what was lost, and for how long.
+
+use crate::stage::{Place, Stage};
+use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// Pings that run.
+pub(crate) struct Watch<'s> {
+    stage: &'s Stage,
+    address: String,
+    pids: Vec<(Place, String)>,
+}
+
+/// What one place saw.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) place: Place,
+    pub(crate) sent: u32,
+    pub(crate) lost: u32,
+    /// The longest run of lost ones.
+    pub(crate) longest: u32,
+    pub(crate) doubled: u32,
+}
+
+impl<'s> Watch<'s> {
+    /// Begins, and waits until each place has had an answer.
+    pub(crate) fn begin(stage: &'s Stage, address: &str) -> Result<Self> {
+        let mut pids = Vec::new();
+        for place in Place::ALL {
+            // Not exec: the shell's own number would be another one.
+            let script = format!("ping -i 0.1 -W 1 {address} >{} 2>&1 & echo $!", log(place, address));
+            let pid = stage.shell(place, &script)?.trim().to_owned();
+            pids.push((place, pid));
+        }
+        Ok(Self { stage, address: address.to_owned(), pids })
+    }
+
+    /// Ends, and counts.
+    pub(crate) fn end(self) -> Result<Vec<Seen>> {
+        let mut all = Vec::new();
+        for (place, pid) in &self.pids {
+            let log = log(*place, &self.address);
+            let script = format!(
+                // Nobody takes the dead of a pod without a shell: what is waited for is the summary.
+                "kill -INT {pid}; until grep -q transmitted {log}; do sleep 0.1; done; cat {log}"
+            );
+            let text = self.stage.shell(*place, &script)?;
+            all.push(count(*place, &text).with_context(|| format!("read what ping said: {text}"))?);
+        }
+        Ok(all)
+    }
+}
+
+fn log(place: Place, address: &str) -> String {
+    format!("/tmp/macvtap-ping-{place:?}-{}", address.replace(':', "-"))
+}
+
+fn count(place: Place, text: &str) -> Result<Seen> {
+    let number = |line: &str| -> Option<u32> { line.split("seq=").nth(1)?.split(' ').next()?.parse().ok() };
+    let answers: Vec<u32> = text.lines().filter_map(number).collect();
+    let distinct: BTreeSet<u32> = answers.iter().copied().collect();
+    let last = *distinct.last().context("not one answer")?;
+    let mut missing = 0;
+    let mut longest = 0;
+    let mut run = 0;
+    for sequence in 0..last {
+        run = if distinct.contains(&sequence) { 0 } else { run + 1 };
+        missing += u32::from(run > 0);
+        longest = longest.max(run);
+    }
+    // What was sent after the last answer is lost too, but for those that are still on their way.
+    let sent: u32 = text
+        .lines()
+        .find_map(|line| line.split_once(" packets transmitted")?.0.trim().parse().ok())
+        .context("ping gave no summary")?;
+    let tail = sent.saturating_sub(last + 1);
+    let tail = if tail > 2 { tail } else { 0 };
+    let doubled = u32::try_from(answers.len() - distinct.len())?;
+    Ok(Seen { place, sent, lost: missing + tail, longest: longest.max(tail), doubled })
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, sent, lost, longest, doubled } = self;
+        write!(f, "{place:?}: {lost} of {sent} lost, {longest} in a row, {doubled} doubled")
+    }
+}
