@@ -7,13 +7,16 @@ MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz killed generate docs release images cluster-up cluster-down fmt lint tool
+.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz killed generate docs release images cluster-up cluster-down fmt lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
 
 demo: tool ## Install what is missing, build, start a cluster, let pods ping each other over macvtap
 	@$(CLUSTER) demo
+
+demo-kubevirt: tool ## The same with the real KubeVirt: a machine boots, answers pods, migrates; its first build takes a quarter of an hour
+	@$(CLUSTER) demo --kubevirt
 
 test: tool ## Everything that CI runs: format, lint, unit, kernel, guest, API, cluster and kube-ovn tests
 	@$(CLUSTER) test

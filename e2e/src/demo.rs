@@ -1,5 +1,7 @@
 //! `make demo`: from a fresh checkout to pods that ping each other over macvtap, and a cluster to play with.
 
+pub mod kubevirt;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};

@@ -113,7 +113,11 @@ enum Command {
     /// Write everything of a release to `dist`: programs, images, chart, manifests, checksums
     Release,
     /// Show the whole product: build, cluster, install, pools, pods that ping each other
-    Demo,
+    Demo {
+        /// With the real KubeVirt instead: a machine boots, answers, and migrates
+        #[arg(long)]
+        kubevirt: bool,
+    },
     /// Run checks and tests, and print a summary
     Test {
         /// Which kinds; all of them if none is named
@@ -212,7 +216,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Images { names } => build_images(&checkout, &names)?,
         Command::ChartReadme => chart_readme::write(&checkout)?,
         Command::Release => print(release::run(&checkout)?.display()),
-        Command::Demo => demo::run()?,
+        Command::Demo { kubevirt: false } => demo::run()?,
+        Command::Demo { kubevirt: true } => demo::kubevirt::run()?,
         Command::Test { stages, matching, repeat } => {
             let stages = if stages.is_empty() { Stage::ALL.to_vec() } else { stages };
             suite::run(&stages, &Selection { matching, repeat, ..Selection::default() })?;
