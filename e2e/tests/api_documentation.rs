@@ -1,10 +1,23 @@
-//! The commands in the documentation name what exists: values of the chart, and targets of make.
+//! The manifests and values in the documentation are taken by a real API server and by the chart.
+
+mod api;
 
 use anyhow::{Context as _, Result, ensure};
+use api::Api;
 use e2e::layout::Checkout;
 use e2e::process;
 use std::path::PathBuf;
 use std::process::Command;
+
+/// Multus' kind, which many manifests are of.
+const MULTUS_KIND: &str = include_str!("api/network-kind.yaml");
+
+/// Kinds of other projects, whose definitions are not here.
+const FOREIGN: [&str; 2] = ["apiVersion: nmstate.io/", "apiVersion: kustomize.toolkit.fluxcd.io/"];
+
+/// A pool around a fragment of its spec, which the documentation shows alone.
+const AROUND: &str = "apiVersion: macvtap.network.kubevirt.io/v1alpha1\nkind: MacvtapResourcePool\n\
+                      metadata: {name: fragment}\n";
 
 /// Every page: its path and its text.
 fn pages() -> Result<Vec<(PathBuf, String)>> {
@@ -14,6 +27,40 @@ fn pages() -> Result<Vec<(PathBuf, String)>> {
         paths.extend(Some(entry?.path()).filter(|path| path.extension().is_some_and(|kind| kind == "md")));
     }
     paths.into_iter().map(|path| Ok((path.clone(), std::fs::read_to_string(path)?))).collect()
+}
+
+/// The blocks of code in this language.
+fn blocks<'p>(page: &'p str, language: &str) -> Vec<&'p str> {
+    let begin = format!("\n```{language}\n");
+    page.split(&begin).skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
+}
+
+#[test]
+fn every_manifest_in_the_documentation_is_taken_by_the_server() -> Result<()> {
+    let api = Api::own()?;
+    api.kubectl.apply(MULTUS_KIND)?;
+    let kind = "network-attachment-definitions.k8s.cni.cncf.io";
+    api.kubectl.run(&["wait", "--for=condition=Established", "--timeout=30s", "crd", kind])?;
+    let mut checked = 0;
+    for (path, page) in pages()? {
+        for manifest in blocks(&page, "yaml").into_iter().flat_map(|block| block.split("\n---\n")) {
+            if FOREIGN.iter().any(|foreign| manifest.contains(foreign)) {
+                continue;
+            }
+            let object = if manifest.contains("kind:") {
+                manifest.to_owned()
+            } else {
+                format!("{AROUND}{manifest}\n  links: [{{names: [dp0]}}]\n")
+            };
+            let mut command = api.kubectl.command();
+            command.args(["create", "--dry-run=server", "--validate=strict", "-f", "-"]);
+            process::output_with_input(&mut command, &object)
+                .with_context(|| format!("{}:\n{object}", path.display()))?;
+            checked += 1;
+        }
+    }
+    ensure!(checked >= 12, "only {checked} manifests were found");
+    Ok(())
 }
 
 #[test]

@@ -122,6 +122,8 @@ impl Api {
 pub(crate) struct Program {
     child: Child,
     log: PathBuf,
+    /// Where its part of the log begins: a program that is started again appends to it.
+    begins: usize,
 }
 
 impl Program {
@@ -131,6 +133,7 @@ impl Program {
         build(&checkout, package)?;
         let log = kubeconfig.with_file_name(format!("{package}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).context("open a log")?;
+        let begins = file.metadata()?.len().try_into()?;
         let child = Command::new(checkout.path("target/debug").join(package))
             .args(args)
             .env("KUBECONFIG", kubeconfig)
@@ -139,7 +142,7 @@ impl Program {
             .stderr(file)
             .spawn()
             .with_context(|| format!("start {package}"))?;
-        Ok(Self { child, log })
+        Ok(Self { child, log, begins })
     }
 
     /// What it has logged.
@@ -147,11 +150,17 @@ impl Program {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Asks it over HTTP, at the address that its log names.
-    pub(crate) fn ask(&self, path: &str) -> Result<String> {
+    /// Where it serves HTTP, as its log names it.
+    pub(crate) fn address(&self) -> Result<String> {
         let log = self.log();
-        let address = log.split("address=").nth(1).and_then(|rest| rest.split_whitespace().next());
-        let mut stream = TcpStream::connect(address.context("no address in the log")?)?;
+        let own = log.get(self.begins..).unwrap_or_default();
+        let address = own.split("address=").nth(1).and_then(|rest| rest.split_whitespace().next());
+        Ok(address.context("no address in the log")?.to_owned())
+    }
+
+    /// Asks it over HTTP.
+    pub(crate) fn ask(&self, path: &str) -> Result<String> {
+        let mut stream = TcpStream::connect(self.address()?)?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
