@@ -112,6 +112,36 @@ fn the_site_has_every_page() {
     }
 }
 
+#[test]
+fn every_file_of_the_repository_that_a_page_names_exists() {
+    let folders: BTreeSet<String> = std::fs::read_dir(root())
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        // What is built is not part of the repository.
+        .filter(|name| !matches!(name.as_str(), "target" | "dist"))
+        .collect();
+    let mut missing = Vec::new();
+    let mut checked = 0;
+    for (name, page) in pages() {
+        for line in page.lines() {
+            for word in line.split('`').skip(1).step_by(2) {
+                let is_path = word.split_once('/').is_some_and(|(folder, _)| folders.contains(folder));
+                if !is_path || word.contains(|c: char| c.is_whitespace() || "*<{$[:".contains(c)) {
+                    continue;
+                }
+                checked += 1;
+                if !root().join(word).exists() {
+                    missing.push(format!("{name}: {word}"));
+                }
+            }
+        }
+    }
+    assert!(checked > 20, "only {checked} paths were found");
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
 /// The rules of the alerts.
 fn alerts() -> Vec<Value> {
     let file: Value = serde_yaml::from_str(&read("charts/macvtap-operator/files/alerts.yaml")).unwrap();
