@@ -72,11 +72,11 @@ docs: ## Build the documentation site into target/docs/site
 	@[ -x $(MDBOOK) ] || cargo install mdbook --version 0.5.4 --locked --no-default-features --features search --root target/docs/tools
 	@rm -rf target/docs/source target/docs/site
 	@mkdir -p target/docs/source
-	@cp -r README.md ARCHITECTURE.md CONTRIBUTING.md LICENSE docs examples charts images target/docs/source
+	@cp -r README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE docs examples charts images target/docs/source
 	@sed -e 's,](../,](@,' -e 's,](\([^@]\),](docs/\1,' -e 's,](@,](,' docs/SUMMARY.md > target/docs/source/SUMMARY.md
 	@rm target/docs/source/docs/SUMMARY.md
 	@$(MDBOOK) build
-	@cp target/docs/site/index.html target/docs/site/README.html
+	@for page in . charts/macvtap-operator; do cp target/docs/site/$$page/index.html target/docs/site/$$page/README.html; done
 
 release: tool ## Write a release to dist/: programs and images for amd64 and arm64, chart, manifests, checksums
 	@$(CLUSTER) release

@@ -20,8 +20,8 @@ fn read(path: &str) -> String {
 
 /// Every page, by its path below the root.
 fn pages() -> BTreeMap<String, String> {
-    let mut pages: BTreeMap<String, String> =
-        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(|name| (name.to_owned(), read(name))).into();
+    let top = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"];
+    let mut pages: BTreeMap<String, String> = top.map(|name| (name.to_owned(), read(name))).into();
     let mut folders = vec![root().join("docs")];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
