@@ -295,7 +295,7 @@ fn bench(checkout: &Checkout) -> Result<ExitCode> {
     let (plugin, agent) = images::measured(checkout)?;
     let mut command = images::cargo(checkout, "bench")?;
     command.args(["-p", "macvtap-cni", "-p", "macvtap-node-agent"]);
-    command.args(["--bench", "calls", "--bench", "agent"]);
+    command.args(["--bench", "calls", "--bench", "agent", "--bench", "decisions"]);
     command.env("MACVTAP_PLUGIN", plugin).env("MACVTAP_AGENT", agent);
     exit(&mut command)
 }

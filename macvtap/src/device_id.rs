@@ -88,6 +88,17 @@ impl FromStr for ResourceName {
     }
 }
 
+/// Returns the slot in what follows the resource in a device ID, without a copy of anything.
+pub fn slot(text: &str) -> Option<u32> {
+    number(text.strip_prefix(SEPARATOR)?)
+}
+
+/// The number of a slot, in its only form.
+fn number(text: &str) -> Option<u32> {
+    let canonical = text == "0" || (!text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit()));
+    text.parse().ok().filter(|number| canonical && *number <= SLOT_MAX)
+}
+
 impl FromStr for DeviceId {
     type Err = DeviceIdError;
 
@@ -96,16 +107,8 @@ impl FromStr for DeviceId {
         let (resource, slot) =
             text.rsplit_once(SEPARATOR).ok_or_else(|| DeviceIdError::Form(text.to_owned()))?;
         let bad_slot = || DeviceIdError::Slot { id: text.to_owned(), slot: slot.to_owned() };
-        let canonical = slot == "0" || (!slot.starts_with('0') && slot.bytes().all(|b| b.is_ascii_digit()));
-        let number: u32 = if canonical {
-            slot.parse().map_err(|_| bad_slot())?
-        } else {
-            return Err(bad_slot());
-        };
-        if number > SLOT_MAX {
-            return Err(bad_slot());
-        }
-        Ok(Self { resource: resource.parse()?, slot: number })
+        let slot = number(slot).ok_or_else(bad_slot)?;
+        Ok(Self { resource: resource.parse()?, slot })
     }
 }
 

@@ -13,6 +13,7 @@
 
 #[path = "lean_client/mod.rs"]
 mod lean_client;
+mod results;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -25,8 +26,6 @@ use macvtap_proto::deviceplugin::{AllocateRequest, ContainerAllocateRequest, Emp
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use support::kubelet::{Kubelet, Plugin};
@@ -57,7 +56,7 @@ fn main() {
     for result in &results {
         println!("{result}");
     }
-    merge(&results);
+    results::merge(&results);
 }
 
 fn scene(capacity: u32) -> (Agent, Kubelet, Node) {
@@ -83,7 +82,7 @@ fn start() -> Value {
         series.push(plugin.registered_at - begun);
         agent.terminate();
     }
-    result("agent_start_to_registration", series, None)
+    results::of("agent_start_to_registration", series, None)
 }
 
 /// From the worker's death to the next one's registration.
@@ -99,7 +98,7 @@ fn kill() -> Value {
         // A worker that dies again and again at once is started more slowly.
         std::thread::sleep(Duration::from_millis(300));
     }
-    result("agent_worker_killed_to_registration", series, None)
+    results::of("agent_worker_killed_to_registration", series, None)
 }
 
 fn next(kubelet: &Kubelet, endpoint: &mut String) -> Plugin {
@@ -132,7 +131,7 @@ fn calls() -> Vec<Value> {
         json!({"name": name, "unit": "KiB", "p50": value, "p99": value, "n": 1, "floor_p50": null, "ratio": null})
     };
     vec![
-        result("agent_allocate", allocate, Some(empty)),
+        results::of("agent_allocate", allocate, Some(empty)),
         of("agent_anonymous_memory", "RssAnon"),
         of("agent_resident_memory", "VmRSS"),
     ]
@@ -188,9 +187,9 @@ fn links() -> Vec<Value> {
     drop(agent);
     let [(deleted, deleted_floor), (added, added_floor)] = series;
     vec![
-        result("agent_link_added_to_list", added, Some(added_floor)),
-        result("agent_link_deleted_to_list", deleted, Some(deleted_floor)),
-        result("agent_table_write", table, None),
+        results::of("agent_link_added_to_list", added, Some(added_floor)),
+        results::of("agent_link_deleted_to_list", deleted, Some(deleted_floor)),
+        results::of("agent_table_write", table, None),
     ]
 }
 
@@ -227,29 +226,4 @@ fn listen(heard: &mpsc::Sender<Instant>) {
             return;
         }
     }
-}
-
-fn result(name: &str, series: Vec<Duration>, floor: Option<Vec<Duration>>) -> Value {
-    let milliseconds = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
-    let percentile = |mut series: Vec<Duration>, percent: usize| {
-        series.sort_unstable();
-        milliseconds(series[(series.len() - 1) * percent / 100])
-    };
-    let n = series.len();
-    let p50 = percentile(series.clone(), 50);
-    let floor = floor.map(|floor| percentile(floor, 50));
-    let ratio = floor.map(|floor| (p50 / floor * 1e3).round() / 1e3);
-    json!({"name": name, "unit": "ms", "p50": p50, "p99": percentile(series, 99), "n": n, "floor_p50": floor, "ratio": ratio})
-}
-
-/// Puts these results in place of those of the same name from an earlier run.
-fn merge(results: &[Value]) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
-    fs::create_dir_all(&directory).unwrap();
-    let path: PathBuf = directory.join("results.json");
-    let earlier = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Vec<Value>>(&text).ok());
-    let replaced = |old: &Value| results.iter().any(|new| new["name"] == old["name"]);
-    let mut all: Vec<_> = earlier.unwrap_or_default().into_iter().filter(|old| !replaced(old)).collect();
-    all.extend_from_slice(results);
-    fs::write(&path, serde_json::to_vec_pretty(&all).unwrap()).unwrap();
 }

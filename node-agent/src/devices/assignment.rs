@@ -18,7 +18,7 @@ pub use nics::{find as find_nic, is_same as is_nic};
 pub use slots::Run;
 
 use crate::links::link::{Kind, Link};
-use macvtap::device_id::{DeviceId, ResourceName};
+use macvtap::device_id::{DeviceId, ResourceName, SLOT_MAX};
 use macvtap::mode::Mode;
 use macvtap::pci::PciAddress;
 use macvtap::table::{
@@ -58,7 +58,7 @@ pub struct Surroundings<'a> {
     /// This boot.
     pub boot_id: &'a str,
     /// Every link of the node, by index.
-    pub links: &'a BTreeMap<u32, Known>,
+    pub links: &'a KnownLinks,
     /// Devices that a pod has, as far as anybody knows.
     pub in_use: &'a BTreeSet<DeviceId>,
     /// Whether the agent runs without the API.
@@ -76,6 +76,48 @@ pub struct Known {
     pub identity: LinkIdentity,
     /// The PCI function it is.
     pub pci: Option<PciAddress>,
+}
+
+/// Names and identities of all links of a node.
+#[derive(Clone, Debug, Default)]
+pub struct KnownLinks {
+    by_index: BTreeMap<u32, Known>,
+    by_function: BTreeMap<PciAddress, Vec<u32>>,
+}
+
+impl KnownLinks {
+    /// Returns the link with this index.
+    pub fn get(&self, ifindex: u32) -> Option<&Known> {
+        self.by_index.get(&ifindex)
+    }
+
+    /// Whether a link has this index.
+    pub fn has(&self, ifindex: u32) -> bool {
+        self.by_index.contains_key(&ifindex)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u32, &Known)> {
+        self.by_index.iter().map(|(ifindex, known)| (*ifindex, known))
+    }
+
+    /// The NICs that are this PCI function.
+    fn with_function(&self, function: PciAddress) -> impl Iterator<Item = (u32, &Known)> {
+        let indexes = self.by_function.get(&function).into_iter().flatten();
+        indexes.filter_map(|ifindex| Some((*ifindex, self.get(*ifindex)?)))
+    }
+}
+
+impl FromIterator<(u32, Known)> for KnownLinks {
+    fn from_iter<T: IntoIterator<Item = (u32, Known)>>(links: T) -> Self {
+        let by_index: BTreeMap<u32, Known> = links.into_iter().collect();
+        let mut by_function: BTreeMap<PciAddress, Vec<u32>> = BTreeMap::new();
+        for (ifindex, known) in &by_index {
+            if let Some(function) = known.pci {
+                by_function.entry(function).or_default().push(*ifindex);
+            }
+        }
+        Self { by_index, by_function }
+    }
 }
 
 /// Since when each device is in the table without being advertised.
@@ -219,24 +261,30 @@ fn adopt(
             // An index of another boot may be any link's today.
             link.ifindex = 0;
         }
-        if let Some(known) = around.links.get(&link.ifindex) {
+        if let Some(known) = around.links.get(link.ifindex) {
             link.name.clone_from(&known.name);
             link.identity.clone_from(&known.identity);
         }
     }
     // First those that only changed their index, so that the demand below finds them under the new one.
-    for (ifindex, known) in around.links {
-        if links.iter().any(|link| link.ifindex == *ifindex) {
+    let is_lost = |link: &LowerLink| !around.links.has(link.ifindex);
+    let mut lost = links.iter().filter(|link| is_lost(link)).count();
+    for (ifindex, known) in around.links.iter() {
+        if lost == 0 {
+            break;
+        }
+        if links.iter().any(|link| link.ifindex == ifindex) {
             continue;
         }
-        let lost = |link: &&mut LowerLink| !around.links.contains_key(&link.ifindex);
-        if let Some(link) = links.iter_mut().filter(lost).find(|link| link.identity == known.identity) {
-            link.ifindex = *ifindex;
+        let mut lost_links = links.iter_mut().filter(|link| is_lost(link));
+        if let Some(link) = lost_links.find(|link| link.identity == known.identity) {
+            link.ifindex = ifindex;
             link.name.clone_from(&known.name);
+            lost -= 1;
         }
     }
     for wish in demand.map_or(&[][..], |demand| demand.links.as_slice()) {
-        let known = around.links.get(&wish.ifindex);
+        let known = around.links.get(wish.ifindex);
         if let (Some(known), Some(demand), false) =
             (known, demand, links.iter().any(|link| link.ifindex == wish.ifindex))
         {
@@ -284,7 +332,7 @@ struct Work<'w> {
 impl Work<'_> {
     /// Decides about every device a link has: advertised, withdrawn but honoured, or dropped.
     fn keep(&mut self, link: &mut LowerLink, demand: Option<&Demand>) {
-        let present = self.around.links.contains_key(&link.ifindex);
+        let present = self.around.links.has(link.ifindex);
         let count = if present { wanted(demand, link.ifindex) } else { 0 };
         let in_use = self.in_use(link);
         if let Some(demand) = demand.filter(|demand| demand.mode != link.mode) {
@@ -320,7 +368,7 @@ impl Work<'_> {
 
     /// Slots of the link that pods have.
     fn in_use(&self, link: &LowerLink) -> BTreeSet<u32> {
-        let ours = self.around.in_use.iter().filter(|device| device.resource() == self.name);
+        let ours = self.around.in_use.range(self.device(0)..=self.device(SLOT_MAX));
         let of_link = |slot: &u32| link.ranges.iter().any(|range| range.ifindex_of(*slot).is_some());
         ours.map(DeviceId::slot).filter(of_link).collect()
     }
@@ -376,9 +424,9 @@ impl Work<'_> {
 }
 
 impl Evolution {
-    fn note_replaced(&mut self, resource: &ResourceName, link: &LowerLink, links: &BTreeMap<u32, Known>) {
-        let gone = !links.contains_key(&link.ifindex);
-        if gone && links.values().any(|known| known.name == link.name) {
+    fn note_replaced(&mut self, resource: &ResourceName, link: &LowerLink, links: &KnownLinks) {
+        let gone = !links.has(link.ifindex);
+        if gone && links.iter().any(|(_, known)| known.name == link.name) {
             self.replaced.insert((resource.clone(), link.name.clone()));
         }
     }

@@ -4,7 +4,7 @@
 //! on where they ended, and on what pods have: who offered a device that is in use keeps it.
 
 use crate::devices::assignment::{
-    self, Demand, DemandedLink, Evolution, Known, Run, Surroundings, Withdrawals,
+    self, Demand, DemandedLink, Evolution, Known, KnownLinks, Run, Surroundings, Withdrawals,
 };
 use crate::devices::nics::{self, InPod};
 use crate::devices::offer::{self, LinkState, Offer, OfferedRun};
@@ -186,7 +186,8 @@ impl Engine {
         let now = nics.iter().filter_map(|nic| Some((nic.address, self.nic_on_node(nic.link)?.clone())));
         let now: Vec<(PciAddress, Link)> = now.collect();
         self.seen.extend(now);
-        self.seen.retain(|address, _| nics.iter().any(|nic| nic.address == *address));
+        let addresses: BTreeSet<PciAddress> = nics.iter().map(|nic| nic.address).collect();
+        self.seen.retain(|address, _| addresses.contains(address));
     }
 
     /// The kernel lowers the MTU of macvtaps with that of their link, and never raises it again.
@@ -237,8 +238,7 @@ impl Engine {
 
     /// The link of a NIC of the table, while it is on the node.
     pub fn nic_on_node(&self, nic: &LowerLink) -> Option<&Link> {
-        let mut nics = self.inventory.present().filter(|link| link.kind == Kind::Physical);
-        nics.find(|link| assignment::is_nic(nic, &known(link).1))
+        self.inventory.with_function(nic.pci?).find(|link| assignment::is_nic(nic, &known(link).1))
     }
 
     /// The pod that a NIC is in.
@@ -248,7 +248,7 @@ impl Engine {
     }
 
     /// Devices in use, by link.
-    fn holdings(&self, links: &BTreeMap<u32, Known>) -> Holdings {
+    fn holdings(&self, links: &KnownLinks) -> Holdings {
         let mut holdings = Holdings::new();
         for device in &self.in_use {
             let Some(found) = self.table.device(device) else {

@@ -2,13 +2,14 @@
 //! honoured, which devices are preferred. Pure.
 
 use crate::devices::assignment::Run;
-use macvtap::device_id::{DeviceId, DeviceIdError, ResourceName};
+use macvtap::device_id::{self, DeviceId, DeviceIdError, ResourceName};
 use macvtap::pci::{BadPciAddress, PciAddress};
 use macvtap::table::{DeviceType, Resource, TapOnly};
 use macvtap_crds::v1alpha1::reason::LinkReason;
 use macvtap_crds::v1alpha1::settings::Allocation;
 use macvtap_proto::deviceplugin as kubelet;
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 /// The kubelet's word for a device that can be allocated.
 pub const HEALTHY: &str = "Healthy";
@@ -219,16 +220,22 @@ impl Offer {
     }
 
     /// Which of the available devices a container should get.
-    pub fn prefer(&self, available: &[String], must: &[String], size: usize) -> Vec<String> {
-        let mut free: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    pub fn prefer(&self, available: &[impl AsRef<str>], must: &[String], size: usize) -> Vec<String> {
+        let index = Index::of(self);
+        let mut slots = vec![Vec::new(); self.runs.len()];
         let mut used: BTreeMap<u32, usize> = BTreeMap::new();
         for offered in self.runs.iter().filter(|offered| offered.run.advertised) {
             *used.entry(offered.run.lower).or_default() += offered.run.range.count as usize;
         }
-        for slot in available.iter().filter(|id| !must.contains(id)).filter_map(|id| self.slot(id)) {
-            if let Some((offered, _)) = self.find(slot) {
-                free.entry(offered.run.lower).or_default().insert(slot);
+        let available = available.iter().map(AsRef::as_ref);
+        for id in available.filter(|id| !must.iter().any(|must| must == id)) {
+            if let Some((place, slot)) = self.named(&index, id) {
+                slots[place].push(Reverse(slot));
             }
+        }
+        let mut free: BTreeMap<u32, BinaryHeap<Reverse<u32>>> = BTreeMap::new();
+        for (offered, slots) in index.by_slot.iter().zip(slots) {
+            free.entry(offered.run.lower).or_default().extend(slots);
         }
         for (lower, slots) in &free {
             let used = used.entry(*lower).or_default();
@@ -240,15 +247,16 @@ impl Offer {
             let in_use = |lower: &u32| used.get(lower).copied().unwrap_or_default();
             let best = match self.allocation {
                 Allocation::Spread => candidates.min_by_key(|(lower, _)| (in_use(lower), **lower)),
-                Allocation::Pack => {
-                    candidates.min_by_key(|(lower, _)| (std::cmp::Reverse(in_use(lower)), **lower))
-                }
+                Allocation::Pack => candidates.min_by_key(|(lower, _)| (Reverse(in_use(lower)), **lower)),
             };
             let Some((lower, slots)) = best else { break };
-            let Some(slot) = slots.pop_first() else { break };
+            let Some(Reverse(slot)) = slots.pop() else { break };
             *used.entry(*lower).or_default() += 1;
-            let Some((offered, _)) = self.find(slot) else { break };
-            chosen.push(self.name_of(offered, slot));
+            let Some(offered) = index.find(slot) else { break };
+            let name = self.name_of(offered, slot);
+            if !chosen.contains(&name) {
+                chosen.push(name);
+            }
         }
         chosen
     }
@@ -280,13 +288,17 @@ impl Offer {
         self.runs.iter().find_map(|offered| Some((offered, offered.run.range.ifindex_of(slot)?)))
     }
 
-    fn slot(&self, id: &str) -> Option<u32> {
+    /// The device that the kubelet calls so. Makes no copy of the name: a kubelet names tens of thousands at a time.
+    fn named(&self, index: &Index<'_>, id: &str) -> Option<(usize, u32)> {
         match self.device_type {
             DeviceType::Macvtap => {
-                let device: DeviceId = id.parse().ok()?;
-                (*device.resource() == self.resource).then(|| device.slot())
+                let slot = id.strip_prefix(self.resource.as_str()).and_then(device_id::slot)?;
+                Some((index.place(slot)?, slot))
             }
-            DeviceType::HostDevice => Some(self.at(id.parse().ok()?)?.run.range.first_slot),
+            DeviceType::HostDevice => {
+                let slot = index.at(id.parse().ok()?)?.run.range.first_slot;
+                Some((index.place(slot)?, slot))
+            }
         }
     }
 
@@ -301,6 +313,36 @@ impl Offer {
             Some(address) => address.to_string(),
             None => DeviceId::new(self.resource.clone(), slot).to_string(),
         }
+    }
+}
+
+/// The devices of an offer by slot and by address.
+struct Index<'o> {
+    by_slot: Vec<&'o OfferedRun>,
+    by_address: BTreeMap<PciAddress, &'o OfferedRun>,
+}
+
+impl<'o> Index<'o> {
+    fn of(offer: &'o Offer) -> Self {
+        let mut by_slot: Vec<&OfferedRun> = offer.runs.iter().collect();
+        by_slot.sort_by_key(|offered| offered.run.range.first_slot);
+        let by_address = offer.runs.iter().filter_map(|offered| Some((offered.pci?, offered))).collect();
+        Self { by_slot, by_address }
+    }
+
+    fn find(&self, slot: u32) -> Option<&'o OfferedRun> {
+        self.by_slot.get(self.place(slot)?).copied()
+    }
+
+    /// The place of a device's run among all of them.
+    fn place(&self, slot: u32) -> Option<usize> {
+        let after = self.by_slot.partition_point(|offered| offered.run.range.first_slot <= slot);
+        let place = after.checked_sub(1)?;
+        self.by_slot[place].run.range.slots().contains(&slot).then_some(place)
+    }
+
+    fn at(&self, address: PciAddress) -> Option<&'o OfferedRun> {
+        self.by_address.get(&address).copied()
     }
 }
 

@@ -127,15 +127,15 @@ impl Service {
     /// The available devices without those that are still attached, unless there are too few. The kubelet takes a device for
     /// free when it has lost its checkpoint, or before the DEL of a pod that was deleted by force; the next pod could not
     /// attach it.
-    fn free(&self, offer: &Offer, available: Vec<String>, size: usize) -> Vec<String> {
+    fn free<'i>(&self, offer: &Offer, available: &'i [String], size: usize) -> Vec<&'i String> {
         let attached = taps::attached(&self.shared.paths);
         let names = self.shared.nics.borrow();
         // A list of 40,000 is not parsed for this: only NICs have another name than their record.
         let nic = |id: &String| names.device(&offer.full_name, id).map(|device| device.to_string());
         let name = |id: &String| if id.contains(':') { nic(id) } else { None };
         let is_free = |id: &&String| !attached.contains(name(id).as_ref().unwrap_or(id));
-        let free: Vec<String> = available.iter().filter(is_free).cloned().collect();
-        if free.len() < size { available } else { free }
+        let free: Vec<&String> = available.iter().filter(is_free).collect();
+        if free.len() < size { available.iter().collect() } else { free }
     }
 }
 
@@ -217,7 +217,7 @@ impl DevicePlugin for Service {
         let container_responses = requests
             .map(|request| {
                 let size = usize::try_from(request.allocation_size).unwrap_or_default();
-                let available = self.free(&offer, request.available_device_i_ds, size);
+                let available = self.free(&offer, &request.available_device_i_ds, size);
                 let device_i_ds = offer.prefer(&available, &request.must_include_device_i_ds, size);
                 ContainerPreferredAllocationResponse { device_i_ds }
             })

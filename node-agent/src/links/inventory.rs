@@ -6,17 +6,23 @@
 //!
 //! A NIC that is in a pod is not in the node's namespace, and still the node's: it is kept beside the others.
 
+mod index;
+
 use crate::links::link::{Kind, Link};
+use index::Index;
 use macvtap::link::IfName;
+use macvtap::pci::PciAddress;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The links of the node's namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     links: BTreeMap<u32, Link>,
+    index: Index,
     addressed: BTreeSet<u32>,
     default_routes: BTreeSet<u32>,
     in_pods: BTreeMap<u32, Link>,
+    in_pods_index: Index,
     lacks_macvtap: bool,
 }
 
@@ -62,13 +68,19 @@ impl Inventory {
         if self.links.get(&link.ifindex) == Some(&link) {
             return Change::Nothing;
         }
+        let _ = self.remove(link.ifindex);
+        self.index.add(&link);
         self.links.insert(link.ifindex, link);
         Change::Something
     }
 
     /// Drops a link that went away.
     pub fn remove(&mut self, ifindex: u32) -> Change {
-        Change::from(self.links.remove(&ifindex).is_some())
+        let removed = self.links.remove(&ifindex);
+        if let Some(link) = &removed {
+            self.index.remove(link);
+        }
+        Change::from(removed.is_some())
     }
 
     /// Takes the speed of a link in Mbit/s.
@@ -79,7 +91,8 @@ impl Inventory {
 
     /// Takes a full list in place of everything known.
     pub fn reset(&mut self, links: impl IntoIterator<Item = Link>) -> Change {
-        let links = links.into_iter().map(|link| (link.ifindex, link)).collect();
+        let links = links.into_iter().map(|link| (link.ifindex, link)).collect::<BTreeMap<_, _>>();
+        self.index = Index::of(links.values());
         Change::from(std::mem::replace(&mut self.links, links) != self.links)
     }
 
@@ -107,6 +120,7 @@ impl Inventory {
     pub fn set_in_pods(&mut self, nics: impl IntoIterator<Item = Link>) {
         let nics = nics.into_iter().map(|nic| (nic.ifindex, nic));
         self.in_pods = nics.filter(|(ifindex, _)| !self.links.contains_key(ifindex)).collect();
+        self.in_pods_index = Index::of(self.in_pods.values());
     }
 
     /// Whether this is a NIC that is in a pod.
@@ -142,7 +156,14 @@ impl Inventory {
     /// Another link of the same PCI function: a port of the same card, or a representor.
     pub fn same_function(&self, link: &Link) -> Option<&Link> {
         let function = link.pci_function()?;
-        self.iter().find(|other| other.ifindex != link.ifindex && other.pci_function() == Some(function))
+        let away = self.in_pods_index.with_function(function).filter(|ifindex| !self.has(*ifindex));
+        let mut others = away.chain(self.index.with_function(function));
+        self.get(others.find(|other| *other != link.ifindex)?)
+    }
+
+    /// The NICs of the namespace that are this PCI function.
+    pub fn with_function(&self, function: PciAddress) -> impl Iterator<Item = &Link> {
+        self.index.with_function(function).filter_map(|ifindex| self.links.get(&ifindex))
     }
 
     /// Whether a default route uses the link.
@@ -207,7 +228,7 @@ impl Inventory {
 
     /// Links made on this one, in this namespace. A veth's other end is no child.
     fn children(&self, ifindex: u32) -> impl Iterator<Item = &Link> {
-        self.links.values().filter(move |child| child.lower == Some(ifindex) && child.kind != Kind::Veth)
+        self.index.on(ifindex).filter_map(|child| self.links.get(&child))
     }
 
     fn name_of(&self, ifindex: u32) -> String {

@@ -11,6 +11,10 @@ use macvtap::table;
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
 use macvtap_crds::v1alpha1::settings::{self, Advertisement, DeviceType, Overlap};
 use macvtap_crds::v1alpha1::{LinkKind, LinkSelector, NodePool, PoolSettings};
+use std::collections::BTreeSet;
+
+/// What makes a name a pattern.
+const WILDCARDS: [char; 4] = ['*', '?', '[', ']'];
 
 /// One pool of this node.
 #[derive(Clone, Debug)]
@@ -42,13 +46,21 @@ pub enum Naming {
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
     kinds: Option<Vec<LinkKind>>,
-    names: Option<Vec<Pattern>>,
+    names: Option<Names>,
     pci_addresses: Option<Vec<String>>,
     vendors: Option<Vec<String>>,
     drivers: Option<Vec<String>>,
     mac_addresses: Option<Vec<MacAddr>>,
     numa_nodes: Option<Vec<u32>>,
     min_speed_mbps: Option<u32>,
+}
+
+/// The names that an entry selects.
+#[derive(Clone, Debug, Default)]
+struct Names {
+    /// Those without a wildcard: a node may have hundreds.
+    exact: BTreeSet<String>,
+    patterns: Vec<Pattern>,
 }
 
 /// A pool that cannot be used. The API server refuses such pools; a hand-written node state may still have one.
@@ -197,7 +209,12 @@ impl Selector {
         let address = |text: &String| {
             text.parse().map_err(|source| PoolError::MacAddress { pool: pool.to_owned(), source })
         };
-        let names = entry.names.as_ref().map(|list| list.iter().map(pattern).collect()).transpose()?;
+        let names = |list: &Vec<String>| -> Result<Names, PoolError> {
+            let (patterns, exact): (Vec<_>, Vec<_>) = list.iter().partition(|text| text.contains(WILDCARDS));
+            let patterns = patterns.into_iter().map(pattern).collect::<Result<_, _>>()?;
+            Ok(Names { exact: exact.into_iter().cloned().collect(), patterns })
+        };
+        let names = entry.names.as_ref().map(names).transpose()?;
         let mac_addresses =
             entry.mac_addresses.as_ref().map(|list| list.iter().map(address).collect()).transpose()?;
         let any_kind = names.is_some() || entry.pci_addresses.is_some() || mac_addresses.is_some();
@@ -223,9 +240,13 @@ impl Selector {
             && among(self.mac_addresses.as_ref(), link.own_mac().as_ref())
             && among(self.numa_nodes.as_ref(), hardware.numa_node.as_ref())
             && self.min_speed_mbps.is_none_or(|min| hardware.speed_mbps.is_some_and(|speed| speed >= min))
-            && self.names.as_ref().is_none_or(|patterns| {
-                link.names().any(|name| patterns.iter().any(|pattern| pattern.matches(name)))
-            })
+            && self.names.as_ref().is_none_or(|names| link.names().any(|name| names.contain(name)))
+    }
+}
+
+impl Names {
+    fn contain(&self, name: &str) -> bool {
+        self.exact.contains(name) || self.patterns.iter().any(|pattern| pattern.matches(name))
     }
 }
 

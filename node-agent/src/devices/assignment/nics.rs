@@ -4,7 +4,7 @@
 //! index may be another link's. It has one slot, and to the kubelet its name is its PCI address, so an address is never in
 //! the table twice: another NIC at the address of one that a pod has, or had and lost, waits.
 
-use super::{Demand, Known, Surroundings, Work, wanted};
+use super::{Demand, Known, KnownLinks, Surroundings, Work, wanted};
 use crate::devices::assignment::slots::Split;
 use macvtap::device_id::DeviceId;
 use macvtap::mac::MacAddr;
@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) type Held = BTreeMap<PciAddress, DeviceId>;
 
 /// The index of a NIC of the table, among these links.
-pub fn find(nic: &LowerLink, links: &BTreeMap<u32, Known>) -> Option<u32> {
-    links.iter().find(|(_, known)| is_same(nic, known)).map(|(ifindex, _)| *ifindex)
+pub fn find(nic: &LowerLink, links: &KnownLinks) -> Option<u32> {
+    links.with_function(nic.pci?).find(|(_, known)| is_same(nic, known)).map(|(ifindex, _)| ifindex)
 }
 
 /// What in the table pods have, by address.
@@ -38,16 +38,16 @@ pub(super) fn adopt(
         match find(nic, around.links) {
             Some(ifindex) => nic.ifindex = ifindex,
             // In a pod, or unplugged; its index is of another boot, or another link's by now.
-            None if !same_boot || around.links.contains_key(&nic.ifindex) => nic.ifindex = 0,
+            None if !same_boot || around.links.has(nic.ifindex) => nic.ifindex = 0,
             None => {}
         }
-        if let Some(known) = around.links.get(&nic.ifindex) {
+        if let Some(known) = around.links.get(nic.ifindex) {
             nic.name.clone_from(&known.name);
             nic.identity.clone_from(&known.identity);
         }
     }
     for wish in demand.map_or(&[][..], |demand| demand.links.as_slice()) {
-        let known = around.links.get(&wish.ifindex).filter(|known| known.pci.is_some());
+        let known = around.links.get(wish.ifindex).filter(|known| known.pci.is_some());
         if let (Some(known), Some(demand), false) =
             (known, demand, nics.iter().any(|nic| nic.ifindex == wish.ifindex))
         {
@@ -68,7 +68,7 @@ impl Work<'_> {
     /// Decides about the one device a NIC is. A free one that is no longer wanted goes at once: were it still honoured, two
     /// pods could get the same NIC.
     pub(super) fn keep_nic(&mut self, nic: &mut LowerLink, demand: Option<&Demand>) {
-        let present = self.around.links.contains_key(&nic.ifindex);
+        let present = self.around.links.has(nic.ifindex);
         let in_use = self.in_use(nic).first().copied();
         let free = nic.ranges.first().map(|range| range.first_slot);
         let slot = in_use.or(free.filter(|_| present && wanted(demand, nic.ifindex) > 0));

@@ -79,9 +79,10 @@ impl Node {
     }
 
     fn evolve_to(&mut self, demands: &BTreeMap<ResourceName, Demand>) -> Evolution {
+        let links = self.links.clone().into_iter().collect();
         let around = Surroundings {
             boot_id: &self.boot,
-            links: &self.links,
+            links: &links,
             in_use: &self.in_use,
             standalone: false,
             now: self.now,

@@ -77,7 +77,7 @@ fn spread_takes_from_the_link_with_the_fewest_in_use_and_pack_from_the_one_with_
 fn preferences_keep_what_must_be_and_end_with_what_there_is() {
     let offer = offer(Allocation::Spread, vec![run(0, 4, 2)]);
     assert_eq!(offer.prefer(&ids([1, 2]), &ids([2]), 3), ids([2, 1]));
-    assert_eq!(offer.prefer(&["junk".into()], &[], 1), [""; 0]);
+    assert_eq!(offer.prefer(&["junk"], &[], 1), [""; 0]);
 }
 
 #[test]
