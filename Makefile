@@ -7,7 +7,7 @@ MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz killed generate docs release images cluster-up cluster-down fmt lint tool
+.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz killed generate docs release images cluster-up cluster-down fmt deny lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -92,6 +92,11 @@ cluster-down: tool ## End the demo's cluster and leave nothing of it
 
 fmt: ## Format all Rust code
 	cargo fmt --all
+
+# Not part of `make test`: building the tool takes longer than it saves there. Continuous integration caches it.
+deny: ## Check licences, bans, sources and advisories of all dependencies
+	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked
+	cargo deny --locked check
 
 lint: ## Check format and lints
 	cargo fmt --all --check

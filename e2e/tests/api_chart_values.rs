@@ -290,6 +290,34 @@ fn values_that_contradict_each_other_are_refused_in_words() -> Result<()> {
 }
 
 #[test]
+fn viewers_of_the_cluster_see_pools_and_editors_write_them_only_if_it_was_asked_for() -> Result<()> {
+    let api = Api::without_crds()?;
+    install(&api, &[])?;
+    let may = |verb: &str, user: &str| {
+        let pools = "macvtapresourcepools.macvtap.network.kubevirt.io";
+        api.kubectl.run(&["auth", "can-i", verb, pools, &format!("--as={user}")]).is_ok()
+    };
+    for role in ["view", "edit"] {
+        let role_name = format!("--clusterrole=release-macvtap-{role}");
+        api.kubectl.run(&["create", "clusterrolebinding", role, &role_name, &format!("--user={role}")])?;
+    }
+    e2e::wait::until("the rights", Duration::from_secs(20), || {
+        Ok((may("list", "view") && may("list", "edit") && may("create", "edit")).then_some(()))
+    })?;
+    ensure!(!may("create", "view") && !may("delete", "view"), "a viewer writes");
+    // The control plane adds to the cluster's own roles what has their label.
+    let added = |role: &str, to: &str| -> Result<bool> {
+        let role = api.kubectl.get("", &format!("clusterrole/release-macvtap-{role}"))?;
+        Ok(role["metadata"]["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{to}")] == "true")
+    };
+    ensure!(added("view", "view")? && added("view", "edit")? && added("view", "admin")?, "nobody reads");
+    ensure!(!added("edit", "edit")? && !added("edit", "admin")?, "written without a word");
+    install(&api, &["rbac.aggregateEdit=true"])?;
+    ensure!(added("edit", "edit")? && added("edit", "admin")? && !added("edit", "view")?, "not added");
+    Ok(())
+}
+
+#[test]
 fn the_kinds_that_stay_are_taken_over_by_a_release_of_another_name_and_namespace() -> Result<()> {
     let api = Api::without_crds()?;
     install(&api, &[])?;
