@@ -5,6 +5,7 @@ use crate::support::{Answer, Call, Node, frames_until, link, node_and_pods, wait
 use crate::wire::{far_end, tap_of};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 const LOG: &str = "/run/macvtap.log";
 
@@ -40,7 +41,7 @@ fn an_address_that_a_sibling_has_is_claimed_rarely_and_taken_when_it_is_free() {
     twins.ok("ADD");
     machine(&node, &vm, "Follow").ok("ADD");
     let (guest, wire) = (tap_of(&node, 0), far_end(&node));
-    for mark in 1..=200 {
+    for mark in 1..=40 {
         Scene::send(&guest, &frame(BROADCAST, GUEST, [0x88, 0xb6], mark));
         frames_until(&wire, 0, "the guest's frame", |frame| frame.get(14) == Some(&mark));
     }
@@ -52,8 +53,11 @@ fn an_address_that_a_sibling_has_is_claimed_rarely_and_taken_when_it_is_free() {
     assert!(lines.len() <= 8, "{lines:#?}");
     assert!(lines[0].contains(&text(GUEST)) && lines[0].ends_with("command=FOLLOW device=dataplaneMvp0"));
     twins.ok("DEL");
-    // Without another frame of the guest.
-    wait_until("the link to have its guest's address", || link(&vm)["address"] == text(GUEST));
+    // Without another frame of the guest; the next claim comes half a minute later at most.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while link(&vm)["address"] != text(GUEST) {
+        assert!(Instant::now() < deadline, "the address was not claimed again: {}", link(&vm));
+    }
 }
 
 /// Ends the other threads also when an assertion fails.
@@ -82,7 +86,7 @@ fn calls_that_look_after_followers_do_not_disturb_one_that_starts() {
                 }
             });
         }
-        for _ in 0..25 {
+        for _ in 0..12 {
             call.ok("ADD");
             call.ok("DEL");
         }
@@ -90,7 +94,7 @@ fn calls_that_look_after_followers_do_not_disturb_one_that_starts() {
     });
     wait_until("one follower", || followers(&node).lines().count() == 1);
     // Two calls find at once that it has ended.
-    for _ in 0..4 {
+    for _ in 0..2 {
         node.sh(&format!("kill -9 {}", followers(&node).trim()));
         await_no_follower(&node);
         let others = [(1, &one), (2, &two)];
