@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::layout::{self, Checkout};
 use crate::progress::say;
-use crate::{components, prerequisites, process};
+use crate::{components, images, prerequisites, process};
 use build::Platform;
 
 /// The version of the workspace.
@@ -106,7 +106,8 @@ fn programs(checkout: &Checkout, dist: &Path) -> Result<()> {
                     archive::gzip(&archive::files(&files)?)?,
                 )?;
             } else {
-                layout::write(&dist.join(name), content)?;
+                layout::write(&dist.join(&name), content)?;
+                images::executable(&dist.join(name))?;
             }
         }
     }
