@@ -4,6 +4,8 @@
 mod problems;
 mod recovery;
 mod serving;
+#[cfg(test)]
+mod simulation;
 mod table_writer;
 mod usage;
 

@@ -1,0 +1,299 @@
+//! An agent: the product's engine, collector and clean-up, joined as `worker` joins them, with what it serves given to the
+//! played kubelet.
+
+use super::Planted;
+use super::machine::{Hands, Machine, NODE};
+use super::node::{Clock, Kubelet};
+use crate::attachments::cleanup::{self, Troubles};
+use crate::attachments::collector::{Collector, Liveness, Observation};
+use crate::attachments::sandbox::{self, Fate};
+use crate::devices::assignment::{self, GRACE};
+use crate::devices::engine::{Engine, Step};
+use crate::devices::offer::Offer;
+use crate::links::link::Link;
+use crate::pods::{Listing, PodName};
+use crate::pools::pool::Pool;
+use macvtap::device_id::DeviceId;
+use macvtap::kernel::{Kernel, Place};
+use macvtap::link::By;
+use macvtap::netns::NetnsId;
+use macvtap::paths::Paths;
+use macvtap::record::{Attachment, Holder};
+use macvtap::tap_pods::{self, TapPods};
+use macvtap::{records, table_file};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::{Instant, SystemTime};
+
+pub(super) struct Worker {
+    pub(super) engine: Engine,
+    collector: Collector,
+    troubles: Troubles,
+    ledger: BTreeMap<DeviceId, Instant>,
+    usage: BTreeSet<DeviceId>,
+    kubelet_starts: u64,
+    kubelet_since: Instant,
+    look: Looking,
+    planted: Option<Planted>,
+}
+
+/// How far a look at pods has come. Things happen between its parts.
+enum Looking {
+    Not,
+    Recorded(Vec<Attachment>, Vec<DeviceId>),
+    Asked(Vec<Attachment>, Vec<DeviceId>, Option<Listing>, Instant),
+}
+
+/// What a look has heard.
+struct Heard {
+    records: Vec<Attachment>,
+    damaged: Vec<DeviceId>,
+    listing: Option<Listing>,
+    asked: Instant,
+}
+
+impl Worker {
+    pub(super) fn start(
+        paths: &Paths,
+        plugins: &Path,
+        boot: &str,
+        now: Instant,
+        starts: u64,
+        planted: Option<Planted>,
+    ) -> Self {
+        let mut engine = crate::worker::engine(paths, plugins, boot.to_owned(), false);
+        if planted == Some(Planted::ForgottenTable) {
+            engine = Engine::new(assignment::empty(boot, false), boot.to_owned(), false);
+        }
+        engine.in_use =
+            crate::worker::usage::at_start(paths, plugins, &crate::devices::nics::Names::default());
+        Self {
+            usage: engine.in_use.clone(),
+            engine,
+            collector: Collector::default(),
+            troubles: Troubles::new(),
+            ledger: BTreeMap::new(),
+            kubelet_starts: starts,
+            kubelet_since: now,
+            look: Looking::Not,
+            planted,
+        }
+    }
+
+    pub(super) fn allocated(&mut self, device: DeviceId, now: Instant) {
+        self.ledger.insert(device, now);
+    }
+
+    fn recent(&mut self, now: Instant) -> BTreeSet<DeviceId> {
+        self.ledger.retain(|_, at| now.duration_since(*at) < GRACE);
+        self.ledger.keys().cloned().collect()
+    }
+
+    /// Hears of links and pools, decides, stores the table if the disk takes it, and serves. Ends early if it dies, before or
+    /// after the table is on the disk.
+    pub(super) fn decide(
+        &mut self,
+        links: Vec<Link>,
+        pools: Vec<Pool>,
+        disk: Disk<'_>,
+        kubelet: &mut Kubelet,
+        now: Instant,
+    ) {
+        let _ = self.engine.inventory.reset(links);
+        self.engine.pools = pools;
+        self.engine.in_use.clone_from(&self.usage);
+        let recent = self.recent(now);
+        self.engine.in_use.extend(recent);
+        if self.planted == Some(Planted::NothingInUse) {
+            self.engine.in_use.clear();
+        }
+        let step = self.engine.step(now);
+        if !step.table_changed {
+            kubelet.offered = step.offers;
+            return;
+        }
+        if self.planted == Some(Planted::ServedEarly) {
+            kubelet.offered.clone_from(&step.offers);
+        } else {
+            self.serve_stored(&step, kubelet);
+        }
+        if disk.full || disk.dies == Some(Dies::BeforeTheTable) {
+            return;
+        }
+        table_file::store(disk.paths, &step.evolution.table).unwrap();
+        if disk.dies == Some(Dies::AfterTheTable) {
+            return;
+        }
+        self.engine.stored(step.evolution.table);
+        let step = self.engine.step(now);
+        if step.table_changed {
+            self.serve_stored(&step, kubelet);
+        } else {
+            kubelet.offered = step.offers;
+        }
+    }
+
+    /// What of an offer is on the disk already.
+    fn serve_stored(&self, step: &Step, kubelet: &mut Kubelet) {
+        for (resource, offer) in &step.offers {
+            let entry = self.engine.on_disk(resource);
+            let stored = entry.map(|entry| Offer::of_table(resource, entry));
+            kubelet.offered.insert(resource.clone(), offer.common_with(stored.as_ref()));
+        }
+    }
+
+    /// The next part of a look at records and pods.
+    pub(super) fn look(
+        &mut self,
+        paths: &Paths,
+        machine: &mut Machine,
+        kubelet: &mut Kubelet,
+        clock: Clock<'_>,
+    ) {
+        self.look = match std::mem::replace(&mut self.look, Looking::Not) {
+            Looking::Not => {
+                if std::mem::replace(&mut self.kubelet_starts, kubelet.starts) != kubelet.starts {
+                    self.kubelet_since = clock.now;
+                }
+                let listing = records::list(paths).unwrap();
+                Looking::Recorded(listing.records, listing.damaged.into_iter().map(|(id, _)| id).collect())
+            }
+            Looking::Recorded(records, damaged) => {
+                let listing = kubelet.listing(clock.since);
+                Looking::Asked(records, damaged, listing.map(|listing| self.heard(listing)), clock.now)
+            }
+            Looking::Asked(records, damaged, listing, asked) => {
+                self.judge(
+                    paths,
+                    machine,
+                    kubelet.started,
+                    clock,
+                    Heard { records, damaged, listing, asked },
+                );
+                Looking::Not
+            }
+        };
+    }
+
+    fn heard(&self, mut listing: Listing) -> Listing {
+        if self.planted == Some(Planted::ListOfDevicesBelieved) {
+            let with: BTreeSet<&PodName> = listing.devices.values().collect();
+            listing.pods.retain(|pod| with.contains(pod) || *pod == super::node::agent());
+        }
+        listing
+    }
+
+    fn judge(
+        &mut self,
+        paths: &Paths,
+        machine: &mut Machine,
+        kubelet_started: SystemTime,
+        clock: Clock<'_>,
+        Heard { records, damaged, listing, asked }: Heard,
+    ) {
+        let (own, allocated) = (super::node::agent(), self.recent(clock.now));
+        let unnoticed = self.planted == Some(Planted::RestartUnnoticed);
+        let seen = Observation {
+            records: &records,
+            damaged: &damaged,
+            listing: listing.as_ref(),
+            allocated: &allocated,
+            own_pod: Some(&own),
+            kubelet_since: self.kubelet_since,
+            kubelet_started: Some(if unnoticed { SystemTime::UNIX_EPOCH } else { kubelet_started }),
+            now: asked,
+        };
+        let eyes = Eyes { machine: RefCell::new(machine), paths, clock, planted: self.planted };
+        let mut plan = self.collector.plan(&seen, &eyes);
+        plan.dead.retain(|(record, _)| records::stands(paths, record));
+        let mut hands = Hands::new(machine, NODE);
+        if self.planted == Some(Planted::NumberGivenUp) {
+            plan.dead.iter().for_each(|(record, _)| records::release_tap(paths, record).unwrap());
+        }
+        cleanup::clean_through(paths, &mut hands, &plan, &mut self.troubles);
+        let listed: Vec<DeviceId> =
+            listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
+        self.usage = match listing {
+            Some(listing) => listing.devices.into_keys().collect(),
+            None => {
+                crate::kubelet::checkpoint::devices(clock.plugins, &crate::devices::nics::Names::default())
+            }
+        };
+        self.usage.extend(records::list(paths).unwrap().records.into_iter().map(|record| record.device));
+        let recent = self.recent(clock.now);
+        self.usage.extend(recent);
+        for device in listed {
+            if self.ledger.get(&device).is_some_and(|at| *at < asked) {
+                self.ledger.remove(&device);
+            }
+        }
+    }
+}
+
+/// When an agent is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dies {
+    BeforeTheTable,
+    AfterTheTable,
+}
+
+/// The state directory.
+#[derive(Clone, Copy)]
+pub(super) struct Disk<'d> {
+    pub(super) paths: &'d Paths,
+    pub(super) full: bool,
+    pub(super) dies: Option<Dies>,
+}
+
+/// What the collector sees of the machine.
+struct Eyes<'e, 'm> {
+    machine: RefCell<&'e mut Machine>,
+    paths: &'e Paths,
+    clock: Clock<'m>,
+    planted: Option<Planted>,
+}
+
+impl Liveness for Eyes<'_, '_> {
+    fn link_exists(&self, record: &Attachment) -> bool {
+        let mut machine = self.machine.borrow_mut();
+        let mut hands = Hands::new(&mut machine, NODE);
+        let place = match &record.holder {
+            Holder::Host => Some(Place::Numbered(NetnsId(NODE))),
+            Holder::Pod { netns, netns_inode, .. } => {
+                let number = hands.number(Path::new(netns), *netns_inode).unwrap();
+                number.or(record.netns_id.map(NetnsId)).map(Place::Numbered)
+            }
+        };
+        let Some(place) = place else { return true };
+        let found = hands.find(place, &By::Index(record.ifindex)).unwrap();
+        found.is_some_and(|link| link.is_macvtap() && link.lower == Some(record.lower_ifindex))
+    }
+
+    fn sandbox(&self, record: &Attachment) -> Fate {
+        if matches!(self.planted, Some(Planted::OneWitness | Planted::ListOfDevicesBelieved)) {
+            return sandbox::tests::gone();
+        }
+        let Holder::Pod { netns_inode: inode, netns, .. } = &record.holder else { return Fate::Unknown };
+        let machine = self.machine.borrow();
+        let number = record.netns_id.unwrap();
+        let at = machine.spaces.get(&number);
+        let is =
+            |path: &str, id: u64| machine.spaces.values().any(|s| s.path == Path::new(path) && s.inode == id);
+        if at.is_none() {
+            sandbox::tests::gone()
+        } else if is(netns, *inode) || machine.spaces.values().any(|space| space.inode == *inode) {
+            Fate::Alive
+        } else {
+            sandbox::tests::gone()
+        }
+    }
+
+    fn written(&self, record: &Attachment) -> Option<SystemTime> {
+        self.clock.written.get(&record.device).copied()
+    }
+
+    fn tap_pods(&self, device: &DeviceId) -> Option<TapPods> {
+        tap_pods::read(self.paths, device)
+    }
+}

@@ -1,0 +1,137 @@
+//! The played kubelet, its pods and their sandboxes.
+
+use crate::devices::offer::Offer;
+use crate::pods::{Listing, PodName};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use macvtap::device_id::{DeviceId, ResourceName};
+use macvtap_proto::deviceplugin::{ContainerAllocateResponse, DeviceSpec};
+use prost::Message as _;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+/// The moment at which something happens.
+#[derive(Clone, Copy)]
+pub(super) struct Clock<'c> {
+    pub(super) now: Instant,
+    /// The same, since the simulation began.
+    pub(super) since: Duration,
+    /// When records were written.
+    pub(super) written: &'c BTreeMap<DeviceId, SystemTime>,
+    pub(super) plugins: &'c Path,
+}
+
+#[derive(Debug)]
+pub(super) struct Kubelet {
+    pub(super) starts: u64,
+    pub(super) started: SystemTime,
+    /// Until then it has not heard from the API server.
+    pub(super) deaf_until: Duration,
+    /// Whether it lists the agent's pod all the same, a static one.
+    pub(super) lists_static: bool,
+    /// Whether its socket of pod resources answers.
+    pub(super) answers: bool,
+    pub(super) offered: BTreeMap<ResourceName, Offer>,
+    /// Devices that it gave away, with the UID of the pod and the promised index.
+    pub(super) given: BTreeMap<DeviceId, (u64, u32)>,
+    pub(super) pods: BTreeMap<u64, Tenant>,
+}
+
+/// A pod with a macvtap.
+#[derive(Clone, Debug)]
+pub(super) struct Tenant {
+    pub(super) name: String,
+    pub(super) device: DeviceId,
+    /// The index that Allocate promised: the container's tap is called after it.
+    pub(super) promised: u32,
+    pub(super) sandbox: Option<Sandbox>,
+    /// The tap number that its container can open.
+    pub(super) opened: Option<u32>,
+    /// The kubelet is done with it; its sandbox may still be there.
+    pub(super) ended: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Sandbox {
+    pub(super) netns: i32,
+    pub(super) container: String,
+    /// ADD has succeeded, and no DEL since.
+    pub(super) attached: bool,
+}
+
+/// The agent's own pod.
+pub(super) fn agent() -> PodName {
+    PodName { namespace: "kube-system".into(), name: "agent".into() }
+}
+
+impl Kubelet {
+    pub(super) fn new(started: SystemTime) -> Self {
+        Self {
+            starts: 1,
+            started,
+            deaf_until: Duration::ZERO,
+            lists_static: false,
+            answers: true,
+            offered: BTreeMap::new(),
+            given: BTreeMap::new(),
+            pods: BTreeMap::new(),
+        }
+    }
+
+    /// What it says through pod resources.
+    pub(super) fn listing(&self, since: Duration) -> Option<Listing> {
+        if !self.answers {
+            return None;
+        }
+        if since < self.deaf_until {
+            let pods = if self.lists_static { vec![agent()] } else { Vec::new() };
+            return Some(Listing { devices: BTreeMap::new(), pods });
+        }
+        let live = |uid: &u64| self.pods.get(uid).filter(|pod| !pod.ended);
+        let devices = self.given.iter();
+        let devices = devices.filter_map(|(device, (uid, _))| Some((device.clone(), live(uid)?.pod())));
+        let pods = self.pods.values().filter(|pod| !pod.ended).map(Tenant::pod);
+        Some(Listing { devices: devices.collect(), pods: pods.chain([agent()]).collect() })
+    }
+
+    /// A device that it can give away, with the promised index.
+    pub(super) fn allocate(&self, resource: &ResourceName) -> Option<(DeviceId, u32)> {
+        let offer = self.offered.get(resource)?;
+        let healthy = offer.devices().into_iter().filter(|device| device.health == "Healthy");
+        let taken = |id: &str| id.parse::<DeviceId>().is_ok_and(|device| self.given.contains_key(&device));
+        let free: Vec<String> = healthy.map(|device| device.id).filter(|id| !taken(id)).collect();
+        let chosen = offer.prefer(&free, &[], 1);
+        let granted = offer.grant(&chosen).ok()?.into_iter().next()?;
+        Some((granted.device, granted.ifindex))
+    }
+
+    /// Writes its checkpoint.
+    pub(super) fn note(&self, plugins: &Path) {
+        let entries = self.given.iter().map(|(device, (uid, index))| {
+            let path = format!("/dev/tap{index}");
+            let spec = DeviceSpec { container_path: path, ..DeviceSpec::default() };
+            let answer = ContainerAllocateResponse { devices: vec![spec], ..Default::default() };
+            json!({
+                "PodUID": uid.to_string(), "ContainerName": "c",
+                "ResourceName": format!("macvtap.network.kubevirt.io/{}", device.resource()),
+                "DeviceIDs": {"-1": [device.to_string()]},
+                "AllocResp": BASE64.encode(answer.encode_to_vec()),
+            })
+        });
+        let entries: Vec<_> = entries.collect();
+        let note = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1});
+        std::fs::write(plugins.join("kubelet_internal_checkpoint"), note.to_string()).unwrap();
+    }
+}
+
+impl Tenant {
+    pub(super) fn pod(&self) -> PodName {
+        PodName { namespace: "default".into(), name: self.name.clone() }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.sandbox.as_ref().is_some_and(|sandbox| sandbox.attached)
+    }
+}
