@@ -2,9 +2,11 @@
 
 pub mod kubevirt;
 
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::progress::say;
 use crate::{Cluster, Kubectl, Options, components, images, layout::Checkout, prerequisites};
@@ -14,6 +16,13 @@ pub const NAME: &str = "demo";
 
 /// The network that `examples/pools/dataplane.yaml` makes in this namespace.
 const NAMESPACE: &str = "default";
+
+/// A pool with a slip of the pen.
+const MISSPELT: &str = "apiVersion: macvtap.network.kubevirt.io/v1alpha1
+kind: MacvtapResourcePool
+metadata: {name: misspelt}
+spec: {links: [{names: [dp9]}]}
+";
 
 /// A virtual machine's stand-in: it has a tap, a number for its addresses, and either answers or asks.
 struct Guest {
@@ -85,15 +94,17 @@ pub fn run() -> Result<()> {
     prerequisites::ensure(&checkout)?;
     say("== build");
     let images = build(&checkout)?;
+    let plugin = images::kubectl_plugin(&checkout)?;
     say("== cluster: two nodes, each with its own kubelet, containerd and Multus");
     let cluster = Cluster::up(NAME, Options::default())?;
     cluster.explain(|| {
         say("== operator and node agents, by their Helm chart");
         cluster.install(&images)?;
-        show(cluster.kubectl())
+        show(cluster.kubectl())?;
+        find_the_fault(cluster.kubectl(), &plugin)
     })?;
     say(format_args!("== done in {:.0} s", start.elapsed().as_secs_f64()));
-    hint(&cluster);
+    hint(&cluster, &plugin);
     Ok(())
 }
 
@@ -152,6 +163,33 @@ fn why_not(kubectl: &Kubectl) -> Result<()> {
     Ok(())
 }
 
+/// A pool that no node can serve, and how the plugin of kubectl finds out why.
+fn find_the_fault(kubectl: &Kubectl, plugin: &Path) -> Result<()> {
+    say("\n== a pool that cannot be served, on purpose: its link dp9 exists on no node");
+    kubectl.apply(MISSPELT)?;
+    let deadline = Duration::from_mins(1);
+    kubectl.wait_until("", "macvtapresourcepool/misspelt", deadline, |pool| {
+        let conditions = pool.pointer("/status/conditions")?.as_array()?;
+        conditions.iter().find(|condition| condition["reason"] == "NoMatchingLinks").map(drop)
+    })?;
+    for question in ["status", "explain pool misspelt"] {
+        let mut command = Command::new(plugin);
+        command.env("KUBECONFIG", kubectl.kubeconfig()).args(question.split(' '));
+        let out = command.output().with_context(|| format!("run {}", plugin.display()))?;
+        let text = String::from_utf8_lossy(&out.stdout);
+        say(format_args!("\n$ kubectl macvtap {question}\n{}", text.trim_end()));
+        // It ends with 1 when something is wrong, as here.
+        let wanted = i32::from(question != "status");
+        ensure!(
+            out.status.code() == Some(wanted),
+            "{question} ended with {}: {}",
+            out.status,
+            String::from_utf8_lossy(&out.stderr)
+        );
+    }
+    Ok(())
+}
+
 fn start_guests(kubectl: &Kubectl) -> Result<()> {
     let manifests: String = GUESTS.iter().map(Guest::manifest).collect();
     // A pod cannot be changed into what an older version of the demo did not know.
@@ -184,16 +222,18 @@ fn print(kubectl: &Kubectl, question: &str) -> Result<()> {
     Ok(())
 }
 
-fn hint(cluster: &Cluster) {
+fn hint(cluster: &Cluster, plugin: &Path) {
     say(format_args!(
         "
 The cluster stays up. Try it:
   export KUBECONFIG={}
   {} get mns n1 -o yaml        # every link of a node, and why it is or is not used
   {} exec -it guest-n1-1 -- sh
+  {} check
 `make demo` again is quick and takes up what you changed; `make cluster-down` ends the cluster.",
         cluster.kubectl().kubeconfig().display(),
         cluster.checkout().bin().join("kubectl").display(),
         cluster.checkout().bin().join("kubectl").display(),
+        plugin.display(),
     ));
 }

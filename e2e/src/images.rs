@@ -35,6 +35,8 @@ pub(crate) const OPERATOR: Crate =
     Crate { package: "macvtap-operator", program: "macvtap-operator", profile: "release" };
 pub(crate) const AGENT: Crate =
     Crate { package: "macvtap-node-agent", program: "macvtap-node-agent", profile: "release" };
+pub(crate) const CLI: Crate =
+    Crate { package: "kubectl-macvtap", program: "kubectl-macvtap", profile: "release" };
 pub(crate) const PLUGIN: Crate = Crate { package: "macvtap-cni", program: "macvtap", profile: "cni" };
 
 /// The images of the cluster itself, without the product.
@@ -179,6 +181,12 @@ pub fn measured(checkout: &Checkout) -> Result<(PathBuf, PathBuf)> {
 pub fn measured_operator(checkout: &Checkout) -> Result<PathBuf> {
     compile(checkout, &[OPERATOR])?;
     built(checkout, OPERATOR)
+}
+
+/// Builds the plugin of kubectl as it is shipped, and returns its path.
+pub fn kubectl_plugin(checkout: &Checkout) -> Result<PathBuf> {
+    compile(checkout, &[CLI])?;
+    built(checkout, CLI)
 }
 
 /// Puts what was built into a directory that stands for `/out` of the building stage, and packs what the last stage

@@ -8,11 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::VERSION;
-use crate::images::{self, AGENT, Crate, OPERATOR, PLUGIN};
+use crate::images::{self, AGENT, CLI, Crate, OPERATOR, PLUGIN};
 use crate::layout::Checkout;
 use crate::{process, progress};
-
-const CLI: Crate = Crate { package: "kubectl-macvtap", program: "kubectl-macvtap", profile: "release" };
 
 /// The programs of a release.
 pub(super) const PROGRAMS: [Crate; 4] = [OPERATOR, AGENT, PLUGIN, CLI];
