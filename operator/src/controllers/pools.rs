@@ -108,7 +108,8 @@ async fn serve(pool: &MacvtapResourcePool, context: &Context) -> Result<Option<D
     context.pace.unsay(&pool.name_any());
     let catalog = context.catalog();
     let verdict = catalog.verdict(&pool.name_any());
-    let networks = reported(pool, context).unwrap_or_else(|| {
+    let former = || NetworkReport::former(pool.status.as_ref()?, pool.metadata.generation);
+    let networks = reported(pool, context).or_else(former).unwrap_or_else(|| {
         // Nobody has come to them yet.
         NetworkReport { desired: pool.spec.networks.as_ref().map_or(0, Vec::len), ..NetworkReport::default() }
     });
