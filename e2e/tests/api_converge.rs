@@ -6,11 +6,13 @@
 #![allow(clippy::print_stdout, reason = "the seed and what happened belong in the test's output")]
 
 mod api;
+#[path = "api/outcome.rs"]
+mod outcome;
 
 use anyhow::{Context as _, Result, ensure};
 use api::{Api, Program};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How many events a sequence has.
@@ -27,21 +29,17 @@ const NETWORKS: &str = "network-attachment-definitions.k8s.cni.cncf.io";
 const NETWORK_KIND: &str = include_str!("api/network-kind.yaml");
 const POOL_LABEL: &str = "macvtap.network.kubevirt.io/pool";
 
-/// Numbers that depend on the seed alone (splitmix64).
-struct Random(u64);
+/// Random objects and edits.
+#[derive(Debug)]
+struct Random(outcome::Random);
 
 impl Random {
     fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
+        self.0.below(limit)
     }
 
     fn one_of(&mut self, words: &[&'static str]) -> &'static str {
-        let choice = self.below(words.len() as u64);
-        usize::try_from(choice).ok().and_then(|choice| words.get(choice)).copied().unwrap_or_default()
+        self.0.one_of(words)
     }
 
     fn node(&mut self) -> String {
@@ -110,7 +108,7 @@ impl World {
         let api = Api::with_controllers()?;
         api.kubectl.apply(NETWORK_KIND)?;
         api.kubectl.run(&["wait", "--for=condition=Established", "--timeout=30s", "crd", NETWORKS])?;
-        let mut world = Self { operator: None, api, random: Random(seed) };
+        let mut world = Self { operator: None, api, random: Random(outcome::Random(seed)) };
         for number in 0..3 {
             for (kind, name) in [("Node", "node"), ("Namespace", "space")] {
                 let metadata = json!({"name": format!("{name}-{number}"), "labels": world.random.labels()});
@@ -233,12 +231,6 @@ impl World {
         self.api.kubectl.run(words).map(drop)
     }
 
-    fn list(&self, kind: &str) -> Result<Vec<Value>> {
-        let text = self.api.kubectl.run(&["get", kind, "-A", "-o", "json"])?;
-        let list: Value = serde_json::from_str(&text).with_context(|| format!("read {kind}"))?;
-        Ok(list["items"].as_array().cloned().unwrap_or_default())
-    }
-
     fn state(&self, node: &str) -> Result<Value> {
         self.api.kubectl.get("", &format!("mns/{node}"))
     }
@@ -270,7 +262,7 @@ impl World {
         let begun = Instant::now();
         let (mut seen, mut since) = (String::new(), Instant::now());
         loop {
-            for state in self.list("mns")? {
+            for state in outcome::list(&self.api, "mns")? {
                 let status = &state["status"];
                 let applied = status["observedHash"] == state["spec"]["configHash"];
                 let free = status["pools"]
@@ -300,8 +292,12 @@ impl World {
                 .filter_map(|object| Some(object["metadata"]["name"].as_str()?.to_owned()))
                 .collect()
         };
-        let (nodes, states, pools) = (self.list("nodes")?, self.list("mns")?, self.list("mrp")?);
-        let namespaces = self.list("namespaces")?;
+        let (nodes, states, pools) = (
+            outcome::list(&self.api, "nodes")?,
+            outcome::list(&self.api, "mns")?,
+            outcome::list(&self.api, "mrp")?,
+        );
+        let namespaces = outcome::list(&self.api, "namespaces")?;
         let ending = |object: &Value| object["metadata"].get("deletionTimestamp").is_some();
         Ok(names(&nodes) == names(&states) && !pools.iter().chain(&namespaces).any(ending))
     }
@@ -309,44 +305,6 @@ impl World {
     fn versions(&self) -> Result<String> {
         let format = "jsonpath={range .items[*]}{.kind}/{.metadata.name}={.metadata.resourceVersion} {end}";
         self.api.kubectl.run(&["get", "mrp,mns,net-attach-def", "-A", "-o", format])
-    }
-
-    /// What the operator made of the cluster, without what depends on history: generations, hashes of them, times, and
-    /// whether a spec was written for an agent that needs defaults spelled out.
-    fn outcome(&self) -> Result<BTreeMap<String, Value>> {
-        let mut outcome = BTreeMap::new();
-        let mut accepted = Vec::new();
-        for pool in self.list("mrp")? {
-            let conditions = pool["status"]["conditions"].as_array().cloned().unwrap_or_default();
-            let facts: Vec<Value> =
-                conditions.iter().map(|c| json!([c["type"], c["status"], c["reason"]])).collect();
-            if facts.contains(&json!(["Accepted", "True", "Valid"])) {
-                accepted.push(pool["metadata"]["name"].clone());
-            }
-            let status = json!({"conditions": facts, "nodes": pool["status"]["nodes"], "networks": pool["status"]["networks"]});
-            outcome.insert(format!("pool {}", pool["metadata"]["name"]), status);
-        }
-        for state in self.list("mns")? {
-            let mut pools = state["spec"]["pools"].clone();
-            for pool in pools.as_array_mut().into_iter().flatten() {
-                pool["generation"] = Value::Null;
-                let entry = pool.as_object_mut().context("an entry that is no object")?;
-                let name = entry["name"].clone();
-                entry.entry("phase").or_insert_with(|| json!("Active"));
-                entry.entry("resourceName").or_insert(name);
-            }
-            outcome.insert(format!("state {}", state["metadata"]["name"]), pools);
-        }
-        for network in self.list(NETWORKS)? {
-            let meta = &network["metadata"];
-            let owner = &meta["labels"][POOL_LABEL];
-            // A pool that is not accepted keeps what it has.
-            if owner.is_null() || accepted.contains(owner) {
-                let about = json!([meta["labels"], meta["annotations"], network["spec"]]);
-                outcome.insert(format!("network {}/{}", meta["namespace"], meta["name"]), about);
-            }
-        }
-        Ok(outcome)
     }
 }
 
@@ -364,7 +322,7 @@ fn whatever_happened_everything_ends_as_a_fresh_operator_would_make_it() -> Resu
     }
     ensure!(refused < EVENTS / 2, "{refused} of {EVENTS} events changed nothing: the sequence proves little");
     world.settle().context("after the events")?;
-    let converged = world.outcome()?;
+    let converged = outcome::outcome(&world.api)?;
     println!("{} objects, {refused} of {EVENTS} events refused", converged.len());
 
     world.operator = None;
@@ -372,7 +330,7 @@ fn whatever_happened_everything_ends_as_a_fresh_operator_would_make_it() -> Resu
     world.kubectl(&["delete", NETWORKS, "-A", "-l", POOL_LABEL])?;
     world.start()?;
     world.settle().context("a fresh operator")?;
-    let fresh = world.outcome()?;
+    let fresh = outcome::outcome(&world.api)?;
     for (name, wanted) in &fresh {
         let found = converged.get(name);
         ensure!(

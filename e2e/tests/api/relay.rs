@@ -1,11 +1,15 @@
-//! A door to the API server that can be cut, or lead nowhere without anybody being told.
+//! A proxy in front of the API server that can cut, lose, delay and throttle connections.
+
+// Each test program uses a part of it.
+#![allow(dead_code, reason = "shared by several test programs")]
 
 use anyhow::{Context as _, Result};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 /// What becomes of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +20,15 @@ pub(crate) enum Fault {
     Cut,
     /// What is sent is taken and never arrives, and nobody closes anything. Such a connection stays lost.
     Swallow,
+    /// What is sent arrives up to so much later, on each connection by another time: events of different kinds overtake
+    /// each other.
+    Delay(Duration),
+    /// So many bytes arrive in a second, on each connection.
+    Throttle(u32),
 }
+
+/// How many different delays connections have.
+const STEPS: u32 = 4;
 
 /// A listener on loopback that passes connections on. Ends, with all its connections, when dropped.
 pub(crate) struct Relay {
@@ -33,7 +45,40 @@ struct Shared {
 struct Connection {
     client: TcpStream,
     server: TcpStream,
-    lost: Arc<AtomicBool>,
+    way: Arc<Way>,
+}
+
+/// How one connection passes on what comes.
+#[derive(Default)]
+struct Way {
+    lost: AtomicBool,
+    /// How long each piece waits.
+    delay: Mutex<Duration>,
+    /// How many bytes arrive in a second, if that is limited.
+    rate: AtomicU32,
+}
+
+impl Way {
+    /// Sets what becomes of the connection with this number.
+    fn set(&self, fault: Fault, number: u32) {
+        let delay =
+            if let Fault::Delay(most) = fault { most / STEPS * (number % STEPS + 1) } else { Duration::ZERO };
+        *self.delay.lock().unwrap_or_else(PoisonError::into_inner) = delay;
+        self.rate.store(if let Fault::Throttle(rate) = fault { rate } else { 0 }, Ordering::SeqCst);
+        if fault == Fault::Swallow {
+            self.lost.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Waits as long as it takes so many bytes to arrive.
+    fn wait(&self, bytes: usize) {
+        let rate = self.rate.load(Ordering::SeqCst);
+        let needs = Duration::from_secs(u64::try_from(bytes).unwrap_or_default())
+            .checked_div(rate)
+            .unwrap_or_default();
+        let delay = *self.delay.lock().unwrap_or_else(PoisonError::into_inner);
+        thread::sleep(delay + needs);
+    }
 }
 
 impl Relay {
@@ -60,15 +105,11 @@ impl Relay {
     pub(crate) fn set(&self, fault: Fault) {
         let mut shared = lock(&self.shared);
         shared.fault = fault;
-        match fault {
-            Fault::None => {}
-            Fault::Cut => shared.connections.drain(..).for_each(Connection::close),
-            Fault::Swallow => {
-                shared
-                    .connections
-                    .iter()
-                    .for_each(|connection| connection.lost.store(true, Ordering::SeqCst));
-            }
+        if fault == Fault::Cut {
+            shared.connections.drain(..).for_each(Connection::close);
+        }
+        for (number, connection) in (0..).zip(&shared.connections) {
+            connection.way.set(fault, number);
         }
     }
 }
@@ -97,24 +138,26 @@ fn pass_on(client: TcpStream, to: u16, shared: &Mutex<Shared>) -> Result<()> {
         return Ok(());
     }
     let server = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, to)))?;
-    let lost = Arc::new(AtomicBool::new(shared.fault == Fault::Swallow));
+    let way = Arc::new(Way::default());
+    way.set(shared.fault, u32::try_from(shared.connections.len()).unwrap_or_default());
     for (from, into) in [(&client, &server), (&server, &client)] {
-        let (from, into, lost) = (from.try_clone()?, into.try_clone()?, Arc::clone(&lost));
-        thread::spawn(move || pump(from, into, &lost));
+        let (from, into, way) = (from.try_clone()?, into.try_clone()?, Arc::clone(&way));
+        thread::spawn(move || pump(from, into, &way));
     }
-    shared.connections.push(Connection { client, server, lost });
+    shared.connections.push(Connection { client, server, way });
     Ok(())
 }
 
-/// Passes on what comes. The end of a lost connection is news that does not arrive either.
-fn pump(mut from: TcpStream, mut into: TcpStream, lost: &AtomicBool) {
+/// Passes on what comes. The end of a lost connection does not arrive either.
+fn pump(mut from: TcpStream, mut into: TcpStream, way: &Way) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
-        if !lost.load(Ordering::SeqCst) && into.write_all(&buffer[..count]).is_err() {
+        way.wait(count);
+        if !way.lost.load(Ordering::SeqCst) && into.write_all(&buffer[..count]).is_err() {
             break;
         }
     }
-    if !lost.load(Ordering::SeqCst) {
+    if !way.lost.load(Ordering::SeqCst) {
         let _ = into.shutdown(Shutdown::Write);
     }
 }
