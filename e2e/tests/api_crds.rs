@@ -260,6 +260,12 @@ fn network_rules() -> Vec<Rule> {
             network(&json!({"announce": "Always"})),
             "supported values",
         ),
+        rule(network(&json!({"dad": "Never"})), network(&json!({"dad": "Always"})), "supported values"),
+        rule(
+            network(&json!({"migration": "Follow"})),
+            network(&json!({"migration": "Follow", "ipam": {"kubeOVN": {}}})),
+            "migration Follow excludes ipam",
+        ),
         rule(
             network(&json!({"dns": {"nameservers": ["192.0.2.1", "2001:db8::1"]}})),
             network(&json!({"dns": {"nameservers": ["ns.example"]}})),

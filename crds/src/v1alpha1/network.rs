@@ -11,8 +11,10 @@ use serde_json::{Map, Value};
 pub const LINK_PLACEHOLDER: &str = "{link}";
 
 /// A network attachment definition that is created in each of the namespaces.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.ipam) || !has(self.migration) || self.migration != 'Follow'")
+    .message("migration Follow excludes ipam: the pod would answer for a machine that is still on another node; leave one of them out"))]
 pub struct NetworkTemplate {
     /// Name of the network attachment definition, a DNS label as Multus wants it. With resourcePer: Link it contains
     /// `{link}`, which stands for the link's name.
@@ -38,9 +40,12 @@ pub struct NetworkTemplate {
     /// advertisement). Never: do not, as live migration of a virtual machine needs it. Absent: Auto.
     #[serde(default)]
     pub announce: Announce,
+    /// Whether new IPv6 addresses are checked for duplicates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dad: Option<Dad>,
     /// Follow: an interface has its MAC address while the virtual machine that it belongs to is behind it, so that a
     /// machine that migrates is reached from the pods of both nodes at any time. Fixed: from the beginning to the end.
-    /// Absent: Fixed.
+    /// Excludes ipam. Absent: Fixed.
     #[serde(default)]
     pub migration: Migration,
     /// DNS settings in the result of the plugin.
@@ -103,6 +108,16 @@ pub enum Announce {
     #[default]
     Auto,
     /// The addresses are not announced.
+    Never,
+}
+
+/// Auto: check new IPv6 addresses for duplicates on the network, and fail the attachment if another host has one. Never: do
+/// not. Absent: Never with announce Never, else Auto.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Dad {
+    /// They are, and one that another host has fails the attachment.
+    Auto,
+    /// They are not.
     Never,
 }
 

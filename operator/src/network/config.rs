@@ -1,6 +1,6 @@
 //! Pure: a network template to a CNI configuration.
 
-use macvtap_crds::v1alpha1::network::{Announce, CniVersion, Ipam, Migration, NetworkTemplate};
+use macvtap_crds::v1alpha1::network::{Announce, CniVersion, Dad, Ipam, Migration, NetworkTemplate};
 use serde_json::{Map, Value, json};
 
 /// Type of the plugin, hence the name of its executable on the nodes.
@@ -21,6 +21,13 @@ pub fn config(template: &NetworkTemplate, name: &str, namespace: &str) -> String
         Announce::Never => {
             plugin.insert("announce".to_owned(), "Never".into());
         }
+    }
+    if let Some(dad) = template.dad {
+        let dad = match dad {
+            Dad::Auto => "Auto",
+            Dad::Never => "Never",
+        };
+        plugin.insert("dad".to_owned(), dad.into());
     }
     match template.migration {
         Migration::Fixed => {}
@@ -130,6 +137,7 @@ mod tests {
         let template = json!({
             "metaPlugins": [{"type": "tuning", "sysctl": {"a": "b"}}, {"type": "bandwidth"}],
             "announce": "Never",
+            "dad": "Auto",
             "migration": "Follow",
         });
         assert_eq!(
@@ -137,7 +145,7 @@ mod tests {
             json!({
                 "cniVersion": "1.0.0", "name": "p4p1",
                 "plugins": [
-                    {"type": "macvtap", "announce": "Never", "migration": "Follow"},
+                    {"type": "macvtap", "announce": "Never", "dad": "Auto", "migration": "Follow"},
                     {"type": "tuning", "sysctl": {"a": "b"}},
                     {"type": "bandwidth"},
                 ],
