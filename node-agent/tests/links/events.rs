@@ -41,6 +41,8 @@ struct Listener {
     news: mpsc::Receiver<News>,
     metrics: Arc<Metrics>,
     links: BTreeMap<u32, String>,
+    /// How many answers to questions other than for links have come.
+    answers: usize,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -52,7 +54,7 @@ impl Listener {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (sender, news) = mpsc::channel(4);
         runtime.spawn(netlink::follow(sender, Arc::clone(&metrics)));
-        Self { news, metrics, links: BTreeMap::new(), runtime }
+        Self { news, metrics, links: BTreeMap::new(), answers: 0, runtime }
     }
 
     /// Reads the socket until it is so, and takes no news.
@@ -69,7 +71,8 @@ impl Listener {
     /// Takes news one by one, each after a while, until it is so.
     fn take_until(&mut self, what: &str, so: impl Fn(&BTreeMap<u32, String>, &Metrics) -> bool) {
         let taking = async {
-            while !so(&self.links, &self.metrics) {
+            // The four questions of the first list are answered before anything is held back.
+            while !so(&self.links, &self.metrics) || self.answers < 4 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
                 match self.news.try_recv() {
                     Ok(News::All(links)) => {
@@ -77,8 +80,10 @@ impl Listener {
                     }
                     Ok(News::Changed(link)) => drop(self.links.insert(link.ifindex, link.name)),
                     Ok(News::Gone(ifindex)) => drop(self.links.remove(&ifindex)),
-                    Ok(News::Macvtap(_) | News::Addressed(_) | News::DefaultRoutes(_) | News::Speeds(_))
-                    | Err(_) => {}
+                    Ok(News::Macvtap(_) | News::Addressed(_) | News::DefaultRoutes(_) | News::Speeds(_)) => {
+                        self.answers += 1;
+                    }
+                    Err(_) => {}
                 }
             }
         };
