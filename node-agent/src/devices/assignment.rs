@@ -11,16 +11,17 @@
 //! A NIC that is given away as a whole is known by what it is alone, never by its index, and is one device: its rules
 //! are in [`nics`].
 
+mod known;
 mod nics;
 mod slots;
 
+pub use known::{Known, KnownLinks};
 pub use nics::{find as find_nic, is_same as is_nic};
 pub use slots::Run;
 
 use crate::links::link::{Kind, Link};
 use macvtap::device_id::{DeviceId, ResourceName, SLOT_MAX};
 use macvtap::mode::Mode;
-use macvtap::pci::PciAddress;
 use macvtap::table::{
     DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Resource, SlotRange,
     VERSION,
@@ -65,59 +66,6 @@ pub struct Surroundings<'a> {
     pub standalone: bool,
     /// This moment.
     pub now: Instant,
-}
-
-/// Name and identity of a link.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
-    /// Its name now.
-    pub name: String,
-    /// What it is known by across boots.
-    pub identity: LinkIdentity,
-    /// The PCI function it is.
-    pub pci: Option<PciAddress>,
-}
-
-/// Names and identities of all links of a node.
-#[derive(Clone, Debug, Default)]
-pub struct KnownLinks {
-    by_index: BTreeMap<u32, Known>,
-    by_function: BTreeMap<PciAddress, Vec<u32>>,
-}
-
-impl KnownLinks {
-    /// Returns the link with this index.
-    pub fn get(&self, ifindex: u32) -> Option<&Known> {
-        self.by_index.get(&ifindex)
-    }
-
-    /// Whether a link has this index.
-    pub fn has(&self, ifindex: u32) -> bool {
-        self.by_index.contains_key(&ifindex)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (u32, &Known)> {
-        self.by_index.iter().map(|(ifindex, known)| (*ifindex, known))
-    }
-
-    /// The NICs that are this PCI function.
-    fn with_function(&self, function: PciAddress) -> impl Iterator<Item = (u32, &Known)> {
-        let indexes = self.by_function.get(&function).into_iter().flatten();
-        indexes.filter_map(|ifindex| Some((*ifindex, self.get(*ifindex)?)))
-    }
-}
-
-impl FromIterator<(u32, Known)> for KnownLinks {
-    fn from_iter<T: IntoIterator<Item = (u32, Known)>>(links: T) -> Self {
-        let by_index: BTreeMap<u32, Known> = links.into_iter().collect();
-        let mut by_function: BTreeMap<PciAddress, Vec<u32>> = BTreeMap::new();
-        for (ifindex, known) in &by_index {
-            if let Some(function) = known.pci {
-                by_function.entry(function).or_default().push(*ifindex);
-            }
-        }
-        Self { by_index, by_function }
-    }
 }
 
 /// Since when each device is in the table without being advertised.

@@ -3,22 +3,24 @@
 //! No sockets, no files, no clock: the caller brings them. Whatever order changes come in, the next step depends only
 //! on where they ended, and on what pods have: who offered a device that is in use keeps it.
 
+mod mtus;
+mod offers;
+
 use crate::devices::assignment::{
-    self, Demand, DemandedLink, Evolution, Known, KnownLinks, Run, Surroundings, Withdrawals,
+    self, Demand, DemandedLink, Evolution, Known, KnownLinks, Surroundings, Withdrawals,
 };
 use crate::devices::nics::{self, InPod};
-use crate::devices::offer::{self, LinkState, Offer, OfferedRun};
-use crate::links::health::{Policy, Sight, Tracker};
-use crate::links::inventory::{self, Inventory};
+use crate::devices::offer::{self, Offer};
+use crate::links::health::Tracker;
+use crate::links::inventory::Inventory;
 use crate::links::link::{Kind, Link};
 use crate::pods::PodName;
 use crate::pools::pool::{Naming, Pool};
 use crate::pools::selection::{self, Holding, Holdings, Selection};
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::pci::PciAddress;
-use macvtap::table::{DeviceTable, DeviceType, IFINDEX_FIRST, LowerLink, Resource, SlotRange};
-use macvtap_crds::v1alpha1::reason::LinkReason;
-use macvtap_crds::v1alpha1::settings::{Allocation, Topology};
+use macvtap::table::{DeviceTable, IFINDEX_FIRST, LowerLink, Resource};
+use mtus::SmallestMtu;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -46,15 +48,6 @@ pub struct Engine {
     tracker: Tracker<(ResourceName, u32)>,
     /// The smallest MTU that the link of each device in use has had since the device is in use.
     smallest_mtus: BTreeMap<DeviceId, SmallestMtu>,
-}
-
-/// The smallest MTU of a link while a device on it was in use.
-#[derive(Clone, Copy, Debug)]
-struct SmallestMtu {
-    lower: u32,
-    mtu: u32,
-    /// The MTU that the pool asks for.
-    wanted: Option<u32>,
 }
 
 /// What a step found.
@@ -190,30 +183,6 @@ impl Engine {
         self.seen.retain(|address, _| addresses.contains(address));
     }
 
-    /// The kernel lowers the MTU of macvtaps with that of their link, and never raises it again.
-    fn note_mtus(&mut self) {
-        let Self { smallest_mtus, in_use, table, inventory, .. } = self;
-        smallest_mtus.retain(|device, _| in_use.contains(device));
-        for device in in_use.iter() {
-            let Some(found) = table.device(device).filter(|found| found.link.pci.is_none()) else { continue };
-            let Some(link) = inventory.get(found.link.ifindex) else { continue };
-            let now = SmallestMtu { lower: link.ifindex, mtu: link.mtu, wanted: found.resource.mtu };
-            let noted = smallest_mtus.entry(device.clone()).or_insert(now);
-            *noted = if noted.lower == now.lower {
-                SmallestMtu { mtu: noted.mtu.min(now.mtu), ..now }
-            } else {
-                now
-            };
-        }
-    }
-
-    /// The MTU that pods on the link were left with when the link's own was lowered and raised again.
-    pub fn lowered_mtu(&self, link: &Link) -> Option<u32> {
-        let of_link = self.smallest_mtus.values().filter(|noted| noted.lower == link.ifindex);
-        let lowered = of_link.filter(|noted| noted.mtu < noted.wanted.unwrap_or(link.mtu).min(link.mtu));
-        lowered.map(|noted| noted.mtu).min()
-    }
-
     /// The pool that had the resource when the last agent ended. A table that was rebuilt, or is of an earlier release, does
     /// not tell: then it is the one whose entry it is, if there is only one.
     fn last_owner(&self, stored: &Resource) -> Option<String> {
@@ -298,99 +267,6 @@ impl Engine {
         }
         demands
     }
-
-    #[expect(clippy::too_many_arguments, reason = "the results of the earlier parts of one step")]
-    fn offer(
-        &mut self,
-        resource: &ResourceName,
-        runs: &[Run],
-        demands: &BTreeMap<ResourceName, Demand>,
-        table: &DeviceTable,
-        selection: &Selection,
-        now: Instant,
-        wake: &mut Option<Instant>,
-    ) -> Option<Offer> {
-        let stored = table.resources.get(resource);
-        let entry = stored.or_else(|| demands.get(resource).map(|demand| &demand.entry))?;
-        let nics = entry.device_type == DeviceType::HostDevice;
-        let claimed = selection.resources.get(resource).and_then(|claim| self.pools.get(claim.pool));
-        let pool = claimed.or_else(|| {
-            let named = |pool: &&Pool| pool.naming == Naming::Fixed(resource.clone());
-            self.pools.iter().find(named)
-        });
-        let settings = pool.map(|pool| pool.settings.clone());
-        let mut offered = Vec::with_capacity(runs.len());
-        for run in runs {
-            let slot = run.range.first_slot;
-            let has = |link: &&LowerLink| link.ranges.iter().any(|range| range.ifindex_of(slot).is_some());
-            let known = stored.and_then(|stored| stored.links.iter().find(has));
-            let name = known.map(|link| link.name.clone()).unwrap_or_default();
-            let pci = known.filter(|_| nics).and_then(|link| link.pci);
-            let hint = settings.as_ref().is_some_and(|s| s.topology == Topology::Hint);
-            let (state, numa_node) = match self.inventory.get(run.lower) {
-                None => (LinkState::Unhealthy(LinkReason::LinkGone), None),
-                Some(link) if self.inventory.is_in_pod(run.lower) => {
-                    (LinkState::Healthy, link.hardware.numa_node.filter(|_| hint))
-                }
-                Some(link) => {
-                    let policy = settings.as_ref().map_or_else(Policy::default, |s| Policy::from(&s.health));
-                    let sight = if nics { Sight::of_nic(link) } else { Sight::of(link) };
-                    let key = (resource.clone(), run.lower);
-                    let (healthy, due) = self.tracker.observe(key, policy, sight, now);
-                    *wake = (*wake).into_iter().chain(due).min();
-                    let state = link_state(&self.inventory, link, healthy, entry.mtu, entry.device_type);
-                    (state, link.hardware.numa_node.filter(|_| hint))
-                }
-            };
-            let whole = OfferedRun { run: *run, link: name, state, numa_node, pci };
-            if state == LinkState::Healthy && !nics {
-                offered.extend(without_taken(&self.inventory, &whole));
-            } else {
-                offered.push(whole);
-            }
-        }
-        Some(Offer {
-            resource: resource.clone(),
-            full_name: format!("{}/{resource}", entry.prefix),
-            tap_only: entry.tap_only,
-            device_type: entry.device_type,
-            allocation: settings.as_ref().map_or(Allocation::default(), |s| s.allocation),
-            runs: offered,
-        })
-    }
-}
-
-/// A healthy run, cut at the devices whose index another link of the node's namespace has: the taps of pods without
-/// network are made there. Pods' namespaces have indexes of their own.
-fn without_taken(inventory: &Inventory, whole: &OfferedRun) -> Vec<OfferedRun> {
-    let range = whole.run.range;
-    let end = range.first_ifindex.saturating_add(range.count);
-    let foreign = |link: &&Link| !(inventory::is_ours(link) && link.lower == Some(whole.run.lower));
-    let mut cuts: Vec<OfferedRun> = Vec::new();
-    let mut next = range.first_ifindex;
-    let cut = |from: u32, to: u32, state| OfferedRun {
-        run: Run {
-            range: SlotRange {
-                first_slot: range.first_slot + (from - range.first_ifindex),
-                count: to - from,
-                first_ifindex: from,
-            },
-            ..whole.run
-        },
-        state,
-        ..whole.clone()
-    };
-    for link in inventory.within(range.first_ifindex..end).filter(foreign) {
-        if link.ifindex > next {
-            cuts.push(cut(next, link.ifindex, LinkState::Healthy));
-        }
-        next = link.ifindex + 1;
-        cuts.push(cut(link.ifindex, next, LinkState::Unhealthy(LinkReason::IndexTaken)));
-    }
-    if next < end {
-        cuts.push(cut(next, end, LinkState::Healthy));
-    }
-    cuts
 }
 
 fn known(link: &Link) -> (u32, Known) {
@@ -398,31 +274,6 @@ fn known(link: &Link) -> (u32, Known) {
         link.ifindex,
         Known { name: link.name.clone(), identity: assignment::identity(link), pci: link.pci_function() },
     )
-}
-
-fn link_state(
-    inventory: &Inventory,
-    link: &Link,
-    healthy: bool,
-    mtu: Option<u32>,
-    device_type: DeviceType,
-) -> LinkState {
-    let obstacle = match device_type {
-        DeviceType::Macvtap => selection::macvtap_obstacle(inventory, link),
-        DeviceType::HostDevice => selection::obstacle(inventory, link),
-    };
-    let reason = if let Some(refusal) = obstacle {
-        refusal.reason
-    } else if mtu.is_some_and(|mtu| mtu > link.mtu) {
-        LinkReason::MtuTooSmall
-    } else if healthy {
-        return LinkState::Healthy;
-    } else if link.admin_up {
-        LinkReason::NoCarrier
-    } else {
-        LinkReason::AdminDown
-    };
-    LinkState::Unhealthy(reason)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The loop around the engine: takes news, lets it decide, acts.
 
+mod running;
 mod status;
 mod stored;
 
@@ -10,10 +11,9 @@ use crate::config::Configuration;
 use crate::devices::assignment::GRACE;
 use crate::devices::engine::{Engine, Step};
 use crate::devices::nics::{self, InPod};
-use crate::devices::offer::Offer;
 use crate::kubelet::Shared;
 use crate::kubelet::directory::Happened;
-use crate::kubelet::endpoint::{Registration, Resource};
+use crate::kubelet::endpoint::Registration;
 use crate::links::inventory::Change;
 use crate::links::netlink::News;
 use crate::pools::pool::Pool;
@@ -22,14 +22,13 @@ use crate::process::probe::Readiness;
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::table::LowerLink;
 use macvtap_crds::v1alpha1::MacvtapNodeStateStatus;
+use running::Running;
 use status::REGISTERED_SOON;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 /// How long the end of one resource may take.
@@ -83,16 +82,6 @@ enum Subject {
     Addresses,
     Routes,
     Speeds,
-}
-
-/// A resource the kubelet knows, or shall.
-struct Running {
-    offer: watch::Sender<Arc<Offer>>,
-    stop: CancellationToken,
-    hand_over: CancellationToken,
-    registered: watch::Receiver<Registration>,
-    task: JoinHandle<()>,
-    relay: JoinHandle<()>,
 }
 
 impl Serving {
@@ -356,64 +345,6 @@ impl Serving {
         let mut in_pods = nics::in_pods(&self.shared.paths, self.engine.table(), is_away);
         in_pods.retain(|device, _| !self.usage.dead.contains(device));
         in_pods
-    }
-
-    fn publish(&mut self, step: &Step) {
-        for (resource, offer) in &step.offers {
-            if let Some(running) = self.resources.get(resource) {
-                running.publish(offer.clone());
-            } else {
-                let running = self.start(resource.clone(), offer.clone());
-                self.resources.insert(resource.clone(), running);
-            }
-        }
-        let metrics = &self.shared.metrics;
-        self.resources.retain(|resource, running| {
-            let stays = step.offers.contains_key(resource);
-            if !stays {
-                info!(%resource, "resource ended");
-                running.stop.cancel();
-                running.relay.abort();
-                metrics.forget(resource);
-            }
-            stays
-        });
-    }
-
-    fn start(&self, name: ResourceName, offer: Offer) -> Running {
-        let (offer, offered) = watch::channel(Arc::new(offer));
-        let (registered, mut registration) = watch::channel(Registration::Pending);
-        let (stop, hand_over) = (CancellationToken::new(), CancellationToken::new());
-        let resource = Resource {
-            name,
-            directory: self.directory.clone(),
-            offer: offered,
-            happened: self.happened.clone(),
-            shared: Arc::clone(&self.shared),
-            stop: stop.clone(),
-            hand_over: hand_over.clone(),
-            registered,
-        };
-        let task = tokio::spawn(resource.run());
-        let (told, registered) = (self.registrations.clone(), registration.clone());
-        let relay = tokio::spawn(async move {
-            while registration.changed().await.is_ok() {
-                let _ = told.send(());
-            }
-        });
-        Running { offer, stop, hand_over, registered, task, relay }
-    }
-}
-
-impl Running {
-    fn publish(&self, offer: Offer) {
-        self.offer.send_if_modified(|before| {
-            let changed = **before != offer;
-            if changed {
-                *before = Arc::new(offer);
-            }
-            changed
-        });
     }
 }
 

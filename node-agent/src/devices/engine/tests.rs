@@ -2,10 +2,12 @@ mod nics;
 
 use super::*;
 use crate::devices::offer::Counts;
+use crate::devices::offer::LinkState;
 use crate::links::inventory::tests::{link, nic};
 use crate::links::link::Kind;
 use crate::pools::selection::tests::pool;
 use macvtap::link::IfName;
+use macvtap_crds::v1alpha1::reason::LinkReason;
 use proptest::prelude::*;
 use serde_json::json;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::devices::assignment;
 use crate::devices::nics::Names;
+use crate::devices::offer::Offer;
 use crate::links::inventory::tests::link;
 use crate::links::link::Kind;
 use crate::pools::selection::tests::pool;
@@ -9,6 +10,7 @@ use macvtap::table::{DeviceTable, DeviceType, TapOnly};
 use macvtap_crds::v1alpha1::settings::Allocation;
 use serde_json::json;
 use std::collections::BTreeSet;
+use tokio_util::sync::CancellationToken;
 
 /// Nothing here takes this long.
 const DEADLINE: Duration = Duration::from_secs(20);
