@@ -1,6 +1,7 @@
 //! The network configuration: a tenant wrote it, so every value is judged here, once.
 
 pub mod kube_ovn;
+mod network;
 mod value;
 
 use crate::protocol::environment::Args;
@@ -8,13 +9,13 @@ use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Dns};
 use crate::protocol::version::Version;
 use crate::settings::Settings;
-use kube_ovn::KubeOvn;
 use macvtap::mac::MacAddr;
-use macvtap::mode::Mode;
 use serde_json::{Map, Value};
 use std::path::{Component, Path};
 use tracing::warn;
 use value::{is_never, name, number, object, string, version, wrong};
+
+pub use network::{Announce, Dad, Ipam, Migration, Network};
 
 /// Ethernet's least MTU in Linux, and the largest a macvtap may have.
 const MTU_RANGE: std::ops::RangeInclusive<u64> = 68..=65_535;
@@ -45,76 +46,6 @@ pub struct Document {
     /// Name of the network.
     pub name: String,
     json: Map<String, Value>,
-}
-
-/// What the configuration says about a device, judged.
-#[derive(Clone, Debug)]
-pub struct Network {
-    /// The device; absent when nobody filled it in.
-    pub device_id: Option<String>,
-    /// The address asked for.
-    pub mac: Option<MacAddr>,
-    /// The MTU asked for.
-    pub mtu: Option<u32>,
-    /// The mode the author expects.
-    pub mode: Option<Mode>,
-    /// Whether the link takes every frame; absent: as the pool says.
-    pub promiscuous: Option<bool>,
-    /// User of the device node; absent: as the pool says.
-    pub owner: Option<u32>,
-    /// Group of the device node; absent: as the pool says.
-    pub group: Option<u32>,
-    /// Whether new addresses are announced.
-    pub announce: Announce,
-    /// Whether new IPv6 addresses are checked for duplicates.
-    pub dad: Dad,
-    /// Whether the link's address follows a machine that migrates.
-    pub migration: Migration,
-    /// Where addresses come from.
-    pub ipam: Option<Ipam>,
-    /// Name resolution, if the IPAM plugin says nothing about it.
-    pub dns: Dns,
-    /// What the plugins before this one did.
-    pub prev_result: Option<CniResult>,
-}
-
-/// Whether the kernel asks the wire if another host has a new IPv6 address (duplicate address detection, RFC 4862).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Dad {
-    /// It asks, and an address that is taken fails the ADD.
-    #[default]
-    Auto,
-    /// It does not: a host that still has the address would object.
-    Never,
-}
-
-/// Whether new addresses are announced on the wire.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Announce {
-    /// They are.
-    #[default]
-    Auto,
-    /// They are not: a migrating virtual machine must not lose its address early.
-    Never,
-}
-
-/// What becomes of the link's address when its guest migrates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Migration {
-    /// The link has it from the beginning to the end.
-    #[default]
-    Fixed,
-    /// The link has it while the guest is behind it.
-    Follow,
-}
-
-/// An IPAM plugin.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ipam {
-    /// The plugin's file name.
-    pub plugin: String,
-    /// What kube-ovn's plugin needs; none for any other.
-    pub kube_ovn: Option<KubeOvn>,
 }
 
 impl Document {
