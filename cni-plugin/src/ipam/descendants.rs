@@ -2,41 +2,47 @@
 //! line of descent does not. Read from `/proc`, where kernels without `CONFIG_PROC_CHILDREN` list none.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use std::fs;
+use std::time::{Duration, Instant};
 
-/// How often processes are listed that start others while they are being killed.
-const ROUNDS: u32 = 100;
+/// How long the end of killed processes is waited for. One that the kernel holds ends later.
+const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long the end of a killed process is waited for, in seconds. One that the kernel holds ends later.
-const PATIENCE: i64 = 1;
-
-/// Kills every living descendant of a process, which is the one that orphans among them are given to.
+/// Kills every living descendant of a process, which is the one that orphans among them are given to: the children of a
+/// child that ends are its own children then, so it is enough to kill those until there are none.
 pub(super) fn end(root: Pid) {
-    for _ in 0..ROUNDS {
-        let living: Vec<Pid> = all(root).into_iter().filter(|process| is_alive(*process)).collect();
+    if !is_proc_ours() {
+        return;
+    }
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let living = living_children(root);
         if living.is_empty() {
             return;
         }
-        for process in living {
-            // Opened first: the number of a process that has ended may be given to another one.
-            let Ok(handle) = pidfd_open(process, PidfdFlags::empty()) else { continue };
-            if kill_process(process, Signal::KILL).is_ok() {
-                let patience = Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
-                let _ = poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&patience));
-            }
+        // All at once: while one is waited for, another must not go on.
+        for process in &living {
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+        for process in &living {
+            has_ended(process, until.saturating_duration_since(Instant::now()));
+        }
+        if Instant::now() >= until {
+            return;
         }
     }
 }
 
-fn all(root: Pid) -> Vec<Pid> {
-    let mut found = children(root);
-    let mut next = 0;
-    while let Some(process) = found.get(next).copied() {
-        found.extend(children(process));
-        next += 1;
-    }
-    found
+/// The children that have not ended, each by a handle that stays its own when its number is given to another process.
+fn living_children(root: Pid) -> Vec<OwnedFd> {
+    let open = |child: Pid| Some((child, pidfd_open(child, PidfdFlags::empty()).ok()?));
+    let opened: Vec<(Pid, OwnedFd)> = children(root).into_iter().filter_map(open).collect();
+    // A number that is still that of a child was so when it was opened.
+    let still = children(root);
+    let of_child = opened.into_iter().filter(|(child, _)| still.contains(child));
+    of_child.map(|(_, handle)| handle).filter(|handle| !has_ended(handle, Duration::ZERO)).collect()
 }
 
 /// The children of all threads of a process.
@@ -47,10 +53,14 @@ fn children(process: Pid) -> Vec<Pid> {
     lists.flat_map::<Vec<i32>, _>(numbers).filter_map(Pid::from_raw).collect()
 }
 
-/// Whether a process has not ended; one that nobody has waited for yet has.
-fn is_alive(process: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    // The name before the state is in parentheses, and may contain some.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+/// Whether the numbers in `/proc` are those of the caller's namespace of processes.
+fn is_proc_ours() -> bool {
+    let own = fs::read_link("/proc/self").ok();
+    own.is_some_and(|own| own.to_str() == Some(getpid().to_string().as_str()))
+}
+
+/// Whether all threads of a process end within this time; they also have when nobody has waited for it yet.
+fn has_ended(process: &OwnedFd, within: Duration) -> bool {
+    let within = Timespec::try_from(within).unwrap_or_default();
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&within)).is_ok_and(|ready| ready > 0)
 }
