@@ -29,6 +29,9 @@ const IFA_F_TENTATIVE: u8 = 0x40;
 const UNIQUENESS_WAIT: &str = "200";
 const RETRANSMISSION: &str = "1000";
 
+/// How long a NIC may take for its carrier: two partners negotiate one within seconds.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Without a carrier the kernel waits for one for ever.
 const PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(10);
@@ -88,7 +91,7 @@ pub fn has_ipv6(result: &CniResult) -> bool {
 
 /// Waits until the link has a carrier and can send, for some seconds: many a NIC negotiates one only when it is set up.
 pub fn await_carrier(kernel: &mut Rtnl, link: &Link) -> Result<Link, CniError> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + CARRIER_PATIENCE;
     loop {
         let found =
             kernel.find(Place::Home(Home::Target), &By::Index(link.index)).map_err(|error| failed(&error))?;

@@ -97,7 +97,7 @@ fn is_meant(entry: &Entry, destination: IpNet, route: &Route) -> bool {
     let named = |number: Option<u32>| number.filter(|number| *number != 0);
     let (priority, table) = (named(route.priority), named(route.table));
     entry.destination == destination
-        && (route.gw.is_none() || route.gw == entry.gateway)
+        && route.gw.is_none_or(|gw| gw.is_unspecified() || Some(gw) == entry.gateway)
         && (priority.is_none()
             || priority == entry.priority
             // ADD chooses another metric where another interface has this one.

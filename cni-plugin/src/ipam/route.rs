@@ -30,21 +30,21 @@ pub(crate) fn same_family(net: &IpNet, address: &IpAddr) -> bool {
 
 /// Gives every route the destination and the router it means. A route without a destination is the default route of its
 /// router's family; one without a router uses the gateway of its family, if an address came with one. Programs that write a
-/// result from a struct write 0 for a number, and an unspecified address for a router, that they do not name. Routes without
+/// result from a struct write 0 for a number, that they do not name; an unspecified router means that there is none. Routes without
 /// a router come first: they may lead to the routers of the others.
 pub(crate) fn complete(result: &mut CniResult) -> Result<(), CniError> {
     for route in &mut result.routes {
         for number in [&mut route.mtu, &mut route.advmss, &mut route.priority, &mut route.table] {
             *number = number.filter(|number| *number != 0);
         }
-        if route.gw.take_if(|gateway| gateway.is_unspecified()).is_some() {
-            route.scope = Some(SCOPE_LINK);
-        }
         let destination = match (route.dst, route.gw) {
             (Some(destination), _) => Some(destination.trunc()),
             (None, Some(gateway)) => EVERYTHING.into_iter().find(|net| same_family(net, &gateway)),
             (None, None) => None,
         };
+        if route.gw.take_if(|gateway| gateway.is_unspecified()).is_some() {
+            route.scope = Some(SCOPE_LINK);
+        }
         let destination = destination.ok_or_else(|| {
             CniError::new(Code::Ipam, "it gave a route with neither destination nor router")
         })?;
