@@ -54,7 +54,7 @@ fn an_address_that_a_sibling_has_is_claimed_rarely_and_taken_when_it_is_free() {
     assert!(lines[0].contains(&text(GUEST)) && lines[0].ends_with("command=FOLLOW device=dataplaneMvp0"));
     twins.ok("DEL");
     // Without another frame of the guest; the next claim comes half a minute later at most.
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while link(&vm)["address"] != text(GUEST) {
         assert!(Instant::now() < deadline, "the address was not claimed again: {}", link(&vm));
     }
