@@ -16,6 +16,10 @@ use std::time::{Duration, Instant, SystemTime};
 /// How long the kubelet must have left out a pod, or have listed another one.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a pod that was created again under its name must have another device. The kubelet does not list a pod that is
+/// still terminating once its successor is there, or that was deleted by force: longer than containers are given to end.
+pub const RECREATED: Duration = Duration::from_mins(10);
+
 /// How long a kubelet must be up for its list to be believed.
 pub const WARM_UP: Duration = Duration::from_mins(1);
 
@@ -66,7 +70,7 @@ pub struct CompleteList(());
 #[derive(Debug)]
 pub struct ListedForOther(());
 
-/// Proof that the pod that held a device when it was attached has had another one of the resource for [`PATIENCE`]: it was
+/// Proof that the pod that held a device when it was attached has had another one of the resource for [`RECREATED`]: it was
 /// created again under its name.
 #[derive(Debug)]
 pub struct Recreated(());
@@ -232,8 +236,9 @@ impl<L: Liveness> Pass<'_, L> {
         let resource = record.device.resource();
         let mut devices = listing.devices.iter();
         let has_other = devices.any(|(device, pod)| pod == owner && device.resource() == resource);
-        (has_other && self.kubelet_knew(record) && self.not_listed(record, listing).is_some())
-            .then_some(Recreated(()))
+        let listed = listing.devices.get(&record.device);
+        let waited = self.waited_for(&record.device, Some(&record.holder), listed);
+        (has_other && self.kubelet_knew(record) && waited >= RECREATED).then_some(Recreated(()))
     }
 
     fn dead_pod(&mut self, record: &Attachment, listing: &Listing) -> Option<Orphan> {
@@ -314,16 +319,26 @@ impl<L: Liveness> Pass<'_, L> {
 
     /// Whether the device has been without its holder for long enough; notes since when.
     fn waited(&mut self, device: &DeviceId, holder: Option<&Holder>, listed: Option<&PodName>) -> bool {
+        self.waited_for(device, holder, listed) >= PATIENCE
+    }
+
+    /// For how long everything has been so.
+    fn waited_for(
+        &mut self,
+        device: &DeviceId,
+        holder: Option<&Holder>,
+        listed: Option<&PodName>,
+    ) -> Duration {
         // It is a new pod's, whatever is recorded.
         if self.seen.allocated.contains(device) {
-            return false;
+            return Duration::ZERO;
         }
         let now = Missing { holder: holder.cloned(), listed: listed.cloned(), since: self.seen.now };
         let before =
             self.before.get(device).filter(|before| Missing { since: now.since, ..(*before).clone() } == now);
         let since = before.map_or(now.since, |before| before.since);
         self.missing.insert(device.clone(), Missing { since, ..now });
-        self.seen.now.saturating_duration_since(since) >= PATIENCE
+        self.seen.now.saturating_duration_since(since)
     }
 
     fn complete(&self, listing: &Listing) -> Option<CompleteList> {

@@ -170,7 +170,10 @@ async fn follow_once(
                 metrics.resyncs.inc();
                 resync_at = Instant::now() + RESYNC;
                 let queries = [Query::Macvtap, Query::Addresses, Query::DefaultRoutes, Query::Speeds];
-                due.extend(queries.map(|query| (query, Instant::now())));
+                for query in queries {
+                    // What is due already keeps its turn.
+                    due.entry(query).or_insert_with(Instant::now);
+                }
                 room.send(News::All(links));
             }
             answer = finished(&mut running) => {

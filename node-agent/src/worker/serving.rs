@@ -37,6 +37,10 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a kubelet may take to make room for a successor.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long the disk may take for the table that is being written at a hand-over: until then this agent answers. Together
+/// with the other times it stays below the chart's grace period.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// So long after its last stream has ended a resource can be registered by another: a kubelet that learns of the end later
 /// than of the new registration blames that one, and takes all devices for lost. It does not say when it has learnt of the
 /// end; allocations come here meanwhile, so the wait costs nothing. On a busy machine 1 ms was once not enough.
@@ -202,7 +206,7 @@ impl Serving {
 
     /// Gives up the node's lock, as soon as no table is being written. Returns whether it did: a disk may hang.
     pub(super) async fn release_node(&mut self) -> bool {
-        tokio::time::timeout(HAND_OVER_TIMEOUT, self.table.release()).await.is_ok()
+        tokio::time::timeout(RELEASE_TIMEOUT, self.table.release()).await.is_ok()
     }
 
     /// Ends every resource and leaves no socket. Does not wait for the disk.

@@ -1,10 +1,9 @@
 //! Pods that take the tap alone.
 
 use crate::CONFIGURATION;
-use crate::support::kubelet::{Kubelet, await_true};
-use crate::support::{Node, eventually_in, is_root};
+use crate::support::kubelet::Kubelet;
+use crate::support::{Node, is_root};
 use macvtap::record::State;
-use std::time::Duration;
 
 #[test]
 fn a_pod_that_takes_the_tap_alone_gets_a_link_when_it_starts_and_the_next_one_another() {
@@ -147,28 +146,4 @@ fn a_tap_is_neither_removed_nor_shared_while_the_kubelet_does_not_list_its_pods(
     kubelet.add_pod_of("next", "other", "otherMvp0");
     kubelet.pre_start("dataplane", &ids).unwrap();
     assert_ne!(link(), before, "{}", agent.log());
-}
-
-#[test]
-fn a_tap_of_a_pod_that_was_created_again_under_its_name_is_removed() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
-    for id in ["dataplaneMvp9", "dataplaneMvp8"] {
-        kubelet.allocate("dataplane", &[id]).unwrap();
-        kubelet.remove_pod("web-0");
-        kubelet.add_pod("web-0", id);
-        kubelet.pre_start("dataplane", &[id]).unwrap();
-        // An allocation that the kubelet has not confirmed counts for a minute.
-        let (worker, asked) = (agent.worker().unwrap(), kubelet.asked_by(agent.worker().unwrap()));
-        await_true("the kubelet is asked", || kubelet.asked_by(worker) >= asked + 2);
-    }
-    let attached = |slot: u32| node.path(&format!("/run/macvtap/attachments/dataplaneMvp{slot}")).exists();
-    eventually_in(Duration::from_secs(40), "the former pod's link is gone", || (!attached(9)).then_some(()));
-    assert!(attached(8), "{}", agent.log());
 }
