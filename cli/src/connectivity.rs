@@ -18,7 +18,9 @@ use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::settings::{DeviceType, Mode};
 use macvtap_operator::network::kind::NetworkAttachmentDefinition;
 use manifest::{Run, Spot};
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 /// Between two looks at the pods.
@@ -34,12 +36,30 @@ pub(crate) async fn run(cluster: &Cluster, args: &Connectivity) -> Result<bool> 
     let outcome = tokio::select! {
         outcome = stage.play() => outcome,
         _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+        () = terminated() => Err(anyhow!("terminated")),
     };
     let cleaned = stage.clean().await;
-    let outcome = outcome?;
-    cleaned?;
+    let outcome = match (outcome, cleaned) {
+        (Ok(outcome), cleaned) => cleaned.map(|()| outcome)?,
+        (Err(error), Ok(())) => return Err(error),
+        (Err(error), Err(left)) => return Err(anyhow!("{error:#}; also: {left:#}")),
+    };
     output::write(&outcome.text(&plan))?;
     Ok(outcome.is_well())
+}
+
+/// A number that no other run has: in containers, process IDs are alike.
+fn number() -> u32 {
+    let random = RandomState::new().hash_one(std::process::id()).to_le_bytes();
+    u32::from_le_bytes([random[0], random[1], random[2], random[3]])
+}
+
+/// Waits for SIGTERM.
+async fn terminated() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut signal) => drop(signal.recv().await),
+        Err(_) => std::future::pending().await,
+    }
 }
 
 /// Chooses pool, nodes and image.
@@ -81,7 +101,7 @@ fn prepare(facts: &Facts, args: &Connectivity, namespace: String) -> Result<Run>
         spots,
         mtu: wanted.map_or(lowest, |wanted| wanted.min(lowest)),
         same_node,
-        number: std::process::id(),
+        number: number(),
     })
 }
 

@@ -5,7 +5,7 @@ use crate::cluster::{Cluster, Read, Unread};
 use crate::facts::resource::{self, Made};
 use crate::facts::{Facts, Scope};
 use crate::output;
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use json_patch::Patch as Operations;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
@@ -24,6 +24,10 @@ pub(crate) async fn run(cluster: &Cluster, args: &Prune) -> Result<bool> {
     let pools = needed("pools", absent_is_none(facts.pools))?;
     let states = needed("node states", absent_is_none(facts.states))?;
     let nodes = needed("nodes", facts.nodes)?;
+    // It may make what nobody else makes.
+    if let Some(object) = facts.unreadable.first() {
+        bail!("{object}; nothing was removed");
+    }
     let api: Api<Node> = Api::all(cluster.client.clone());
     let (mut removed, mut refused) = (0_usize, 0_usize);
     for node in &nodes {

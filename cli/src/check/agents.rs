@@ -6,6 +6,7 @@ use crate::report::Diagnostic;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
+use macvtap_crds::v1alpha1::MacvtapNodeState;
 
 /// So many nodes are named one by one.
 const NAMED_MAX: usize = 10;
@@ -50,10 +51,15 @@ fn complete(set: &DaemonSet) -> Diagnostic {
     if ready < desired { Diagnostic::warning(fact) } else { Diagnostic::ok(fact) }
 }
 
-/// The nodes that have a state, or an agent's pod, and no agent that is ready.
+/// The nodes that have answered, or have an agent's pod, and no agent that is ready.
 fn by_node(facts: &Facts) -> Vec<Diagnostic> {
     let with_pod = items(&facts.agents).iter().filter_map(pod::node);
-    let states = items(&facts.states).iter().filter_map(|state| state.metadata.name.as_deref());
+    // The operator makes a state for every node; one that never answered may not be meant to run an agent.
+    let answered = |state: &&MacvtapNodeState| {
+        state.status.as_ref().is_some_and(|status| status.observed_hash.is_some())
+    };
+    let states =
+        items(&facts.states).iter().filter(answered).filter_map(|state| state.metadata.name.as_deref());
     let mut nodes: Vec<&str> = with_pod.chain(states).collect();
     nodes.sort_unstable();
     nodes.dedup();
@@ -110,7 +116,9 @@ mod tests {
     #[test]
     fn a_node_whose_agent_is_missing_or_not_ready_is_named() {
         let mut facts = nothing();
-        facts.states = Ok(["n1", "n2", "n3"].map(|node| state(node, json!({}))).to_vec());
+        // The last one is of a node without an agent, such as a virtual node.
+        let states = ["n1", "n2", "n3"].map(|node| state(node, json!({"observedHash": "h"})));
+        facts.states = Ok([&states[..], &[state("n4", json!({}))]].concat());
         facts.agents = Ok(vec![object(agent("n1", "True")), object(agent("n2", "False"))]);
         let found: Vec<_> = by_node(&facts).into_iter().map(|found| found.fact).collect();
         assert_eq!(

@@ -9,6 +9,9 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::ResourceExt as _;
 
+/// How far the clock of the user and the time of reading may be from the lease, in seconds.
+const SKEW: i64 = 60;
+
 /// The oldest Kubernetes that the operator is made for.
 const OLDEST: (u32, u32) = (1, 32);
 
@@ -160,7 +163,7 @@ fn leading(facts: &Facts) -> Diagnostic {
         let renewed = spec.renew_time.as_ref()?.0;
         let seconds = i64::from(spec.lease_duration_seconds.unwrap_or(15));
         let age = facts.now.duration_since(renewed).as_secs();
-        (age <= seconds).then(|| spec.holder_identity.clone().filter(|holder| !holder.is_empty()))?
+        (age <= seconds + SKEW).then(|| spec.holder_identity.clone().filter(|holder| !holder.is_empty()))?
     };
     match leases.iter().find_map(|lease| lasts(&lease)) {
         Some(holder) => Diagnostic::ok(format!("operator {holder} leads")),

@@ -86,8 +86,16 @@ fn samples(facts: &Facts, pool: &MacvtapResourcePool) -> Vec<Diagnostic> {
         if sample.reason == "NoMatchingLink" {
             fact.push_str(&free_links(facts, &sample.node));
         }
-        let waiting =
-            ["Updating", "Waiting", "Registering", "DryRun", "Draining", "Drained", "NodeTerminating"];
+        let waiting = [
+            "Updating",
+            "Waiting",
+            "Registering",
+            "DryRun",
+            "Draining",
+            "Drained",
+            "NodeTerminating",
+            "NoMatchingLink",
+        ];
         let found = if waiting.contains(&sample.reason.as_str()) {
             Diagnostic::warning(fact)
         } else {

@@ -6,7 +6,18 @@ use serde_json::Value;
 const REDACTED: &str = "REDACTED";
 
 /// Names of values that are secrets, in lower case.
-const SECRET_WORDS: [&str; 6] = ["password", "passwd", "secret", "token", "apikey", "privatekey"];
+const SECRET_WORDS: [&str; 10] = [
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "token",
+    "apikey",
+    "accesskey",
+    "privatekey",
+    "credential",
+    "authorization",
+];
 
 /// Annotations that repeat whole objects.
 const REPEATS: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
@@ -29,8 +40,8 @@ fn clean(value: &mut Value) {
             // An environment variable: its name stands beside its value.
             let named = fields.get("name").and_then(Value::as_str).is_some_and(is_secret);
             for (key, value) in fields.iter_mut() {
-                if value.is_string() && (is_secret(key) || (named && key == "value")) {
-                    *value = REDACTED.into();
+                if is_secret(key) || (named && key == "value") {
+                    hide(value);
                 } else {
                     clean(value);
                 }
@@ -48,6 +59,16 @@ fn clean(value: &mut Value) {
     }
 }
 
+/// Hides every value; the names stay.
+fn hide(value: &mut Value) {
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(hide),
+        Value::Array(items) => items.iter_mut().for_each(hide),
+        Value::String(_) | Value::Number(_) => *value = REDACTED.into(),
+        Value::Null | Value::Bool(_) => {}
+    }
+}
+
 fn is_secret(name: &str) -> bool {
     let name: String = name.to_lowercase().chars().filter(char::is_ascii_alphanumeric).collect();
     // Where a secret is, is none.
@@ -55,25 +76,55 @@ fn is_secret(name: &str) -> bool {
     SECRET_WORDS.iter().any(|word| name.contains(word)) && !place.iter().any(|end| name.ends_with(end))
 }
 
-/// Text without credentials of requests and tokens: a JSON Web Token begins with `eyJ`.
+/// Text without keys, tokens and credentials of requests and URLs: a JSON Web Token begins with `eyJ`.
 pub(super) fn text(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
+    let mut in_key = false;
     for line in text.split_inclusive('\n') {
-        if line.contains("eyJ") || line.contains("Bearer ") || line.contains("PRIVATE KEY") {
-            let words = line.split_inclusive(char::is_whitespace).map(|word| {
-                let is_token = word.contains("eyJ") || word.len() > 200;
-                if is_token {
-                    format!("{REDACTED}{}", if word.ends_with('\n') { "\n" } else { " " })
-                } else {
-                    word.to_owned()
-                }
-            });
-            clean.extend(words);
-        } else {
-            clean.push_str(line);
+        let begins = line.contains("-----BEGIN ") && line.contains("PRIVATE KEY");
+        if begins && !in_key {
+            clean.push_str(REDACTED);
+            clean.push('\n');
+        }
+        let hidden = in_key || begins;
+        in_key = hidden && !line.contains("-----END ");
+        if !hidden {
+            clean_line(line, &mut clean);
         }
     }
     clean
+}
+
+fn clean_line(line: &str, clean: &mut String) {
+    let mut is_after_scheme = false;
+    for word in line.split_inclusive(char::is_whitespace) {
+        let bare = word.trim_end();
+        if bare.contains("eyJ") || (is_after_scheme && !bare.is_empty()) {
+            clean.push_str(REDACTED);
+            clean.push_str(&word[bare.len()..]);
+        } else {
+            clean_url(word, clean);
+        }
+        is_after_scheme = ["Bearer", "Basic"].iter().any(|scheme| bare.ends_with(scheme));
+    }
+}
+
+/// A word without the user and password of a URL.
+fn clean_url(word: &str, clean: &mut String) {
+    let mut rest = word;
+    while let Some((before, after)) = rest.split_once("://") {
+        clean.push_str(before);
+        clean.push_str("://");
+        let authority = after.find(['/', '"', '\'']).unwrap_or(after.len());
+        rest = match after[..authority].rfind('@') {
+            Some(at) => {
+                clean.push_str(REDACTED);
+                &after[at..]
+            }
+            None => after,
+        };
+    }
+    clean.push_str(rest);
 }
 
 #[cfg(test)]
@@ -89,7 +140,7 @@ mod tests {
             "spec": {
                 "config": config,
                 "env": [{"name": "DB_PASSWORD", "value": "p"}, {"name": "NODE_NAME", "value": "n1"}],
-                "secretName": "tls", "token": "t",
+                "secretName": "tls", "token": "t", "tokens": ["t", 7], "authorization": {"user": "u"},
             },
         }));
         assert_eq!(
@@ -104,11 +155,18 @@ mod tests {
             (&clean["spec"]["secretName"], &clean["spec"]["token"]),
             (&json!("tls"), &json!("REDACTED"))
         );
+        assert_eq!(clean["spec"]["tokens"], json!(["REDACTED", "REDACTED"]));
+        assert_eq!(clean["spec"]["authorization"], json!({"user": "REDACTED"}));
         assert_eq!(clean["metadata"], json!({"name": "x", "annotations": {"a": "b"}}));
     }
 
     #[test]
     fn tokens_in_logs_are_left_out() {
         assert_eq!(text("a Bearer eyJhbGciOi.x.y b\nnext\n"), "a Bearer REDACTED b\nnext\n");
+        assert_eq!(text("Authorization: Bearer abc123\n"), "Authorization: Bearer REDACTED\n");
+        let key = "a\n-----BEGIN EC PRIVATE KEY-----\nMHcC\nAQEE\n-----END EC PRIVATE KEY-----\nb\n";
+        assert_eq!(text(key), "a\nREDACTED\nb\n");
+        let proxy = "value: \"http://user:p@w@proxy:3128/x\" see https://docs/a@b\n";
+        assert_eq!(text(proxy), "value: \"http://REDACTED@proxy:3128/x\" see https://docs/a@b\n");
     }
 }
