@@ -295,12 +295,16 @@ mod tests {
     #[test]
     fn a_daemon_carries_the_mark_and_is_gone_after_stop() {
         let dir = tempfile::tempdir().unwrap();
-        let processes = Processes::new(dir.path().join("run"), dir.path().join("logs"), "mark-of-this-test");
+        // A run of this test that failed leaves its process.
+        let mark = format!("mark-of-test-{}", std::process::id());
+        let processes = Processes::new(dir.path().join("run"), dir.path().join("logs"), &mark);
         let mut sleep = Command::new("sleep");
         sleep.arg("1000");
         processes.start("sleep", &sleep).unwrap();
         let pid = processes.pid("sleep").unwrap();
-        assert_eq!(find(|proc| marked(proc, "mark-of-this-test")), [pid]);
+        // Its environment shows a moment after it has begun to run.
+        let found = || Ok(Some(find(|proc| marked(proc, &mark))).filter(|found| *found == [pid]));
+        wait::until("the mark", Duration::from_secs(5), found).unwrap();
         processes.stop("sleep", Signal::TERM, Duration::from_secs(5)).unwrap();
         assert!(!alive(pid));
     }
