@@ -103,6 +103,8 @@ fn well() -> Result<Scene> {
     scene.told("n1", &[("dp", "Active")])?;
     answer(&scene, &json!([link("dp0", &json!(["dp"])), link("eth1", &json!([]))]), &json!([]), &json!([]))?;
     scene.says("dp", "Ready", "True", "AllNodesReady")?;
+    // Another controller makes the networks.
+    scene.says("dp", "NetworksReady", "True", "AllNetworksReady")?;
     let listed = json!({RESOURCE: "50"});
     scene.api.patch_status("node/n1", &json!({"capacity": listed, "allocatable": listed}))?;
     Ok(scene)

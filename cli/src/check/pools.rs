@@ -81,22 +81,18 @@ fn wrong(conditions: &[Condition]) -> impl Iterator<Item = &Condition> {
 fn samples(facts: &Facts, pool: &MacvtapResourcePool) -> Vec<Diagnostic> {
     let name = pool.name_any();
     let samples = pool.status.as_ref().map_or(&[][..], |status| &status.samples);
+    let conditions = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let is_ready = condition::holds(conditions, ConditionType::Ready);
     let of_sample = |sample: &macvtap_crds::v1alpha1::pool::NodeSample| {
         let mut fact = format!("pool {name} on node {}: {}", sample.node, sample.message);
         if sample.reason == "NoMatchingLink" {
             fact.push_str(&free_links(facts, &sample.node));
         }
-        let waiting = [
-            "Updating",
-            "Waiting",
-            "Registering",
-            "DryRun",
-            "Draining",
-            "Drained",
-            "NodeTerminating",
-            "NoMatchingLink",
-        ];
-        let found = if waiting.contains(&sample.reason.as_str()) {
+        let waiting =
+            ["Updating", "Waiting", "Registering", "DryRun", "Draining", "Drained", "NodeTerminating"];
+        // Not every node that a pool selects needs a link for it.
+        let is_apart = is_ready && sample.reason == "NoMatchingLink";
+        let found = if is_apart || waiting.contains(&sample.reason.as_str()) {
             Diagnostic::warning(fact)
         } else {
             Diagnostic::failed(fact)
