@@ -146,6 +146,17 @@ fn alerts_of_the_operator_fire_without_a_leader_with_two_and_when_its_requests_a
     scene.api.replace(&denial())?;
     let binding = json!({"policyName": "deny", "validationActions": ["Deny"]});
     scene.api.replace(&admission("ValidatingAdmissionPolicyBinding", &binding))?;
+    let state = json!({
+        "apiVersion": "macvtap.network.kubevirt.io/v1alpha1", "kind": "MacvtapNodeState",
+        "metadata": {"name": "n2"}, "spec": {"configHash": "h", "pools": []},
+    });
+    // A policy takes effect a moment after it was created.
+    wait::until("the policy to deny writes", DEADLINE, || {
+        let denied = scene.api.create_dry(&state);
+        Ok(denied
+            .is_err_and(|error| format!("{error:#}").contains("ValidatingAdmissionPolicy"))
+            .then_some(()))
+    })?;
     for node in 2..9 {
         scene.node(&format!("n{node}"), &json!({}))?;
     }
