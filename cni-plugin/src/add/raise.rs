@@ -76,15 +76,15 @@ fn settle(
 ) -> Result<(), CniError> {
     // It may have got another MAC address on its way up.
     let mut now = pending.link()?;
-    let mut is_announced_by_us = pending.sends_without_carrier();
-    if !is_announced_by_us && now.carrier == Carrier::Absent {
-        // What the kernel announced when the link came up was lost.
+    let sends_at_once = pending.sends_without_carrier();
+    if !sends_at_once && now.carrier == Carrier::Absent {
         now = configure::await_carrier(pending.kernel(), &now)?;
-        is_announced_by_us = now.carrier == Carrier::Present;
     }
+    // What the kernel announced when the link came up was lost if the carrier came later, which nobody saw.
+    let can_send = sends_at_once || now.carrier == Carrier::Present;
     configure::await_uniqueness(pending.kernel(), &now, lease.result(), objections)?;
     configure::routes(pending.kernel(), &now, lease.result())?;
-    if announce == Announce::Auto && is_announced_by_us {
+    if announce == Announce::Auto && can_send {
         ipam::announce(pending.kernel(), &now, lease.result());
     }
     Ok(())
