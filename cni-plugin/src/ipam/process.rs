@@ -6,6 +6,7 @@
 //! plugin's orphans, and ends all of them when its parent dies or the plugin fails. No step needs a thread, so none can fail to start.
 
 use super::{descendants, supervisor};
+use crate::protocol::environment::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -81,7 +82,12 @@ struct Group {
 
 impl Group {
     fn start(path: &Path, command: &str) -> Result<Self, RunError> {
-        let leader = Command::new(supervisor::PROGRAM)
+        let mut program = Command::new(supervisor::PROGRAM);
+        if command == "DEL" && !are_arguments_readable() {
+            // Plugins refuse them as ADD does here, and a pod must be able to go.
+            program.env_remove("CNI_ARGS");
+        }
+        let leader = program
             .arg(supervisor::VERB)
             .arg(std::process::id().to_string())
             .arg(path)
@@ -121,6 +127,11 @@ impl Drop for Group {
             kill(&mut self.leader);
         }
     }
+}
+
+fn are_arguments_readable() -> bool {
+    let arguments = std::env::var_os("CNI_ARGS");
+    arguments.is_none_or(|text| text.to_str().is_some_and(|text| Args::parse(text).is_ok()))
 }
 
 fn pid(leader: &Child) -> Result<Pid, Errno> {

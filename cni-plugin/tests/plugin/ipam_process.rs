@@ -42,6 +42,21 @@ fn a_plugin_may_ignore_its_input() {
 }
 
 #[test]
+fn an_address_is_given_back_whatever_the_arguments_of_a_del_are() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    // As plugins made with the reference library do.
+    let text = format!(
+        "case \"$CNI_ARGS\" in *COLOUR*) echo '{{\"code\": 4, \"msg\": \"ARGS\"}}'; exit 1;; esac; cat >/dev/null; {ANSWER}"
+    );
+    let call = with_plugin(&node, &pod, &text);
+    call.ok("ADD");
+    let odd = with_plugin(&node, &pod, &text).var("CNI_ARGS", "COLOUR=red");
+    odd.ok("DEL");
+    // Nor without a record.
+    odd.ok("DEL");
+}
+
+#[test]
 fn a_plugin_may_write_more_than_a_pipe_holds_before_it_reads() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let text = format!("head -c 200000 /dev/zero | tr '\\0' 'x' >&2; cat >/dev/null; {ANSWER}");
