@@ -10,8 +10,10 @@ use json_patch::Patch as Operations;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
+use macvtap_crds::GROUP;
 use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// The lists of a Node's status that name resources.
 const LISTS: [&str; 2] = ["capacity", "allocatable"];
@@ -78,11 +80,13 @@ fn stale(node: &Node, pools: &[MacvtapResourcePool], states: &[MacvtapNodeState]
     let wanted = |resource: &str| {
         let entries = state.map_or(&[][..], |state| &state.spec.pools);
         entries.iter().any(|entry| {
-            let name = entry.resource().map(|name| format!("{}/{name}", entry.settings.resource_prefix));
-            name.as_deref() == Some(resource)
+            let (prefix, name) = resource.split_once('/').unwrap_or_default();
+            // A resource for each link: which they are, only the agent knows.
+            entry.settings.resource_prefix == prefix && entry.resource().is_none_or(|entry| entry == name)
         })
     };
-    let zeros = resource::zeros(node, &resource::prefixes(pools)).into_iter();
+    // Under another prefix they may be another plugin's.
+    let zeros = resource::zeros(node, &BTreeSet::from([GROUP.to_owned()])).into_iter();
     zeros.filter(|resource| made.pool_of(resource).is_none() && !wanted(resource)).collect()
 }
 
