@@ -36,7 +36,7 @@ pub(crate) type Read<T> = Result<T, Unread>;
 /// Why something could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unread {
-    /// There is no such object, or kind.
+    /// The object or its kind does not exist.
     Absent,
     /// The user may not read it.
     Forbidden(String),

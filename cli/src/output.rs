@@ -72,7 +72,7 @@ pub(crate) fn print_value(value: &impl Serialize, format: Format) -> Result<()> 
     write(&text)
 }
 
-/// Writes text to the standard output; a reader that has gone is no failure.
+/// Writes text to the standard output. A closed pipe does not count as a failure.
 pub(crate) fn write(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

@@ -106,7 +106,7 @@ fn samples(facts: &Facts, pool: &MacvtapResourcePool) -> Vec<Diagnostic> {
     samples.iter().map(of_sample).collect()
 }
 
-/// The links of a node that no pool holds, for whoever misspelt a name.
+/// The links of a node that no pool holds: a misspelt name is one of them.
 pub(crate) fn free_links(facts: &Facts, node: &str) -> String {
     let links =
         facts.state(node).and_then(|state| state.status.as_ref()).map_or(&[][..], |status| &status.links);

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 /// The label of everything that is made.
 const LABEL: &str = "macvtap.network.kubevirt.io/connectivity";
 
-/// The label that tells who answers and who asks.
+/// The label for the role of a pod: answering or asking.
 const PART: &str = "macvtap.network.kubevirt.io/connectivity-part";
 
 /// Seconds after which pods end although nobody removed them.
