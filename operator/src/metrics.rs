@@ -232,20 +232,6 @@ impl Metrics {
         }
     }
 
-    /// Says of a pool that cannot be read that nothing is known of it but that it is stalled, or waits for its end.
-    pub fn unreadable_pool(&self, pool: &str, is_terminating: bool) {
-        self.forget(pool);
-        for kind in CONDITIONS {
-            let holds = match kind {
-                ConditionType::Terminating => is_terminating,
-                ConditionType::Stalled => !is_terminating,
-                _ => false,
-            };
-            let labels = ConditionLabels { pool: pool.to_owned(), condition: kind.as_str() };
-            self.pool_conditions.get_or_create(&labels).set(holds.into());
-        }
-    }
-
     /// Forgets a pool that is gone.
     pub fn forget(&self, pool: &str) {
         for state in ["matched", "updated", "ready", "degraded", "unreachable"] {

@@ -31,8 +31,6 @@ pub struct KnownState {
     pub config_hash: String,
     /// `spec.pools`, those that can be read.
     pub pools: Vec<Arc<Entry>>,
-    /// Whether an entry is brief, so that only newer agents can read it.
-    pub is_brief: bool,
     /// `status`, once there is one.
     pub status: Option<KnownStatus>,
     /// What cannot be read, if anything.
@@ -140,7 +138,6 @@ impl KnownState {
             shared.entry(json).inspect_err(|error| spec_trouble.push(place(json, "spec", error))).ok()
         });
         let pools = entries.collect();
-        let is_brief = array(&raw.spec, "pools").iter().any(|json| json.get("phase").is_none());
         let status = raw.status.is_object().then(|| {
             let pools = array(&raw.status, "pools").iter().filter_map(|json| {
                 let read = WirePool::deserialize(json).map(|wire| KnownPool::new(&wire, shared));
@@ -161,7 +158,6 @@ impl KnownState {
             unanswered_since: None,
             config_hash: text(&raw.spec, "configHash").unwrap_or_default(),
             pools,
-            is_brief,
             status,
             unreadable: (!spec_trouble.is_empty()).then(|| spec_trouble.join("; ")),
             spec_unreadable,
@@ -174,7 +170,6 @@ impl KnownState {
         self.owner.clone_from(&spec.owner);
         self.config_hash.clone_from(&spec.config_hash);
         self.pools.clone_from(&spec.pools);
-        self.is_brief = self.reads_brief() && !spec.pools.is_empty();
         if std::mem::take(&mut self.spec_unreadable) && !self.status_unreadable {
             self.unreadable = None;
         }
