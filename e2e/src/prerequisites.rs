@@ -101,6 +101,33 @@ pub fn ensure(checkout: &Checkout) -> Result<()> {
     download(checkout, &packages)
 }
 
+/// What the tests write below `target`, with room for images and logs: a disk that gets full midway ends the linker with
+/// a bus error, which says nothing.
+const ROOM: u64 = 14 << 30;
+
+/// Fails when the disk of `target` has no room for what all tests write there.
+pub fn ensure_room(checkout: &Checkout) -> Result<()> {
+    let target = checkout.root().join("target");
+    let free =
+        rustix::fs::statvfs(checkout.root()).context("ask for the free space of the checkout's disk")?;
+    let free = free.f_bavail * free.f_frsize;
+    let used = if target.exists() { size(&target)? } else { 0 };
+    ensure!(
+        free + used >= ROOM,
+        "the disk of {} has {} GiB free, and what all tests write there takes {} GiB; free some, or remove target/debug",
+        target.display(),
+        free >> 30,
+        ROOM >> 30
+    );
+    Ok(())
+}
+
+fn size(dir: &Path) -> Result<u64> {
+    let text = process::output(Command::new("du").args(["-s", "--block-size=1"]).arg(dir))?;
+    let size = text.split_whitespace().next().and_then(|word| word.parse().ok());
+    size.with_context(|| format!("du -s {} printed no size", dir.display()))
+}
+
 /// Adds the C library with which the plugin starts fastest. Without it the plugin is built with the usual one.
 fn add_musl(checkout: &Checkout, processor: &str) {
     let target = format!("{processor}-unknown-linux-musl");

@@ -87,6 +87,9 @@ pub struct Selection {
 pub fn run(stages: &[Stage], selection: &Selection) -> Result<()> {
     let checkout = Checkout::here();
     say("== what the tests need");
+    if stages.len() > 1 {
+        prerequisites::ensure_room(&checkout)?;
+    }
     prepare(&checkout, stages)?;
     let mut outcomes = Vec::new();
     for stage in stages {
