@@ -56,28 +56,33 @@ fn log(place: Place, address: &str) -> String {
     format!("/tmp/macvtap-ping-{place:?}-{}", address.replace(':', "-"))
 }
 
+/// Counts from the summary what it contains: a ping that is interrupted while it writes a line writes that line twice, which
+/// is not a frame that arrived twice.
 fn count(place: Place, text: &str) -> Result<Seen> {
     let number = |line: &str| -> Option<u32> { line.split("seq=").nth(1)?.split(' ').next()?.parse().ok() };
-    let answers: Vec<u32> = text.lines().filter_map(number).collect();
-    let distinct: BTreeSet<u32> = answers.iter().copied().collect();
-    let last = *distinct.last().context("not one answer")?;
+    let answers: BTreeSet<u32> = text.lines().filter_map(number).collect();
+    let last = *answers.last().context("not one answer")?;
     let mut missing = 0;
     let mut longest = 0;
     let mut run = 0;
     for sequence in 0..last {
-        run = if distinct.contains(&sequence) { 0 } else { run + 1 };
+        run = if answers.contains(&sequence) { 0 } else { run + 1 };
         missing += u32::from(run > 0);
         longest = longest.max(run);
     }
-    // What was sent after the last answer is lost too, but for those that are still on their way.
-    let sent: u32 = text
-        .lines()
-        .find_map(|line| line.split_once(" packets transmitted")?.0.trim().parse().ok())
-        .context("ping gave no summary")?;
+    // What was sent after the last answer is lost too, except for those that are still on their way.
+    let sent = summary(text, "packets transmitted").context("ping gave no summary")?;
     let tail = sent.saturating_sub(last + 1);
     let tail = if tail > 2 { tail } else { 0 };
-    let doubled = u32::try_from(answers.len() - distinct.len())?;
+    // Absent where there are none.
+    let doubled = summary(text, "duplicates").unwrap_or(0);
     Ok(Seen { place, sent, lost: missing + tail, longest: longest.max(tail), doubled })
+}
+
+/// A number of the line `12 packets transmitted, 11 packets received, 2 duplicates, 8% packet loss`.
+fn summary(text: &str, name: &str) -> Option<u32> {
+    let line = text.lines().find(|line| line.contains(" packets transmitted"))?;
+    line.split(", ").find_map(|part| part.strip_suffix(name)?.trim().parse().ok())
 }
 
 impl fmt::Display for Seen {
@@ -85,4 +90,19 @@ impl fmt::Display for Seen {
         let Self { place, sent, lost, longest, doubled } = self;
         write!(f, "{place:?}: {lost} of {sent} lost, {longest} in a row, {doubled} doubled")
     }
+}
+
+/// As busybox wrote it when it was interrupted in the middle of writing its last line.
+#[test]
+fn a_line_that_ping_wrote_twice_is_not_a_doubled_frame() -> Result<()> {
+    let text = "64 bytes from 10.90.0.71: seq=0 ttl=64 time=0.023 ms\n\
+        64 bytes from 10.90.0.71: seq=3 ttl=64 time=0.024 ms\n\
+        64 bytes from 10.90.0.71: seq=3 ttl=64 time=0.024 ms\n\n\
+        --- 10.90.0.71 ping statistics ---\n\
+        4 packets transmitted, 2 packets received, 50% packet loss\n";
+    let seen = count(Place::N1, text)?;
+    assert_eq!((seen.sent, seen.lost, seen.longest, seen.doubled), (4, 2, 2, 0));
+    let doubled = text.replace("2 packets received, ", "2 packets received, 1 duplicates, ");
+    assert_eq!(count(Place::N1, &doubled)?.doubled, 1);
+    Ok(())
 }
