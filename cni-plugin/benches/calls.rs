@@ -1,8 +1,9 @@
-//! What a call of the plugin costs: whole process, from spawn to reaped, without IPAM.
+//! What calls of the plugin cost: whole processes, from spawn to reaped.
 //!
 //! Each round also measures the floor, so that figures of one run can be compared whatever else the machine does: for
 //! ADD the exec of a static program that does nothing plus the requests that make the link, on a socket that is open
-//! already; for DEL the request that deletes the link. Results go to `target/bench/results.json`.
+//! already; for CHECK that exec alone; for DEL the request that deletes the link. With `MACVTAP_BESIDE_PLUGIN` each
+//! round also measures that plugin, of another release for example. Results go to `target/bench/results.json`.
 //!
 //! Wants root and, in `MACVTAP_PLUGIN`, the plugin as it is shipped (profile `cni`, static).
 
@@ -23,81 +24,139 @@ use macvtap::mode::Mode;
 use macvtap::netns::Netns;
 use macvtap::paths::Paths;
 use macvtap::table_file;
-use namespaces::{Node, is_root, pod};
+use namespaces::{Holder, Node, is_root, pod};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 300;
 const WARM_UP: usize = 20;
 
-/// Given to ourselves inside the node: where the pod is.
-const INSIDE: &str = "MACVTAP_BENCH_POD";
+/// With a lease: most of the time is duplicate address detection.
+const LEASES: usize = 20;
+
+/// How many calls begin at once, each for a pod of its own; and how often.
+const CROWD: usize = 40;
+const CROWDS: usize = 10;
+
+/// Given to ourselves inside the node: where the pods are.
+const INSIDE: &str = "MACVTAP_BENCH_PODS";
+
+/// An IPAM plugin that knows one address.
+const LEASE: &str =
+    r##"fn main() { print!("{}", r#"{"cniVersion": "1.0.0", "ips": [{"address": "fd00::5/64"}]}"#); }"##;
+
+/// The plugin of a release, and what its calls took.
+struct Measured {
+    program: PathBuf,
+    suffix: &'static str,
+    add: Vec<Duration>,
+    check: Vec<Duration>,
+    del: Vec<Duration>,
+    lease: Vec<Duration>,
+    crowd: Vec<Duration>,
+}
+
+impl Measured {
+    fn new(program: PathBuf, suffix: &'static str) -> Self {
+        let [add, check, del, lease, crowd] = [const { Vec::new() }; 5];
+        Self { program, suffix, add, check, del, lease, crowd }
+    }
+}
 
 #[derive(Default)]
-struct Series {
+struct Floor {
     exec: Vec<Duration>,
-    raw_create: Vec<Duration>,
-    raw_delete: Vec<Duration>,
-    add: Vec<Duration>,
-    del: Vec<Duration>,
+    create: Vec<Duration>,
+    delete: Vec<Duration>,
+    crowd: Vec<Duration>,
 }
 
 fn main() {
     if !is_root() {
         return;
     }
-    match std::env::var_os(INSIDE) {
-        Some(pod) => measure(Path::new(&pod)),
-        None => enter_node(),
+    match std::env::var(INSIDE) {
+        Ok(pods) => measure(&pods.split(':').map(PathBuf::from).collect::<Vec<_>>()),
+        Err(_) => enter_node(),
     }
 }
 
 /// Makes a node and runs this program inside it, so that no call pays for entering namespaces.
 fn enter_node() {
     let plugin = std::env::var("MACVTAP_PLUGIN").expect("MACVTAP_PLUGIN names the plugin to measure");
-    let (node, pod) = (Node::with_table(), pod());
-    let status = node
-        .command(std::env::current_exe().unwrap().to_str().unwrap())
-        .env(INSIDE, pod.netns())
-        .env("MACVTAP_PLUGIN", fs::canonicalize(plugin).unwrap())
-        .env("MACVTAP_BENCH_DIR", results_directory())
-        .status()
-        .unwrap();
-    assert!(status.success());
+    let node = Node::new();
+    node.store_table(|table| {
+        let devices = u32::try_from(CROWD).unwrap() + 1;
+        table.next_ifindex += devices;
+        table.resources.values_mut().for_each(|resource| resource.links[0].ranges[0].count = devices);
+    });
+    let pods: Vec<Holder> = (0..CROWD).map(|_| pod()).collect();
+    let pods: Vec<String> = pods.iter().map(|pod| pod.netns().display().to_string()).collect();
+    let mut inside = node.command(std::env::current_exe().unwrap().to_str().unwrap());
+    inside.env(INSIDE, pods.join(":")).env("MACVTAP_PLUGIN", fs::canonicalize(plugin).unwrap());
+    if let Some(beside) = std::env::var_os("MACVTAP_BESIDE_PLUGIN") {
+        inside.env("MACVTAP_BESIDE_PLUGIN", fs::canonicalize(beside).unwrap());
+    }
+    assert!(inside.env("MACVTAP_BENCH_DIR", results_directory()).status().unwrap().success());
 }
 
-fn measure(pod: &Path) {
-    let plugin = PathBuf::from(std::env::var_os("MACVTAP_PLUGIN").unwrap());
+fn measure(pods: &[PathBuf]) {
     let directory = PathBuf::from(std::env::var_os("MACVTAP_BENCH_DIR").unwrap());
-    let nothing = build_nothing(&directory);
-    let mut kernel = Rtnl::with_pod(Netns::open(pod).unwrap()).unwrap();
-    let raw = raw_link();
-    let mut series = Series::default();
-    for round in 0..WARM_UP + ROUNDS {
-        let exec = call(&nothing, "ADD", pod);
-        let create = timed(|| raw_create(&mut kernel, &raw));
-        let delete = timed(|| kernel.delete(Place::Home(Home::Target), raw.index).unwrap());
-        let add = call(&plugin, "ADD", pod);
-        let del = call(&plugin, "DEL", pod);
-        if round >= WARM_UP {
-            series.exec.push(exec);
-            series.raw_create.push(create);
-            series.raw_delete.push(delete);
-            series.add.push(add);
-            series.del.push(del);
+    let nothing = build(&directory, "nothing", "fn main() {}");
+    build(&directory, "lease", LEASE);
+    let given = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let mut measured = vec![Measured::new(given("MACVTAP_PLUGIN").unwrap(), "")];
+    measured.extend(given("MACVTAP_BESIDE_PLUGIN").map(|program| Measured::new(program, "_beside")));
+    let mut floor = Floor::default();
+    one_by_one(&nothing, &pods[0], &mut floor, &mut measured);
+    for _ in 0..LEASES {
+        for one in &mut measured {
+            let network = Network { ipam: Some(&directory), ..Network::default() };
+            one.lease.push(call(&one.program, "ADD", &pods[0], &network));
+            call(&one.program, "DEL", &pods[0], &network);
         }
     }
-    report(&directory, &plugin, series);
+    for _ in 0..CROWDS {
+        floor.crowd.push(crowd(&nothing, "ADD", pods));
+        for one in &mut measured {
+            one.crowd.push(crowd(&one.program, "ADD", pods));
+            crowd(&one.program, "DEL", pods);
+        }
+    }
+    report(&directory, measured, &floor);
 }
 
-/// What ADD makes, but of another device.
+fn one_by_one(nothing: &Path, pod: &Path, floor: &mut Floor, measured: &mut [Measured]) {
+    let mut kernel = Rtnl::with_pod(Netns::open(pod).unwrap()).unwrap();
+    let raw = raw_link();
+    for round in 0..WARM_UP + ROUNDS {
+        let counts = round >= WARM_UP;
+        let note = |series: &mut Vec<Duration>, took| {
+            if counts {
+                series.push(took);
+            }
+        };
+        note(&mut floor.exec, call(nothing, "ADD", pod, &Network::default()));
+        note(&mut floor.create, timed(|| raw_create(&mut kernel, &raw)));
+        note(&mut floor.delete, timed(|| kernel.delete(Place::Home(Home::Target), raw.index).unwrap()));
+        for one in &mut *measured {
+            let add = call(&one.program, "ADD", pod, &Network::default());
+            note(&mut one.add, add);
+            let previous = Network { previous: Some(pod), ..Network::default() };
+            note(&mut one.check, call(&one.program, "CHECK", pod, &previous));
+            note(&mut one.del, call(&one.program, "DEL", pod, &Network::default()));
+        }
+    }
+}
+
+/// What ADD makes, but of the last device.
 fn raw_link() -> Macvtap {
     let table = table_file::load_current(&Paths::default()).unwrap();
-    let device = table.device(&"dataplaneMvp1".parse().unwrap()).unwrap();
+    let device = table.device(&format!("dataplaneMvp{CROWD}").parse().unwrap()).unwrap();
     Macvtap {
         lower: device.link.ifindex,
         index: device.ifindex,
@@ -116,14 +175,66 @@ fn raw_create(kernel: &mut Rtnl, link: &Macvtap) {
     kernel.change(link.index, Change::Up).unwrap();
 }
 
+/// The network that a call is about.
+#[derive(Clone, Copy, Default)]
+struct Network<'a> {
+    /// Which device and container.
+    number: usize,
+    /// Where the IPAM plugin `lease` is, if the network has one.
+    ipam: Option<&'a Path>,
+    /// In which pod ADD made the link that CHECK looks at.
+    previous: Option<&'a Path>,
+}
+
+impl Network<'_> {
+    fn config(&self) -> Value {
+        let device = format!("dataplaneMvp{}", self.number);
+        let mut config = json!({"cniVersion": "1.0.0", "name": "dataplane", "type": "macvtap", "deviceID": device, "mtu": 1400});
+        if self.ipam.is_some() {
+            config["ipam"] = json!({"type": "lease"});
+        }
+        if let Some(pod) = self.previous {
+            let interface = json!({"name": "net1", "sandbox": pod});
+            config["prevResult"] = json!({"cniVersion": "1.0.0", "interfaces": [interface], "ips": []});
+        }
+        config
+    }
+}
+
 /// From spawn to reaped.
-fn call(program: &Path, command: &str, pod: &Path) -> Duration {
-    let config = json!({"cniVersion": "1.0.0", "name": "dataplane", "type": "macvtap", "deviceID": "dataplaneMvp0", "mtu": 1400}).to_string();
+fn call(program: &Path, command: &str, pod: &Path, network: &Network) -> Duration {
+    let config = network.config().to_string();
     let start = Instant::now();
+    end(spawn(program, command, pod, network, &config), command);
+    start.elapsed()
+}
+
+/// From the first spawn until all are reaped.
+fn crowd(program: &Path, command: &str, pods: &[PathBuf]) -> Duration {
+    let networks: Vec<_> = (0..pods.len()).map(|number| Network { number, ..Network::default() }).collect();
+    let configs: Vec<String> = networks.iter().map(|network| network.config().to_string()).collect();
+    let start = Instant::now();
+    let calls = pods.iter().zip(networks.iter().zip(&configs));
+    let calls: Vec<Child> =
+        calls.map(|(pod, (network, config))| spawn(program, command, pod, network, config)).collect();
+    for call in calls {
+        end(call, command);
+    }
+    start.elapsed()
+}
+
+fn spawn(program: &Path, command: &str, pod: &Path, network: &Network, config: &str) -> Child {
+    // MAC addresses are derived from it.
+    let name = format!("bench{}", network.number);
     let mut child = Command::new(program)
         .env_clear()
-        .envs([("CNI_COMMAND", command), ("CNI_CONTAINERID", "bench"), ("CNI_IFNAME", "net1")])
-        .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME=bench;K8S_POD_UID=bench")
+        .envs([("CNI_COMMAND", command), ("CNI_IFNAME", "net1")])
+        .env("CNI_CONTAINERID", &name)
+        .env(
+            "CNI_ARGS",
+            format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={name};K8S_POD_UID={name}"),
+        )
+        .env("CNI_PATH", network.ipam.unwrap_or(Path::new("/nonexistent")))
         .env("CNI_NETNS", pod)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -131,10 +242,12 @@ fn call(program: &Path, command: &str, pod: &Path) -> Duration {
         .unwrap();
     // A program that does nothing does not read.
     let _ = child.stdin.take().unwrap().write_all(config.as_bytes());
+    child
+}
+
+fn end(child: Child, command: &str) {
     let output = child.wait_with_output().unwrap();
-    let took = start.elapsed();
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stdout));
-    took
 }
 
 fn timed(work: impl FnOnce()) -> Duration {
@@ -143,27 +256,33 @@ fn timed(work: impl FnOnce()) -> Duration {
     start.elapsed()
 }
 
-fn report(directory: &Path, plugin: &Path, series: Series) {
-    let Series { exec, raw_create, raw_delete, add, del } = series;
-    let floor_add: Vec<_> = exec.iter().zip(&raw_create).map(|(exec, create)| *exec + *create).collect();
-    let size = fs::metadata(plugin).unwrap().len();
-    let results = vec![
-        result("cni_add", add, floor_add),
-        result("cni_del", del, raw_delete),
-        result("cni_exec", exec.clone(), exec),
-        json!({"name": "cni_size", "unit": "bytes", "p50": size, "p99": size, "n": 1, "floor_p50": null, "ratio": null}),
-    ];
+fn report(directory: &Path, measured: Vec<Measured>, floor: &Floor) {
+    let floor_add: Vec<_> =
+        floor.exec.iter().zip(&floor.create).map(|(exec, create)| *exec + *create).collect();
+    let mut results = vec![result("cni_exec", floor.exec.clone(), &floor.exec)];
+    for one in measured {
+        let size = fs::metadata(&one.program).unwrap().len();
+        let name = |call: &str| format!("cni_{call}{}", one.suffix);
+        results.extend([
+            result(&name("add"), one.add, &floor_add),
+            result(&name("check"), one.check, &floor.exec),
+            result(&name("del"), one.del, &floor.delete),
+            result(&name("add_ipv6_lease"), one.lease, &floor_add),
+            result(&name("40_adds_at_once"), one.crowd, &floor.crowd),
+            json!({"name": name("size"), "unit": "bytes", "p50": size, "p99": size, "n": 1, "floor_p50": null, "ratio": null}),
+        ]);
+    }
     for result in &results {
         println!("{result}");
     }
     merge(directory, results);
 }
 
-fn result(name: &str, series: Vec<Duration>, floor: Vec<Duration>) -> Value {
+fn result(name: &str, series: Vec<Duration>, floor: &[Duration]) -> Value {
     let n = series.len();
     let milliseconds = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
     let series = sorted(series);
-    let floor = milliseconds(percentile(&sorted(floor), 50));
+    let floor = milliseconds(percentile(&sorted(floor.to_vec()), 50));
     let p50 = milliseconds(percentile(&series, 50));
     let ratio = (p50 / floor * 1e3).round() / 1e3;
     json!({"name": name, "unit": "ms", "p50": p50, "p99": milliseconds(percentile(&series, 99)), "n": n, "floor_p50": floor, "ratio": ratio})
@@ -195,10 +314,10 @@ fn results_directory() -> PathBuf {
     fs::canonicalize(directory).unwrap()
 }
 
-/// A static program that does nothing.
-fn build_nothing(directory: &Path) -> PathBuf {
-    let (source, program) = (directory.join("nothing.rs"), directory.join("nothing"));
-    fs::write(&source, "fn main() {}\n").unwrap();
+/// Compiles a static program.
+fn build(directory: &Path, name: &str, text: &str) -> PathBuf {
+    let (source, program) = (directory.join(format!("{name}.rs")), directory.join(name));
+    fs::write(&source, text).unwrap();
     let arguments =
         ["-O", "-C", "target-feature=+crt-static", "-C", "panic=abort", "-C", "strip=symbols", "-o"];
     let status = Command::new("rustc").args(arguments).arg(&program).arg(&source).status().unwrap();

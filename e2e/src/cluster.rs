@@ -1,6 +1,7 @@
 //! A cluster as a value: brought up, repaired and taken down by its name.
 
 mod control;
+mod options;
 
 use std::env;
 use std::fs;
@@ -11,62 +12,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use rustix::process::Signal;
-use serde::{Deserialize, Serialize};
 
 use crate::images::{self, Image};
 use crate::kube_ovn::{self, KubeOvn};
 use crate::layout::{Checkout, Layout, MAX_NODES};
-use crate::node::Kind;
 use crate::pki::Pki;
 use crate::process::Processes;
 use crate::progress::say;
 use crate::{Kubectl, Node, components, install, kubevirt, layout, multus, namespaces, prerequisites};
 use crate::{registry, traces};
 
-/// How Multus is installed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Multus {
-    /// The plugin alone.
-    #[default]
-    Thin,
-    /// A daemon on each node and a shim.
-    Thick,
-}
-
-/// What a cluster shall be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Options {
-    /// 1 or 2.
-    pub nodes: u8,
-    /// How Multus is installed.
-    pub multus: Multus,
-    /// Whether kube-ovn gives addresses to further networks.
-    #[serde(default)]
-    pub kube_ovn: bool,
-    /// Whether its nodes are of the kinds that the tests' own nodes are not.
-    #[serde(default)]
-    pub field: bool,
-    /// Whether KubeVirt runs machines: each node then has a process namespace of its own.
-    #[serde(default)]
-    pub kubevirt: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { nodes: 2, multus: Multus::Thin, kube_ovn: false, field: false, kubevirt: false }
-    }
-}
-
-impl Options {
-    fn kind(self, index: u8) -> Kind {
-        match (self.field, index) {
-            (true, _) => Kind::Moved,
-            (false, 1) => Kind::Current,
-            (false, _) => Kind::Debian,
-        }
-    }
-}
+pub use options::{Multus, Options};
 
 /// A cluster to work with: a local one, or one that somebody else runs.
 #[derive(Clone, Debug)]
@@ -116,7 +72,7 @@ impl Cluster {
         images::build(&layout.checkout, &images::BASE)?;
         let _lock = lock(&layout)?;
         let options = match read_options(&layout) {
-            Some(old) if intact(&layout, old) => merge(name, old, options)?,
+            Some(old) if intact(&layout, old) => old.with(name, options)?,
             // Remains of an interrupted start, or of a machine that was switched off.
             _ => {
                 traces::remove(&layout)?;
@@ -324,23 +280,6 @@ fn intact(layout: &Layout, options: Options) -> bool {
     let netns = |part: &str| namespaces::path(&layout.netns(part)).exists();
     let nodes = layout.nodes(options.nodes);
     netns("sw") && netns("cp") && nodes.iter().all(|node| netns(&node.name()) && held(node))
-}
-
-fn merge(name: &str, old: Options, new: Options) -> Result<Options> {
-    ensure!(
-        old.multus == new.multus,
-        "cluster {name:?} runs Multus {:?}; end it first with: macvtap-cluster down --name {name}",
-        old.multus
-    );
-    ensure!(
-        old.field == new.field,
-        "cluster {name:?} has nodes of other kinds; end it first with: macvtap-cluster down --name {name}"
-    );
-    ensure!(
-        old.kubevirt == new.kubevirt,
-        "the nodes of cluster {name:?} have other process namespaces; end it first with: macvtap-cluster down --name {name}"
-    );
-    Ok(Options { nodes: old.nodes.max(new.nodes), kube_ovn: old.kube_ovn || new.kube_ovn, ..new })
 }
 
 fn start(local: &Local, options: Options) -> Result<Cluster> {

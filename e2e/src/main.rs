@@ -145,7 +145,14 @@ enum Command {
         matching: Option<String>,
     },
     /// Measure plugin and agent as they are shipped
-    Bench,
+    Bench {
+        /// Another plugin to measure in the same rounds, such as an earlier release's
+        #[arg(long)]
+        beside_plugin: Option<PathBuf>,
+        /// Another agent to measure in the same run
+        #[arg(long)]
+        beside_agent: Option<PathBuf>,
+    },
     /// Measure how long many pods with a macvtap take on a cluster, beside a plugin that does nothing
     BenchPods(bench_pods::Size),
     /// Measure the operator on a cluster of many simulated nodes
@@ -223,7 +230,9 @@ fn run(command: Command) -> Result<ExitCode> {
             suite::run(&stages, &Selection { matching, repeat, ..Selection::default() })?;
         }
         Command::Chaos { matching } => break_things(matching)?,
-        Command::Bench => return bench(&checkout),
+        Command::Bench { beside_plugin, beside_agent } => {
+            return bench(&checkout, beside_plugin, beside_agent);
+        }
         Command::BenchPods(size) => bench_pods::run(size)?,
         Command::BenchIdle { seconds, beside } => return bench_idle(&checkout, seconds, beside),
         Command::BenchScale { nodes, pools, other_operator, other_chart } => {
@@ -290,13 +299,24 @@ fn break_things(matching: Option<String>) -> Result<()> {
     ended
 }
 
-fn bench(checkout: &Checkout) -> Result<ExitCode> {
+fn bench(
+    checkout: &Checkout,
+    beside_plugin: Option<PathBuf>,
+    beside_agent: Option<PathBuf>,
+) -> Result<ExitCode> {
     prerequisites::ensure(checkout)?;
     let (plugin, agent) = images::measured(checkout)?;
     let mut command = images::cargo(checkout, "bench")?;
     command.args(["-p", "macvtap-cni", "-p", "macvtap-node-agent"]);
     command.args(["--bench", "calls", "--bench", "agent", "--bench", "decisions"]);
     command.env("MACVTAP_PLUGIN", plugin).env("MACVTAP_AGENT", agent);
+    let absolute = |path: PathBuf| path.canonicalize().with_context(|| format!("find {}", path.display()));
+    if let Some(plugin) = beside_plugin {
+        command.env("MACVTAP_BESIDE_PLUGIN", absolute(plugin)?);
+    }
+    if let Some(agent) = beside_agent {
+        command.env("MACVTAP_BESIDE_AGENT", absolute(agent)?);
+    }
     exit(&mut command)
 }
 

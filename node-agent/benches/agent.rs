@@ -3,7 +3,8 @@
 //! Each figure stands beside a floor of the same run, where there is one: an empty call on the same socket for
 //! Allocate, the kernel's event at a bare listener for lists. Results go to `target/bench/results.json`.
 //!
-//! Wants root and, in `MACVTAP_AGENT`, the agent as it is shipped (static release).
+//! Wants root and, in `MACVTAP_AGENT`, the agent as it is shipped (static release). With `MACVTAP_BESIDE_AGENT` each part
+//! is also measured with that agent, of another release for example.
 
 #![allow(
     clippy::unwrap_used,
@@ -46,30 +47,54 @@ fn configuration(capacity: u32) -> String {
     format!(r#"[{{"name":"dataplane","lowerDevice":"dp0","capacity":{capacity}}}]"#)
 }
 
+/// An agent's program, and what the names of its figures end with.
+struct Measured {
+    program: String,
+    suffix: &'static str,
+}
+
+impl Measured {
+    fn agent(&self, node: &Node, configuration: &str) -> Agent {
+        let mut command = node.agent_of(Some(&self.program));
+        command.env("DP_MACVTAP_CONF", configuration);
+        Agent::start(command)
+    }
+
+    fn scene(&self, capacity: u32) -> (Agent, Kubelet, Node) {
+        let node = Node::new();
+        node.add_link("dp0");
+        let kubelet = Kubelet::start(&node);
+        let agent = self.agent(&node, &configuration(capacity));
+        kubelet.await_healthy("dataplane", capacity as usize);
+        (agent, kubelet, node)
+    }
+
+    fn of(&self, name: &str, series: Vec<Duration>, floor: Option<Vec<Duration>>) -> Value {
+        results::of(&format!("{name}{}", self.suffix), series, floor)
+    }
+}
+
 fn main() {
     if !is_root() {
         return;
     }
-    let mut results = vec![start(), kill()];
-    results.extend(calls());
-    results.extend(links());
+    let given = |name: &str, suffix| std::env::var(name).ok().map(|program| Measured { program, suffix });
+    let measured = [given("MACVTAP_AGENT", ""), given("MACVTAP_BESIDE_AGENT", "_beside")];
+    let measured: Vec<_> = measured.into_iter().flatten().collect();
+    let mut results = Vec::new();
+    // One after the other in each part, so that they see the same machine.
+    results.extend(measured.iter().map(start));
+    results.extend(measured.iter().map(kill));
+    results.extend(measured.iter().flat_map(calls));
+    results.extend(measured.iter().flat_map(links));
     for result in &results {
         println!("{result}");
     }
     results::merge(&results);
 }
 
-fn scene(capacity: u32) -> (Agent, Kubelet, Node) {
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let agent = node.agent(&configuration(capacity));
-    kubelet.await_healthy("dataplane", capacity as usize);
-    (agent, kubelet, node)
-}
-
 /// From exec to the kubelet's taking the registration.
-fn start() -> Value {
+fn start(measured: &Measured) -> Value {
     let node = Node::new();
     node.add_link("dp0");
     let kubelet = Kubelet::start(&node);
@@ -77,17 +102,17 @@ fn start() -> Value {
     let mut series = Vec::new();
     for _ in 0..STARTS {
         let begun = Instant::now();
-        let mut agent = node.agent(&configuration(100));
+        let mut agent = measured.agent(&node, &configuration(100));
         let plugin = next(&kubelet, &mut endpoint);
         series.push(plugin.registered_at - begun);
         agent.terminate();
     }
-    results::of("agent_start_to_registration", series, None)
+    measured.of("agent_start_to_registration", series, None)
 }
 
 /// From the worker's death to the next one's registration.
-fn kill() -> Value {
-    let (agent, kubelet, _node) = scene(100);
+fn kill(measured: &Measured) -> Value {
+    let (agent, kubelet, _node) = measured.scene(100);
     let mut endpoint = kubelet.plugin("dataplane").unwrap().endpoint;
     let mut series = Vec::new();
     for _ in 0..KILLS {
@@ -98,7 +123,7 @@ fn kill() -> Value {
         // A worker that dies again and again at once is started more slowly.
         std::thread::sleep(Duration::from_millis(300));
     }
-    results::of("agent_worker_killed_to_registration", series, None)
+    measured.of("agent_worker_killed_to_registration", series, None)
 }
 
 fn next(kubelet: &Kubelet, endpoint: &mut String) -> Plugin {
@@ -110,8 +135,8 @@ fn next(kubelet: &Kubelet, endpoint: &mut String) -> Plugin {
 }
 
 /// Allocate, beside a call that does nothing; and the memory of an agent with 1,000 devices.
-fn calls() -> Vec<Value> {
-    let (agent, kubelet, _node) = scene(1000);
+fn calls(measured: &Measured) -> Vec<Value> {
+    let (agent, kubelet, _node) = measured.scene(1000);
     let mut client = kubelet.client("dataplane");
     let (mut empty, mut allocate) = (Vec::new(), Vec::new());
     kubelet.block_on(async {
@@ -128,10 +153,11 @@ fn calls() -> Vec<Value> {
     });
     let of = |name: &str, line: &str| {
         let value = agent.memory(line);
+        let name = format!("{name}{}", measured.suffix);
         json!({"name": name, "unit": "KiB", "p50": value, "p99": value, "n": 1, "floor_p50": null, "ratio": null})
     };
     vec![
-        results::of("agent_allocate", allocate, Some(empty)),
+        measured.of("agent_allocate", allocate, Some(empty)),
         of("agent_anonymous_memory", "RssAnon"),
         of("agent_resident_memory", "VmRSS"),
     ]
@@ -139,10 +165,10 @@ fn calls() -> Vec<Value> {
 
 /// From the request that makes or deletes a link to the kubelet's list, beside the kernel's event; and what storing the
 /// table takes, which comes before a device is listed for the first time.
-fn links() -> Vec<Value> {
+fn links(measured: &Measured) -> Vec<Value> {
     let node = Node::new();
     let kubelet = Kubelet::start_registrar(&node);
-    let agent = node.agent(&configuration(100));
+    let agent = measured.agent(&node, &configuration(100));
     let plugin = kubelet.await_plugin("dataplane", |_| true);
     let lists = lean_client::watch(&node.plugins().join(plugin.endpoint));
     let next = |devices: usize| loop {
@@ -187,9 +213,9 @@ fn links() -> Vec<Value> {
     drop(agent);
     let [(deleted, deleted_floor), (added, added_floor)] = series;
     vec![
-        results::of("agent_link_added_to_list", added, Some(added_floor)),
-        results::of("agent_link_deleted_to_list", deleted, Some(deleted_floor)),
-        results::of("agent_table_write", table, None),
+        measured.of("agent_link_added_to_list", added, Some(added_floor)),
+        measured.of("agent_link_deleted_to_list", deleted, Some(deleted_floor)),
+        measured.of("agent_table_write", table, None),
     ]
 }
 
