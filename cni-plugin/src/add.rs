@@ -12,12 +12,11 @@ mod raise;
 
 use crate::config::Network;
 use crate::follow::{self, Following};
-use crate::ipam::{Delegate, Lease};
+use crate::ipam::{Delegate, Lease, Note};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Interface};
 use crate::target::{self, Target};
-use crate::unreturned::Unreturned;
 use crate::{Call, address};
 use macvtap::attach::{self, Begun, Repeat, Request};
 use macvtap::device_id::DeviceId;
@@ -39,6 +38,7 @@ struct Adding<'a> {
     attachment: &'a Attachment,
     network: Network,
     delegate: Option<Delegate<'a>>,
+    note: Note,
     holder: Holder,
     netns_id: Option<NetnsId>,
 }
@@ -57,7 +57,8 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
     let holder = holder(attachment, &netns)?;
     let mut kernel = Rtnl::with_pod(netns).map_err(|error| open_error(&error))?;
     let netns_id = kernel.pod_id().map_err(|error| CniError::from_chain(Code::Attach, &error))?;
-    let adding = Adding { call, attachment, network, delegate, holder, netns_id };
+    let note = Note::about(&call.paths, attachment);
+    let adding = Adding { call, attachment, network, delegate, note, holder, netns_id };
     follow::mend(&call.paths);
     match target {
         Target::Device(id, device) => add_macvtap(&adding, &mut kernel, id, &device),
@@ -199,10 +200,6 @@ fn attach(mut pending: impl Pending, adding: &Adding<'_>) -> Result<CniResult, C
             drop(pending);
             if let Some(Err(problem)) = early.or_else(|| lease.take().map(Lease::give_back)) {
                 warn!(%problem, "addresses could not be given back; the DEL tries again");
-                let Attachment { container_id, ifname, .. } = adding.attachment;
-                Unreturned::of(&adding.call.paths, container_id, ifname.as_str())
-                    .note()
-                    .map_err(|error| CniError::from_chain(Code::Attach, &error))?;
             }
             Err(error)
         }

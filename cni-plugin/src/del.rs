@@ -3,11 +3,10 @@
 use crate::Call;
 use crate::config::Ipam;
 use crate::follow;
-use crate::ipam::Delegate;
+use crate::ipam::{Delegate, Note};
 use crate::protocol::environment::{Attachment, Deletion};
 use crate::protocol::error::{CniError, Code};
 use crate::target;
-use crate::unreturned::Unreturned;
 use macvtap::detach::{self, DetachBegun, DetachError, Detaching};
 use macvtap::device_id::DeviceId;
 use macvtap::give_back::ReturnError;
@@ -15,7 +14,8 @@ use macvtap::kernel::{Kernel, Place, Rtnl};
 use macvtap::link::By;
 use macvtap::netns::Netns;
 use macvtap::record::{self, Holder};
-use macvtap::records;
+use macvtap::records::{self, Listing};
+use macvtap::table::IFINDEX_FIRST;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -52,14 +52,22 @@ pub fn del(call: &Call, attachment: &Deletion) -> Result<(), CniError> {
 
 type Found<'c> = Result<Option<Delegate<'c>>, CniError>;
 
+/// What an ADD may have leased, and who takes it back.
+struct Leased<'c> {
+    delegate: Found<'c>,
+    note: Note,
+    network: &'c str,
+}
+
 fn delete(call: &Call, attachment: &Deletion, delegate: Found<'_>) -> Result<(), CniError> {
-    let unreturned = Unreturned::of(&call.paths, &attachment.container_id, attachment.ifname.as_str());
+    let leased =
+        Leased { delegate, note: Note::about(&call.paths, attachment), network: &call.document.name };
     let mut kernel = Rtnl::node().map_err(|error| CniError::from_chain(Code::Detach, &error))?;
     let mine = |record: &record::Attachment| is_theirs(record, attachment);
     let named = call.document.device_id().ok().flatten().and_then(|id| target::known(call, &id));
     if let Some(id) = &named {
         match begin(call, &mut kernel, id, mine)? {
-            DetachBegun::Theirs(detaching) => return undo(detaching, delegate, &unreturned),
+            DetachBegun::Theirs(detaching) => return undo(detaching, &leased),
             DetachBegun::NotTheirs(_) => {
                 info!(device = %id, "device belongs to another container, left alone");
             }
@@ -74,20 +82,20 @@ fn delete(call: &Call, attachment: &Deletion, delegate: Found<'_>) -> Result<(),
     if let Some(record) = listing.records.iter().find(|record| mine(record))
         && let DetachBegun::Theirs(detaching) = begin(call, &mut kernel, &record.device, mine)?
     {
-        return undo(detaching, delegate, &unreturned);
+        return undo(detaching, &leased);
     }
-    let early = through_link(&delegate);
-    let gone = delete_unrecorded(&mut kernel, attachment, &listing.records);
-    let lease = match (early, delegate, &gone) {
-        (Some(lease), ..) => lease,
+    let early = leased.through_link();
+    let gone = delete_unrecorded(call, &mut kernel, attachment, &listing);
+    let released = match (early, &leased.delegate, &gone) {
+        (Some(released), ..) => released,
         // Nor did an ADD find the plugin, so it leased nothing. And the pod must go.
-        (None, Err(error), Ok(Gone::Before)) if !unreturned.is_noted() => {
+        (None, Err(error), Ok(Gone::Before)) if !leased.note.is_there() => {
             warn!(%error, "no addresses to give back");
             Ok(())
         }
-        (None, delegate, _) => give_back(delegate),
+        (None, ..) => leased.release(),
     };
-    gone.map(drop).and(settled(lease, &unreturned))
+    gone.map(drop).and(released)
 }
 
 fn begin<'k>(
@@ -101,30 +109,27 @@ fn begin<'k>(
 
 /// Gives addresses back while the device is locked: an ADD of the same container that begins meanwhile waits, and its
 /// lease is not given away.
-fn undo(
-    mut detaching: Detaching<'_, Rtnl>,
-    delegate: Found<'_>,
-    unreturned: &Unreturned,
-) -> Result<(), CniError> {
-    let early = through_link(&delegate);
+fn undo(mut detaching: Detaching<'_, Rtnl>, leased: &Leased<'_>) -> Result<(), CniError> {
+    let early = leased.through_link();
     remove_parts(&mut detaching)?;
-    let lease = settled(early.unwrap_or_else(|| give_back(delegate)), unreturned);
-    detaching.finish().map_err(|error| failed(&error)).and(lease)
+    let released = early.unwrap_or_else(|| leased.release());
+    detaching.finish().map_err(|error| failed(&error)).and(released)
 }
 
-/// Remembers addresses that could not be given back, for the next DEL.
-fn settled(lease: Result<(), CniError>, unreturned: &Unreturned) -> Result<(), CniError> {
-    let noted = if lease.is_ok() { unreturned.settle() } else { unreturned.note() };
-    noted.map_err(|error| failed(&error)).and(lease)
-}
+impl Leased<'_> {
+    fn through_link(&self) -> Option<Result<(), CniError>> {
+        let delegate = self.delegate.as_ref().ok()?.as_ref().filter(|found| found.needs_link())?;
+        Some(delegate.del(&self.note))
+    }
 
-fn through_link(delegate: &Found<'_>) -> Option<Result<(), CniError>> {
-    let delegate = delegate.as_ref().ok()?.as_ref().filter(|found| found.needs_link())?;
-    Some(delegate.del())
-}
-
-fn give_back(delegate: Found<'_>) -> Result<(), CniError> {
-    delegate?.map_or(Ok(()), |found| found.del())
+    fn release(&self) -> Result<(), CniError> {
+        let released = match &self.delegate {
+            Ok(Some(delegate)) => return delegate.del(&self.note),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.clone()),
+        };
+        self.note.settle(self.network, &released).map_err(|error| failed(&error)).and(released)
+    }
 }
 
 fn find<'c>(call: &'c Call, ipam: Option<&Ipam>) -> Result<Option<Delegate<'c>>, CniError> {
@@ -174,9 +179,10 @@ fn is_in_transit(error: &DetachError) -> bool {
 
 /// A macvtap under the interface's name that no record knows: the record was lost, or the link was moved here.
 fn delete_unrecorded(
+    call: &Call,
     kernel: &mut Rtnl,
     attachment: &Deletion,
-    records: &[record::Attachment],
+    listing: &Listing,
 ) -> Result<Gone, CniError> {
     // A namespace that is gone has taken its links along.
     let Some(Ok(netns)) = attachment.netns.as_deref().map(Netns::open) else {
@@ -189,12 +195,23 @@ fn delete_unrecorded(
     let found = kernel.find(place, &By::Name(attachment.ifname.clone())).map_err(|error| failed(&error))?;
     match found {
         // With the path used again, this may be the next container's.
-        Some(link) if link.is_macvtap() && !records.iter().any(|record| record.ifindex == link.index) => {
+        Some(link) if link.is_macvtap() && !may_be_recorded(call, listing, link.index) => {
             info!(index = link.index, "link without a record deleted");
             kernel.delete(place, link.index).map(|()| Gone::Now).map_err(|error| failed(&error))
         }
         _ => Ok(Gone::Before),
     }
+}
+
+/// Whether a record names the link of this index, or would if it could be read.
+fn may_be_recorded(call: &Call, listing: &Listing, index: u32) -> bool {
+    let table = target::table(call);
+    let may_be = |device| match table.as_ref().ok().and_then(|table| table.device(device)) {
+        Some(device) => device.ifindex == index,
+        None => index >= IFINDEX_FIRST,
+    };
+    listing.records.iter().any(|record| record.ifindex == index)
+        || listing.damaged.iter().any(|(device, _)| may_be(device))
 }
 
 fn failed(error: &dyn std::error::Error) -> CniError {

@@ -1,8 +1,8 @@
-//! GC: of this network, only the attachments that the runtime names remain.
+//! GC: of this network, only the attachments that the runtime names remain, and only their addresses.
 
 use crate::Call;
 use crate::del::is_of;
-use crate::ipam::Delegate;
+use crate::ipam::{Delegate, Note};
 use crate::protocol::error::{CniError, Code};
 use macvtap::detach;
 use macvtap::kernel::Rtnl;
@@ -17,31 +17,50 @@ pub fn gc(call: &Call) -> Result<(), CniError> {
         warn!("nothing removed: the configuration has no list cni.dev/valid-attachments");
         return Ok(());
     };
-    let mut first_error = None;
+    let ipam = call.document.ipam(&call.settings);
+    let delegate = ipam.and_then(|ipam| Delegate::new(call, ipam.as_ref()));
+    let through_link = matches!(&delegate, Ok(Some(found)) if found.needs_link());
+    let links = |call| remove_links(call, &valid);
+    let leases = |call| release(call, &delegate, &valid);
+    let (first, second) =
+        if through_link { (leases(call), links(call)) } else { (links(call), leases(call)) };
+    let third = delegate.and_then(|delegate| delegate.map_or(Ok(()), |delegate| delegate.gc()));
+    first.and(second).and(third)
+}
+
+fn remove_links(call: &Call, valid: &[(String, String)]) -> Result<(), CniError> {
+    let mut outcome = Ok(());
     let mut kernel = Rtnl::node().map_err(|error| failed(&error))?;
     let listing = records::list(&call.paths).map_err(|error| failed(&error))?;
-    let stale = |record: &Attachment| {
+    let stale = |record: &&Attachment| {
         let of_network = record.network.as_deref() == Some(call.document.name.as_str());
         of_network
             && matches!(record.holder, Holder::Pod { .. })
             && !valid.iter().any(|(container, interface)| is_of(record, container, interface))
     };
-    for record in listing.records.iter().filter(|record| stale(record)) {
+    for record in listing.records.iter().filter(stale) {
         info!(device = %record.device, "attachment without a container removed");
-        if let Err(error) = detach::detach(&call.paths, &mut kernel, &record.device, |now| now == record) {
-            first_error.get_or_insert_with(|| failed(&error));
-        }
+        let detached = detach::detach(&call.paths, &mut kernel, &record.device, |now| now == record);
+        outcome = outcome.and(detached.map(drop).map_err(|error| failed(&error)));
     }
-    if let Err(error) = leases(call) {
-        first_error.get_or_insert(error);
-    }
-    first_error.map_or(Ok(()), Err)
+    outcome
 }
 
-fn leases(call: &Call) -> Result<(), CniError> {
-    let ipam = call.document.ipam(&call.settings)?;
-    let delegate = Delegate::new(call, ipam.as_ref())?;
-    delegate.map_or(Ok(()), |delegate| delegate.gc())
+/// Gives back what was leased for attachments that are not named: not every plugin knows GC.
+fn release(
+    call: &Call,
+    delegate: &Result<Option<Delegate<'_>>, CniError>,
+    valid: &[(String, String)],
+) -> Result<(), CniError> {
+    let Ok(Some(delegate)) = delegate else { return Ok(()) };
+    let notes = Note::list(&call.paths, &call.document.name).into_iter();
+    let mut outcome = Ok(());
+    for note in
+        notes.filter(|note| !valid.iter().any(|(container, interface)| note.is_of(container, interface)))
+    {
+        outcome = outcome.and(delegate.del(&note));
+    }
+    outcome
 }
 
 fn failed(error: &dyn std::error::Error) -> CniError {

@@ -4,6 +4,7 @@ mod announce;
 pub mod configure;
 mod descendants;
 pub mod kube_ovn;
+mod note;
 mod objection;
 mod present;
 mod process;
@@ -11,6 +12,7 @@ mod route;
 mod supervisor;
 
 pub(crate) use announce::announce;
+pub(crate) use note::Note;
 pub(crate) use objection::Objections;
 pub(crate) use present::{check, refuse_twice};
 pub use supervisor::supervise;
@@ -25,6 +27,7 @@ use kube_ovn::Failure;
 use macvtap::mac::MacAddr;
 use rustix::fs::{Access, access};
 use serde_json::Value;
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::thread;
@@ -51,8 +54,16 @@ pub struct Delegate<'c> {
 #[derive(Debug)]
 pub struct Lease<'d> {
     delegate: &'d Delegate<'d>,
+    note: &'d Note,
     result: CniResult,
     kept: bool,
+}
+
+/// What a plugin that succeeded answered.
+struct Answer {
+    json: Option<Value>,
+    /// Whether processes that it started go on.
+    has_left: bool,
 }
 
 /// How a plugin failed.
@@ -138,12 +149,16 @@ impl<'c> Delegate<'c> {
             || self.call.settings.ipam_through_link.contains(&self.plugin)
     }
 
-    /// ADD: asks for addresses.
-    pub fn lease(&self) -> Result<Lease<'_>, CniError> {
-        let answer = self.ask()?;
+    /// ADD: asks for addresses, which are noted first.
+    pub(crate) fn lease<'d>(&'d self, note: &'d Note) -> Result<Lease<'d>, CniError> {
+        self.write(note, true)?;
+        let answer = self.ask(note)?;
         // From here on they are ours to give back, also when the answer is useless.
-        let mut lease = Lease { delegate: self, result: CniResult::default(), kept: false };
-        let answer = answer.ok_or_else(|| self.failed("ADD", "it answered nothing"))?;
+        let mut lease = Lease { delegate: self, note, result: CniResult::default(), kept: false };
+        if !answer.has_left {
+            self.write(note, false)?;
+        }
+        let answer = answer.json.ok_or_else(|| self.failed("ADD", "it answered nothing"))?;
         lease.result = self.understand(answer)?;
         Ok(lease)
     }
@@ -153,9 +168,24 @@ impl<'c> Delegate<'c> {
         understood.map_err(|error| self.failed("ADD", &error.message))
     }
 
-    /// DEL: gives addresses back.
-    pub fn del(&self) -> Result<(), CniError> {
-        match self.run("DEL", self.deadline()) {
+    fn write(&self, note: &Note, is_running: bool) -> Result<(), CniError> {
+        let noted = note.write(&self.call.document.name, is_running);
+        noted.map_err(|error| self.failed("ADD", &chain(&error)))
+    }
+
+    /// DEL: gives addresses back. What the plugin's ADD left running could lease again: it is ended after the plugin had the
+    /// chance to end it, and what it leased meanwhile is given back too.
+    pub(crate) fn del(&self, note: &Note) -> Result<(), CniError> {
+        let mut released = self.release(note);
+        if note.is_running() && descendants::end_marked(&note.mark()) {
+            released = self.release(note);
+        }
+        let settled = note.settle(&self.call.document.name, &released);
+        released.and(settled.map_err(|error| self.failed("DEL", &chain(&error))))
+    }
+
+    fn release(&self, note: &Note) -> Result<(), CniError> {
+        match self.run("DEL", note.variables(), self.deadline()) {
             // Nothing is lost: kube-ovn frees an address when the Pod object goes. And the pod must go.
             Err(failed) if self.failure(&failed) == Failure::DaemonAway => {
                 warn!(error = %failed.error, "kube-ovn's daemon was not told, it frees the addresses by itself");
@@ -170,7 +200,7 @@ impl<'c> Delegate<'c> {
         if self.call.document.version < Version::V0_4_0 {
             return Ok(());
         }
-        self.run("CHECK", self.deadline()).map(drop).map_err(|failed| failed.error)
+        self.run("CHECK", &[], self.deadline()).map(drop).map_err(|failed| failed.error)
     }
 
     /// GC, which plugins know from 1.1.0 on.
@@ -194,20 +224,26 @@ impl<'c> Delegate<'c> {
     }
 
     /// Runs ADD, again and again while kube-ovn's daemon is being restarted or has not heard of the pod.
-    fn ask(&self) -> Result<Option<Value>, CniError> {
+    fn ask(&self, note: &Note) -> Result<Answer, CniError> {
+        let mark = [(descendants::MARK, note.mark().into())];
         let deadline = self.deadline();
         let patience = Instant::now() + self.call.settings.ipam_retry();
         loop {
-            let failed = match self.run("ADD", deadline) {
+            let failed = match self.run("ADD", &mark, deadline) {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
             if failed.cut_off && self.kube_ovn.is_none() {
                 // It may have leased something. One that ended with an error has taken back what it did.
-                let _ = self.del().inspect_err(|error| warn!(%error, "addresses could not be given back"));
+                let _ =
+                    self.del(note).inspect_err(|error| warn!(%error, "addresses could not be given back"));
             }
             let passes = self.failure(&failed) != Failure::Other;
             if !passes || Instant::now() + RETRY_PAUSE > patience.min(deadline) {
+                if !failed.cut_off {
+                    let nothing_leased = note.settle(&self.call.document.name, &Ok::<_, CniError>(()));
+                    nothing_leased.map_err(|error| self.failed("ADD", &chain(&error)))?;
+                }
                 let CniError { code, message, details } = failed.error;
                 let message = match &self.kube_ovn {
                     Some(_) => format!("{message}; {}", kube_ovn::WHERE_TO_LOOK),
@@ -236,7 +272,7 @@ impl<'c> Delegate<'c> {
         if version < Version::V1_1_0 {
             return Ok(());
         }
-        match self.run_as(command, version, self.deadline()) {
+        match self.run_as(command, &[], version, self.deadline()) {
             // One that is older does not know the version, or not even the command (Debian's set).
             Err(Failed { code: Some(code), error, .. })
                 if code == Code::IncompatibleVersion as u64 || code == Code::Environment as u64 =>
@@ -249,21 +285,32 @@ impl<'c> Delegate<'c> {
     }
 
     /// Runs the plugin. One that does not know the newest version is asked in the one before, whose results say the same.
-    fn run(&self, command: &str, deadline: Instant) -> Result<Option<Value>, Failed> {
+    fn run(
+        &self,
+        command: &str,
+        variables: &[(&str, OsString)],
+        deadline: Instant,
+    ) -> Result<Answer, Failed> {
         let version = self.call.document.version;
-        match self.run_as(command, version, deadline) {
+        match self.run_as(command, variables, version, deadline) {
             Err(failed)
                 if failed.code == Some(Code::IncompatibleVersion as u64) && version > Version::V1_0_0 =>
             {
-                self.run_as(command, Version::V1_0_0, deadline)
+                self.run_as(command, variables, Version::V1_0_0, deadline)
             }
             outcome => outcome,
         }
     }
 
-    fn run_as(&self, command: &str, version: Version, deadline: Instant) -> Result<Option<Value>, Failed> {
+    fn run_as(
+        &self,
+        command: &str,
+        variables: &[(&str, OsString)],
+        version: Version,
+        deadline: Instant,
+    ) -> Result<Answer, Failed> {
         let input = self.call.document.for_ipam(version).to_string();
-        let output = process::run(&self.path, command, input.as_bytes(), deadline);
+        let output = process::run(&self.path, command, variables, input.as_bytes(), deadline);
         let output = output.map_err(|error| Failed {
             code: None,
             cut_off: !matches!(error, process::RunError::Start { .. }),
@@ -277,7 +324,7 @@ impl<'c> Delegate<'c> {
         // What is no JSON is quoted by whoever expects a result.
         let json: Option<Value> = text.map(|text| serde_json::from_str(text).unwrap_or_else(|_| text.into()));
         if output.success {
-            return Ok(json);
+            return Ok(Answer { json, has_left: output.has_left });
         }
         let told = |key: &str| {
             let text = json.as_ref()?.get(key)?.as_str()?;
@@ -324,7 +371,7 @@ impl Lease<'_> {
     /// Gives the addresses back.
     pub fn give_back(mut self) -> Result<(), CniError> {
         self.kept = true;
-        self.delegate.del()
+        self.delegate.del(self.note)
     }
 
     /// The addresses stay.
@@ -337,7 +384,7 @@ impl Lease<'_> {
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
         if !self.kept
-            && let Err(error) = self.delegate.del()
+            && let Err(error) = self.delegate.del(self.note)
         {
             warn!(%error, "addresses could not be given back");
         }

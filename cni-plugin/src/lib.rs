@@ -17,7 +17,6 @@ pub mod protocol;
 pub mod settings;
 pub mod status;
 pub mod target;
-mod unreturned;
 
 use config::Document;
 use macvtap::paths::Paths;

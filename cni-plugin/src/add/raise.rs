@@ -3,7 +3,7 @@
 use super::Adding;
 use super::pending::Pending;
 use crate::config::{Announce, Dad};
-use crate::ipam::{self, Delegate, Lease, Objections, configure};
+use crate::ipam::{self, Delegate, Lease, Note, Objections, configure};
 use crate::protocol::error::CniError;
 use macvtap::kernel::Rtnl;
 use macvtap::link::{Carrier, Change};
@@ -22,10 +22,10 @@ pub(super) fn raise<'a>(
     if let Some(delegate) = delegate {
         if pending.is_repeat() {
             // Plugins refuse a second lease for the same container and interface.
-            delegate.del()?;
+            delegate.del(&adding.note)?;
         }
         if !delegate.needs_link() {
-            let taken = lease_before(delegate, pending.kernel())?;
+            let taken = lease_before(delegate, &adding.note, pending.kernel())?;
             if let Some(mac) = taken.mac() {
                 warn_overruled(network.mac, mac);
                 pending.wish_mac(mac);
@@ -48,7 +48,7 @@ pub(super) fn raise<'a>(
     }
     pending.up()?;
     if let Some(delegate) = delegate.filter(|delegate| delegate.needs_link()) {
-        let taken = lease.insert(delegate.lease()?);
+        let taken = lease.insert(delegate.lease(&adding.note)?);
         let now = pending.link()?;
         configure::addresses(pending.kernel(), &now, taken.result(), network)?;
     }
@@ -59,8 +59,12 @@ pub(super) fn raise<'a>(
 }
 
 /// Leases addresses before there is a link.
-fn lease_before<'d>(delegate: &'d Delegate<'_>, kernel: &mut Rtnl) -> Result<Lease<'d>, CniError> {
-    let lease = delegate.lease()?;
+fn lease_before<'d>(
+    delegate: &'d Delegate<'_>,
+    note: &'d Note,
+    kernel: &mut Rtnl,
+) -> Result<Lease<'d>, CniError> {
+    let lease = delegate.lease(note)?;
     if lease.is_kube_ovns() {
         ipam::refuse_twice(kernel, lease.result())?;
     }

@@ -1,5 +1,9 @@
 //! The processes that an IPAM plugin started, however they detached themselves: a process group ends with `setsid(2)`, the
-//! line of descent does not. Read from `/proc`, where kernels without `CONFIG_PROC_CHILDREN` list none.
+//! line of descent does not, nor do the environment variables. Read from `/proc`, where kernels without
+//! `CONFIG_PROC_CHILDREN` list no children.
+//!
+//! A process that listens on a socket is spared: it serves others too, and what it leased is released by the DEL of its
+//! plugin.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
@@ -10,18 +14,39 @@ use std::time::{Duration, Instant};
 /// How long the end of killed processes is waited for. One that the kernel holds ends later.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The variable that every process of an ADD's IPAM plugin inherits, unless it is started with an environment of its own.
+pub(super) const MARK: &str = "MACVTAP_LEASING";
+
 /// Kills every living descendant of a process, which is the one that orphans among them are given to: the children of a
 /// child that ends are its own children then, so it is enough to kill those until there are none.
 pub(super) fn end(root: Pid) {
+    end_all(|| living(|| children(root)));
+}
+
+/// Whether a process has living children.
+pub(super) fn has_left(root: Pid) -> bool {
+    is_proc_ours() && !living(|| children(root)).is_empty()
+}
+
+/// Kills every process that bears this mark. Returns whether there was one.
+pub(super) fn end_marked(mark: &str) -> bool {
+    let entry = format!("{MARK}={mark}");
+    end_all(|| living(|| marked(entry.as_bytes())))
+}
+
+/// Kills what is found until nothing is. Returns whether there was something.
+fn end_all(find: impl Fn() -> Vec<OwnedFd>) -> bool {
     if !is_proc_ours() {
-        return;
+        return false;
     }
     let until = Instant::now() + PATIENCE;
+    let mut found = false;
     loop {
-        let living = living_children(root);
+        let living = find();
         if living.is_empty() {
-            return;
+            return found;
         }
+        found = true;
         // All at once: while one is waited for, another must not go on.
         for process in &living {
             let _ = pidfd_send_signal(process, Signal::KILL);
@@ -30,19 +55,23 @@ pub(super) fn end(root: Pid) {
             has_ended(process, until.saturating_duration_since(Instant::now()));
         }
         if Instant::now() >= until {
-            return;
+            return found;
         }
     }
 }
 
-/// The children that have not ended, each by a handle that stays its own when its number is given to another process.
-fn living_children(root: Pid) -> Vec<OwnedFd> {
-    let open = |child: Pid| Some((child, pidfd_open(child, PidfdFlags::empty()).ok()?));
-    let opened: Vec<(Pid, OwnedFd)> = children(root).into_iter().filter_map(open).collect();
-    // A number that is still that of a child was so when it was opened.
-    let still = children(root);
-    let of_child = opened.into_iter().filter(|(child, _)| still.contains(child));
-    of_child.map(|(_, handle)| handle).filter(|handle| !has_ended(handle, Duration::ZERO)).collect()
+/// The processes of a list that have not ended and serve nobody else, each by a handle that stays its own when its number
+/// is given to another process.
+fn living(list: impl Fn() -> Vec<Pid>) -> Vec<OwnedFd> {
+    let open = |process: Pid| Some((process, pidfd_open(process, PidfdFlags::empty()).ok()?));
+    let opened: Vec<(Pid, OwnedFd)> = list().into_iter().filter_map(open).collect();
+    if opened.is_empty() {
+        return Vec::new();
+    }
+    // A number that is still listed was so when it was opened.
+    let still = list();
+    let listed = opened.into_iter().filter(|(process, _)| still.contains(process) && !is_server(*process));
+    listed.map(|(_, handle)| handle).filter(|handle| !has_ended(handle, Duration::ZERO)).collect()
 }
 
 /// The children of all threads of a process.
@@ -51,6 +80,38 @@ fn children(process: Pid) -> Vec<Pid> {
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     let numbers = |list: String| list.split_whitespace().filter_map(|text| text.parse().ok()).collect();
     lists.flat_map::<Vec<i32>, _>(numbers).filter_map(Pid::from_raw).collect()
+}
+
+/// The processes with this entry in their environment.
+fn marked(entry: &[u8]) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    let has_mark = |process: &Pid| {
+        let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|one| one == entry)
+    };
+    processes.filter_map(Pid::from_raw).filter(has_mark).collect()
+}
+
+/// Whether a process listens on a socket that others can connect to.
+fn is_server(process: Pid) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+    let targets = descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+    let inode = |target: &str| target.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned);
+    let sockets: Vec<String> = targets.filter_map(|target| inode(target.to_str()?)).collect();
+    // proc(5): the columns of the state of a socket, which means "listening", and of its inode.
+    [("unix", 3, "00010000", 6), ("tcp", 3, "0A", 9), ("tcp6", 3, "0A", 9)].into_iter().any(
+        |(file, state, listening, inode)| {
+            !sockets.is_empty()
+                && fs::read_to_string(format!("/proc/{process}/net/{file}")).unwrap_or_default().lines().any(
+                    |line| {
+                        let columns: Vec<&str> = line.split_whitespace().collect();
+                        columns.get(state) == Some(&listening)
+                            && columns.get(inode).is_some_and(|inode| sockets.iter().any(|own| own == inode))
+                    },
+                )
+        },
+    )
 }
 
 /// Whether the numbers in `/proc` are those of the caller's namespace of processes.

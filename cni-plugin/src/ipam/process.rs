@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
 };
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,6 +30,8 @@ const OUTPUT_MAX: usize = 1 << 20;
 pub(super) struct Output {
     /// Whether it ended with 0.
     pub(super) success: bool,
+    /// Whether processes that it started go on after it succeeded.
+    pub(super) has_left: bool,
     /// How it ended, for a person.
     pub(super) status: ExitStatus,
     /// A result, or an error.
@@ -58,14 +61,21 @@ pub(super) enum RunError {
     Timeout(PathBuf),
 }
 
-/// Runs the plugin with our environment, another command and this input.
-pub(super) fn run(path: &Path, command: &str, input: &[u8], deadline: Instant) -> Result<Output, RunError> {
-    let mut group = Group::start(path, command)?;
+/// Runs the plugin with our environment, another command, these variables and this input.
+pub(super) fn run(
+    path: &Path,
+    command: &str,
+    variables: &[(&str, OsString)],
+    input: &[u8],
+    deadline: Instant,
+) -> Result<Output, RunError> {
+    let mut group = Group::start(path, command, variables)?;
     match exchange(&mut group, command, input, deadline) {
         Ok(Some((stdout, stderr))) if stdout.len() <= OUTPUT_MAX => {
             let status = group.end().map_err(|source| RunError::Wait { path: path.to_owned(), source })?;
             let stderr = String::from_utf8_lossy(&stderr).into_owned();
-            Ok(Output { success: status.success(), status, stdout, stderr })
+            let has_left = status.code() == Some(i32::from(supervisor::HAS_LEFT));
+            Ok(Output { success: status.success() || has_left, has_left, status, stdout, stderr })
         }
         Ok(Some(_)) => Err(RunError::TooLong(path.to_owned())),
         Ok(None) => Err(RunError::Timeout(path.to_owned())),
@@ -81,7 +91,7 @@ struct Group {
 }
 
 impl Group {
-    fn start(path: &Path, command: &str) -> Result<Self, RunError> {
+    fn start(path: &Path, command: &str, variables: &[(&str, OsString)]) -> Result<Self, RunError> {
         let mut program = Command::new(supervisor::PROGRAM);
         if command == "DEL" && !are_arguments_readable() {
             // Plugins refuse them as ADD does here, and a pod must be able to go.
@@ -92,6 +102,7 @@ impl Group {
             .arg(std::process::id().to_string())
             .arg(path)
             .env("CNI_COMMAND", command)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -112,7 +123,8 @@ impl Group {
         // Not waited for yet: as long as it is not, no other group can have its number.
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         let ended = waitid(WaitId::PidFd(self.process.as_fd()), options)?;
-        if ended.and_then(|status| status.exit_status()) != Some(0) {
+        let code = ended.and_then(|status| status.exit_status());
+        if ![Some(0), Some(i32::from(supervisor::HAS_LEFT))].contains(&code) {
             kill(&mut self.leader);
         }
         self.is_done = true;

@@ -24,6 +24,9 @@ pub(super) const PROGRAM: &str = "/proc/self/exe";
 /// The first argument that makes this program a supervisor. Runtimes start plugins without arguments.
 pub(super) const VERB: &str = "supervise";
 
+/// The exit code for a plugin that succeeded, while processes that it started go on.
+pub(super) const HAS_LEFT: u8 = 113;
+
 /// A plugin that is being installed can be busy for a moment.
 const BUSY_TRIES: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
@@ -35,6 +38,7 @@ pub fn supervise(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCo
     let parent = arguments.next().and_then(|text| text.to_str()?.parse().ok()).and_then(Pid::from_raw)?;
     let plugin = arguments.next()?;
     Some(match run(parent, &plugin) {
+        Ok(status) if status.success() && descendants::has_left(getpid()) => ExitCode::from(HAS_LEFT),
         Ok(status) => exit_like(status),
         Err(error) => {
             let code = match error.kind() {
@@ -86,7 +90,8 @@ fn watch(child: &mut Child, child_process: &OwnedFd, parent: &OwnedFd) -> io::Re
         if plugin {
             let status = child.wait()?;
             if !status.success() {
-                // What a plugin that succeeded left behind may be a daemon; of one that failed nothing goes on.
+                // What a plugin that succeeded left behind is judged when its addresses are released; of one that failed
+                // nothing goes on.
                 descendants::end(getpid());
             }
             return Ok(status);
@@ -123,5 +128,6 @@ fn exit_like(status: ExitStatus) -> ExitCode {
             let _ = kill_process(getpid(), signal);
         }
     }
-    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != HAS_LEFT);
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
 }

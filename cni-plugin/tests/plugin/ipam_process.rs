@@ -7,10 +7,10 @@ use std::io::ErrorKind;
 use std::process::Command;
 
 /// What the plugins below answer.
-const ANSWER: &str = r#"echo '{"ips": [{"address": "10.9.0.2/24"}]}'"#;
+pub(crate) const ANSWER: &str = r#"echo '{"ips": [{"address": "10.9.0.2/24"}]}'"#;
 
 /// A network whose IPAM plugin is this shell script, which leases by writing a file.
-fn with_plugin<'n>(node: &'n Node, pod: &Holder, text: &str) -> Call<'n> {
+pub(crate) fn with_plugin<'n>(node: &'n Node, pod: &Holder, text: &str) -> Call<'n> {
     node.sh(&format!(
         "mkdir -p /run/plugins; cat >/run/plugins/odd <<'END'\n#!/bin/sh\n{text}\nEND\nchmod 755 /run/plugins/odd"
     ));
@@ -177,5 +177,73 @@ fn an_add_that_cannot_start_a_process_fails_in_words_and_leaves_nothing() {
             call.ok("DEL");
         }
         call.ok("DEL");
+    }
+}
+
+#[test]
+fn a_worker_that_a_successful_plugin_left_behind_leases_nothing_after_the_del() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let before = node.traces();
+    let worker = "setsid sh -c 'sleep 67; echo l >/run/lease' >/dev/null 2>&1 </dev/null &";
+    let call = with_plugin(&node, &pod, &format!("[ $CNI_COMMAND = DEL ] || {{ {worker} {ANSWER}; }}"));
+    call.ok("ADD");
+    call.ok("DEL");
+    until_gone(&node, "sleep 67");
+    assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
+}
+
+#[test]
+fn what_a_left_worker_leased_before_it_was_ended_is_given_back() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    // It leases as soon as the plugin's DEL has run.
+    let worker = "setsid sh -c 'until [ -e /run/del ]; do sleep 0.01; done; echo l >/run/lease; sleep 68' >/dev/null 2>&1 &";
+    let del = "rm -f /run/lease; [ -e /run/del ] || { touch /run/del; until [ -e /run/lease ]; do sleep 0.01; done; }";
+    let call = with_plugin(
+        &node,
+        &pod,
+        &format!("[ $CNI_COMMAND = DEL ] && {{ {del}; }} || {{ {worker} {ANSWER}; }}"),
+    );
+    call.ok("ADD");
+    call.ok("DEL");
+    until_gone(&node, "sleep 68");
+    assert_eq!(node.sh("ls /run/lease 2>/dev/null; true"), "");
+}
+
+#[test]
+fn a_daemon_that_others_use_outlives_a_call_that_fails_and_its_del() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let daemon = "setsid perl -MIO::Socket::UNIX -e 'IO::Socket::UNIX->new(Local => \"/run/d\", Listen => 1) or die; sleep 69'";
+    let start = format!(
+        "{daemon} >/dev/null 2>&1 </dev/null & echo $! >/run/daemon; until [ -S /run/d ]; do sleep 0.01; done"
+    );
+    for end in ["exit 1", ANSWER] {
+        let call = with_plugin(&node, &pod, &format!("[ $CNI_COMMAND = DEL ] || {{ {start}; {end}; }}"));
+        assert_eq!(call.run("ADD").success, end == ANSWER);
+        call.ok("DEL");
+        // Fails if it has ended.
+        node.sh("kill $(cat /run/daemon); rm /run/d");
+    }
+}
+
+#[test]
+fn nothing_leases_after_the_plugin_and_its_supervisor_were_killed_at_once() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let before = node.traces();
+    let child = "setsid sh -c 'echo $0 >/run/supervisor; sleep 70; echo l >/run/lease' $PPID & wait";
+    let call = with_plugin(&node, &pod, &format!("[ $CNI_COMMAND = DEL ] || {{ {child}; {ANSWER}; }}"));
+    for signals in [["STOP"].as_slice(), &["STOP", "KILL"]] {
+        let mut add = call.start("ADD");
+        wait_until("the plugin runs", || !node.sh("cat /run/supervisor 2>/dev/null; true").is_empty());
+        // Stopped, it does not notice the end of the call.
+        node.sh(&format!("kill -{} $(cat /run/supervisor)", signals[0]));
+        add.kill().unwrap();
+        add.wait().unwrap();
+        for signal in &signals[1..] {
+            node.sh(&format!("kill -{signal} $(cat /run/supervisor)"));
+        }
+        call.ok("DEL");
+        until_gone(&node, "sleep 70");
+        node.sh("rm /run/supervisor");
+        assert_eq!((node.traces(), link(&pod)), (before.clone(), Value::Null));
     }
 }

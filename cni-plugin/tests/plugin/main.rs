@@ -21,6 +21,7 @@ mod host_device;
 mod host_link;
 mod ipam;
 mod ipam_process;
+mod ipam_release;
 mod ipv6;
 mod killed;
 mod kube_ovn;

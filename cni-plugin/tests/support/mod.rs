@@ -58,6 +58,12 @@ impl<'n> Call<'n> {
         self
     }
 
+    /// Without a variable.
+    pub(crate) fn without(mut self, name: &'static str) -> Self {
+        self.variables.retain(|(known, _)| *known != name);
+        self
+    }
+
     /// With these keys in the configuration; `null` removes one.
     pub(crate) fn with(mut self, keys: Value) -> Self {
         let (Some(config), Value::Object(keys)) = (self.config.as_object_mut(), keys) else {

@@ -1,0 +1,119 @@
+//! Notes of the attachments whose addresses an IPAM plugin may have leased, one small file each: written before the plugin
+//! is asked, removed when it has released them. Without a note a DEL could not distinguish an attachment that never leased
+//! anything from one whose plugin was missing when it was detached, and a GC could not release what no DEL released. Kept
+//! apart from the attachment records, so that the device itself is free.
+
+use crate::protocol::environment::Attachment;
+use macvtap::file::{self, Durability, FileError};
+use macvtap::paths::Paths;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Far above what a note with the longest arguments takes.
+const SIZE_MAX: u64 = 256 << 10;
+
+/// The note of one attachment.
+#[derive(Clone, Debug)]
+pub(crate) struct Note {
+    path: PathBuf,
+    container: String,
+    interface: String,
+    /// Variables of a call for this attachment which the call being served does not have.
+    variables: Vec<(&'static str, OsString)>,
+}
+
+/// What a note says. The first release wrote empty ones.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Noted {
+    /// Name of the network.
+    network: String,
+    /// `CNI_NETNS`.
+    netns: String,
+    /// `CNI_ARGS`.
+    args: String,
+    /// Whether a process of the plugin's ADD may still run.
+    is_running: bool,
+}
+
+impl Note {
+    /// Returns the note of a container's interface; both were judged where they were read, and are file names.
+    pub(crate) fn of(paths: &Paths, container: &str, interface: &str) -> Self {
+        let path = paths.unreturned().join(format!("{container}:{interface}"));
+        let (container, interface) = (container.to_owned(), interface.to_owned());
+        Self { path, container, interface, variables: Vec::new() }
+    }
+
+    /// Returns the note of an attachment.
+    pub(crate) fn about<N>(paths: &Paths, attachment: &Attachment<N>) -> Self {
+        Self::of(paths, &attachment.container_id, attachment.ifname.as_str())
+    }
+
+    /// Returns the notes of a network, for a call that is not about one attachment.
+    pub(crate) fn list(paths: &Paths, network: &str) -> Vec<Self> {
+        let entries = std::fs::read_dir(paths.unreturned()).into_iter().flatten().flatten();
+        let named = |name: &str| {
+            let (container, interface) = name.split_once(':').filter(|_| !name.starts_with('.'))?;
+            let mut note = Self::of(paths, container, interface);
+            let noted = note.read().filter(|noted| noted.network == network)?;
+            note.variables = vec![("CNI_CONTAINERID", container.into()), ("CNI_IFNAME", interface.into())];
+            let given = [("CNI_NETNS", noted.netns), ("CNI_ARGS", noted.args)].into_iter();
+            let given = given.filter(|(_, value)| !value.is_empty());
+            note.variables.extend(given.map(|(name, value)| (name, value.into())));
+            Some(note)
+        };
+        entries.filter_map(|entry| named(entry.file_name().to_str()?)).collect()
+    }
+
+    /// Whether the attachment is the one with these names.
+    pub(crate) fn is_of(&self, container: &str, interface: &str) -> bool {
+        self.container == container && self.interface == interface
+    }
+
+    /// Returns the value by which the processes of the plugin's ADD are known.
+    pub(super) fn mark(&self) -> String {
+        format!("{}:{}", self.container, self.interface)
+    }
+
+    /// Returns the variables that the plugin gets in addition to those of the call.
+    pub(super) fn variables(&self) -> &[(&'static str, OsString)] {
+        &self.variables
+    }
+
+    /// Whether there is a note.
+    pub(crate) fn is_there(&self) -> bool {
+        self.read().is_some()
+    }
+
+    /// Whether a process of the plugin's ADD may still run.
+    pub(super) fn is_running(&self) -> bool {
+        self.read().is_some_and(|noted| noted.is_running)
+    }
+
+    /// Returns the content, if there is a note. One that cannot be parsed says no more than that there is one.
+    fn read(&self) -> Option<Noted> {
+        match file::read(&self.path, SIZE_MAX) {
+            Ok(text) => text.map(|text| serde_json::from_slice(&text).unwrap_or_default()),
+            Err(_) => Some(Noted::default()),
+        }
+    }
+
+    /// Notes that the plugin is being asked, or has answered; `is_running` as in [`Noted`].
+    pub(super) fn write(&self, network: &str, is_running: bool) -> Result<(), FileError> {
+        let variable = |name| std::env::var(name).unwrap_or_default();
+        let (netns, args) = (variable("CNI_NETNS"), variable("CNI_ARGS"));
+        let noted = Noted { network: network.to_owned(), netns, args, is_running };
+        let json = serde_json::to_vec(&noted).unwrap_or_default();
+        file::replace(&self.path, &json, Durability::Memory)
+    }
+
+    /// Leaves a note, whatever it says, after a release that failed; removes it after one that succeeded.
+    pub(crate) fn settle<E>(&self, network: &str, released: &Result<(), E>) -> Result<(), FileError> {
+        match (released, self.read()) {
+            (Ok(()), _) => file::remove(&self.path),
+            (Err(_), Some(_)) => Ok(()),
+            (Err(_), None) => self.write(network, false),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Addresses are given back: by the DEL that follows, by the next one, or by a GC.
+
+use crate::ipam::{host_local, leases, script};
+use crate::ipam_process::{ANSWER, with_plugin};
+use crate::support::{Answer, Call, Node, has_plugins, link, node_and_pods, record, wait_until};
+use serde_json::{Value, json};
+
+#[test]
+fn what_a_plugin_leased_before_it_was_killed_is_given_back() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    std::fs::write(node.paths().cni_settings(), "{\"ipamTimeoutSeconds\": 1}").unwrap();
+    script(&node, "slow", "echo $CNI_COMMAND >>/run/calls; [ $CNI_COMMAND = DEL ] || exec sleep 600");
+    let config = json!({"ipam": {"type": "slow"}});
+    let message = Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/run/plugins").fails("ADD", 101);
+    assert!(message.contains("did not end in time"), "{message}");
+    assert_eq!(node.sh("cat /run/calls"), "ADD\nDEL\n");
+}
+
+#[test]
+fn a_lease_whose_plugin_is_missing_in_a_del_is_given_back_when_it_is_back() {
+    let Some((node, [pod, next])) = has_plugins().then(node_and_pods).flatten() else { return };
+    let before = node.traces();
+    node.sh("mkdir -p /run/plugins; cp /usr/lib/cni/host-local /run/plugins/");
+    let call = |pod, container| {
+        let call = Call::new(&node, pod, container).with(json!({"ipam": host_local(false)}));
+        call.var("CNI_PATH", "/run/plugins")
+    };
+    call(&pod, "c1").ok("ADD");
+    node.sh("mv /run/plugins/host-local /run/kept");
+    for _ in 0..3 {
+        let message = call(&pod, "c1").fails("DEL", 101);
+        assert!(message.contains("IPAM plugin host-local is in none of the directories"), "{message}");
+        assert_eq!(link(&pod), Value::Null, "the link goes all the same");
+    }
+    assert_eq!(record(&node, 0), None, "the device is free");
+    node.sh("mv /run/kept /run/plugins/host-local");
+    call(&pod, "c1").ok("DEL");
+    assert_eq!((leases(&node), node.traces()), (String::new(), before.clone()));
+    // The device itself is free meanwhile.
+    call(&pod, "c1").ok("ADD");
+    node.sh("mv /run/plugins/host-local /run/kept");
+    call(&pod, "c1").fails("DEL", 101);
+    let other = call(&next, "c2").with(json!({"ipam": {}}));
+    other.ok("ADD");
+    let gc = json!({"cniVersion": "1.1.0", "cni.dev/valid-attachments": []});
+    other.clone().with(gc).ok("GC");
+    other.ok("ADD");
+    call(&pod, "c1").fails("DEL", 101);
+    node.sh("mv /run/kept /run/plugins/host-local");
+    other.ok("DEL");
+    call(&pod, "c1").ok("DEL");
+    assert_eq!((leases(&node), node.traces()), (String::new(), before));
+}
+
+#[test]
+fn a_plugin_that_fails_in_a_del_is_asked_again_by_the_next() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let before = node.traces();
+    let answer = "{\"ips\": [{\"address\": \"10.9.0.2/24\"}]}";
+    script(&node, "odd", &format!("[ $CNI_COMMAND = ADD ] && echo '{answer}' || test -e /run/daemon"));
+    let config = json!({"ipam": {"type": "odd"}});
+    let call = Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/run/plugins");
+    call.ok("ADD");
+    call.fails("DEL", 101);
+    assert_eq!((record(&node, 0), link(&pod)), (None, Value::Null));
+    call.fails("DEL", 101);
+    node.sh("touch /run/daemon");
+    call.ok("DEL");
+    call.ok("DEL");
+    assert_eq!(node.traces(), before);
+}
+
+#[test]
+fn an_add_waits_for_the_del_that_gives_its_containers_addresses_back() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let answer = "{\"ips\": [{\"address\": \"10.9.0.2/24\"}]}";
+    let text = format!(
+        "echo begin $CNI_COMMAND >>/run/calls\n[ $CNI_COMMAND = ADD ] && echo '{answer}' || read _ </run/gate\necho end $CNI_COMMAND >>/run/calls"
+    );
+    script(&node, "slow", &text);
+    node.sh("mkfifo /run/gate");
+    let config = json!({"ipam": {"type": "slow"}});
+    let call = Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/run/plugins");
+    call.ok("ADD");
+    let del = call.start("DEL");
+    wait_until("the DEL is asking", || node.sh("cat /run/calls").ends_with("begin DEL\n"));
+    let add = call.start("ADD");
+    // As the kernel shows who waits for a lock (proc_locks(5)).
+    let waits = format!(" {} ", add.id());
+    wait_until("the ADD waits", || {
+        std::fs::read_to_string("/proc/locks")
+            .unwrap()
+            .lines()
+            .any(|line| line.contains("->") && line.contains(&waits))
+    });
+    node.sh("echo >/run/gate");
+    assert!(Answer::of(del).success && Answer::of(add).success);
+    assert_eq!(node.sh("cat /run/calls"), "begin ADD\nend ADD\nbegin DEL\nend DEL\nbegin ADD\nend ADD\n");
+    assert!(Node::ip(&pod, "addr show dev net1").contains("inet 10.9.0.2/24"));
+}
+
+#[test]
+fn a_garbage_collection_gives_back_what_no_del_gave_back() {
+    let Some((node, pods)) = node_and_pods::<3>() else { return };
+    let before = node.traces();
+    // As plugins that are older than GC do.
+    let lease = format!(
+        "mkdir -p /run/l; echo $CNI_ARGS >/run/l/$CNI_CONTAINERID; [ ! -e /run/slow ] || exec sleep 71; {ANSWER}"
+    );
+    let text = format!(
+        "case $CNI_COMMAND in ADD) {lease};; DEL) rm -f /run/l/$CNI_CONTAINERID;; *) echo '{{\"code\": 4}}'; exit 1;; esac"
+    );
+    let call = |index: usize, container: &str| {
+        let call = with_plugin(&node, &pods[index], &text).with(json!({"cniVersion": "1.1.0"}));
+        call.device(u32::try_from(index).unwrap()).var("CNI_CONTAINERID", container)
+    };
+    call(0, "kept").ok("ADD");
+    call(1, "gone").ok("ADD");
+    node.sh("touch /run/slow");
+    let mut killed = call(2, "killed").start("ADD");
+    wait_until("it leases", || node.sh("ls /run/l").contains("killed"));
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let gc = |valid: Value| {
+        let gc = with_plugin(&node, &pods[0], &text).with(json!({"cniVersion": "1.1.0"}));
+        let gc = gc.with(json!({"cni.dev/valid-attachments": valid}));
+        ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS"]
+            .into_iter()
+            .fold(gc, Call::without)
+            .ok("GC");
+    };
+    gc(json!([{"containerID": "kept", "ifname": "net1"}]));
+    assert_eq!(node.sh("ls /run/l").trim(), "kept");
+    gc(json!([]));
+    assert_eq!(node.sh("ls /run/l"), "");
+    assert_eq!(node.traces(), before);
+}
