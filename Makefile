@@ -7,7 +7,7 @@ MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz simulate killed generate docs release images cluster-up cluster-down fmt deny lint tool
+.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz simulate killed generate docs release images cluster-up cluster-down fmt deny lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -38,6 +38,9 @@ test-cluster: tool ## Tests on a real cluster (root), or on that of KUBECONFIG
 
 test-kube-ovn: tool ## Tests with the real kube-ovn, which gives macvtaps their addresses (root)
 	@$(CLUSTER) test kube-ovn
+
+test-upgrade: tool ## Upgrade from the first release and back under running and starting pods (root); not part of make test: it builds that release
+	@$(CLUSTER) test upgrade
 
 test-kubevirt: tool ## Tests with the real KubeVirt (root); not part of make test: its first build takes a quarter of an hour
 	@$(CLUSTER) test kubevirt

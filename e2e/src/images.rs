@@ -154,7 +154,7 @@ fn host() -> Result<String> {
 /// The target of a profile's programs. The plugin is started for every pod, and glibc asks the processor what it is at
 /// every start, some fifty times. On a virtual machine the hypervisor answers, which takes a third of a millisecond; musl
 /// does not ask. A compiler that has no musl makes the same plugin with glibc.
-fn target(checkout: &Checkout, profile: &str) -> Result<String> {
+pub(crate) fn target(checkout: &Checkout, profile: &str) -> Result<String> {
     let host = host()?;
     if profile != PLUGIN.profile {
         return Ok(host);
@@ -193,10 +193,6 @@ pub fn kubectl_plugin(checkout: &Checkout) -> Result<PathBuf> {
 /// copies from it.
 fn assemble(checkout: &Checkout, name: &str, sources: &[Source]) -> Result<Image> {
     let dir = checkout.path("images").join(name);
-    let path = dir.join("Containerfile");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let stage = containerfile::last_stage(&text).with_context(|| format!("read {}", path.display()))?;
-
     let out = checkout.artefacts().join("image-out").join(name);
     layout::remove(&out)?;
     fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
@@ -207,8 +203,24 @@ fn assemble(checkout: &Checkout, name: &str, sources: &[Source]) -> Result<Image
             Source::Busybox => busybox(checkout, &out)?,
         }
     }
-    let layer = layer(&out, &stage).with_context(|| format!("pack image {name}"))?;
-    write_archive(checkout, name, &stage, &layer)
+    let archive = checkout.images().join(format!("{name}.tar"));
+    pack(name, &dir.join("Containerfile"), &out, &reference(name), &archive)
+}
+
+/// Writes the archive of an image: `out` stands for `/out` of the building stage of its description.
+pub(crate) fn pack(
+    name: &str,
+    containerfile: &Path,
+    out: &Path,
+    reference: &str,
+    archive: &Path,
+) -> Result<Image> {
+    let text =
+        fs::read_to_string(containerfile).with_context(|| format!("read {}", containerfile.display()))?;
+    let stage =
+        containerfile::last_stage(&text).with_context(|| format!("read {}", containerfile.display()))?;
+    let layer = layer(out, &stage).with_context(|| format!("pack image {name}"))?;
+    write_archive(name, &stage, &layer, reference, archive)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -308,7 +320,7 @@ pub(crate) fn executable(path: &Path) -> Result<()> {
     fs::set_permissions(path, mode).with_context(|| format!("make {} executable", path.display()))
 }
 
-fn write_archive(checkout: &Checkout, name: &str, stage: &Stage, layer: &[u8]) -> Result<Image> {
+fn write_archive(name: &str, stage: &Stage, layer: &[u8], reference: &str, file: &Path) -> Result<Image> {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -323,7 +335,6 @@ fn write_archive(checkout: &Checkout, name: &str, stage: &Stage, layer: &[u8]) -
     .to_string();
     let digest = layout::sha256_hex(config.as_bytes());
     let config_name = format!("{digest}.json");
-    let reference = reference(name);
     let manifest =
         json!([{"Config": config_name, "RepoTags": [reference], "Layers": ["layer.tar"]}]).to_string();
 
@@ -336,13 +347,13 @@ fn write_archive(checkout: &Checkout, name: &str, stage: &Stage, layer: &[u8]) -
         append(&mut archive, entry, tar::EntryType::Regular, 0o644, content, None)?;
     }
     let archive = archive.into_inner().context("finish the archive")?;
-    let file = checkout.images().join(format!("{name}.tar"));
-    if fs::read(&file).is_ok_and(|old| old == archive) {
-        return Ok(Image { reference, size: layer.len() as u64, digest });
+    let image = Image { reference: reference.to_owned(), size: layer.len() as u64, digest };
+    if fs::read(file).is_ok_and(|old| old == archive) {
+        return Ok(image);
     }
     layout::write(&file.with_extension("part"), &archive)?;
-    fs::rename(file.with_extension("part"), &file).with_context(|| format!("write {}", file.display()))?;
-    Ok(Image { reference, size: layer.len() as u64, digest })
+    fs::rename(file.with_extension("part"), file).with_context(|| format!("write {}", file.display()))?;
+    Ok(image)
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ pub const NAMESPACE: &str = "macvtap-system";
 /// The release's name.
 pub const RELEASE: &str = "macvtap";
 
-/// Helm for a cluster.
-fn helm(cluster: &Cluster) -> Command {
+/// Helm for a cluster; append what it should do.
+pub fn helm(cluster: &Cluster) -> Command {
     let mut command = Command::new(cluster.checkout().bin().join("helm"));
     // Helm keeps caches below the user's home unless it is told otherwise.
     let home = cluster.checkout().artefacts().join("helm");
@@ -61,7 +61,8 @@ pub fn restart_changed(cluster: &Cluster, images: &[Image]) -> Result<()> {
     layout::write(&stamp, digests)
 }
 
-fn wait_ready(cluster: &Cluster) -> Result<()> {
+/// Waits until operator and agents are rolled out.
+pub fn wait_ready(cluster: &Cluster) -> Result<()> {
     for workload in ["deployment/macvtap-operator", "daemonset/macvtap-node-agent"] {
         let timeout = format!("--timeout={}s", Duration::from_secs(90).as_secs());
         let args = ["-n", NAMESPACE, "rollout", "status", workload, &timeout];

@@ -21,6 +21,7 @@ pub mod containerfile;
 pub mod control_plane;
 pub mod demo;
 pub mod diagnose;
+pub mod first_release;
 pub mod guest_lab;
 pub mod images;
 pub mod install;

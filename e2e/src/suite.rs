@@ -15,7 +15,8 @@ use serde::Deserialize;
 use crate::layout::Checkout;
 use crate::progress::say;
 use crate::{
-    Cluster, chaos, components, guest_lab, images, kube_ovn, kubevirt, layout, prerequisites, process,
+    Cluster, chaos, components, first_release, guest_lab, images, kube_ovn, kubevirt, layout, prerequisites,
+    process,
 };
 
 /// One kind of check.
@@ -37,6 +38,8 @@ pub enum Stage {
     Cluster,
     /// Tests on real clusters with kube-ovn.
     KubeOvn,
+    /// Upgrade from the first release and back on a real cluster. It builds that release, so it is run on its own.
+    Upgrade,
     /// Tests on a real cluster with KubeVirt. Its programs take long to build, so it is run on its own.
     #[value(name = "kubevirt")]
     KubeVirt,
@@ -55,6 +58,11 @@ impl Stage {
         Self::KubeOvn,
     ];
 
+    /// Whether its tests need a cluster with nodes.
+    fn has_nodes(self) -> bool {
+        matches!(self, Self::Cluster | Self::KubeOvn | Self::Upgrade | Self::KubeVirt)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Format => "format",
@@ -65,6 +73,7 @@ impl Stage {
             Self::Api => "api",
             Self::Cluster => "cluster",
             Self::KubeOvn => "kube-ovn",
+            Self::Upgrade => "upgrade",
             Self::KubeVirt => "kubevirt",
         }
     }
@@ -111,6 +120,7 @@ fn end_clusters(stage: Stage) -> Result<()> {
     let names = match stage {
         Stage::Cluster => &[&tests, "standalone", "field"][..],
         Stage::KubeOvn => &["kube-ovn", "kube-ovn-thick"],
+        Stage::Upgrade => &["upgrade"],
         Stage::KubeVirt => &["kubevirt"],
         Stage::Format | Stage::Lint | Stage::Unit | Stage::Kernel | Stage::Guest | Stage::Api => {
             return Ok(());
@@ -124,10 +134,7 @@ fn end_clusters(stage: Stage) -> Result<()> {
 
 fn prepare(checkout: &Checkout, stages: &[Stage]) -> Result<()> {
     prerequisites::ensure(checkout)?;
-    if stages
-        .iter()
-        .any(|stage| matches!(stage, Stage::Api | Stage::Cluster | Stage::KubeOvn | Stage::KubeVirt))
-    {
+    if stages.iter().any(|stage| *stage == Stage::Api || stage.has_nodes()) {
         components::build(checkout)?;
     }
     if stages.contains(&Stage::KubeOvn) {
@@ -136,7 +143,10 @@ fn prepare(checkout: &Checkout, stages: &[Stage]) -> Result<()> {
     if stages.contains(&Stage::KubeVirt) {
         kubevirt::build(checkout)?;
     }
-    if stages.iter().any(|stage| matches!(stage, Stage::Cluster | Stage::KubeOvn | Stage::KubeVirt)) {
+    if stages.contains(&Stage::Upgrade) {
+        first_release::build(checkout)?;
+    }
+    if stages.iter().any(|stage| stage.has_nodes()) {
         images::build(checkout, &images::ALL)?;
     }
     Ok(())
@@ -193,6 +203,7 @@ fn command(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<C
         | Stage::Api
         | Stage::Cluster
         | Stage::KubeOvn
+        | Stage::Upgrade
         | Stage::KubeVirt => {
             command.args(["test", "--locked", "--no-fail-fast", "--workspace"]);
         }
@@ -233,6 +244,8 @@ impl Program {
             Stage::Guest
         } else if self.name.starts_with("kube_ovn") {
             Stage::KubeOvn
+        } else if self.name.starts_with("upgrade") {
+            Stage::Upgrade
         } else if self.name.starts_with("kubevirt") {
             Stage::KubeVirt
         } else if self.package == "e2e" {

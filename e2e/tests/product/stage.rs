@@ -28,12 +28,17 @@ pub(crate) struct Stage {
 impl Stage {
     /// Waits for the turn, and for the cluster; none when this machine may not have one.
     fn new(namespace: &str) -> Result<Option<Self>> {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(cluster) = Cluster::shared()? else { return Ok(None) };
         ensure!(
             !cluster.nodes().is_empty(),
             "these tests look into nodes: they need the local cluster, unset KUBECONFIG"
         );
+        Self::on(cluster, namespace).map(Some)
+    }
+
+    /// Waits for the turn on this cluster.
+    pub(crate) fn on(cluster: &'static Cluster, namespace: &str) -> Result<Self> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let stage = Self {
             cluster,
             kubectl: cluster.kubectl(),
@@ -45,7 +50,7 @@ impl Stage {
         stage
             .kubectl
             .apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}}}}}"))?;
-        Ok(Some(stage))
+        Ok(stage)
     }
 
     pub(crate) fn node(&self, name: &str) -> Result<&'static Node> {
