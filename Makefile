@@ -7,7 +7,7 @@ MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-pods bench-idle bench-scale chaos fuzz simulate killed generate docs release images cluster-up cluster-down fmt deny lint tool
+.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-pods bench-idle bench-scale chaos faults fuzz simulate killed generate docs release images cluster-up cluster-down fmt deny lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -57,8 +57,12 @@ bench-idle: tool ## Measure what an agent costs on a node with 512 links while o
 bench-scale: tool ## Measure the operator with 5,000 simulated nodes and 20 pools, beside the API server's own limit
 	@$(CLUSTER) bench-scale
 
-chaos: tool ## Break things under the agent on a real cluster as often as it takes (root); results in target/chaos
-	@$(CLUSTER) chaos
+MINUTES ?= 10
+chaos: tool ## Random faults on a real cluster for MINUTES minutes (SEED=n repeats a run), with a judge that checks a model (root)
+	@$(CLUSTER) chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+faults: tool ## Run the tests that inject one fault after the other with full counts (root); results in target/chaos
+	@$(CLUSTER) faults
 
 fuzz: ## Ten million hostile inputs for everything the plugin reads; make test tries some of them
 	MACVTAP_FUZZ_INPUTS=10000000 cargo test --locked --release -p macvtap-cni --test fuzz -- --show-output

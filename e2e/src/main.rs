@@ -138,8 +138,20 @@ enum Command {
         #[arg(long)]
         beside: Option<PathBuf>,
     },
-    /// Break things under the agent on a cluster, as often as it takes, and print what that gave
+    /// Inject faults at random, several at once, while pods come and go, and check a model of the cluster throughout
     Chaos {
+        /// Decides what happens; a random one is printed
+        #[arg(long)]
+        seed: Option<u64>,
+        /// For how long faults are injected
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+        minutes: u64,
+        /// Only faults of these kinds
+        #[arg(long, value_enum, value_delimiter = ',')]
+        only: Vec<chaos::Kind>,
+    },
+    /// Run the tests that inject one fault after the other with full counts, and print what that gave
+    Faults {
         /// Only tests whose name contains this
         #[arg(long)]
         matching: Option<String>,
@@ -229,7 +241,8 @@ fn run(command: Command) -> Result<ExitCode> {
             let stages = if stages.is_empty() { Stage::ALL.to_vec() } else { stages };
             suite::run(&stages, &Selection { matching, repeat, ..Selection::default() })?;
         }
-        Command::Chaos { matching } => break_things(matching)?,
+        Command::Chaos { seed, minutes, only } => chaos::run(&chaos::Settings { seed, minutes, only })?,
+        Command::Faults { matching } => inject_faults(matching)?,
         Command::Bench { beside_plugin, beside_agent } => {
             return bench(&checkout, beside_plugin, beside_agent);
         }
@@ -288,7 +301,7 @@ fn build_images(checkout: &Checkout, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn break_things(matching: Option<String>) -> Result<()> {
+fn inject_faults(matching: Option<String>) -> Result<()> {
     if matching.is_none() {
         chaos::clear()?;
     }

@@ -90,6 +90,11 @@ impl Node {
         })
     }
 
+    /// The node's root directory as this process reaches it, with all that is mounted there.
+    pub fn root(&self) -> Result<PathBuf> {
+        Ok(PathBuf::from(format!("/proc/{}/root", self.holder()?)))
+    }
+
     /// A command that will run in the node's namespaces; append the program.
     pub fn command(&self) -> Result<Command> {
         Ok(namespaces::in_node(self.holder()?))
