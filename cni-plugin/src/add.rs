@@ -209,14 +209,21 @@ fn attach(mut pending: impl Pending, adding: &Adding<'_>) -> Result<CniResult, C
 impl Adding<'_> {
     fn report(&self, link: &Link, lease: Option<CniResult>) -> CniResult {
         let mut result = self.network.prev_result.clone().unwrap_or_default();
-        let ours = result.interfaces.len();
-        result.interfaces.push(Interface {
+        let interface = Interface {
             name: link.name.clone(),
             mac: link.device_mac().map(|mac| mac.to_string()).unwrap_or_default(),
             mtu: Some(link.mtu),
             sandbox: self.attachment.netns.display().to_string(),
             more: serde_json::Map::new(),
-        });
+        };
+        // A result that came from an earlier ADD of this attachment has it already, as it was.
+        let same = |other: &Interface| other.name == interface.name && other.sandbox == interface.sandbox;
+        let ours = result.interfaces.iter().position(same).unwrap_or(result.interfaces.len());
+        if let Some(known) = result.interfaces.get_mut(ours) {
+            *known = interface;
+        } else {
+            result.interfaces.push(interface);
+        }
         let lease = lease.unwrap_or_default();
         result.ips.extend(lease.ips.into_iter().map(|mut ip| {
             ip.interface = Some(ours);

@@ -73,6 +73,11 @@ impl Document {
         Self { version, name, json }
     }
 
+    /// Returns the version of a configuration that may be invalid otherwise, if it is one that is supported.
+    pub fn version_of(stdin: &[u8]) -> Option<Version> {
+        version(&object(stdin).ok()?).ok()
+    }
+
     /// Everything ADD and CHECK need.
     pub fn network(&self, args: &Args, settings: &Settings) -> Result<Network, CniError> {
         let json = &self.json;

@@ -52,12 +52,12 @@ pub struct Call {
 
 /// Serves one call.
 pub fn run(variables: &impl Variables, stdin: Result<&[u8], &io::Error>) -> Outcome {
-    // An error about the version itself is told in the newest form.
-    let mut version = Version::NEWEST;
-    match serve(variables, stdin, &mut version) {
+    match serve(variables, stdin) {
         Ok(output) => Outcome { output, failed: false },
         Err(error) => {
             tracing::error!(code = error.code, "{}", error.message);
+            // An error about the version itself is reported in the newest form.
+            let version = stdin.ok().and_then(Document::version_of).unwrap_or(Version::NEWEST);
             Outcome { output: Some(error.to_json(version)), failed: true }
         }
     }
@@ -80,17 +80,9 @@ impl<V: Variables> Variables for AsDel<'_, V> {
     }
 }
 
-fn serve(
-    variables: &impl Variables,
-    stdin: Result<&[u8], &io::Error>,
-    version: &mut Version,
-) -> Result<Option<Value>, CniError> {
+fn serve(variables: &impl Variables, stdin: Result<&[u8], &io::Error>) -> Result<Option<Value>, CniError> {
     let Some(command) = Command::read(variables)? else { return Ok(None) };
-    let mut call = || {
-        let call = Call::read(&command, variables, stdin)?;
-        *version = call.document.version;
-        Ok::<_, CniError>(call)
-    };
+    let call = || Call::read(&command, variables, stdin);
     match &command {
         Command::Add(attachment) => {
             let call = call()?;

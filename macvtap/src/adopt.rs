@@ -88,6 +88,8 @@ pub fn adopt<K: Kernel>(
     let Some(found) = find(kernel, lost, namespaces)? else {
         return Ok(None);
     };
+    // Under which tap numbers are judged and noted.
+    let _node = lock::node(paths)?;
     let candidates = candidates(paths, kernel, lost)?;
     // Every tap with this index belongs to another device: somebody gave that device's link another index.
     if candidates.is_empty() {

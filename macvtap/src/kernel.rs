@@ -167,7 +167,7 @@ impl Rtnl {
             }
             Err(error) if !error.is_absent() => {
                 let what = format!("turn off router advertisements for {}", link.name);
-                Err(NetlinkError::Switch { what, source: error })
+                Err(NetlinkError::Switch { what, source: std::io::Error::other(error) })
             }
             _ => Ok(()),
         }

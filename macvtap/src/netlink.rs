@@ -6,7 +6,6 @@
 
 mod answer;
 
-use crate::switch::SwitchError;
 use answer::{Answer, HEADER_LEN, List, ListEnd, read, read_list};
 use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader};
 use netlink_sys::{SocketAddr, protocols::NETLINK_ROUTE};
@@ -103,7 +102,7 @@ pub enum NetlinkError {
         what: String,
         /// Why.
         #[source]
-        source: SwitchError,
+        source: io::Error,
     },
     /// The answer makes no sense.
     #[error("{what}: the kernel's answer {problem}")]

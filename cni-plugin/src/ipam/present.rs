@@ -1,6 +1,6 @@
 //! Addresses and routes that the pod has now, compared with those that it should have.
 
-use crate::ipam::route::{self, EVERYTHING, describe, same_family};
+use crate::ipam::route::{self, EVERYTHING, Entry, describe, entry, same_family};
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Route};
 use ipnet::IpNet;
@@ -10,7 +10,7 @@ use macvtap::netlink::{Kind, NetlinkError};
 use netlink_packet_core::Parseable;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::RouteMessage;
 use std::net::IpAddr;
 
 /// An address of an interface.
@@ -18,17 +18,6 @@ use std::net::IpAddr;
 struct Address {
     ifindex: u32,
     net: IpNet,
-}
-
-/// A unicast route of the pod, as far as routes are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) table: u32,
-    pub(super) destination: IpNet,
-    pub(super) gateway: Option<IpAddr>,
-    pub(super) priority: Option<u32>,
-    /// Absent for a route of several next hops.
-    pub(super) ifindex: Option<u32>,
 }
 
 /// Refuses addresses that another interface of the pod has. kube-ovn has one address per pod and Subnet, and so gives the
@@ -144,40 +133,6 @@ pub(super) fn routes(kernel: &mut Rtnl, family: AddressFamily) -> Result<Vec<Ent
             found.extend(RouteMessage::parse(payload).ok().as_ref().and_then(entry));
         },
     )
-}
-
-pub(super) fn entry(message: &RouteMessage) -> Option<Entry> {
-    let default = match message.header.address_family {
-        AddressFamily::Inet => EVERYTHING[0].addr(),
-        AddressFamily::Inet6 => EVERYTHING[1].addr(),
-        _ => return None,
-    };
-    if message.header.kind != RouteType::Unicast {
-        return None;
-    }
-    let table = u32::from(message.header.table);
-    let mut entry = Entry { table, destination: EVERYTHING[0], gateway: None, priority: None, ifindex: None };
-    let mut destination = default;
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => destination = ip(address)?,
-            RouteAttribute::Gateway(address) => entry.gateway = ip(address),
-            RouteAttribute::Priority(priority) => entry.priority = Some(*priority),
-            RouteAttribute::Table(table) => entry.table = *table,
-            RouteAttribute::Oif(index) => entry.ifindex = Some(*index),
-            _ => {}
-        }
-    }
-    entry.destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
-    Some(entry)
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some((*address).into()),
-        RouteAddress::Inet6(address) => Some((*address).into()),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Routes an IPAM plugin names: completed, and as the kernel takes them. Pure.
 
-use crate::ipam::present::{Entry, entry};
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Ip, Route};
 use ipnet::IpNet;
@@ -22,6 +21,17 @@ const SCOPE_LINK: u8 = 253;
 
 /// The metric of an IPv6 route that names none (`IP6_RT_PRIO_USER` of `net/ipv6.h`); an IPv4 route has 0.
 const V6_METRIC: u32 = 1024;
+
+/// A unicast route of the pod, as far as routes are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) table: u32,
+    pub(super) destination: IpNet,
+    pub(super) gateway: Option<IpAddr>,
+    pub(super) priority: Option<u32>,
+    /// Absent for a route of several next hops.
+    pub(super) ifindex: Option<u32>,
+}
 
 /// Whether an address is of the family of this network.
 pub(crate) fn same_family(net: &IpNet, address: &IpAddr) -> bool {
@@ -147,8 +157,48 @@ pub(crate) fn family(address: IpAddr) -> AddressFamily {
     }
 }
 
+/// A unicast route that the kernel lists; absent for one of another kind.
+pub(super) fn entry(message: &RouteMessage) -> Option<Entry> {
+    let default = match message.header.address_family {
+        AddressFamily::Inet => EVERYTHING[0].addr(),
+        AddressFamily::Inet6 => EVERYTHING[1].addr(),
+        _ => return None,
+    };
+    if message.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let table = u32::from(message.header.table);
+    let mut entry = Entry { table, destination: EVERYTHING[0], gateway: None, priority: None, ifindex: None };
+    let mut destination = default;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::Gateway(address) => entry.gateway = ip(address),
+            RouteAttribute::Priority(priority) => entry.priority = Some(*priority),
+            RouteAttribute::Table(table) => entry.table = *table,
+            RouteAttribute::Oif(index) => entry.ifindex = Some(*index),
+            _ => {}
+        }
+    }
+    entry.destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
+    Some(entry)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
 fn gateway(ips: &[Ip], destination: &IpNet) -> Option<IpAddr> {
-    let usable = |gateway: &IpAddr| same_family(destination, gateway) && !gateway.is_unspecified();
+    // The way to a router that is outside of the addresses' networks is the link itself.
+    let usable = |gateway: &IpAddr| {
+        same_family(destination, gateway)
+            && !gateway.is_unspecified()
+            && *destination != IpNet::from(*gateway)
+    };
     ips.iter().find_map(|ip| ip.gateway.filter(usable))
 }
 
@@ -171,6 +221,7 @@ mod tests {
             (json!({"gw": "fd00::9"}), "::/0 via fd00::9"),
             (json!({"dst": "fd01::/64"}), "fd01::/64"),
             (json!({"dst": "10.9.0.0/16", "scope": 253}), "10.9.0.0/16"),
+            (json!({"dst": "10.0.0.1/32"}), "10.0.0.1/32"),
         ] {
             assert_eq!(describe(&completed(&json!([given])).unwrap()[0]), meant, "{given}");
         }

@@ -107,5 +107,10 @@ fn an_error_has_the_version_of_the_configuration() {
     for version in ["0.3.1", "1.1.0"] {
         let config = json!({"cniVersion": version, "name": "dataplane", "type": "macvtap", "mtu": -1});
         assert_eq!(call(&ADD, &config.to_string()).1["cniVersion"], version);
+        // Whatever else is wrong.
+        let config = json!({"cniVersion": version, "name": "a b"}).to_string();
+        for variables in [&ADD[..], &ADD[..2]] {
+            assert_eq!(call(variables, &config).1["cniVersion"], version);
+        }
     }
 }

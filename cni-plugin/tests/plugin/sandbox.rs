@@ -231,3 +231,36 @@ fn what_gos_decoder_accepts_is_accepted_by_every_verb() {
         assert_eq!(state(&node, &pod), before);
     }
 }
+
+#[test]
+fn a_del_spares_a_link_whose_record_cannot_be_read() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    // The path of the former container's namespace is the next one's by now.
+    Call::new(&node, &pod, "next").ok("ADD");
+    let before = link(&pod);
+    node.sh("echo '{' >/run/macvtap/attachments/dataplaneMvp0");
+    for keys in [json!({"deviceID": null}), json!({"deviceID": "dataplaneMvp1"})] {
+        Call::new(&node, &pod, "former").with(keys).ok("DEL");
+        assert_eq!(link(&pod), before);
+    }
+    // It can be no other device's.
+    Call::new(&node, &pod, "c2").var("CNI_IFNAME", "net2").device(2).ok("ADD");
+    node.sh("rm /run/macvtap/attachments/dataplaneMvp2");
+    Call::new(&node, &pod, "c2").var("CNI_IFNAME", "net2").device(2).ok("DEL");
+    assert!(!Node::ip(&pod, "-br link").contains("net2"));
+}
+
+#[test]
+fn an_interface_that_the_previous_result_has_already_is_reported_once() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let call = Call::new(&node, &pod, "c1");
+    let sandbox = pod.netns().display().to_string();
+    let known = json!({"interfaces": [
+        {"name": "net1", "sandbox": "/run/netns/another"},
+        {"name": "net1", "sandbox": sandbox, "mac": "02:00:00:00:00:01"},
+    ]});
+    let result = call.clone().with(json!({"prevResult": known})).ok("ADD");
+    assert_eq!(result["interfaces"].as_array().unwrap().len(), 2, "{result}");
+    assert_eq!(result["interfaces"][1]["mac"], link(&pod)["address"]);
+    call.with(json!({"prevResult": result})).ok("CHECK");
+}

@@ -7,7 +7,8 @@ use macvtap::detach::{self, Detached};
 use macvtap::kernel::Rtnl;
 use macvtap::record::{Attachment, Holder as RecordHolder};
 use macvtap::tap_pods::{self, PodName, TapPods};
-use macvtap::{attach, records};
+use macvtap::{attach, lock, records};
+use std::time::Duration;
 
 /// Looks for a device's link in the node's namespace and in these pods'.
 fn adopt(node: &Node, slot: u32, pods: &[&Holder]) -> Option<Attachment> {
@@ -58,6 +59,23 @@ fn a_device_whose_record_was_lost_is_adopted_with_its_link_and_can_be_detached()
     assert!(matches!(detached.unwrap(), Detached::Removed(_)));
     assert_eq!(node.traces(), before);
     assert!(!Node::ip(&pod, "-br link").contains("net1"));
+}
+
+#[test]
+fn a_tap_number_is_noted_under_the_lock_of_the_node() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    attach_in(&node, 0, &pod, "c1").unwrap();
+    node.sh("rm -r /run/macvtap/attachments /run/macvtap/taps");
+    let held = lock::node(&node.paths()).unwrap();
+    std::thread::scope(|scope| {
+        let adopting = scope.spawn(|| adopt(&node, 0, &[&pod]));
+        // It waits for the lock, so nothing is noted however long this takes.
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(node.sh("ls /run/macvtap/taps 2>/dev/null; true"), "");
+        drop(held);
+        assert!(adopting.join().unwrap().is_some());
+    });
+    assert_ne!(node.sh("ls /run/macvtap/taps"), "");
 }
 
 #[test]
