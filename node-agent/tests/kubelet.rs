@@ -7,7 +7,7 @@ use macvtap_proto::deviceplugin::{AllocateRequest, ContainerAllocateRequest};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 use support::kubelet::{Kubelet, await_true};
-use support::{Node, eventually, is_root, metric, signal_to};
+use support::{Node, eventually, is_root, metric, serving, signal_to};
 
 const CONFIGURATION: &str = r#"[{"name":"dataplane","lowerDevice":"dp0","mode":"bridge","capacity":50}]"#;
 
@@ -38,13 +38,7 @@ fn a_resource_is_registered_with_its_devices_at_once() {
 
 #[test]
 fn an_allocation_names_the_node_and_touches_no_link() {
-    if !is_root() {
-        return;
-    }
-    let node = node_with_link();
-    let kubelet = Kubelet::start(&node);
-    let _agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, _agent)) = serving(CONFIGURATION) else { return };
     let links = node.sh("ip -o link | wc -l");
     let devices = kubelet.allocate("dataplane", &["dataplaneMvp3", "dataplaneMvp7"]).unwrap();
     let expected = |slot: u32| {
@@ -58,13 +52,7 @@ fn an_allocation_names_the_node_and_touches_no_link() {
 
 #[test]
 fn what_is_not_offered_is_refused_as_a_whole_and_ends_nothing() {
-    if !is_root() {
-        return;
-    }
-    let node = node_with_link();
-    let kubelet = Kubelet::start(&node);
-    let _agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((_node, kubelet, _agent)) = serving(CONFIGURATION) else { return };
     for (ids, reason) in [
         (&["nonsense"][..], "not of the form"),
         (&[""], "not of the form"),
@@ -114,13 +102,7 @@ fn the_most_devices_a_link_can_have_are_listed_preferred_and_allocated() {
 
 #[test]
 fn a_kubelet_that_starts_anew_is_served_at_once_every_time_and_no_descriptor_is_lost() {
-    if !is_root() {
-        return;
-    }
-    let node = node_with_link();
-    let mut kubelet = Kubelet::start(&node);
-    let agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, mut kubelet, agent)) = serving(CONFIGURATION) else { return };
     let worker = agent.worker().unwrap();
     let descriptors = || std::fs::read_dir(format!("/proc/{worker}/fd")).unwrap().count();
     let mut gaps = Vec::new();
@@ -145,12 +127,7 @@ fn a_kubelet_that_starts_anew_is_served_at_once_every_time_and_no_descriptor_is_
 
 #[test]
 fn a_stream_that_is_lost_unasked_leads_to_a_new_registration() {
-    if !is_root() {
-        return;
-    }
-    let node = node_with_link();
-    let kubelet = Kubelet::start(&node);
-    let _agent = node.agent(CONFIGURATION);
+    let Some((node, kubelet, _agent)) = serving(CONFIGURATION) else { return };
     let mut before = kubelet.await_healthy("dataplane", 50).endpoint;
     for _ in 0..3 {
         kubelet.drop_stream("dataplane");
@@ -163,12 +140,7 @@ fn a_stream_that_is_lost_unasked_leads_to_a_new_registration() {
 
 #[test]
 fn a_socket_somebody_removed_is_made_anew() {
-    if !is_root() {
-        return;
-    }
-    let node = node_with_link();
-    let kubelet = Kubelet::start(&node);
-    let _agent = node.agent(CONFIGURATION);
+    let Some((node, kubelet, _agent)) = serving(CONFIGURATION) else { return };
     let before = kubelet.await_healthy("dataplane", 50).endpoint;
     std::fs::remove_file(node.plugins().join(&before)).unwrap();
     kubelet.await_plugin("dataplane", |plugin| plugin.endpoint != before && plugin.healthy() == Some(50));
@@ -176,12 +148,7 @@ fn a_socket_somebody_removed_is_made_anew() {
 
 #[test]
 fn a_worker_that_is_killed_is_back_at_once() {
-    if !is_root() {
-        return;
-    }
-    let node = node_with_link();
-    let kubelet = Kubelet::start(&node);
-    let agent = node.agent(CONFIGURATION);
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
     let mut endpoint = kubelet.await_healthy("dataplane", 50).endpoint;
     for _ in 0..3 {
         let worker = agent.worker().unwrap();
@@ -214,13 +181,7 @@ fn a_worker_that_is_killed_while_the_configuration_file_is_bad_is_back_with_the_
 
 #[test]
 fn the_worker_dies_with_its_parent() {
-    if !is_root() {
-        return;
-    }
-    let node = node_with_link();
-    let kubelet = Kubelet::start(&node);
-    let mut agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((_node, _kubelet, mut agent)) = serving(CONFIGURATION) else { return };
     let worker = agent.worker().unwrap();
     agent.signal(Signal::KILL);
     agent.wait();
@@ -232,13 +193,7 @@ fn the_worker_dies_with_its_parent() {
 
 #[test]
 fn sigterm_ends_the_agent_soon_and_leaves_no_socket_whether_or_not_a_kubelet_listens() {
-    if !is_root() {
-        return;
-    }
-    let node = node_with_link();
-    let mut kubelet = Kubelet::start(&node);
-    let mut agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, mut kubelet, mut agent)) = serving(CONFIGURATION) else { return };
     let with = agent.terminate();
     assert_eq!(node.agent_sockets(), [""; 0]);
     kubelet.kill();
@@ -252,12 +207,7 @@ fn sigterm_ends_the_agent_soon_and_leaves_no_socket_whether_or_not_a_kubelet_lis
 
 #[test]
 fn a_second_agent_waits_as_standby_and_takes_over() {
-    if !is_root() {
-        return;
-    }
-    let node = node_with_link();
-    let kubelet = Kubelet::start(&node);
-    let mut first = node.agent(CONFIGURATION);
+    let Some((node, kubelet, mut first)) = serving(CONFIGURATION) else { return };
     let endpoint = kubelet.await_healthy("dataplane", 50).endpoint;
     let second = node.agent(CONFIGURATION);
     eventually("the second stands by", || second.log().contains("standing by").then_some(()));
@@ -303,12 +253,7 @@ fn a_hand_over_to_an_agent_that_stands_by_leaves_no_gap() {
 
 #[test]
 fn an_agent_that_has_handed_over_answers_the_kubelet_and_looks_after_nothing() {
-    if !is_root() {
-        return;
-    }
-    let node = node_with_link();
-    let kubelet = Kubelet::start(&node);
-    let mut former = node.agent(CONFIGURATION);
+    let Some((node, kubelet, mut former)) = serving(CONFIGURATION) else { return };
     let endpoint = kubelet.await_healthy("dataplane", 50).endpoint;
     let mut client = kubelet.client("dataplane");
     let worker = former.worker().unwrap();
@@ -328,13 +273,7 @@ fn an_agent_that_has_handed_over_answers_the_kubelet_and_looks_after_nothing() {
 
 #[test]
 fn everything_that_happens_is_counted() {
-    if !is_root() {
-        return;
-    }
-    let node = node_with_link();
-    let kubelet = Kubelet::start(&node);
-    let _agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, _agent)) = serving(CONFIGURATION) else { return };
     kubelet.allocate("dataplane", &["dataplaneMvp1"]).unwrap();
     kubelet.allocate("dataplane", &["dataplaneMvp77"]).unwrap_err();
     let of = |name: &str, labels: &str| {

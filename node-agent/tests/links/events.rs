@@ -2,7 +2,7 @@
 
 use crate::CONFIGURATION;
 use crate::support::kubelet::{Kubelet, await_true};
-use crate::support::{DEADLINE, Node, is_root, metric, signal_to};
+use crate::support::{DEADLINE, Node, is_root, metric, serving, signal_to};
 use macvtap_node_agent::links::netlink::{self, News};
 use macvtap_node_agent::process::metrics::Metrics;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -16,14 +16,7 @@ use tokio::sync::mpsc;
 
 #[test]
 fn events_the_kernel_could_not_deliver_are_made_up_for() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
     let worker = agent.worker().unwrap();
     // While nobody reads, more events than the buffer holds, the last of them among those that are lost.
     signal_to(worker, rustix::process::Signal::STOP);

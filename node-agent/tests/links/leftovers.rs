@@ -3,7 +3,7 @@
 use crate::CONFIGURATION;
 use crate::support::attachments::lost;
 use crate::support::kubelet::{Kubelet, await_true};
-use crate::support::{Node, eventually_in, is_root, metric};
+use crate::support::{Node, eventually_in, is_root, metric, serving};
 use macvtap::record::{Attachment, State};
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,7 @@ fn nothing_is_recorded(node: &Node) -> bool {
 
 #[test]
 fn what_pods_left_behind_is_removed() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let _agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, _kubelet, _agent)) = serving(CONFIGURATION) else { return };
     // A record of a pod whose sandbox is long gone, and one whose maker was killed.
     node.record(&lost("dataplaneMvp1", "gone"));
     node.record(&Attachment { state: State::Creating, ..lost("dataplaneMvp2", "gone") });

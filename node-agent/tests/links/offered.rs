@@ -2,7 +2,7 @@
 
 use crate::CONFIGURATION;
 use crate::support::kubelet::Kubelet;
-use crate::support::{Node, is_root};
+use crate::support::{Node, is_root, serving};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -53,14 +53,7 @@ fn an_uplink_is_not_taken_for_the_moment_before_its_routes_are_known() {
 
 #[test]
 fn a_renamed_link_keeps_its_devices_in_use_and_a_resource_by_name_loses_the_rest() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let _agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, _agent)) = serving(CONFIGURATION) else { return };
     let before = kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap();
     node.sh("ip link set dp0 down && ip link set dp0 name other && ip link set other up");
     kubelet.await_plugin("dataplane", |plugin| plugin.devices.as_ref().is_some_and(|d| d.len() == 1));
@@ -71,14 +64,7 @@ fn a_renamed_link_keeps_its_devices_in_use_and_a_resource_by_name_loses_the_rest
 
 #[test]
 fn a_loss_of_carrier_makes_devices_unhealthy_after_its_delay() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let _agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, _agent)) = serving(CONFIGURATION) else { return };
     let begun = Instant::now();
     node.sh("ip link set dp0p down");
     let plugin = kubelet.await_plugin("dataplane", |plugin| plugin.healthy() == Some(0));
@@ -91,14 +77,7 @@ fn a_loss_of_carrier_makes_devices_unhealthy_after_its_delay() {
 
 #[test]
 fn a_link_that_joins_a_bridge_is_no_longer_offered_and_comes_back() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let _agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, _agent)) = serving(CONFIGURATION) else { return };
     node.sh("ip link add br0 type bridge && ip link set dp0 master br0");
     kubelet.await_healthy("dataplane", 0);
     node.sh("ip link set dp0 nomaster");

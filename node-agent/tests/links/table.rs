@@ -2,18 +2,11 @@
 
 use crate::CONFIGURATION;
 use crate::support::kubelet::{Kubelet, await_true};
-use crate::support::{Node, is_root, metric};
+use crate::support::{Node, is_root, metric, serving};
 
 #[test]
 fn the_table_survives_the_agent_and_so_do_indexes() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let mut agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, mut agent)) = serving(CONFIGURATION) else { return };
     let before = kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap();
     agent.terminate();
     let _agent = node.agent(CONFIGURATION);
@@ -79,14 +72,7 @@ fn an_agent_that_starts_with_a_full_disk_serves_the_devices_that_are_on_it() {
 
 #[test]
 fn a_table_of_another_boot_is_written_anew_before_its_devices_are_advertised() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let mut kubelet = Kubelet::start(&node);
-    let mut agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, mut kubelet, mut agent)) = serving(CONFIGURATION) else { return };
     let before = kubelet.allocate("dataplane", &["dataplaneMvp5"]).unwrap();
     agent.terminate();
     // As after a reboot: another boot, links with other indexes, nothing below /run, a new kubelet.

@@ -1,20 +1,12 @@
 //! Pods that take the tap alone.
 
 use crate::CONFIGURATION;
-use crate::support::kubelet::Kubelet;
-use crate::support::{Node, is_root};
+use crate::support::serving;
 use macvtap::record::State;
 
 #[test]
 fn a_pod_that_takes_the_tap_alone_gets_a_link_when_it_starts_and_the_next_one_another() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
     let devices = kubelet.allocate("dataplane", &["dataplaneMvp9"]).unwrap();
     let taps = || node.sh("ip -o link show type macvtap | wc -l");
     assert_eq!(taps(), "0\n");
@@ -35,14 +27,7 @@ fn a_pod_that_takes_the_tap_alone_gets_a_link_when_it_starts_and_the_next_one_an
 
 #[test]
 fn a_pod_that_takes_the_tap_alone_never_gets_that_of_a_network_before_it() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let _agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, _agent)) = serving(CONFIGURATION) else { return };
     // A networked pod ends, and its DEL has not come when the next one gets the device.
     node.attach("dataplaneMvp9", "former", State::Attached);
     kubelet.allocate("dataplane", &["dataplaneMvp9"]).unwrap();
@@ -55,14 +40,7 @@ fn a_pod_that_takes_the_tap_alone_never_gets_that_of_a_network_before_it() {
 
 #[test]
 fn a_tap_stays_its_pods_while_that_is_listed_and_goes_to_the_next_pod_then() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
     let ids = ["dataplaneMvp9"];
     let link = || node.sh("ip -o link show type macvtap");
     kubelet.allocate("dataplane", &ids).unwrap();
@@ -89,14 +67,7 @@ fn a_tap_stays_its_pods_while_that_is_listed_and_goes_to_the_next_pod_then() {
 
 #[test]
 fn a_tap_of_a_pod_that_soon_ended_goes_to_the_next_one_although_others_run() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
     let ids = ["dataplaneMvp9"];
     let link = || node.sh("ip -o link show type macvtap");
     kubelet.add_pod_of("proxy", "other", "otherMvp0");
@@ -115,14 +86,7 @@ fn a_tap_of_a_pod_that_soon_ended_goes_to_the_next_one_although_others_run() {
 
 #[test]
 fn a_tap_is_neither_removed_nor_shared_while_the_kubelet_does_not_list_its_pods() {
-    if !is_root() {
-        return;
-    }
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let agent = node.agent(CONFIGURATION);
-    kubelet.await_healthy("dataplane", 50);
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
     let ids = ["dataplaneMvp9"];
     let link = || node.sh("ip -o link show type macvtap");
     kubelet.allocate("dataplane", &ids).unwrap();

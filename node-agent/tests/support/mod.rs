@@ -26,6 +26,19 @@ pub(crate) fn is_root() -> bool {
     run::runs(rustix::process::geteuid().is_root(), "root")
 }
 
+/// A node with link `dp0`, a kubelet, and an agent with this configuration whose 50 devices of `dataplane` the kubelet
+/// has; none where this is not root.
+pub(crate) fn serving(configuration: &str) -> Option<(Node, kubelet::Kubelet, Agent)> {
+    is_root().then(|| {
+        let node = Node::new();
+        node.add_link("dp0");
+        let kubelet = kubelet::Kubelet::start(&node);
+        let agent = node.agent(configuration);
+        kubelet.await_healthy("dataplane", 50);
+        (node, kubelet, agent)
+    })
+}
+
 /// A machine of its own, as far as the agent can see.
 #[derive(Debug)]
 pub(crate) struct Node {
