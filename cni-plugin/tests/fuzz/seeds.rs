@@ -1,6 +1,6 @@
 //! Valid inputs, from which others grow.
 
-use crate::Target;
+use crate::harness::Target;
 use crate::readers::{answer, arguments, configuration, link, record, result, settings, table};
 use serde_json::{Value, json};
 

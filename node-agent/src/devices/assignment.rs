@@ -137,7 +137,7 @@ pub fn evolve(
         exhausted: false,
         next_deadline: None,
     };
-    next.table.next_ifindex = old.next_ifindex.max(IFINDEX_FIRST);
+    next.table.next_ifindex = first_unused(old);
     let same_boot = old.boot_id == around.boot_id;
     let held = nics::held(old, around.in_use);
     let mut still_withdrawn = Withdrawals::new();
@@ -179,6 +179,14 @@ pub fn evolve(
     next.next_deadline = deadlines.filter(|deadline| *deadline > around.now).min();
     *withdrawals = still_withdrawn;
     next
+}
+
+/// The first index that the table says was never given out. A damaged number in the file must not give an index twice.
+fn first_unused(table: &DeviceTable) -> u32 {
+    let links = table.resources.values().flat_map(|resource| &resource.links);
+    let ends =
+        links.flat_map(|link| &link.ranges).map(|range| range.first_ifindex.saturating_add(range.count));
+    ends.max().unwrap_or_default().max(table.next_ifindex).max(IFINDEX_FIRST)
 }
 
 /// The resource before and the demand that count. What a device is does not change under a pod: as long as one has a

@@ -2,8 +2,8 @@
 
 use crate::pods::{Listing, PodName};
 use macvtap::device_id::DeviceId;
-use macvtap_proto::podresources::ListPodResourcesRequest;
 use macvtap_proto::podresources::pod_resources_lister_client::PodResourcesListerClient;
+use macvtap_proto::podresources::{ListPodResourcesRequest, ListPodResourcesResponse};
 use std::path::Path;
 use std::time::Duration;
 use tonic::transport::Endpoint;
@@ -45,6 +45,11 @@ pub async fn list(
         answer.map_err(|status| PodResourcesError::List(status.message().to_owned()))
     });
     let answer = answer.await.map_err(|_| PodResourcesError::Silent)??.into_inner();
+    Ok(Some(listing(answer, device)))
+}
+
+/// Returns what an answer says: every pod, and the devices that are ours.
+pub fn listing(answer: ListPodResourcesResponse, device: impl Fn(&str, &str) -> Option<DeviceId>) -> Listing {
     let mut listing = Listing::default();
     for pod in answer.pod_resources {
         let name = PodName { namespace: pod.namespace, name: pod.name };
@@ -54,5 +59,5 @@ pub async fn list(
         }
         listing.pods.push(name);
     }
-    Ok(Some(listing))
+    listing
 }

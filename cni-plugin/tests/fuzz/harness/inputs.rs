@@ -1,6 +1,6 @@
 //! Inputs that grow from valid ones.
 
-use crate::Target;
+use super::Target;
 use serde_json::{Map, Value, json};
 
 /// Numbers that depend on nothing but the seed (splitmix64).
@@ -26,7 +26,7 @@ impl Numbers {
 }
 
 /// Words with a meaning to one of the readers, and some that only look like it.
-const WORDS: [&str; 49] = [
+const WORDS: [&str; 68] = [
     "",
     "1.0.0",
     "1.1.0",
@@ -76,6 +76,25 @@ const WORDS: [&str; 49] = [
     "0000:00:0a.0",
     "10000:e1:1f.7",
     "0000:00:0A.8",
+    "Physical",
+    "HostDevice",
+    "Passthru",
+    "Staged",
+    "DryRun",
+    "Draining",
+    "Link",
+    "Shared",
+    "10%",
+    "-1",
+    "dp*",
+    "[a-",
+    "**",
+    "0x15b3",
+    "virtio1",
+    "{link}",
+    "kubernetes.io/hostname",
+    "2026-02-30T25:61:61Z",
+    "macvtap.network.kubevirt.io/dataplane",
 ];
 
 fn odd_value(numbers: &mut Numbers) -> Value {

@@ -1,0 +1,192 @@
+//! The readers, each with what must be true of what it reads.
+
+use macvtap::device_id::{DeviceId, ResourceName};
+use macvtap::paths::Paths;
+use macvtap::records;
+use macvtap::table::{DeviceTable, IFINDEX_FIRST, VERSION};
+use macvtap_crds::v1alpha1::MacvtapNodeStateSpec;
+use macvtap_node_agent::config::Configuration;
+use macvtap_node_agent::config::standalone::Standalone;
+use macvtap_node_agent::devices::engine::{Engine, Step};
+use macvtap_node_agent::devices::nics::Names;
+use macvtap_node_agent::devices::offer::Offer;
+use macvtap_node_agent::error_chain;
+use macvtap_node_agent::kubelet::checkpoint::{self, Given};
+use macvtap_node_agent::kubelet::podresources;
+use macvtap_node_agent::links::link::{Hardware, Kind, Link};
+use macvtap_node_agent::pools::pool::Pool;
+use macvtap_proto::podresources::ListPodResourcesResponse;
+use prost::Message as _;
+use std::cell::RefCell;
+use std::fs;
+use std::time::Instant;
+
+const BOOT: &str = "boot-1";
+
+thread_local! {
+    /// In memory, where there is such a file system: files are written for every input.
+    static DIRECTORY: RefCell<tempfile::TempDir> = RefCell::new(
+        tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+    );
+}
+
+/// The links of a node: two NICs, a bond over neither, a VLAN.
+fn links() -> Vec<Link> {
+    let link = |ifindex, name: &str, kind: Kind| {
+        let physical = kind == Kind::Physical;
+        Link {
+            name: name.to_owned(),
+            kind,
+            mtu: 9000,
+            admin_up: true,
+            carrier: true,
+            hardware: Hardware {
+                parent: physical.then(|| format!("virtio{ifindex}")),
+                pci_address: physical.then(|| format!("0000:00:{ifindex:02x}.0")),
+                ..Hardware::default()
+            },
+            permanent_mac: physical.then(|| [0x52, 0x54, 0, 0, 0, 1].try_into().unwrap()),
+            ..Link::blank(ifindex)
+        }
+    };
+    vec![
+        link(3, "dp0", Kind::Physical),
+        link(4, "ens10", Kind::Physical),
+        link(5, "bond0", Kind::Bond),
+        link(6, "dp0.100", Kind::Vlan),
+    ]
+}
+
+/// One step with these pools and that table; what it leads to is a table that the plugin takes.
+fn step(table: DeviceTable, pools: Vec<Pool>) -> Step {
+    let mut engine = Engine::new(table, BOOT.to_owned(), false);
+    let _ = engine.inventory.reset(links());
+    engine.pools = pools;
+    let step = engine.step(Instant::now());
+    let json = serde_json::to_vec(&step.evolution.table).unwrap();
+    let stored = DeviceTable::parse(&json);
+    assert_eq!(stored.as_ref().map_err(|error| error_chain(error)), Ok(&step.evolution.table));
+    for (resource, offer) in &step.offers {
+        assert_eq!(*resource, offer.resource);
+        let counts = offer.counts();
+        assert!(counts.allocatable <= counts.capacity);
+        assert!(offer.devices().len() <= usize::try_from(counts.capacity).unwrap());
+    }
+    step
+}
+
+pub(super) fn table(bytes: &[u8]) {
+    let table = match DeviceTable::parse(bytes) {
+        Ok(table) => table,
+        Err(error) => return assert!(!error_chain(&error).is_empty()),
+    };
+    for (resource, entry) in &table.resources {
+        let _ = Offer::of_table(resource, entry).counts();
+    }
+    step(table.clone(), Vec::new());
+    step(table, pools());
+}
+
+/// Pools of the resources that the seeds of the table have.
+fn pools() -> Vec<Pool> {
+    let text = r#"[{"name": "dataplane", "lowerDevice": "dp0", "capacity": 6}, {"name": "virt", "type": "HostDevice", "lowerDevice": "ens10"}]"#;
+    Standalone::parse(text).unwrap().pools
+}
+
+pub(super) fn record(bytes: &[u8]) {
+    DIRECTORY.with_borrow(|directory| {
+        let paths = Paths::new(directory.path().join("state"), directory.path().join("run"));
+        fs::create_dir_all(paths.attachments()).unwrap();
+        fs::write(paths.attachments().join("dataplaneMvp0"), bytes).unwrap();
+        let listing = records::list(&paths).unwrap();
+        assert_eq!(listing.records.len() + listing.damaged.len(), 1, "neither read nor reported");
+        for record in listing.records {
+            assert_eq!(record.device.to_string(), "dataplaneMvp0", "a record of another device");
+        }
+    });
+}
+
+pub(super) fn given(bytes: &[u8]) -> Vec<Given> {
+    DIRECTORY.with_borrow(|directory| {
+        fs::write(directory.path().join("kubelet_internal_checkpoint"), bytes).unwrap();
+        let _ = checkpoint::devices(directory.path(), &Names::default());
+        checkpoint::given(directory.path())
+    })
+}
+
+pub(super) fn checkpoint(bytes: &[u8]) {
+    for given in given(bytes) {
+        let name = given.resource.rsplit_once('/').map_or(given.resource.as_str(), |(_, name)| name);
+        assert!(given.devices.iter().all(|device| device.resource().as_str() == name));
+        assert!(given.devices.is_sorted_by_key(DeviceId::slot) && given.ifindexes.is_sorted());
+        assert!(!given.devices.is_empty() || !given.nics.is_empty());
+    }
+}
+
+pub(super) fn pod_resources(bytes: &[u8]) {
+    let Ok(answer) = ListPodResourcesResponse::decode(bytes) else { return };
+    let pods = answer.pod_resources.len();
+    let listing = podresources::listing(answer, |_, id| id.parse().ok());
+    assert_eq!(listing.pods.len(), pods);
+    assert!(listing.devices.values().all(|pod| listing.pods.contains(pod)));
+}
+
+pub(super) fn node_state(bytes: &[u8]) {
+    let Ok(spec) = serde_json::from_slice::<MacvtapNodeStateSpec>(bytes) else { return };
+    // The schema refuses a pool without links, and such a pool is not written.
+    if spec.pools.iter().all(|pool| !pool.settings.links.is_empty()) {
+        let again =
+            serde_json::from_slice::<MacvtapNodeStateSpec>(&serde_json::to_vec(&spec).unwrap()).unwrap();
+        assert_eq!(again, spec);
+    }
+    let wanted = spec.pools.len();
+    let configuration = Configuration::compile(spec.pools, spec.config_hash);
+    assert_eq!(configuration.pools.len() + configuration.refused.len(), wanted);
+    assert!(configuration.refused.iter().all(|refused| refused.message.contains(&refused.name)));
+    let empty = DeviceTable {
+        version: VERSION,
+        boot_id: BOOT.to_owned(),
+        next_ifindex: IFINDEX_FIRST,
+        ..DeviceTable::default()
+    };
+    step(empty, configuration.pools);
+}
+
+pub(super) fn standalone(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match Standalone::parse(text) {
+        Ok(standalone) => drop(step(DeviceTable::default(), standalone.pools)),
+        Err(error) => {
+            let told = error_chain(&error);
+            assert!(told.len() > 10 && told.len() < 4 * text.len() + 2_000, "{told}");
+        }
+    }
+}
+
+pub(super) fn allocation(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let ids: Vec<String> = text.lines().map(str::to_owned).collect();
+    let (table, pools) = (DeviceTable::default(), pools());
+    thread_local! { static STEP: RefCell<Option<Step>> = const { RefCell::new(None) } }
+    STEP.with_borrow_mut(|kept| {
+        let step = kept.get_or_insert_with(|| step(table, pools));
+        let name: ResourceName = "dataplane".parse().unwrap();
+        let offer = &step.offers[&name];
+        match offer.grant(&ids) {
+            Ok(granted) => {
+                assert_eq!(granted.len(), ids.len());
+                let told: Vec<String> = granted.iter().map(|granted| granted.device.to_string()).collect();
+                assert_eq!(told, ids, "what is granted is what was asked for");
+            }
+            Err(refusal) => assert!(!error_chain(&refusal).is_empty()),
+        }
+        let chosen = offer.prefer(&ids, &[], 2);
+        assert!(chosen.len() <= 2 && chosen.iter().all(|id| ids.contains(id)));
+    });
+}
+
+pub(super) fn link(bytes: &[u8]) {
+    if let Ok(link) = Link::read(bytes) {
+        assert!(!link.name.is_empty() && link.ifindex != 0);
+    }
+}
