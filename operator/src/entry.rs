@@ -9,6 +9,16 @@ use std::fmt::Write;
 use std::ops::Deref;
 use std::sync::Arc;
 
+/// In which form a spec is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Form {
+    /// With phase and name of the resource, without which agents of release 0.1.0 cannot read an entry.
+    #[default]
+    Full,
+    /// Without what equals its default.
+    Brief,
+}
+
 /// One pool of a node's spec.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -32,17 +42,22 @@ impl Entry {
         self.content == other.content
     }
 
-    /// The entry as it is written to a node state, brief or as agents of release 0.1.0 need it: they cannot read one
-    /// without phase and name of the resource.
-    pub fn json(&self, is_brief: bool) -> serde_json::Result<Value> {
+    /// The entry as it is written to a node state.
+    pub fn json(&self, form: Form) -> serde_json::Result<Value> {
         let mut json = serde_json::to_value(&self.pool)?;
-        if !is_brief {
+        if form == Form::Full {
             json["phase"] = serde_json::to_value(self.phase)?;
             if let Some(resource) = self.resource() {
                 json["resourceName"] = resource.into();
             }
         }
         Ok(json)
+    }
+
+    /// The form in which this entry was written as this JSON.
+    pub fn form_of(&self, json: &Value) -> Form {
+        let is_named = self.resource().is_none() || json.get("resourceName").is_some();
+        if json.get("phase").is_some() && is_named { Form::Full } else { Form::Brief }
     }
 
     /// The same pool, offering no more free devices.
@@ -132,17 +147,19 @@ mod tests {
         let per_link = json!({"resourcePer": "Link"});
         for (spec, resource) in [(spec, Some("dp")), (named, Some("res")), (per_link, None)] {
             let entry = entry_of(&pool("dp", spec));
-            let first = FirstPool::deserialize(entry.json(false).unwrap()).unwrap();
+            let first = FirstPool::deserialize(entry.json(Form::Full).unwrap()).unwrap();
             assert_eq!((first.name.as_str(), first.phase.as_str()), ("dp", "Active"));
             assert_eq!(first.resource_name.as_deref(), resource);
-            assert!(FirstPool::deserialize(entry.json(true).unwrap()).is_err());
-            for is_brief in [true, false] {
-                let read = NodePool::deserialize(entry.json(is_brief).unwrap()).unwrap();
-                assert!(Entry::new(read) == entry);
+            assert!(FirstPool::deserialize(entry.json(Form::Brief).unwrap()).is_err());
+            for form in [Form::Brief, Form::Full] {
+                let json = entry.json(form).unwrap();
+                assert_eq!(entry.form_of(&json), form);
+                assert!(Entry::new(NodePool::deserialize(json).unwrap()) == entry);
             }
         }
         let draining = Arc::new(entry_of(&pool("dp", json!({})))).draining();
-        assert_eq!(draining.json(true).unwrap()["phase"], "Draining");
+        let brief = draining.json(Form::Brief).unwrap();
+        assert_eq!((&brief["phase"], draining.form_of(&brief)), (&json!("Draining"), Form::Brief));
     }
 
     #[test]

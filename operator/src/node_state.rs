@@ -4,6 +4,7 @@ pub mod apply;
 pub mod render;
 
 use crate::catalog::Catalog;
+use crate::entry::config_hash;
 use crate::rollout::Grants;
 use crate::states::{KnownState, Spec};
 use k8s_openapi::api::core::v1::Node;
@@ -35,5 +36,12 @@ pub fn decide(snapshot: &Snapshot<'_>) -> Option<Spec> {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let target = render::Target { name, labels: node.labels(), silent, current };
     let entries = render::render(target, catalog, |pool| grants.has(&pool.entry, name));
-    (!apply::unchanged(node, &entries, current)).then(|| apply::spec(node, entries))
+    let spec = Spec {
+        owner: node.metadata.uid.clone(),
+        config_hash: config_hash(&entries),
+        pools: entries,
+        // A spec that the agent can read stays as it is, full or brief, until something else changes.
+        form: current.map(KnownState::reads).unwrap_or_default(),
+    };
+    (!current.is_some_and(|current| current.is_as(&spec))).then_some(spec)
 }

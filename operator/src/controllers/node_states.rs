@@ -71,7 +71,7 @@ async fn perform(
     context: &Context,
 ) -> Result<(), NodeStateError> {
     let name = node.name_any();
-    let version = match apply::apply(&context.client, &name, spec, before).await {
+    let version = match apply::apply(&context.client, &name, spec, before.is_some()).await {
         Ok(version) => version,
         Err(source) => {
             // Whatever else went wrong, the API server may have stored it.

@@ -2,7 +2,7 @@
 
 use super::own::Spec;
 use super::{Interner, RawState};
-use crate::entry::Entry;
+use crate::entry::{Entry, Form};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::ObjectMeta;
@@ -31,6 +31,8 @@ pub struct KnownState {
     pub config_hash: String,
     /// `spec.pools`, those that can be read.
     pub pools: Vec<Arc<Entry>>,
+    /// In which form they are written: brief if any is.
+    pub form: Form,
     /// `status`, once there is one.
     pub status: Option<KnownStatus>,
     /// What cannot be read, if anything.
@@ -46,8 +48,8 @@ pub struct KnownState {
 pub struct KnownStatus {
     /// The spec it has applied.
     pub observed_hash: Option<String>,
-    /// Whether the agent can read brief entries. Agents of release 0.1.0 cannot, and report no observedGeneration.
-    pub reads_brief: bool,
+    /// The briefest form that the agent can read.
+    pub reads: Form,
     /// Its pools.
     pub pools: Vec<KnownPool>,
 }
@@ -135,9 +137,10 @@ impl KnownState {
         let mut spec_trouble = Vec::new();
         let mut status_trouble = Vec::new();
         let entries = array(&raw.spec, "pools").iter().filter_map(|json| {
-            shared.entry(json).inspect_err(|error| spec_trouble.push(place(json, "spec", error))).ok()
+            let entry = shared.entry(json).inspect_err(|error| spec_trouble.push(place(json, "spec", error)));
+            entry.ok().map(|entry| (entry.form_of(json), entry))
         });
-        let pools = entries.collect();
+        let (forms, pools): (Vec<Form>, Vec<Arc<Entry>>) = entries.unzip();
         let status = raw.status.is_object().then(|| {
             let pools = array(&raw.status, "pools").iter().filter_map(|json| {
                 let read = WirePool::deserialize(json).map(|wire| KnownPool::new(&wire, shared));
@@ -146,7 +149,7 @@ impl KnownState {
             KnownStatus {
                 pools: pools.collect(),
                 observed_hash: text(&raw.status, "observedHash"),
-                reads_brief: raw.status.get("observedGeneration").is_some_and(Value::is_i64),
+                reads: reads(&raw.status),
             }
         });
         let (spec_unreadable, status_unreadable) = (!spec_trouble.is_empty(), !status_trouble.is_empty());
@@ -158,6 +161,7 @@ impl KnownState {
             unanswered_since: None,
             config_hash: text(&raw.spec, "configHash").unwrap_or_default(),
             pools,
+            form: forms.into_iter().max().unwrap_or_default(),
             status,
             unreadable: (!spec_trouble.is_empty()).then(|| spec_trouble.join("; ")),
             spec_unreadable,
@@ -170,6 +174,7 @@ impl KnownState {
         self.owner.clone_from(&spec.owner);
         self.config_hash.clone_from(&spec.config_hash);
         self.pools.clone_from(&spec.pools);
+        self.form = spec.form;
         if std::mem::take(&mut self.spec_unreadable) && !self.status_unreadable {
             self.unreadable = None;
         }
@@ -208,9 +213,18 @@ impl KnownState {
         self.status.as_ref().is_some_and(|status| status.observed_hash.is_some())
     }
 
-    /// Whether the agent is known to read brief entries.
-    pub fn reads_brief(&self) -> bool {
-        self.status.as_ref().is_some_and(|status| status.reads_brief)
+    /// The briefest form that the agent is known to read.
+    pub fn reads(&self) -> Form {
+        self.status.as_ref().map(|status| status.reads).unwrap_or_default()
+    }
+
+    /// Whether the state says this already, in a form that its agent can read.
+    pub fn is_as(&self, spec: &Spec) -> bool {
+        self.pools == spec.pools
+            && !self.spec_unreadable
+            && self.form <= spec.form
+            && self.owner == spec.owner
+            && self.config_hash == spec.config_hash
     }
 
     /// What the agent says of a pool.
@@ -264,6 +278,18 @@ fn array<'v>(value: &'v Value, key: &str) -> &'v [Value] {
 
 fn text(value: &Value, key: &str) -> Option<String> {
     value.get(key).and_then(Value::as_str).map(str::to_owned)
+}
+
+/// The briefest form that an agent with this status reads. Agents of release 0.1.0 say so by their version, and report no
+/// `observedGeneration`; later ones do not report it either while they serve what they have on disk.
+fn reads(status: &Value) -> Form {
+    let release = text(status, "agentVersion").and_then(|version| {
+        let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
+        Some((numbers.next()??, numbers.next()??))
+    });
+    let is_later = release.is_some_and(|release| release > (0, 1));
+    let is_known = is_later || status.get("observedGeneration").is_some_and(Value::is_i64);
+    if is_known { Form::Brief } else { Form::Full }
 }
 
 fn place(json: &Value, part: &str, error: &serde_json::Error) -> String {
@@ -327,6 +353,35 @@ mod tests {
         assert!(with("Active").offers_any(&HashSet::from(["u", "v"])));
         assert!(!with("Draining").offers_any(&HashSet::from(["u"])));
         assert!(!with("Active").offers_any(&HashSet::from(["v"])));
+    }
+
+    #[test]
+    fn only_agents_of_the_first_release_and_unknown_ones_need_the_full_form() {
+        let reads = |status: Value| read(json!({"metadata": {"name": "n1"}, "status": status})).reads();
+        assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "0.1.0"})), Form::Full);
+        assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "0.2.0"})), Form::Brief);
+        assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "1.0.0-rc.1"})), Form::Brief);
+        assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "test"})), Form::Full);
+        assert_eq!(reads(json!({"observedGeneration": 3})), Form::Brief);
+        assert_eq!(reads(Value::Null), Form::Full);
+    }
+
+    #[test]
+    fn a_brief_spec_is_not_as_it_should_be_for_an_agent_that_was_taken_back() {
+        let entries = vec![Arc::new(crate::entry::entry_of(&crate::testing::pool("dp", json!({}))))];
+        let with = |form: Form| {
+            let pools: Vec<Value> = entries.iter().map(|entry| entry.json(form).unwrap()).collect();
+            let hash = crate::entry::config_hash(&entries);
+            read(json!({"metadata": {"name": "n1"}, "spec": {"configHash": hash, "pools": pools}}))
+        };
+        let spec = |form: Form| Spec {
+            owner: None,
+            config_hash: crate::entry::config_hash(&entries),
+            pools: entries.clone(),
+            form,
+        };
+        assert!(with(Form::Full).is_as(&spec(Form::Full)) && with(Form::Full).is_as(&spec(Form::Brief)));
+        assert!(with(Form::Brief).is_as(&spec(Form::Brief)) && !with(Form::Brief).is_as(&spec(Form::Full)));
     }
 
     #[test]

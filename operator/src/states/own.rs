@@ -1,7 +1,7 @@
 //! Pure: the operator's own writes of node states, how far the watch is behind them, and which of them wait for an
 //! agent's answer.
 
-use crate::entry::Entry;
+use crate::entry::{Entry, Form};
 use crate::states::KnownState;
 use jiff::Timestamp;
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const UNSEEN_MAX: Duration = Duration::from_mins(5);
 
 /// A spec as the operator writes it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Spec {
     /// UID of the Node that owns the state.
     pub owner: Option<String>,
@@ -27,6 +27,8 @@ pub struct Spec {
     pub config_hash: String,
     /// Its pools.
     pub pools: Vec<Arc<Entry>>,
+    /// How they are written.
+    pub form: Form,
 }
 
 /// Own writes by the name of their state.

@@ -47,7 +47,7 @@ fn at(second: i64) -> Timestamp {
 #[test]
 fn silence_begins_when_the_watch_shows_the_spec_and_a_further_write_does_not_put_it_off() {
     let states = States::default();
-    let spec = |hash: &str| Spec { owner: None, config_hash: hash.to_owned(), pools: Vec::new() };
+    let spec = |hash: &str| Spec { config_hash: hash.to_owned(), ..Spec::default() };
     let write = |hash: &str, version, second| {
         states.send("n1", spec(hash));
         states.stored("n1", &spec(hash), version, at(second));
@@ -81,7 +81,7 @@ fn a_list_does_not_undo_what_was_written_after_the_state_was_read_for_it() {
     states.take(Event::Apply(versioned(5, None)), NOW);
     states.take(Event::Init, NOW);
     states.take(Event::InitApply(versioned(5, None)), NOW);
-    let spec = Spec { owner: None, config_hash: "new".to_owned(), pools: Vec::new() };
+    let spec = Spec { config_hash: "new".to_owned(), ..Spec::default() };
     states.send("n1", spec.clone());
     states.stored("n1", &spec, 6, NOW);
     states.take(Event::InitDone, NOW);
@@ -92,7 +92,7 @@ fn a_list_does_not_undo_what_was_written_after_the_state_was_read_for_it() {
 fn a_spec_on_its_way_may_bring_a_pool_that_no_state_has() {
     let states = States::default();
     let entry = Arc::new(entry_of(&pool("dp", serde_json::json!({}))));
-    let spec = Spec { owner: None, config_hash: "h".to_owned(), pools: vec![entry] };
+    let spec = Spec { config_hash: "h".to_owned(), pools: vec![entry], ..Spec::default() };
     states.send("n1", spec.clone());
     assert_eq!(states.may_hold("uid-dp"), ["n1"]);
     states.withdraw("n1");

@@ -1,6 +1,6 @@
 //! What may happen to a cluster.
 
-use crate::world::{Cluster, Health, NAMES, at, network_key, node_name, pool_name, touch, zone};
+use crate::world::{Cluster, Health, NAMES, Release, at, network_key, node_name, pool_name, touch, zone};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
@@ -57,6 +57,11 @@ pub(crate) enum Event {
         node: u8,
         away: bool,
     },
+    /// The agent of a node is upgraded, or taken back.
+    Release {
+        node: u8,
+        release: Release,
+    },
     Collect,
     Hear,
     LookAtNode(u8),
@@ -104,6 +109,8 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         6 => (name(), 0u32..3).prop_map(|(node, allocated)| Event::Answer { node, allocated }),
         2 => (name(), health).prop_map(|(node, health)| Event::Health { node, health }),
         2 => (name(), any::<bool>()).prop_map(|(node, away)| Event::Agent { node, away }),
+        2 => (name(), prop_oneof![Just(Release::First), Just(Release::Later)])
+            .prop_map(|(node, release)| Event::Release { node, release }),
         2 => Just(Event::Collect),
         8 => Just(Event::Hear),
         8 => name().prop_map(Event::LookAtNode),
@@ -171,6 +178,7 @@ impl Cluster {
             Event::Health { node, health } => drop(self.health.insert(node_name(node), health)),
             Event::Agent { node, away: true } => drop(self.server.down.insert(node_name(node))),
             Event::Agent { node, away: false } => drop(self.server.down.remove(&node_name(node))),
+            Event::Release { node, release } => drop(self.releases.insert(node_name(node), release)),
             Event::Collect => self.collect(),
             Event::Hear => self.cache = self.server.clone(),
             Event::LookAtNode(name) => self.look_at_node(&node_name(name)),

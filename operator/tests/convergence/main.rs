@@ -20,7 +20,7 @@ use macvtap_operator::node_state::render::{Target, render};
 use operator::wanted_networks;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
-use world::{Cluster, Health, NAMES, node_name, pool_name};
+use world::{Cluster, Health, NAMES, Release, node_name, pool_name};
 
 /// Every node that is meant has every pool as it is now, and nothing else.
 fn nodes_are_as_a_fresh_operator_makes_them(cluster: &mut Cluster) -> Result<(), TestCaseError> {
@@ -30,6 +30,7 @@ fn nodes_are_as_a_fresh_operator_makes_them(cluster: &mut Cluster) -> Result<(),
         let found = cluster.known(name).unwrap();
         let target = Target { name, labels: node.labels(), silent: false, current: None };
         let fresh = render(target, &world.catalog(), |_| true);
+        prop_assert!(found.applied(), "{} cannot read its spec", name);
         prop_assert_eq!(found.pools.len(), fresh.len());
         for (found, fresh) in found.pools.iter().zip(&fresh) {
             prop_assert!(found.says_the_same(fresh), "{:?} is not {:?}", found, fresh);
@@ -188,6 +189,25 @@ fn a_rollout_goes_on_beside_a_node_that_is_being_deleted_for_ever() -> Result<()
     cluster.happen(&Event::PoolGone(STAGED.name));
     cluster.settle()?;
     assert!(cluster.server.pools.is_empty() && cluster.server.nodes.len() == usize::from(NAMES));
+    Ok(())
+}
+
+#[test]
+fn an_agent_taken_back_alone_gets_a_spec_that_it_can_read() -> Result<(), TestCaseError> {
+    let mut cluster = Cluster::default();
+    cluster.happen(&Event::Node { name: 0, zone: 0 });
+    cluster.happen(&Event::Pool(Wish { staged: None, ..STAGED }));
+    cluster.settle()?;
+    cluster.happen(&Event::Pool(Wish { staged: None, mtu: 1, ..STAGED }));
+    cluster.settle()?;
+    let pool = |cluster: &Cluster| cluster.server.states["node-0"].spec["pools"][0].clone();
+    assert!(pool(&cluster).get("phase").is_none(), "brief for an agent that can read it");
+    cluster.happen(&Event::Release { node: 0, release: Release::First });
+    cluster.settle()?;
+    assert_eq!(pool(&cluster)["phase"], "Active");
+    assert!(cluster.known("node-0").is_some_and(|state| state.applied()));
+    cluster.happen(&Event::Release { node: 0, release: Release::Later });
+    assert_eq!(cluster.settle()?, 0, "a newer agent reads what it finds");
     Ok(())
 }
 

@@ -45,7 +45,7 @@ impl Cluster {
         }
         self.writes += 1;
         let pools: Vec<Value> =
-            spec.pools.iter().map(|entry| serde_json::to_value(&***entry).unwrap()).collect();
+            spec.pools.iter().map(|entry| entry.json(spec.form).unwrap()).collect();
         let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": name, "uid": spec.owner}]);
         let state = self.server.states.entry(name.to_owned()).or_default();
         state.metadata.name = Some(name.to_owned());

@@ -42,6 +42,15 @@ pub(crate) enum Health {
     NotReady,
 }
 
+/// The release of an agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// 0.1.0, which reads entries in full only.
+    First,
+    #[default]
+    Later,
+}
+
 /// The API server, what the operator knows of it, and the clock.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
@@ -50,6 +59,7 @@ pub(crate) struct Cluster {
     pub(crate) health: BTreeMap<String, Health>,
     /// How a node is with a pool of this MTU, whatever it is else.
     pub(crate) harm: BTreeMap<(String, u64), Health>,
+    pub(crate) releases: BTreeMap<String, Release>,
     pub(crate) shared: Interner,
     pub(crate) grants: Grants,
     pub(crate) turns: Turns,
@@ -76,8 +86,14 @@ impl Cluster {
             return;
         }
         let health = self.health.get(node).copied().unwrap_or_default();
+        let release = self.releases.get(node).copied().unwrap_or_default();
         let Some(state) = self.server.states.get_mut(node) else { return };
         let entries = state.spec["pools"].as_array().cloned().unwrap_or_default();
+        if release == Release::First && !entries.iter().all(is_full) {
+            // It cannot read its spec, and has nothing that it could read on its disk.
+            state.status = json!({"agentVersion": "0.1.0", "pools": []});
+            return;
+        }
         let pools: Vec<Value> = entries
             .iter()
             .map(|pool| {
@@ -89,7 +105,9 @@ impl Cluster {
                 })
             })
             .collect();
-        state.status = json!({"observedHash": state.spec["configHash"], "pools": pools});
+        let version = if release == Release::First { "0.1.0" } else { "0.2.0" };
+        state.status =
+            json!({"observedHash": state.spec["configHash"], "agentVersion": version, "pools": pools});
     }
 
     /// The garbage collector removes states whose Node is gone.
@@ -140,6 +158,12 @@ impl Cluster {
         self.harm.clear();
         self.server.down.clear();
     }
+}
+
+/// Whether an agent of release 0.1.0 can read an entry.
+fn is_full(entry: &Value) -> bool {
+    let has = |field: &str| entry[field].is_string();
+    has("phase") && (has("resourceName") || entry["resourcePer"] == "Link")
 }
 
 fn conditions(draining: bool, health: Health) -> Value {

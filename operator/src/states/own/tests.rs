@@ -8,7 +8,7 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn spec(hash: &str) -> Spec {
-    Spec { owner: None, config_hash: hash.to_owned(), pools: Vec::new() }
+    Spec { config_hash: hash.to_owned(), ..Spec::default() }
 }
 
 fn state(name: &str, version: u64, hash: &str) -> KnownState {
