@@ -225,10 +225,20 @@ impl Metrics {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.pool_devices.get_or_create(&PoolLabels { pool: pool.to_owned(), state }).set(count);
         }
+        self.conditions(pool, |kind| macvtap_crds::condition::holds(&status.conditions, kind));
+    }
+
+    /// Says of a pool that cannot be read only that it is stalled, or being deleted: of its nodes nothing is known.
+    pub fn unreadable_pool(&self, pool: &str, is_terminating: bool) {
+        self.forget(pool);
+        let holding = if is_terminating { ConditionType::Terminating } else { ConditionType::Stalled };
+        self.conditions(pool, |kind| kind == holding);
+    }
+
+    fn conditions(&self, pool: &str, holds: impl Fn(ConditionType) -> bool) {
         for kind in CONDITIONS {
-            let holds = macvtap_crds::condition::holds(&status.conditions, kind);
             let labels = ConditionLabels { pool: pool.to_owned(), condition: kind.as_str() };
-            self.pool_conditions.get_or_create(&labels).set(holds.into());
+            self.pool_conditions.get_or_create(&labels).set(holds(kind).into());
         }
     }
 
@@ -317,6 +327,23 @@ mod tests {
             let mut words = row.split(|c: char| !c.is_ascii_alphanumeric());
             assert!(words.any(|word| word == value), "docs/operations.md does not list {value} of {name}");
         }
+    }
+
+    #[test]
+    fn of_a_pool_that_cannot_be_read_any_more_only_that_is_said() {
+        let metrics = full();
+        metrics.unreadable_pool("dp", false);
+        let text = metrics.text();
+        assert!(!text.contains("macvtap_operator_pool_nodes{pool=\"dp\""), "{text}");
+        assert!(!text.contains("macvtap_operator_pool_devices{pool=\"dp\""), "{text}");
+        let holding = || -> Vec<String> {
+            let text = metrics.text();
+            let gauges = text.lines().filter_map(|line| line.strip_prefix("macvtap_operator_pool_condition"));
+            gauges.filter_map(|gauge| gauge.strip_suffix(" 1").map(str::to_owned)).collect()
+        };
+        assert_eq!(holding(), ["{pool=\"dp\",condition=\"Stalled\"}"]);
+        metrics.unreadable_pool("dp", true);
+        assert_eq!(holding(), ["{pool=\"dp\",condition=\"Terminating\"}"]);
     }
 
     #[test]

@@ -180,6 +180,7 @@ async fn release(meta: &ObjectMeta, context: &Context) -> Result<Option<Duration
     let others = meta.finalizers.iter().flatten().map(String::as_str).filter(|f| *f != POOL_FINALIZER);
     let again = set_finalizers(meta, others, context).await?;
     if again.is_none() {
+        context.reports.forget(name);
         context.pace.forget(name);
         context.published.forget(name);
         context.grants.forget(uid);

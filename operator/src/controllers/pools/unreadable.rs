@@ -24,6 +24,7 @@ pub(super) async fn say(
 ) -> Result<Option<Duration>, PoolError> {
     let name = meta.name.clone().unwrap_or_default();
     let (uid, generation) = (meta.uid.as_deref().unwrap_or_default(), meta.generation.unwrap_or_default());
+    context.metrics.unreadable_pool(&name, terminating.is_some());
     let waits = terminating.as_ref().map_or("", |finding| &finding.message);
     let trouble = format!("{uid} of generation {generation}: {problem}; {waits}");
     if context.pace.has_said(&name, &trouble) {
