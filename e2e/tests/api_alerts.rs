@@ -99,6 +99,30 @@ fn alerts_of_a_pool_fire_by_what_its_nodes_report_and_clear_when_it_is_mended() 
 }
 
 #[test]
+fn a_dry_run_raises_no_alert_until_it_is_meant_to_serve() -> Result<()> {
+    let (scene, prometheus) = observed(&["n1"])?;
+    let dry = |advertisement: &str| {
+        let mut spec = network("net", &json!({"names": ["default"]}));
+        spec["advertisement"] = json!(advertisement);
+        scene.pool("dry", &spec)
+    };
+    let offers_nothing = |reason: &str| {
+        scene.told("n1", &[("dry", "Active")])?;
+        scene.answer_with("n1", 0, &condition("Ready", "False", reason))?;
+        report(&scene, "n1", |pool| pool["allocatable"] = json!(0))
+    };
+    dry("DryRun").and_then(|()| offers_nothing("DryRun"))?;
+    scene.says("dry", "Ready", "False", "DryRun")?;
+    // Another pool's alert shows that the rules were evaluated since.
+    scene.pool("late", &json!({"resourceName": "dry"}))?;
+    prometheus.fires("MacvtapPoolNotAccepted", Some("late"))?;
+    prometheus.clears("MacvtapPoolNotServing", Some("dry"))?;
+    prometheus.clears("MacvtapPoolNetworksNotReady", Some("dry"))?;
+    dry("Enabled").and_then(|()| offers_nothing("NoHealthyLink"))?;
+    prometheus.fires("MacvtapPoolNotServing", Some("dry"))
+}
+
+#[test]
 fn a_pool_that_is_not_accepted_or_whose_rollout_halts_raises_an_alert() -> Result<()> {
     let (scene, prometheus) = observed(&["n1", "n2"])?;
     for node in ["n1", "n2"] {

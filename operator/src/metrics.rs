@@ -2,7 +2,8 @@
 
 use axum::http::Method;
 use macvtap_crds::condition::ConditionType;
-use macvtap_crds::v1alpha1::MacvtapResourcePoolStatus;
+use macvtap_crds::v1alpha1::settings::Advertisement;
+use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus};
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -30,6 +31,7 @@ pub struct Metrics {
     pool_nodes: Family<PoolLabels, Gauge>,
     pool_devices: Family<PoolLabels, Gauge>,
     pool_conditions: Family<ConditionLabels, Gauge>,
+    pool_dry_run: Family<PoolLabel, Gauge>,
 }
 
 /// Who reconciles.
@@ -63,6 +65,11 @@ struct KindLabels {
 struct PoolLabels {
     pool: String,
     state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PoolLabel {
+    pool: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -114,6 +121,7 @@ impl Default for Metrics {
             pool_nodes: Family::default(),
             pool_devices: Family::default(),
             pool_conditions: Family::default(),
+            pool_dry_run: Family::default(),
         };
         metrics.register();
         metrics
@@ -158,6 +166,11 @@ impl Metrics {
             "pool_condition",
             "1 while a pool's condition is True",
             self.pool_conditions.clone(),
+        );
+        registry.register(
+            "pool_dry_run",
+            "1 while a pool is a dry run, which is meant to serve nothing",
+            self.pool_dry_run.clone(),
         );
     }
 
@@ -204,7 +217,10 @@ impl Metrics {
     }
 
     /// Sets everything about a pool.
-    pub fn pool(&self, pool: &str, status: &MacvtapResourcePoolStatus) {
+    pub fn pool(&self, pool: &MacvtapResourcePool, status: &MacvtapResourcePoolStatus) {
+        let is_dry_run = pool.spec.settings.advertisement == Advertisement::DryRun;
+        let pool = pool.metadata.name.as_deref().unwrap_or_default();
+        self.pool_dry_run.get_or_create(&PoolLabel { pool: pool.to_owned() }).set(is_dry_run.into());
         let nodes = &status.nodes;
         let devices = &status.devices;
         for (state, count) in [
@@ -254,6 +270,7 @@ impl Metrics {
             let labels = ConditionLabels { pool: pool.to_owned(), condition: kind.as_str() };
             self.pool_conditions.remove(&labels);
         }
+        self.pool_dry_run.remove(&PoolLabel { pool: pool.to_owned() });
     }
 
     /// Forgets all pools: another operator reports them now.
@@ -261,6 +278,7 @@ impl Metrics {
         self.pool_nodes.clear();
         self.pool_devices.clear();
         self.pool_conditions.clear();
+        self.pool_dry_run.clear();
     }
 
     /// Everything, in the `OpenMetrics` format.
@@ -275,6 +293,8 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::pool;
+    use serde_json::json;
 
     /// Everything that a running operator could show.
     fn full() -> Metrics {
@@ -284,7 +304,7 @@ mod tests {
         metrics.api_request("PATCH", Some(409));
         metrics.watch_error("nodes");
         metrics.unreadable("pool");
-        metrics.pool("dp", &MacvtapResourcePoolStatus::default());
+        metrics.pool(&pool("dp", json!({})), &MacvtapResourcePoolStatus::default());
         metrics
     }
 
@@ -299,6 +319,7 @@ mod tests {
             "macvtap_operator_api_requests_total{method=\"PATCH\",code=\"409\"} 1",
             "macvtap_operator_pool_nodes{pool=\"dp\",state=\"ready\"} 0",
             "macvtap_operator_pool_condition{pool=\"dp\",condition=\"Ready\"} 0",
+            "macvtap_operator_pool_dry_run{pool=\"dp\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
@@ -320,13 +341,22 @@ mod tests {
         served.sort();
         assert_eq!(named, served);
         // Alerts select by these words, so the guide must list what is served.
-        for line in text.lines().filter(|line| line.starts_with("macvtap_operator_pool_")) {
+        let has_words = |line: &&str| line.starts_with("macvtap_operator_pool_") && line.contains("\",");
+        for line in text.lines().filter(has_words) {
             let (name, rest) = line.split_once('{').unwrap();
             let value = rest.rsplit('"').nth(1).unwrap();
             let row = guide.lines().find(|row| row.starts_with(&format!("| `{name}`"))).unwrap();
             let mut words = row.split(|c: char| !c.is_ascii_alphanumeric());
             assert!(words.any(|word| word == value), "docs/operations.md does not list {value} of {name}");
         }
+    }
+
+    #[test]
+    fn a_dry_run_is_told_apart_from_a_pool_that_no_node_serves() {
+        let metrics = full();
+        let dry = pool("dp", json!({"advertisement": "DryRun"}));
+        metrics.pool(&dry, &MacvtapResourcePoolStatus::default());
+        assert!(metrics.text().contains("macvtap_operator_pool_dry_run{pool=\"dp\"} 1"));
     }
 
     #[test]
@@ -351,7 +381,7 @@ mod tests {
         let metrics = full();
         metrics.forget("dp");
         assert!(!metrics.text().contains("pool=\"dp\""));
-        metrics.pool("dp", &MacvtapResourcePoolStatus::default());
+        metrics.pool(&pool("dp", json!({})), &MacvtapResourcePoolStatus::default());
         metrics.forget_all();
         assert!(!metrics.text().contains("pool=\"dp\""));
     }

@@ -17,7 +17,7 @@ pub(super) async fn publish(
     context: &Context,
 ) -> Result<Option<Duration>, kube::Error> {
     let name = pool.name_any();
-    context.metrics.pool(&name, &status);
+    context.metrics.pool(pool, &status);
     match change(pool.status.as_ref(), &status) {
         Change::Nothing => return Ok(None),
         Change::Numbers => {
