@@ -13,6 +13,11 @@ pub fn text(error: &Error) -> String {
     }
 }
 
+/// Whether the API server has refused a write. After any other error it may have stored it, or may yet.
+pub fn is_refused(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if status.code < 500)
+}
+
 /// An error with its causes, each once.
 pub fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut chained = error.to_string();

@@ -3,6 +3,7 @@
 use crate::admin::{self, Health};
 use crate::agents::Agents;
 use crate::args::Serve;
+use crate::clock;
 use crate::context::{Context, NetworkKind, Queues};
 use crate::controllers::{networks, node_states, pools};
 use crate::gate::Gate;
@@ -223,7 +224,7 @@ async fn elect_and_lead(
         workers.shutdown().await;
         context.queues.close();
         context.grants.forget_all();
-        context.states.forget_own();
+        context.states.forget_own(clock::now());
         context.published.forget_all();
         context.reports.forget_all();
         context.metrics.leading.set(0);

@@ -10,7 +10,7 @@ mod own;
 
 pub use interner::Interner;
 pub use known::{KnownPool, KnownState, KnownStatus, Verdict, version};
-pub use own::Spec;
+pub use own::{LOST_MAX, Spec};
 
 use crate::clock;
 use jiff::Timestamp;
@@ -99,16 +99,15 @@ impl States {
         self.write().own.send(name, spec);
     }
 
-    /// Notes that the API server refused a spec, that it was not sent, or that it is not wanted any more after its answer
-    /// was lost: nobody waits for it any longer.
+    /// Notes that the API server refused a spec, or that it was not sent: nobody waits for it any longer.
     pub fn withdraw(&self, name: &str) {
         self.write().own.withdraw(name);
         self.changed.notify_waiters();
     }
 
     /// Notes that nobody knows whether the API server stored a spec.
-    pub fn lost(&self, name: &str) {
-        self.write().own.lost(name);
+    pub fn lost(&self, name: &str, now: Timestamp) {
+        self.write().own.lost(name, now);
         self.changed.notify_waiters();
     }
 
@@ -134,8 +133,8 @@ impl States {
     }
 
     /// The nodes to which a spec that has the pool with this UID may be on its way.
-    pub fn may_hold(&self, uid: &str) -> Vec<String> {
-        self.read().own.may_hold(uid).map(str::to_owned).collect()
+    pub fn may_hold(&self, uid: &str, now: Timestamp) -> Vec<String> {
+        self.read().own.may_hold(uid, now).map(str::to_owned).collect()
     }
 
     /// How far the watch is behind the API server, as far as own writes tell.
@@ -156,8 +155,8 @@ impl States {
     }
 
     /// Forgets own writes: another operator writes now.
-    pub fn forget_own(&self) {
-        self.write().own.clear();
+    pub fn forget_own(&self, now: Timestamp) {
+        self.write().own.clear(now);
     }
 
     /// Waits for the first complete list.

@@ -1,5 +1,6 @@
 //! Reconciles network attachment definitions: one key is one pool.
 
+use crate::clock;
 use crate::context::{Context, Guarded, NetworkKind};
 use crate::network::kind::NetworkAttachmentDefinition;
 use crate::network::{NetworkReport, Problem, apply, plan};
@@ -63,7 +64,11 @@ async fn update(pool: &MacvtapResourcePool, context: &Context) -> Option<Network
     }
     let pools = context.pools.state().iter().filter_map(|pool| pool.meta().uid.clone()).collect();
     let is_current = || is_as_it_was(pool, context);
-    let report = apply::apply(&context.client, desired, plan, &pools, is_current).await?;
+    let pass = apply::apply(&context.client, desired, plan, &pools, is_current).await;
+    if pass.has_lost {
+        context.reports.lost(&pool.name_any(), clock::now());
+    }
+    let report = pass.is_complete.then_some(pass.report)?;
     announce(pool, &report, context).await;
     Some(report)
 }

@@ -6,6 +6,7 @@ use crate::context::{Context, pool_reference};
 use crate::entry::Entry;
 use crate::node::silent;
 use crate::node_state::{Snapshot, apply, decide, render};
+use crate::refusal;
 use crate::relevance::Change;
 use crate::states::{KnownState, Spec};
 use jiff::Timestamp;
@@ -35,12 +36,10 @@ pub enum NodeStateError {
 /// Brings the spec of one node's state up to date; writes only when it differs.
 pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>, NodeStateError> {
     let Some(node) = context.nodes.get(&ObjectRef::new(name)) else {
-        context.states.withdraw(name);
         return Ok(None);
     };
     let (spec, catalog, current) = decide_now(&node, context);
     let Some(spec) = spec else {
-        context.states.withdraw(name);
         return Ok(None);
     };
     context.states.send(name, spec.clone());
@@ -75,10 +74,10 @@ async fn perform(
         Ok(version) => version,
         Err(source) => {
             // Whatever else went wrong, the API server may have stored it.
-            if matches!(&source, kube::Error::Api(status) if status.code < 500) {
+            if refusal::is_refused(&source) {
                 context.states.withdraw(&name);
             } else {
-                context.states.lost(&name);
+                context.states.lost(&name, clock::now());
             }
             return Err(NodeStateError::Apply { node: name, source: Box::new(source) });
         }

@@ -5,6 +5,7 @@ mod unreadable;
 
 use crate::acceptance::Rejection;
 use crate::catalog::released;
+use crate::clock;
 use crate::context::{Context, Guarded, pool_reference};
 use crate::network::{NetworkReport, apply};
 use crate::node::NodeView;
@@ -146,13 +147,13 @@ async fn terminate(
     if context.catalog().active(&uid).is_some() {
         return Ok(Some(RETRY_CONFLICT));
     }
-    if holders(&uid, context).is_empty() && context.states.may_hold(&uid).is_empty() {
+    if holders(&uid, context).is_empty() {
         let turn = context.reports.turn(&name);
-        if let Ok(_at_work) = turn.try_lock() {
-            return release(meta, context).await;
+        match turn.try_lock() {
+            Ok(_at_work) if !may_come_back(&name, &uid, context) => return release(meta, context).await,
+            // A write on its way, or a pass over its networks, which ends soon; or one whose answer was lost.
+            Ok(_) | Err(_) => retry = Some(RETRY_CONFLICT),
         }
-        // A pass over its networks is under way, and stops soon.
-        retry = Some(RETRY_CONFLICT);
     }
     // A node that need not be waited for is let go once it is unreachable, which no event tells.
     for node in released(meta) {
@@ -168,6 +169,13 @@ async fn terminate(
     };
     let (recheck, _) = observe_and_publish(pool, &Ok(()), &NetworkReport::default(), context).await?;
     Ok(retry.into_iter().chain(recheck).min())
+}
+
+/// Whether a write that has not arrived yet, and may still, gives the pool to a node or makes one of its networks.
+fn may_come_back(name: &str, uid: &str, context: &Context) -> bool {
+    let now = clock::now();
+    let is_there = |node: &String| context.nodes.get(&ObjectRef::new(node)).is_some();
+    context.states.may_hold(uid, now).iter().any(is_there) || context.reports.may_come(name, now)
 }
 
 /// Removes the networks of a drained pool and lets it go. Networks go last: pods being started and machines being migrated

@@ -21,6 +21,17 @@ enum Step {
     Delete(Key, Option<String>),
 }
 
+/// What a pass came to.
+#[derive(Debug)]
+pub struct Pass {
+    /// What became of the networks.
+    pub report: NetworkReport,
+    /// Whether it went through all of them.
+    pub is_complete: bool,
+    /// Whether the API server may still carry out a write whose answer was lost.
+    pub has_lost: bool,
+}
+
 /// What a write came to.
 enum Done {
     Ready,
@@ -29,18 +40,27 @@ enum Done {
     Removed,
 }
 
+/// Why a write failed.
+struct Failure {
+    problem: Problem,
+    /// Whether the API server may carry it out nevertheless.
+    is_lost: bool,
+}
+
 /// Carries out the plan, and goes on after an error. `pools` has the UIDs of all pools; `is_current` says whether the plan
-/// is still wanted: a pass over thousands of networks stops when their pool is changed or deleted. Returns none then.
+/// is still wanted: a pass over thousands of networks begins no further write when their pool is changed or deleted. Those
+/// under way are waited for: given up, they could take effect after the networks were removed.
 pub async fn apply(
     client: &Client,
     desired: Desired,
     plan: Plan,
     pools: &BTreeSet<String>,
     is_current: impl Fn() -> bool,
-) -> Option<NetworkReport> {
+) -> Pass {
     let Desired { mut networks, problems: unusable } = desired;
     let mut report =
         NetworkReport { desired: networks.len(), ready: plan.keep.len(), ..NetworkReport::default() };
+    let (mut is_complete, mut has_lost) = (true, false);
     let mut steps: Vec<Step> =
         plan.create.iter().filter_map(|key| networks.remove(key)).map(Step::Create).collect();
     steps.extend(plan.repair.iter().filter_map(|key| networks.remove(key)).map(Step::Repair));
@@ -52,23 +72,28 @@ pub async fn apply(
     // In order, so that the first problem is the same in each pass.
     let mut steps = steps.buffered(AT_ONCE);
     while let Some(done) = steps.next().await {
-        match done? {
-            Ok(Done::Removed) => continue,
-            Ok(Done::Ready) => {}
-            Ok(Done::Repaired(key)) => report.repaired.push(key),
-            Ok(Done::Adopted(key)) => report.adopted.push(key),
-            Err(problem) => {
+        match done {
+            None => is_complete = false,
+            Some(Ok(Done::Removed)) => {}
+            Some(Ok(done)) => {
+                report.ready += 1;
+                match done {
+                    Done::Repaired(key) => report.repaired.push(key),
+                    Done::Adopted(key) => report.adopted.push(key),
+                    Done::Ready | Done::Removed => {}
+                }
+            }
+            Some(Err(Failure { problem, is_lost })) => {
+                has_lost |= is_lost;
                 report.problems.push(problem);
-                continue;
             }
         }
-        report.ready += 1;
     }
     report.problems.extend(unusable);
-    Some(report)
+    Pass { report, is_complete, has_lost }
 }
 
-async fn perform(client: &Client, step: Step, pools: &BTreeSet<String>) -> Result<Done, Problem> {
+async fn perform(client: &Client, step: Step, pools: &BTreeSet<String>) -> Result<Done, Failure> {
     match step {
         Step::Create(network) => {
             let adopted = create(client, &network, pools).await?;
@@ -141,7 +166,7 @@ async fn create(
     client: &Client,
     network: &NetworkAttachmentDefinition,
     pools: &BTreeSet<String>,
-) -> Result<bool, Problem> {
+) -> Result<bool, Failure> {
     let key = key(network);
     let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &key.0);
     let params = PostParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
@@ -166,7 +191,7 @@ async fn create(
 }
 
 /// Makes one of ours as it should be. Says whether that was needed: the cache may not have seen our own last write.
-async fn repair(client: &Client, network: &NetworkAttachmentDefinition) -> Result<bool, Problem> {
+async fn repair(client: &Client, network: &NetworkAttachmentDefinition) -> Result<bool, Failure> {
     let key = key(network);
     let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &key.0);
     let there = api.get_opt(&key.1).await.map_err(|error| failed(&key, &error))?;
@@ -177,7 +202,7 @@ async fn repair(client: &Client, network: &NetworkAttachmentDefinition) -> Resul
     }
 }
 
-async fn write(client: &Client, network: &NetworkAttachmentDefinition) -> Result<(), Problem> {
+async fn write(client: &Client, network: &NetworkAttachmentDefinition) -> Result<(), Failure> {
     let key = key(network);
     let params = PatchParams::apply(OPERATOR_FIELD_MANAGER).force();
     let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &key.0);
@@ -196,20 +221,17 @@ fn same_owner(there: &NetworkAttachmentDefinition, wanted: &NetworkAttachmentDef
     is_ours(there, label(POOL_LABEL), label(macvtap_crds::POOL_UID_LABEL))
 }
 
-fn conflict((namespace, name): &Key) -> Problem {
-    Problem {
-        reason: PoolReason::NADConflict,
-        message: format!(
-            "NetworkAttachmentDefinition {namespace}/{name} was not made by this pool and is left alone; rename the network, or delete the other"
-        ),
-    }
+fn conflict((namespace, name): &Key) -> Failure {
+    let message = format!(
+        "NetworkAttachmentDefinition {namespace}/{name} was not made by this pool and is left alone; rename the network, or delete the other"
+    );
+    Failure { problem: Problem { reason: PoolReason::NADConflict, message }, is_lost: false }
 }
 
-fn failed((namespace, name): &Key, error: &kube::Error) -> Problem {
-    Problem {
-        reason: PoolReason::NetworkWriteFailed,
-        message: format!("NetworkAttachmentDefinition {namespace}/{name}: {}", refusal::text(error)),
-    }
+fn failed((namespace, name): &Key, error: &kube::Error) -> Failure {
+    let message = format!("NetworkAttachmentDefinition {namespace}/{name}: {}", refusal::text(error));
+    let problem = Problem { reason: PoolReason::NetworkWriteFailed, message };
+    Failure { problem, is_lost: !refusal::is_refused(error) }
 }
 
 #[cfg(test)]
@@ -222,13 +244,19 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tower::{BoxError, service_fn};
 
-    /// An API server that creates what it is asked to, and counts.
-    fn creating(requests: &Arc<AtomicUsize>) -> Client {
-        let requests = Arc::clone(requests);
+    /// An API server that takes a while to create what it is asked to, and counts requests and answers.
+    fn creating(requests: &Arc<AtomicUsize>, answers: &Arc<AtomicUsize>) -> Client {
+        let (requests, answers) = (Arc::clone(requests), Arc::clone(answers));
         let service = service_fn(move |request: Request<Body>| {
-            requests.fetch_add(1, Ordering::SeqCst);
+            let number = requests.fetch_add(1, Ordering::SeqCst);
+            let answers = Arc::clone(&answers);
             async move {
+                // The earlier ones of those under way take longer.
+                for _ in 0..AT_ONCE - number % AT_ONCE {
+                    tokio::task::yield_now().await;
+                }
                 let body = request.into_body().collect_bytes().await?;
+                answers.fetch_add(1, Ordering::SeqCst);
                 Ok::<_, BoxError>(Response::builder().status(201).body(Body::from(body.to_vec()))?)
             }
         });
@@ -236,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pass_ends_when_its_pool_has_changed() {
+    async fn a_pass_ends_when_its_pool_has_changed_and_leaves_no_write_on_its_way() {
         let key = |i: usize| ("tenant".to_owned(), format!("net-{i:03}"));
         let network = |i: usize| {
             let mut network =
@@ -245,16 +273,36 @@ mod tests {
             (key(i), network)
         };
         let run = async |until: usize| {
-            let requests = Arc::new(AtomicUsize::new(0));
+            let [requests, answers] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
             let desired = Desired { networks: (0..100).map(network).collect(), problems: Vec::new() };
             let plan = Plan { create: (0..100).map(key).collect(), ..Plan::default() };
             let is_current = || requests.load(Ordering::SeqCst) < until;
-            let client = creating(&requests);
-            let report = apply(&client, desired, plan, &BTreeSet::new(), is_current).await;
-            (report.map(|report| (report.desired, report.ready)), requests.load(Ordering::SeqCst))
+            let client = creating(&requests, &answers);
+            let pass = apply(&client, desired, plan, &BTreeSet::new(), is_current).await;
+            let [requests, answers] = [requests, answers].map(|count| count.load(Ordering::SeqCst));
+            assert_eq!(requests, answers);
+            (pass, requests)
         };
-        assert_eq!(run(usize::MAX).await, (Some((100, 100)), 100));
-        let (report, requests) = run(20).await;
-        assert!(report.is_none() && requests < 20 + AT_ONCE, "{requests} requests");
+        let (pass, requests) = run(usize::MAX).await;
+        assert!(pass.is_complete && !pass.has_lost);
+        assert_eq!((pass.report.desired, pass.report.ready, requests), (100, 100, 100));
+        let (pass, requests) = run(20).await;
+        assert!(!pass.is_complete && requests < 20 + AT_ONCE, "{requests} requests");
+    }
+
+    #[tokio::test]
+    async fn a_write_without_an_answer_is_lost_and_one_that_is_refused_is_not() {
+        let run = async |answer: fn() -> Result<Response<Body>, BoxError>| {
+            let client = Client::new(service_fn(move |_: Request<Body>| async move { answer() }), "default");
+            let mut network =
+                NetworkAttachmentDefinition::new("net", NetworkAttachmentDefinitionSpec::default());
+            network.metadata.namespace = Some("tenant".to_owned());
+            let plan = Plan { create: vec![key(&network)], ..Plan::default() };
+            let desired = Desired { networks: [(key(&network), network)].into(), problems: Vec::new() };
+            apply(&client, desired, plan, &BTreeSet::new(), || true).await.has_lost
+        };
+        assert!(run(|| Err("connection reset".into())).await);
+        assert!(run(|| Ok(Response::builder().status(504).body(Body::empty())?)).await);
+        assert!(!run(|| Ok(Response::builder().status(403).body(Body::empty())?)).await);
     }
 }

@@ -1,8 +1,11 @@
 //! What became of each pool's networks, for the pool's status; and who is at work on them.
 
 use super::NetworkReport;
+use crate::states::LOST_MAX;
+use jiff::Timestamp;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Mutex as Turn;
 
 /// Reports by the name of their pool.
@@ -16,6 +19,8 @@ struct Known {
     uid: String,
     generation: i64,
     report: Option<NetworkReport>,
+    /// When a write of a network was lost last.
+    lost: Option<Timestamp>,
     /// Held by whoever makes or removes the pool's networks.
     turn: Arc<Turn<()>>,
 }
@@ -47,6 +52,18 @@ impl Reports {
         }
     }
 
+    /// Notes that nobody knows what became of a write of a network.
+    pub fn lost(&self, pool: &str, now: Timestamp) {
+        self.pools().entry(pool.to_owned()).or_default().lost = Some(now);
+    }
+
+    /// Whether a write that was lost may still make a network.
+    pub fn may_come(&self, pool: &str, now: Timestamp) -> bool {
+        let lost = self.pools().get(pool).and_then(|known| known.lost);
+        let past = lost.map(|lost| Duration::try_from(now.duration_since(lost)).unwrap_or_default());
+        past.is_some_and(|past| past < LOST_MAX)
+    }
+
     /// The lock that is held while the pool's networks are made or removed.
     pub fn turn(&self, pool: &str) -> Arc<Turn<()>> {
         Arc::clone(&self.pools().entry(pool.to_owned()).or_default().turn)
@@ -71,6 +88,16 @@ impl Reports {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_may_come_for_as_long_as_a_lost_write_can_take_effect() {
+        let (reports, now) = (Reports::default(), Timestamp::UNIX_EPOCH);
+        assert!(!reports.may_come("dp", now));
+        reports.lost("dp", now);
+        reports.withdraw("dp");
+        assert!(reports.may_come("dp", now));
+        assert!(!reports.may_come("dp", now + LOST_MAX));
+    }
 
     #[test]
     fn a_pool_that_is_accepted_again_has_no_report_until_somebody_compared_its_networks() {

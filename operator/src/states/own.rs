@@ -18,6 +18,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long a write may stay unseen before it is ignored. No watch is that late: such a write is an error in this record.
 const UNSEEN_MAX: Duration = Duration::from_mins(5);
 
+/// How long a write whose answer was lost may still take effect: an API server gives up a request after a minute, unless it
+/// is told otherwise, and the request may have been late before.
+pub const LOST_MAX: Duration = Duration::from_mins(2);
+
 /// A spec as the operator writes it.
 #[derive(Clone, Debug, Default)]
 pub struct Spec {
@@ -39,11 +43,13 @@ pub(super) struct Own {
     last: Option<(Timestamp, Duration)>,
 }
 
-/// The writes of one state: the last one that the API server stored, and the one after it.
+/// The writes of one state: the last one that the API server stored, the one after it, and those of which nobody knows
+/// whether they were stored or will be.
 #[derive(Debug, Default)]
 struct Writes {
     stored: Option<Stored>,
     sent: Option<Sent>,
+    lost: Vec<Lost>,
 }
 
 /// A write that the API server has stored and the agent has not answered yet.
@@ -62,12 +68,17 @@ enum Phase {
     Seen { at: Timestamp },
 }
 
-/// A write of which the API server has not said that it stored it.
+/// A write to which no answer came, or one that says nothing. Nobody can wait for it.
+#[derive(Debug)]
+struct Lost {
+    spec: Spec,
+    since: Timestamp,
+}
+
+/// A write that waits for the API server's answer.
 #[derive(Debug)]
 struct Sent {
     spec: Spec,
-    /// No answer came, or one that says nothing: the API server may have stored it. Nobody can wait for it.
-    is_lost: bool,
     /// In which version the state was deleted while the write was on its way.
     deleted: Option<u64>,
 }
@@ -75,22 +86,18 @@ struct Sent {
 impl Own {
     /// Notes that a write is being sent.
     pub(super) fn send(&mut self, name: &str, spec: Spec) {
-        let sent = Sent { spec, is_lost: false, deleted: None };
+        let sent = Sent { spec, deleted: None };
         self.writes.entry(name.to_owned()).or_default().sent = Some(sent);
     }
 
-    /// Notes that a write was refused, was not sent, or is not wanted any more after its answer was lost.
+    /// Notes that a write was refused or was not sent.
     pub(super) fn withdraw(&mut self, name: &str) {
         self.change(name, |writes| writes.sent = None);
     }
 
     /// Notes that nobody knows what became of a write.
-    pub(super) fn lost(&mut self, name: &str) {
-        self.change(name, |writes| {
-            if let Some(sent) = &mut writes.sent {
-                sent.is_lost = true;
-            }
-        });
+    pub(super) fn lost(&mut self, name: &str, now: Timestamp) {
+        self.change(name, |writes| writes.lose(now));
     }
 
     /// Notes which version a write became. Returns whether that is still there, as far as the watch has shown.
@@ -109,6 +116,10 @@ impl Own {
     /// Processes a state as the watch shows it. While it does not show an own write yet, the spec is what was written.
     /// Returns how late the watch showed the write, if it shows it now.
     pub(super) fn seen(&mut self, state: &mut KnownState, now: Timestamp) -> Option<Duration> {
+        // What the watch shows is lost no longer: the state has it, or had it.
+        self.change(&state.name, |writes| {
+            writes.lost.retain(|lost| lost.spec.config_hash != state.config_hash);
+        });
         let stored = self.writes.get_mut(&state.name)?.stored.as_mut()?;
         let mut lag = None;
         if let Phase::Unseen { since } = stored.phase {
@@ -157,8 +168,11 @@ impl Own {
     }
 
     /// Whether a write that may still reach the API server has an entry of the pool with this UID.
-    pub(super) fn may_hold(&self, uid: &str) -> impl Iterator<Item = &str> {
-        let holds = move |writes: &Writes| writes.sent.as_ref().is_some_and(|sent| sent.spec.has(uid));
+    pub(super) fn may_hold(&self, uid: &str, now: Timestamp) -> impl Iterator<Item = &str> {
+        let holds = move |writes: &Writes| {
+            writes.sent.as_ref().is_some_and(|sent| sent.spec.has(uid))
+                || writes.lost.iter().any(|lost| lost.may_arrive(now) && lost.spec.has(uid))
+        };
         self.writes.iter().filter(move |(_, writes)| holds(writes)).map(|(name, _)| name.as_str())
     }
 
@@ -177,8 +191,7 @@ impl Own {
     /// to be expected of the agent of a node.
     pub(super) fn has_room(&self, now: Timestamp, will_answer: impl Fn(&str) -> bool) -> bool {
         let waits = |name: &str, writes: &Writes| {
-            let is_under_way = writes.sent.as_ref().is_some_and(|sent| !sent.is_lost);
-            is_under_way
+            writes.sent.is_some()
                 || writes.stored.as_ref().is_some_and(|stored| match stored.phase {
                     Phase::Unseen { since } => between(since, now) < UNSEEN_MAX,
                     Phase::Seen { at } => between(at, now) < ANSWER_WITHIN && will_answer(name),
@@ -187,9 +200,13 @@ impl Own {
         self.writes.iter().filter(|(name, writes)| waits(name, writes)).count() < UNANSWERED_MAX
     }
 
-    /// Forgets everything: another operator writes now.
-    pub(super) fn clear(&mut self) {
-        self.writes.clear();
+    /// Forgets what was stored: another operator writes now. What is on its way may arrive nevertheless.
+    pub(super) fn clear(&mut self, now: Timestamp) {
+        self.writes.retain(|_, writes| {
+            writes.stored = None;
+            writes.lose(now);
+            !writes.lost.is_empty()
+        });
     }
 
     fn unseen(&self, name: &str) -> Option<&Stored> {
@@ -200,9 +217,26 @@ impl Own {
     fn change(&mut self, name: &str, change: impl FnOnce(&mut Writes)) {
         let Some(writes) = self.writes.get_mut(name) else { return };
         change(writes);
-        if writes.stored.is_none() && writes.sent.is_none() {
+        if writes.stored.is_none() && writes.sent.is_none() && writes.lost.is_empty() {
             self.writes.remove(name);
         }
+    }
+}
+
+impl Writes {
+    /// Makes the write that waits for an answer one that is lost.
+    fn lose(&mut self, now: Timestamp) {
+        self.lost.retain(|lost| lost.may_arrive(now));
+        if let Some(Sent { spec, .. }) = self.sent.take() {
+            self.lost.retain(|lost| lost.spec.config_hash != spec.config_hash);
+            self.lost.push(Lost { spec, since: now });
+        }
+    }
+}
+
+impl Lost {
+    fn may_arrive(&self, now: Timestamp) -> bool {
+        between(self.since, now) < LOST_MAX
     }
 }
 

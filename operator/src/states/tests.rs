@@ -94,10 +94,10 @@ fn a_spec_on_its_way_may_bring_a_pool_that_no_state_has() {
     let entry = Arc::new(entry_of(&pool("dp", serde_json::json!({}))));
     let spec = Spec { config_hash: "h".to_owned(), pools: vec![entry], ..Spec::default() };
     states.send("n1", spec.clone());
-    assert_eq!(states.may_hold("uid-dp"), ["n1"]);
+    assert_eq!(states.may_hold("uid-dp", NOW), ["n1"]);
     states.withdraw("n1");
-    assert!(states.may_hold("uid-dp").is_empty(), "its answer was lost, and it is wanted no more");
+    assert!(states.may_hold("uid-dp", NOW).is_empty(), "it was refused");
     states.send("n1", spec.clone());
     states.stored("n1", &spec, 3, NOW);
-    assert!(states.may_hold("uid-dp").is_empty() && states.get("n1").unwrap().entry("uid-dp").is_some());
+    assert!(states.may_hold("uid-dp", NOW).is_empty() && states.get("n1").unwrap().entry("uid-dp").is_some());
 }

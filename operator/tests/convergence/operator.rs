@@ -44,8 +44,7 @@ impl Cluster {
             self.take_turn(pool, name, current.as_ref(), &spec.pools);
         }
         self.writes += 1;
-        let pools: Vec<Value> =
-            spec.pools.iter().map(|entry| entry.json(spec.form).unwrap()).collect();
+        let pools: Vec<Value> = spec.pools.iter().map(|entry| entry.json(spec.form).unwrap()).collect();
         let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": name, "uid": spec.owner}]);
         let state = self.server.states.entry(name.to_owned()).or_default();
         state.metadata.name = Some(name.to_owned());

@@ -66,12 +66,40 @@ fn writes_of_which_nobody_knows_what_became_hold_up_no_other_and_may_still_hold_
         own.send(&i.to_string(), Spec { pools: vec![Arc::clone(&entry)], ..spec("h") });
     }
     assert!(!own.has_room(at(0), |_| true));
-    (0..UNANSWERED_MAX).for_each(|i| own.lost(&i.to_string()));
+    (0..UNANSWERED_MAX).for_each(|i| own.lost(&i.to_string(), at(0)));
     assert!(own.has_room(at(0), |_| true));
-    assert_eq!(own.may_hold(&entry.uid).count(), UNANSWERED_MAX);
-    assert_eq!(own.seen(&mut state("1", 9, "other"), at(1)), None);
-    own.withdraw("1");
-    assert_eq!(own.may_hold(&entry.uid).count(), UNANSWERED_MAX - 1);
+    assert_eq!(own.may_hold(&entry.uid, at(0)).count(), UNANSWERED_MAX);
+    assert_eq!(own.seen(&mut state("1", 9, "h"), at(1)), None);
+    assert_eq!(own.may_hold(&entry.uid, at(0)).count(), UNANSWERED_MAX - 1, "the state has it");
+}
+
+#[test]
+fn a_lost_write_may_arrive_after_later_ones_until_no_api_server_is_at_work_on_it() {
+    let mut own = Own::default();
+    let entry = Arc::new(crate::entry::entry_of(&crate::testing::pool("dp", serde_json::json!({}))));
+    let holders = |own: &Own, second| own.may_hold(&entry.uid, at(second)).count();
+    own.send("n1", Spec { pools: vec![Arc::clone(&entry)], ..spec("with") });
+    own.lost("n1", at(0));
+    own.seen(&mut state("n1", 5, "without"), at(1));
+    own.withdraw("n1");
+    assert_eq!(holders(&own, 1), 1, "nothing says that it was refused");
+    own.send("n1", spec("without"));
+    own.stored("n1", 6, at(2));
+    own.seen(&mut state("n1", 6, "without"), at(3));
+    own.clear(at(4));
+    assert_eq!((holders(&own, 4), holders(&own, 119), holders(&own, 120)), (1, 1, 0));
+    own.seen(&mut state("n1", 7, "with"), at(5));
+    assert_eq!(holders(&own, 5), 0, "it has arrived");
+}
+
+#[test]
+fn what_is_on_its_way_when_another_operator_takes_over_may_arrive() {
+    let mut own = Own::default();
+    let entry = Arc::new(crate::entry::entry_of(&crate::testing::pool("dp", serde_json::json!({}))));
+    own.send("n1", Spec { pools: vec![Arc::clone(&entry)], ..spec("with") });
+    own.clear(at(0));
+    assert_eq!(own.may_hold(&entry.uid, at(1)).count(), 1);
+    assert!(own.has_room(at(1), |_| true) && !own.is_ahead("n1"));
 }
 
 #[test]
@@ -88,7 +116,8 @@ fn a_state_that_is_deleted_before_the_answer_to_its_write_comes_is_gone() {
 
 #[test]
 fn a_second_write_that_is_refused_leaves_the_first_known_until_the_watch_shows_it() {
-    for outcome in [Own::withdraw, Own::lost] {
+    let lose: fn(&mut Own, &str) = |own, name| own.lost(name, at(106));
+    for outcome in [Own::withdraw, lose] {
         let mut own = Own::default();
         own.send("n1", spec("first"));
         own.stored("n1", 7, at(100));
