@@ -124,6 +124,14 @@ impl Context {
         self.grants.retain(&uids);
     }
 
+    /// Forgets what it has done itself: another operator leads now.
+    pub fn forget_own(&self) {
+        self.grants.forget_all();
+        self.states.forget_own(clock::now());
+        self.published.forget_all();
+        self.reports.forget_all();
+    }
+
     /// Until when the watch has surely shown every change of node states, by the operator's own clock.
     pub fn seen_until(&self) -> Timestamp {
         let now = clock::now();

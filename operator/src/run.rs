@@ -3,7 +3,6 @@
 use crate::admin::{self, Health};
 use crate::agents::Agents;
 use crate::args::Serve;
-use crate::clock;
 use crate::context::{Context, NetworkKind, Queues};
 use crate::controllers::{networks, node_states, pools};
 use crate::gate::Gate;
@@ -223,10 +222,7 @@ async fn elect_and_lead(
         // Whatever is still at work ends before anybody else may take the lease.
         workers.shutdown().await;
         context.queues.close();
-        context.grants.forget_all();
-        context.states.forget_own(clock::now());
-        context.published.forget_all();
-        context.reports.forget_all();
+        context.forget_own();
         context.metrics.leading.set(0);
         context.metrics.forget_all();
         match ended {

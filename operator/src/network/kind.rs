@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
     version = "v1",
     kind = "NetworkAttachmentDefinition",
     plural = "network-attachment-definitions",
+    derive = "PartialEq",
     namespaced
 )]
 pub struct NetworkAttachmentDefinitionSpec {

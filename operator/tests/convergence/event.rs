@@ -1,6 +1,9 @@
 //! What may happen to a cluster.
 
-use crate::world::{Cluster, Health, NAMES, Release, at, network_key, node_name, pool_name, touch, zone};
+use crate::operator::{KINDS, Kind};
+use crate::world::{
+    Cluster, Health, NAMES, Release, World, at, network_key, node_name, pool_name, touch, zone,
+};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
@@ -63,10 +66,12 @@ pub(crate) enum Event {
         release: Release,
     },
     Collect,
-    Hear,
+    /// The operator hears of one kind, or of all.
+    Hear(Option<Kind>),
     LookAtNode(u8),
+    LookAtNetworks(u8),
     LookAtPool(u8),
-    /// Another operator leads, which knows what this one has heard and nothing else.
+    /// Another operator leads.
     Leader,
 }
 
@@ -112,8 +117,10 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         2 => (name(), prop_oneof![Just(Release::First), Just(Release::Later)])
             .prop_map(|(node, release)| Event::Release { node, release }),
         2 => Just(Event::Collect),
-        8 => Just(Event::Hear),
+        6 => Just(Event::Hear(None)),
+        8 => proptest::sample::select(&KINDS[..]).prop_map(|kind| Event::Hear(Some(kind))),
         8 => name().prop_map(Event::LookAtNode),
+        4 => name().prop_map(Event::LookAtNetworks),
         8 => name().prop_map(Event::LookAtPool),
         1 => Just(Event::Leader),
     ]
@@ -141,56 +148,73 @@ fn wish() -> impl Strategy<Value = Wish> {
 
 impl Cluster {
     pub(crate) fn happen(&mut self, event: &Event) {
-        self.second += 1;
+        let mut server = self.server();
+        server.second += 1;
+        let second = server.second;
         match *event {
-            Event::Node { name, zone } => self.node(&node_name(name), zone),
-            Event::NodeGone(name) => drop(self.server.nodes.remove(&node_name(name))),
+            Event::Node { name, zone } => server.node(&node_name(name), zone),
+            Event::NodeGone(name) => drop(server.nodes.remove(&node_name(name))),
             Event::NodeEnding(name) => {
-                if let Some(node) = self.server.nodes.get_mut(&node_name(name)) {
-                    node.metadata.deletion_timestamp = Some(at(self.second));
+                if let Some(node) = server.nodes.get_mut(&node_name(name)) {
+                    node.metadata.deletion_timestamp = Some(at(second));
                 }
             }
-            Event::Pool(wish) => self.pool(wish),
-            Event::PoolGone(name) => self.delete(&pool_name(name)),
+            Event::Pool(wish) => server.pool(wish),
+            Event::PoolGone(name) => server.delete(&pool_name(name)),
             Event::Space { name, zone: place } => {
-                self.server.namespaces.insert(format!("space-{name}"), zone(place));
+                server.namespaces.insert(format!("space-{name}"), zone(place));
             }
             Event::SpaceGone(name) => {
                 let space = format!("space-{name}");
-                self.server.networks.retain(|(namespace, _), _| *namespace != space);
-                self.server.namespaces.remove(&space);
+                server.networks.retain(|(namespace, _), _| *namespace != space);
+                server.namespaces.remove(&space);
             }
             Event::NetworkGone { space, pool } => {
-                self.server.networks.remove(&network_key(space, pool));
+                server.networks.remove(&network_key(space, pool));
             }
             Event::NetworkEdited { space, pool } => {
-                if let Some(network) = self.server.networks.get_mut(&network_key(space, pool)) {
+                if let Some(network) = server.networks.get_mut(&network_key(space, pool)) {
                     "{}".clone_into(&mut network.spec.config);
                 }
             }
             Event::NetworkUnlabelled { space, pool } => {
-                if let Some(network) = self.server.networks.get_mut(&network_key(space, pool)) {
+                if let Some(network) = server.networks.get_mut(&network_key(space, pool)) {
                     network.metadata.labels = None;
                 }
             }
-            Event::ForeignNetwork { space, pool } => self.foreign(&network_key(space, pool)),
-            Event::Answer { node, allocated } => self.answer(&node_name(node), allocated),
-            Event::Health { node, health } => drop(self.health.insert(node_name(node), health)),
-            Event::Agent { node, away: true } => drop(self.server.down.insert(node_name(node))),
-            Event::Agent { node, away: false } => drop(self.server.down.remove(&node_name(node))),
-            Event::Release { node, release } => drop(self.releases.insert(node_name(node), release)),
-            Event::Collect => self.collect(),
-            Event::Hear => self.cache = self.server.clone(),
-            Event::LookAtNode(name) => self.look_at_node(&node_name(name)),
-            Event::LookAtPool(name) => self.look_at_pool(&pool_name(name)),
-            Event::Leader => self.change_leader(),
+            Event::ForeignNetwork { space, pool } => server.foreign(&network_key(space, pool)),
+            Event::Agent { node, away: true } => drop(server.down.insert(node_name(node))),
+            Event::Agent { node, away: false } => drop(server.down.remove(&node_name(node))),
+            _ => {
+                drop(server);
+                self.go_on(event);
+            }
         }
     }
 
+    /// Lets operator and agents do something.
+    fn go_on(&mut self, event: &Event) {
+        match *event {
+            Event::Answer { node, allocated } => self.answer(&node_name(node), allocated),
+            Event::Health { node, health } => drop(self.health.insert(node_name(node), health)),
+            Event::Release { node, release } => drop(self.releases.insert(node_name(node), release)),
+            Event::Collect => self.collect(),
+            Event::Hear(Some(kind)) => self.hear(kind),
+            Event::Hear(None) => self.hear_all(),
+            Event::LookAtNode(name) => self.look_at_node(&node_name(name)),
+            Event::LookAtNetworks(name) => self.look_at_networks(&pool_name(name)),
+            Event::LookAtPool(name) => self.look_at_pool(&pool_name(name)),
+            Event::Leader => self.change_leader(),
+            _ => {}
+        }
+    }
+}
+
+impl World {
     /// Makes or relabels a node.
     fn node(&mut self, name: &str, place: u8) {
         let second = self.second;
-        let node = self.server.nodes.entry(name.to_owned()).or_insert_with(|| Node {
+        let node = self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
             metadata: ObjectMeta {
                 uid: Some(format!("{name}-{second}")),
                 name: Some(name.to_owned()),
@@ -204,7 +228,7 @@ impl Cluster {
     /// Makes or edits a pool. Its resource name cannot be changed.
     fn pool(&mut self, wish: Wish) {
         let (pool, second) = (pool_name(wish.name), self.second);
-        let there = self.server.pools.get(&pool);
+        let there = self.pools.get(&pool);
         let first = there.and_then(|pool| pool.spec.resource_name.clone());
         let resource = first.unwrap_or_else(|| format!("resource-{}", wish.resource));
         let selector = (wish.zone < 2).then(|| json!({"matchLabels": zone(wish.zone)}));
@@ -245,14 +269,14 @@ impl Cluster {
             None => made.metadata.creation_timestamp = Some(at(second)),
         }
         touch(&mut made, second);
-        self.server.pools.insert(pool, made);
+        self.pools.insert(pool, made);
     }
 
     fn delete(&mut self, name: &str) {
         let second = self.second;
-        let Some(pool) = self.server.pools.get_mut(name) else { return };
+        let Some(pool) = self.pools.get_mut(name) else { return };
         if pool.finalizers().is_empty() {
-            self.server.pools.remove(name);
+            self.pools.remove(name);
         } else {
             pool.metadata.deletion_timestamp.get_or_insert_with(|| at(second));
             touch(pool, second);
@@ -260,8 +284,8 @@ impl Cluster {
     }
 
     fn foreign(&mut self, key: &Key) {
-        if self.server.namespaces.contains_key(&key.0) {
-            self.server.networks.entry(key.clone()).or_insert_with(|| {
+        if self.namespaces.contains_key(&key.0) {
+            self.networks.entry(key.clone()).or_insert_with(|| {
                 let spec = NetworkAttachmentDefinitionSpec { config: "{\"type\": \"bridge\"}".to_owned() };
                 let mut network = NetworkAttachmentDefinition::new(&key.1, spec);
                 network.metadata.namespace = Some(key.0.clone());

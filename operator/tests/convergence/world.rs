@@ -1,6 +1,7 @@
 //! The API server, what the operator has heard of it, and the agents that nobody sees.
 
-use crate::operator::Turns;
+use crate::judge::Judge;
+use crate::operator::Operator;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
@@ -8,11 +9,11 @@ use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_operator::catalog::Catalog;
 use macvtap_operator::network::kind::NetworkAttachmentDefinition;
 use macvtap_operator::network::plan::Key;
-use macvtap_operator::rollout::Grants;
 use macvtap_operator::states::{Interner, KnownState, RawState};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Rounds after which everything must be quiet: a pool goes in four, one under its name comes in as many more, and a
 /// staged one reaches a node in three.
@@ -31,6 +32,12 @@ pub(crate) struct World {
     pub(crate) networks: BTreeMap<Key, NetworkAttachmentDefinition>,
     /// Nodes whose agents have been away for long.
     pub(crate) down: BTreeSet<String>,
+    /// The agents that the operator has heard of, and whether each is away.
+    pub(crate) agents: BTreeMap<String, bool>,
+    /// The time, and the version of whatever was changed last.
+    pub(crate) second: i64,
+    /// How often the operator has written.
+    pub(crate) writes: usize,
 }
 
 /// How a node's devices are, as its agent says when it answers.
@@ -51,26 +58,29 @@ pub(crate) enum Release {
     Later,
 }
 
-/// The API server, what the operator knows of it, and the clock.
-#[derive(Debug, Default)]
+/// The API server, the operator, and the agents.
 pub(crate) struct Cluster {
-    pub(crate) server: World,
-    pub(crate) cache: World,
+    server: Arc<Mutex<World>>,
+    pub(crate) operator: Operator,
     pub(crate) health: BTreeMap<String, Health>,
     /// How a node is with a pool of this MTU, whatever it is else.
     pub(crate) harm: BTreeMap<(String, u64), Health>,
     pub(crate) releases: BTreeMap<String, Release>,
-    pub(crate) shared: Interner,
-    pub(crate) grants: Grants,
-    pub(crate) turns: Turns,
-    /// Nodes, after the UID of their pool, that were well when they got their turn.
-    pub(crate) well_before: BTreeSet<(String, String)>,
-    /// UIDs of pools whose rollout brings back what some nodes never lost.
-    pub(crate) ways_back: BTreeSet<String>,
-    pub(crate) second: i64,
-    pub(crate) writes: usize,
-    /// What the operator did that it must never do.
-    pub(crate) faults: Vec<String>,
+    pub(crate) judge: Judge,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        let server = Arc::default();
+        Self {
+            operator: Operator::new(&server),
+            server,
+            health: BTreeMap::new(),
+            harm: BTreeMap::new(),
+            releases: BTreeMap::new(),
+            judge: Judge::default(),
+        }
+    }
 }
 
 impl World {
@@ -80,19 +90,33 @@ impl World {
 }
 
 impl Cluster {
+    /// What the API server has.
+    pub(crate) fn server(&self) -> MutexGuard<'_, World> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A node's agent has applied what it was told, and so many devices of each pool are in use.
     pub(crate) fn answer(&mut self, node: &str, allocated: u32) {
-        if self.server.down.contains(node) {
+        let mut server = self.server();
+        let second = server.second;
+        if server.down.contains(node) {
             return;
         }
+        let Some(state) = server.states.get_mut(node) else { return };
+        let status = self.status(node, &state.spec, allocated);
+        if state.status != status {
+            state.status = status;
+            state.metadata.resource_version = Some(second.to_string());
+        }
+    }
+
+    fn status(&self, node: &str, spec: &Value, allocated: u32) -> Value {
         let health = self.health.get(node).copied().unwrap_or_default();
         let release = self.releases.get(node).copied().unwrap_or_default();
-        let Some(state) = self.server.states.get_mut(node) else { return };
-        let entries = state.spec["pools"].as_array().cloned().unwrap_or_default();
+        let entries = spec["pools"].as_array().cloned().unwrap_or_default();
         if release == Release::First && !entries.iter().all(is_full) {
             // It cannot read its spec, and has nothing that it could read on its disk.
-            state.status = json!({"agentVersion": "0.1.0", "pools": []});
-            return;
+            return json!({"agentVersion": "0.1.0", "pools": []});
         }
         let pools: Vec<Value> = entries
             .iter()
@@ -106,57 +130,53 @@ impl Cluster {
             })
             .collect();
         let version = if release == Release::First { "0.1.0" } else { "0.2.0" };
-        state.status =
-            json!({"observedHash": state.spec["configHash"], "agentVersion": version, "pools": pools});
+        json!({"observedHash": spec["configHash"], "agentVersion": version, "pools": pools})
     }
 
     /// The garbage collector removes states whose Node is gone.
     pub(crate) fn collect(&mut self) {
-        let alive: BTreeSet<String> = self.server.nodes.values().filter_map(ResourceExt::uid).collect();
-        self.server.states.retain(|_, state| {
+        let mut server = self.server();
+        let alive: BTreeSet<String> = server.nodes.values().filter_map(ResourceExt::uid).collect();
+        server.states.retain(|_, state| {
             state.metadata.owner_references.iter().flatten().all(|owner| alive.contains(&owner.uid))
         });
     }
 
-    /// What the operator has heard of a node's state.
-    pub(crate) fn known(&mut self, node: &str) -> Option<KnownState> {
-        let raw = self.cache.states.get(node)?;
-        Some(KnownState::read(raw, &mut self.shared))
-    }
-
-    /// What its state really is.
-    pub(crate) fn real(&mut self, node: &str) -> Option<KnownState> {
-        let raw = self.server.states.get(node)?;
-        Some(KnownState::read(raw, &mut self.shared))
+    /// What a node's state really is.
+    pub(crate) fn real(&self, node: &str) -> Option<KnownState> {
+        Some(KnownState::read(self.server().states.get(node)?, &mut Interner::default()))
     }
 
     /// Everybody hears of everything and does what is to be done, until there is nothing to do. Gives how many rounds
     /// had something to do.
     pub(crate) fn settle(&mut self) -> Result<usize, TestCaseError> {
         for round in 0..ROUNDS {
-            self.writes = 0;
-            self.second += 1;
+            self.server().writes = 0;
+            self.server().second += 1;
             self.collect();
-            let states: Vec<String> = self.server.states.keys().cloned().collect();
+            let states: Vec<String> = self.server().states.keys().cloned().collect();
             for state in &states {
                 self.answer(state, 0);
             }
-            self.cache = self.server.clone();
+            self.hear_all();
+            (0..NAMES).for_each(|name| self.look_at_networks(&pool_name(name)));
             (0..NAMES).for_each(|name| self.look_at_pool(&pool_name(name)));
             (0..NAMES).for_each(|name| self.look_at_node(&node_name(name)));
-            if self.writes == 0 {
+            if self.server().writes == 0 {
                 return Ok(round);
             }
         }
-        Err(TestCaseError::fail(format!("{} writes in round {ROUNDS}: {:#?}", self.writes, self.server)))
+        Err(TestCaseError::fail(format!("round {ROUNDS} still writes: {:#?}", self.server())))
     }
 
     /// Every node is well again or gone, and every agent answers.
     pub(crate) fn heal(&mut self) {
-        self.server.nodes.retain(|_, node| node.metadata.deletion_timestamp.is_none());
+        let mut server = self.server();
+        server.nodes.retain(|_, node| node.metadata.deletion_timestamp.is_none());
+        server.down.clear();
+        drop(server);
         self.health.clear();
         self.harm.clear();
-        self.server.down.clear();
     }
 }
 
