@@ -6,6 +6,7 @@
 use crate::device_id::DeviceId;
 use crate::file::{self, FileError};
 use crate::kernel::{Home, Kernel, Place};
+use crate::kubelet_id;
 use crate::link::{By, IfName, Link};
 use crate::lock::{self, LockError};
 use crate::netlink::NetlinkError;
@@ -108,6 +109,11 @@ pub fn adopt<K: Kernel>(
         netns_id: found.netns_id,
         network: None,
         nic: None,
+        // A device that no pod has: nobody knows what the kubelet knew of it.
+        kubelet: (!lost.pod_name.is_empty())
+            .then(|| kubelet_id::read(paths))
+            .flatten()
+            .map(|kubelet| kubelet.id),
     };
     records::write(paths, &record)?;
     if let Some(number) = tap {

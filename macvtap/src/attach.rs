@@ -22,6 +22,7 @@ use crate::claim::{self, Claim};
 use crate::detach;
 use crate::device_id::DeviceId;
 use crate::kernel::{Home, Kernel};
+use crate::kubelet_id;
 use crate::link::Change;
 use crate::lock::{self, Lock};
 use crate::netns::NetnsId;
@@ -29,7 +30,7 @@ use crate::paths::Paths;
 use crate::record::{self, Attachment, Holder, State};
 use crate::records::{self, RecordError};
 use crate::tap::{self, Node};
-use crate::tap_pods::{self, TapPods};
+use crate::tap_pods::{self, TapNote, TapPods};
 use making::{Progress, check_lower};
 use tracing::info;
 
@@ -59,7 +60,7 @@ pub fn tap_only<K: Kernel>(
     paths: &Paths,
     kernel: &mut K,
     request: Request,
-    pods: Option<&TapPods>,
+    note: Option<&TapNote>,
 ) -> Result<Option<Attached>, AttachError> {
     let lock = lock::device(paths, &request.device)?;
     let existing = records::read(paths, &request.device)?;
@@ -67,7 +68,7 @@ pub fn tap_only<K: Kernel>(
         return match detach::link_of(kernel, record)? {
             Some(_) => {
                 if record.holder == Holder::Host {
-                    note_again(paths, &request.device, pods)?;
+                    note_again(paths, &request.device, note)?;
                 }
                 Ok(None)
             }
@@ -77,8 +78,8 @@ pub fn tap_only<K: Kernel>(
     match begin_locked(paths, kernel, request, existing.as_ref(), lock)? {
         Begun::Present(attached) => Ok(Some(attached)),
         Begun::New(mut attaching) => {
-            if let Some(pods) = pods {
-                tap_pods::write(paths, &attaching.request.device, pods).map_err(RecordError::from)?;
+            if let Some(note) = note {
+                tap_pods::write(paths, &attaching.request.device, note).map_err(RecordError::from)?;
             }
             attaching.create_link()?;
             attaching.change(Change::NoAutoconfiguration)?;
@@ -124,6 +125,7 @@ fn begin_locked<'k, K: Kernel>(
         netns_id: request.netns_id.map(|NetnsId(id)| id),
         network: request.network.clone(),
         nic: None,
+        kubelet: kubelet_id::read(paths).map(|kubelet| kubelet.id),
     };
     records::write(paths, &record)?;
     Ok(Begun::New(Box::new(Attaching {
@@ -137,14 +139,17 @@ fn begin_locked<'k, K: Kernel>(
     })))
 }
 
-/// Notes the pods of a link that exists. The kubelet's word about the owner replaces what was noted, a guess does not.
-fn note_again(paths: &Paths, device: &DeviceId, pods: Option<&TapPods>) -> Result<(), RecordError> {
+/// Notes the pod of a link that exists. The kubelet's word about the owner replaces what was noted, a guess does not.
+fn note_again(paths: &Paths, device: &DeviceId, note: Option<&TapNote>) -> Result<(), RecordError> {
+    let Some(note) = note else { return Ok(()) };
     let noted = tap_pods::read(paths, device);
-    let news = pods.filter(|pods| match pods {
-        TapPods::Owner(_) => noted.as_ref() != Some(*pods),
-        TapPods::Candidates(_) => noted.is_none(),
-    });
-    news.map_or(Ok(()), |pods| Ok(tap_pods::write(paths, device, pods)?))
+    let pods = match (&note.pods, &noted) {
+        (TapPods::Candidates(_), Some(noted)) => noted.pods.clone(),
+        (TapPods::Owner(_), _) | (_, None) => note.pods.clone(),
+    };
+    // An earlier one may be of an earlier pod.
+    let now = TapNote { pods, pod_uid: note.pod_uid.clone() };
+    if noted.as_ref() == Some(&now) { Ok(()) } else { Ok(tap_pods::write(paths, device, &now)?) }
 }
 
 /// The existing attachment, if it is what the same holder asks for again. Makes the device node anew.

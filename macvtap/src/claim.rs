@@ -74,7 +74,7 @@ pub(crate) fn judge_on(
 /// Whether the record is of a link without a network that only this pod may hold: one of its networks can get it.
 fn is_spare_of(paths: &Paths, record: &Attachment, wanted: &Holder) -> bool {
     record.holder == Holder::Host
-        && tap_pods::read(paths, &record.device).is_some_and(|pods| pods.is_only(wanted))
+        && tap_pods::read(paths, &record.device).is_some_and(|note| note.is_only(wanted))
 }
 
 /// Returns a device that a pod holds without a network, if there is one.
@@ -188,6 +188,7 @@ mod tests {
             netns_id: None,
             network: None,
             nic: None,
+            kubelet: None,
         }
     }
 

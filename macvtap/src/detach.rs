@@ -159,13 +159,23 @@ pub fn collect<K: Kernel>(
     kernel: &mut K,
     leftover: &Attachment,
 ) -> Result<Detached, DetachError> {
+    collect_if(paths, kernel, leftover, || true)
+}
+
+/// The same, if `is_still_orphaned` says so once nobody else can change that.
+pub fn collect_if<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    leftover: &Attachment,
+    is_still_orphaned: impl FnOnce() -> bool,
+) -> Result<Detached, DetachError> {
     let device = &leftover.device;
     let lock = lock::try_device(paths, device);
     let lock = lock.map_err(|source| DetachError::Lock { device: device.clone(), source })?;
     let Some(lock) = lock else {
         return Ok(Detached::NotTheirs(leftover.clone()));
     };
-    begin_locked(paths, kernel, device, lock, |record| record == leftover)?.complete()
+    begin_locked(paths, kernel, device, lock, |record| record == leftover && is_still_orphaned())?.complete()
 }
 
 /// The link of an attachment and where it is; none when it is gone. Works for a namespace whose path is gone, and

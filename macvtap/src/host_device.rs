@@ -19,6 +19,7 @@ use crate::detach::{self, DetachError};
 use crate::device_id::DeviceId;
 use crate::give_back;
 use crate::kernel::{Home, Kernel, Place};
+use crate::kubelet_id;
 use crate::link::{self, BadIfName, Change, IfName, Link, NicLink, Settings};
 use crate::links::Links;
 use crate::lock::{self, Lock, LockError};
@@ -224,6 +225,7 @@ pub fn begin<'k, K: Kernel>(
         netns_id: request.netns_id.map(|NetnsId(id)| id),
         network: Some(request.network.clone()),
         nic: Some(nic.clone()),
+        kubelet: kubelet_id::read(paths).map(|kubelet| kubelet.id),
     };
     records::write(paths, &record)?;
     let is_repeat = claim == Claim::Again;

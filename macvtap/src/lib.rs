@@ -17,6 +17,7 @@ pub mod host_device;
 pub mod host_link;
 pub mod host_ties;
 pub mod kernel;
+pub mod kubelet_id;
 pub mod link;
 pub mod links;
 pub mod lock;

@@ -50,6 +50,9 @@ pub struct Attachment {
     /// The NIC as it was on the node, when the pod gets a whole NIC; written before the NIC is touched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nic: Option<Nic>,
+    /// ID of the kubelet that served when the record was made, if it was known: see [`crate::kubelet_id`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubelet: Option<String>,
 }
 
 /// A NIC as it was on the node before a pod got it, and as it shall be there again.

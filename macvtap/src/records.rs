@@ -244,6 +244,7 @@ mod tests {
             netns_id: None,
             network: None,
             nic: None,
+            kubelet: None,
         }
     }
 

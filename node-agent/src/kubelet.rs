@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod directory;
 pub mod endpoint;
+pub mod instance;
 pub mod podresources;
 mod service;
 mod shared;

@@ -17,10 +17,37 @@ pub struct Listing {
     pub pods: Vec<PodName>,
 }
 
+/// What the kubelet remembers of the pods that hold devices, by its checkpoint: it names devices of init containers, and pods
+/// by UID, and lags behind when devices become free.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KubeletMemory {
+    /// UIDs of the pods that hold each device.
+    pub holders: BTreeMap<DeviceId, BTreeSet<String>>,
+    /// Which of the checkpoints at its place it is.
+    pub version: String,
+    /// Whether it was written by the kubelet that serves now. Else that may never have read it.
+    pub is_current: bool,
+}
+
+impl KubeletMemory {
+    /// Returns the UID of the only pod that holds the device.
+    pub fn holder(&self, device: &DeviceId) -> Option<&str> {
+        let mut holders = self.holders.get(device)?.iter();
+        let holder = holders.next()?;
+        (holders.next().is_none() && !holder.is_empty()).then_some(holder)
+    }
+}
+
+/// Whether the kubelet runs this pod without an API server: it calls it after the node.
+pub(crate) fn is_static(pod: &PodName, node: &str) -> bool {
+    pod.name.strip_suffix(&node.to_lowercase()).is_some_and(|name| name.ends_with('-'))
+}
+
 /// Since when the kubelet has listed each pod.
 #[derive(Debug, Default)]
 pub struct PodAges {
     own: Option<PodName>,
+    node: String,
     since: Mutex<BTreeMap<PodName, Instant>>,
 }
 
@@ -28,9 +55,21 @@ pub struct PodAges {
 const ADMISSION: Duration = Duration::from_mins(1);
 
 impl PodAges {
-    /// No pod has been listed yet. `own` is the agent's own pod, if known.
-    pub fn new(own: Option<PodName>) -> Self {
-        Self { own, since: Mutex::default() }
+    /// No pod has been listed yet. `own` is the agent's own pod, if known, `node` the name of the node.
+    pub fn new(own: Option<PodName>, node: String) -> Self {
+        Self { own, node, since: Mutex::default() }
+    }
+
+    /// Returns the name of the node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Whether the kubelet has heard from the API server, as far as that can be told: before, it lists its static pods alone.
+    pub fn is_complete(&self, listing: &Listing) -> bool {
+        self.own.as_ref().is_none_or(|own| {
+            listing.pods.contains(own) && listing.pods.iter().any(|pod| !is_static(pod, &self.node))
+        })
     }
 
     /// Returns the agent's own pod, if known.
@@ -86,12 +125,26 @@ mod tests {
     use crate::attachments::collector::tests::pod;
 
     #[test]
+    fn a_list_of_static_pods_alone_is_not_complete() {
+        let list = |pods: &[&str]| Listing {
+            pods: pods.iter().map(|name| pod(name)).collect(),
+            ..Listing::default()
+        };
+        let ages = |own: &str| PodAges::new(Some(pod(own)), "Node-1".into());
+        assert!(ages("agent-x7k2p").is_complete(&list(&["agent-x7k2p"])));
+        assert!(!ages("agent-x7k2p").is_complete(&list(&["etcd-node-1"])));
+        assert!(!ages("agent-node-1").is_complete(&list(&["agent-node-1", "etcd-node-1"])));
+        assert!(ages("agent-node-1").is_complete(&list(&["agent-node-1", "vm"])));
+        assert!(PodAges::default().is_complete(&list(&[])), "nobody told the agent its own pod");
+    }
+
+    #[test]
     fn a_device_is_allocated_for_a_pod_that_was_admitted_just_then() {
         let listing = |pods: &[&str]| Listing {
             devices: BTreeMap::new(),
             pods: pods.iter().map(|name| pod(name)).collect(),
         };
-        let (ages, start) = (PodAges::new(Some(pod("agent"))), Instant::now());
+        let (ages, start) = (PodAges::new(Some(pod("agent")), "node-1".into()), Instant::now());
         let seconds = |seconds| start + Duration::from_secs(seconds);
         let admitted = |pods: &[&str], allocated| {
             let admitted = ages.admitted(&listing(pods), allocated);

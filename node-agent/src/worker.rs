@@ -16,7 +16,7 @@ use crate::devices::engine::Engine;
 use crate::devices::nics::Names;
 use crate::kubelet::{Shared, directory, socket};
 use crate::links::netlink::{self, News};
-use crate::pods::PodName;
+use crate::pods::{PodAges, PodName};
 use crate::process::install::PluginName;
 use crate::process::install::keep::{Keeper, Plugin, Presence};
 use crate::process::lock::{self, NodeLock, NodeLockError};
@@ -128,6 +128,12 @@ fn keeper(arguments: &Run) -> Option<Keeper> {
     Some(Keeper::new(plugin, supervisor::memory().as_deref()))
 }
 
+/// Returns the name of the node in the cluster: without other orders, the kubelet takes the host's.
+fn node_name(arguments: &Run) -> String {
+    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    arguments.node_name.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| host().trim().to_owned())
+}
+
 /// Waits until no other agent serves this node.
 async fn hold_node(arguments: &Run, readiness: &watch::Sender<Readiness>) -> Result<NodeLock, WorkerError> {
     if let Some(lock) = lock::try_take(&arguments.state_dir)? {
@@ -165,7 +171,10 @@ async fn lead(
     let nics = Names::of(engine.table());
     let own_pod = arguments.pod_name.clone().zip(arguments.pod_namespace.clone());
     let own_pod = own_pod.map(|(name, namespace)| PodName { namespace, name });
-    let shared = Arc::new(Shared::new(paths, arguments.pod_resources_socket.clone(), own_pod, nics));
+    let ages = PodAges::new(own_pod, node_name(arguments));
+    let (pod_resources, plugins) =
+        (arguments.pod_resources_socket.clone(), arguments.device_plugin_dir.clone());
+    let shared = Arc::new(Shared::new(paths, pod_resources, plugins, ages, nics));
     sockets::remove_dead(&arguments.device_plugin_dir, socket::PREFIX).await;
     let (happened_sender, happened) = watch::channel(directory::Happened::default());
     tokio::spawn(directory::watch(arguments.device_plugin_dir.clone(), happened_sender));

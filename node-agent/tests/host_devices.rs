@@ -20,6 +20,7 @@ use macvtap_node_agent::kubelet::directory::Happened;
 use macvtap_node_agent::kubelet::endpoint::{Registration, Resource};
 use macvtap_node_agent::kubelet::{Shared, podresources};
 use macvtap_node_agent::links::link::{Hardware, Kind, Link};
+use macvtap_node_agent::pods::PodAges;
 use macvtap_node_agent::pools::pool::Pool;
 use prost::Message as _;
 use serde_json::{Value, json};
@@ -73,7 +74,13 @@ impl Agent {
     fn start_as(node: &Node, links: Vec<Link>, says: &Value) -> Self {
         let paths = node.paths();
         let table = table_file::load(&paths).unwrap().unwrap_or_else(|| assignment::empty(BOOT, false));
-        let shared = Arc::new(Shared::new(paths, "/nonexistent".into(), None, Names::of(&table)));
+        let shared = Arc::new(Shared::new(
+            paths,
+            "/nonexistent".into(),
+            "/nonexistent".into(),
+            PodAges::default(),
+            Names::of(&table),
+        ));
         let mut pool = json!({
             "name": "nics", "uid": "u", "generation": 1, "phase": "Active", "resourceName": "nics",
             "links": [{"kinds": ["Physical"]}],

@@ -90,7 +90,7 @@ fn only_a_record_that_cannot_be_read_is_discarded() {
     assert!(!discard(), "a good record");
     node.sh("echo '{' > /run/macvtap/attachments/dataplaneMvp0");
     let stale = TapPods::Owner(PodName { namespace: "tenant-a".into(), name: "former".into() });
-    tap_pods::write(&node.paths(), &id, &stale).unwrap();
+    tap_pods::write(&node.paths(), &id, &stale.into()).unwrap();
     assert!(discard());
     assert_eq!(tap_pods::read(&node.paths(), &id), None, "its pods are still noted");
     assert!(records::read(&node.paths(), &id).unwrap().is_none());

@@ -7,7 +7,7 @@ use macvtap::detach;
 use macvtap::kernel::Rtnl;
 use macvtap::netns::Netns;
 use macvtap::record::Holder as RecordHolder;
-use macvtap::tap_pods::{self, PodName, TapPods};
+use macvtap::tap_pods::{self, PodName, TapNote, TapPods};
 
 fn pod_name(name: &str) -> PodName {
     PodName { namespace: "tenant-a".to_owned(), name: name.to_owned() }
@@ -82,19 +82,22 @@ fn the_pods_of_a_tap_are_noted_with_its_link_and_forgotten_with_its_record() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let (paths, device) = (node.paths(), "dataplaneMvp2".parse().unwrap());
     let noted = || tap_pods::read(&paths, &device);
-    let start = |pods: Option<&TapPods>| {
+    let start = |note: Option<&TapNote>| {
         let request = request(&node, 2, None);
-        node.inside(|| attach::tap_only(&paths, &mut Rtnl::node().unwrap(), request, pods)).unwrap();
+        node.inside(|| attach::tap_only(&paths, &mut Rtnl::node().unwrap(), request, note)).unwrap();
         noted()
     };
-    let former = TapPods::Owner(pod_name("former"));
+    let former = TapNote::from(TapPods::Owner(pod_name("former")));
     tap_pods::write(&paths, &device, &former).unwrap();
     assert_eq!(start(None), None, "whoever was noted held an earlier link");
-    let candidates = TapPods::Candidates([pod_name("vm"), pod_name("other")].into());
+    let candidates = TapNote::from(TapPods::Candidates([pod_name("vm"), pod_name("other")].into()));
     assert_eq!(start(Some(&candidates)), Some(candidates.clone()));
-    let guess = TapPods::Candidates([pod_name("other")].into());
-    assert_eq!(start(Some(&guess)), Some(candidates), "a guess replaced what was noted");
-    let owner = TapPods::Owner(pod_name("vm"));
+    let guess = TapNote::from(TapPods::Candidates([pod_name("other")].into()));
+    assert_eq!(start(Some(&guess)), Some(candidates.clone()), "a guess replaced what was noted");
+    let with_uid = |note: &TapNote| TapNote { pod_uid: Some("u".into()), ..note.clone() };
+    assert_eq!(start(Some(&with_uid(&guess))), Some(with_uid(&candidates)), "its UID is known now");
+    assert_eq!(start(Some(&guess)), Some(candidates), "it may be an earlier pod's");
+    let owner = TapNote::from(TapPods::Owner(pod_name("vm")));
     assert_eq!(start(Some(&owner)), Some(owner.clone()));
     let detach = || {
         let mut kernel = Rtnl::node().unwrap();
@@ -117,7 +120,7 @@ fn a_spare_device_goes_to_a_network_of_its_pod_and_is_named_when_another_is_aske
     let device = "dataplaneMvp2".parse().unwrap();
     let noted = |pods: &[&str]| {
         let pods = pods.iter().map(|name| pod_name(name)).collect();
-        tap_pods::write(&paths, &device, &TapPods::Candidates(pods)).unwrap();
+        tap_pods::write(&paths, &device, &TapPods::Candidates(pods).into()).unwrap();
     };
     attach_in(&node, 0, &pod, "vm").unwrap();
     noted(&["vm"]);

@@ -1,6 +1,6 @@
 //! Acts on the collector's plan: removes orphaned attachments and writes lost records again.
 
-use super::collector::Plan;
+use super::collector::{NewNote, Plan};
 use super::sandbox::NAMESPACES;
 use crate::pods::PodName;
 use macvtap::adopt::{self, Unrecorded};
@@ -9,9 +9,8 @@ use macvtap::device_id::DeviceId;
 use macvtap::kernel::{Kernel, Rtnl};
 use macvtap::lock;
 use macvtap::paths::Paths;
-use macvtap::record::Attachment;
 use macvtap::records::{self, RecordError};
-use macvtap::tap_pods::{self, TapPods};
+use macvtap::tap_pods;
 use macvtap::{park, table_file};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -50,10 +49,10 @@ pub(crate) fn clean_through(
     plan: &Plan,
     troubles: &mut Troubles,
 ) -> Done {
-    for (record, pods) in &plan.tap_pods {
-        if let Err(error) = note(paths, record, pods) {
-            let (device, reason) = (&record.device, crate::error_chain(&error));
-            warn!(%device, %reason, "pods of a tap not noted");
+    for new in &plan.tap_notes {
+        if let Err(error) = note(paths, new) {
+            let (device, reason) = (&new.record.device, crate::error_chain(&error));
+            warn!(%device, %reason, "pod of a tap not noted");
         }
     }
     let done = Done { removed: remove(paths, kernel, plan, troubles), adopted: adopt(paths, kernel, plan) };
@@ -64,11 +63,12 @@ pub(crate) fn clean_through(
     done
 }
 
-/// Notes the pods that may hold a tap, unless the record changed since it was judged: the device may be another pod's by now.
-fn note(paths: &Paths, record: &Attachment, pods: &TapPods) -> Result<(), RecordError> {
-    let Ok(Some(_lock)) = lock::try_device(paths, &record.device) else { return Ok(()) };
-    if records::read(paths, &record.device)?.as_ref() == Some(record) {
-        tap_pods::write(paths, &record.device, pods)?;
+/// Notes the pod of a tap, unless something changed since it was judged: the device may be another pod's by now.
+fn note(paths: &Paths, NewNote { record, before, after }: &NewNote) -> Result<(), RecordError> {
+    let device = &record.device;
+    let Ok(Some(_lock)) = lock::try_device(paths, device) else { return Ok(()) };
+    if records::read(paths, device)?.as_ref() == Some(record) && tap_pods::read(paths, device) == *before {
+        tap_pods::write(paths, device, after)?;
     }
     Ok(())
 }
@@ -78,7 +78,9 @@ fn remove(paths: &Paths, kernel: &mut impl Kernel, plan: &Plan, troubles: &mut T
     let mut now = Troubles::new();
     for orphan in &plan.orphans {
         let record = orphan.record();
-        match detach::collect(paths, kernel, record) {
+        let is_still_orphaned =
+            || orphan.note().is_none_or(|note| tap_pods::read(paths, &record.device).as_ref() == Some(note));
+        match detach::collect_if(paths, kernel, record, is_still_orphaned) {
             Ok(Detached::Removed(record)) => {
                 let (device, holder, reason) = (&record.device, &record.holder, orphan.reason());
                 info!(%device, ?holder, reason, "orphaned attachment removed");

@@ -8,10 +8,10 @@ use macvtap::device_id::DeviceId;
 use macvtap::kernel::{OpenError, Rtnl};
 use macvtap::link::{IfName, Macvtap};
 use macvtap::paths::Paths;
-use macvtap::record::Holder;
+use macvtap::record::{Attachment, Holder};
 use macvtap::records::{self, RecordError};
 use macvtap::table_file::{self, TableFileError};
-use macvtap::tap_pods::{self, TapPods};
+use macvtap::tap_pods::{self, TapNote, TapPods};
 use std::collections::HashSet;
 use std::time::Instant;
 
@@ -45,6 +45,11 @@ pub enum TapOnlyError {
         /// Its name; empty when nobody told it.
         pod: String,
     },
+    /// A pod that the kubelet does not list yet may have the device.
+    #[error(
+        "device {0} has the link of another pod, and the kubelet does not list all of its pods yet; it starts the container again"
+    )]
+    Unclear(DeviceId),
     /// The record cannot be read.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -77,6 +82,17 @@ pub struct Start<'s> {
     pub ages: &'s PodAges,
     /// When the device was allocated, unless a container has started with it since.
     pub allocated: Option<Instant>,
+    /// ID of the kubelet that serves, if known.
+    pub kubelet: Option<&'s str>,
+    /// UID of the container's pod, by the kubelet's checkpoint.
+    pub pod_uid: Option<&'s str>,
+}
+
+impl Start<'_> {
+    /// Whether this kubelet has seen the pod of the record. One that started later may have lost its checkpoint.
+    fn kubelet_knew(&self, record: &Attachment) -> bool {
+        record.kubelet.is_some() && record.kubelet.as_deref() == self.kubelet
+    }
 }
 
 /// Whose the link of a device without a network is, when a container is about to start with that device.
@@ -88,15 +104,28 @@ enum Whose {
     Former(PodName),
     /// A pod's that has ended.
     Nobodys,
+    /// A pod's that has ended, or that the kubelet does not list yet.
+    Unclear,
 }
 
-/// Removes the link of a device that was attached without a network, unless a pod that may have it is listed. Without a
-/// list, the kubelet's word that the device is free decides.
-pub fn end_tap_only(paths: &Paths, device: &DeviceId, listing: Option<&Listing>) -> Result<(), TapOnlyError> {
+/// Removes the link of a device that was attached without a network, and that this kubelet takes for free, unless a pod that
+/// may have it is listed. Without a list, the kubelet's word that the device is free decides. A kubelet that started later
+/// than the link was made may have lost its checkpoint: the start of the container decides, or the collector.
+pub fn end_tap_only(
+    paths: &Paths,
+    device: &DeviceId,
+    listing: Option<&Listing>,
+    kubelet: Option<&str>,
+) -> Result<(), TapOnlyError> {
+    let Some(record) = records::read(paths, device)? else { return Ok(()) };
     let noted = tap_pods::read(paths, device);
-    let is_held = |listing: &Listing| match noted.as_ref().and_then(|noted| listed_of(noted, listing)) {
-        Some(_) => true,
-        None => noted.is_none() && listing.devices.contains_key(device),
+    let is_held = |listing: &Listing| match &noted {
+        Some(noted) => {
+            listed_of(noted, listing).is_some()
+                || record.kubelet.is_none()
+                || record.kubelet.as_deref() != kubelet
+        }
+        None => listing.devices.contains_key(device),
     };
     if listing.is_some_and(is_held) {
         return Ok(());
@@ -111,24 +140,26 @@ fn remove_tap(paths: &Paths, device: &DeviceId) -> Result<(), TapOnlyError> {
 }
 
 /// The listed pod that may hold the link, by what was noted.
-fn listed_of<'l>(noted: &TapPods, listing: &'l Listing) -> Option<&'l PodName> {
-    listing.pods.iter().find(|pod| noted.contains(pod))
+fn listed_of<'l>(noted: &TapNote, listing: &'l Listing) -> Option<&'l PodName> {
+    listing.pods.iter().find(|pod| noted.pods.contains(pod))
 }
 
 /// Makes sure that the device has a link: its network's, or else one in the namespace of the node. A link of a former pod,
 /// or of another pod that is listed, is not the container's.
 pub fn ensure(paths: &Paths, device: &DeviceId, start: Start<'_>) -> Result<(), TapOnlyError> {
-    if let Some(listing) = start.listing.filter(|_| is_tap_only(paths, device)) {
+    let record = records::read(paths, device)?.filter(|record| record.holder == Holder::Host);
+    if let (Some(record), Some(listing)) = (record, start.listing) {
         let noted = tap_pods::read(paths, device);
-        match whose(device, noted.as_ref(), listing, start) {
+        match whose(&record, noted.as_ref(), listing, start) {
             Whose::Theirs => {}
             Whose::Former(PodName { namespace, name: pod }) => {
                 return Err(TapOnlyError::Former { device: device.clone(), namespace, pod });
             }
+            Whose::Unclear => return Err(TapOnlyError::Unclear(device.clone())),
             Whose::Nobodys => remove_tap(paths, device)?,
         }
     }
-    let pods = start.listing.and_then(|listing| pods_to_note(device, listing, start));
+    let note = start.listing.and_then(|listing| note(device, listing, start));
     let table = table_file::load_current(paths)?;
     let known = table.device(device).ok_or_else(|| TapOnlyError::Unknown(device.clone()))?;
     let request = Request {
@@ -155,7 +186,7 @@ pub fn ensure(paths: &Paths, device: &DeviceId, start: Start<'_>) -> Result<(), 
     if let Some(former) = start.former {
         end_former(paths, &mut kernel, device, former)?;
     }
-    attach::tap_only(paths, &mut kernel, request, pods.as_ref())?;
+    attach::tap_only(paths, &mut kernel, request, note.as_ref())?;
     Ok(())
 }
 
@@ -180,30 +211,49 @@ fn end_former(
     Err(TapOnlyError::Former { device: device.clone(), namespace, pod })
 }
 
-/// The pods that may hold the link from now on. None if the list does not have the container's pod.
-fn pods_to_note(device: &DeviceId, listing: &Listing, start: Start<'_>) -> Option<TapPods> {
-    if let Some(owner) = listing.devices.get(device) {
-        return Some(TapPods::Owner(owner.clone()));
-    }
-    let candidates = start.ages.admitted(listing, start.allocated);
-    (!candidates.is_empty()).then_some(TapPods::Candidates(candidates))
+/// What is known of the pod that holds the link from now on. None if the list does not have the container's pod.
+fn note(device: &DeviceId, listing: &Listing, start: Start<'_>) -> Option<TapNote> {
+    let pods = match listing.devices.get(device) {
+        Some(owner) => TapPods::Owner(owner.clone()),
+        None => TapPods::Candidates(start.ages.admitted(listing, start.allocated)),
+    };
+    let is_known = !matches!(&pods, TapPods::Candidates(candidates) if candidates.is_empty());
+    is_known.then(|| TapNote { pods, pod_uid: start.pod_uid.map(str::to_owned) })
 }
 
-/// Judges a link by the pods that were noted for it. The kubelet does not list devices of init containers: what it lists for
-/// nobody may be that of an init container that is started again.
-fn whose(device: &DeviceId, noted: Option<&TapPods>, listing: &Listing, start: Start<'_>) -> Whose {
+/// Judges a link by what was noted of its pod. The kubelet does not list devices of init containers: what it lists for
+/// nobody may be that of an init container that is started again. Its checkpoint names their pods, too, by UID.
+fn whose(record: &Attachment, noted: Option<&TapNote>, listing: &Listing, start: Start<'_>) -> Whose {
     let Some(noted) = noted else { return Whose::Theirs };
-    let owner = listing.devices.get(device);
-    if owner.is_some_and(|owner| noted.contains(owner)) {
-        return Whose::Theirs;
-    }
-    let Some(holder) = listed_of(noted, listing) else { return Whose::Nobodys };
+    let owner = listing.devices.get(&record.device);
+    let is_noted = owner.is_some_and(|owner| noted.pods.contains(owner));
+    let holder = match (&noted.pod_uid, start.pod_uid) {
+        (Some(before), Some(now)) if before == now => return Whose::Theirs,
+        (Some(_), Some(_)) => {
+            // The same pod, created again.
+            if is_noted && matches!(noted.pods, TapPods::Owner(_)) {
+                return Whose::Theirs;
+            }
+            let mut pods = listing.pods.iter();
+            pods.find(|pod| noted.pods.contains(pod) && Some(*pod) != owner)
+        }
+        _ if is_noted => return Whose::Theirs,
+        _ => listed_of(noted, listing),
+    };
+    let Some(holder) = holder else {
+        let is_over = start.kubelet_knew(record) || start.ages.is_complete(listing);
+        return if is_over { Whose::Nobodys } else { Whose::Unclear };
+    };
+    let is_another = noted.pod_uid.is_some() && start.pod_uid.is_some();
     let may_be_theirs = owner.is_none()
-        && match (noted, start.allocated) {
+        && !is_another
+        && match (&noted.pods, start.allocated) {
             (TapPods::Owner(_), _) => false,
             (TapPods::Candidates(_), None) => true,
+            // One that started later may have lost its checkpoint, and give away what an init container has.
             (TapPods::Candidates(noted), Some(_)) => {
-                !noted.is_disjoint(&start.ages.admitted(listing, start.allocated))
+                start.kubelet_knew(record)
+                    && !noted.is_disjoint(&start.ages.admitted(listing, start.allocated))
             }
         };
     if may_be_theirs { Whose::Theirs } else { Whose::Former(holder.clone()) }
@@ -212,19 +262,27 @@ fn whose(device: &DeviceId, noted: Option<&TapPods>, listing: &Listing, start: S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attachments::collector::tests::{listing, pod};
+    use crate::attachments::collector::tests::{listing, pod, recorded};
     use std::time::Duration;
+
+    /// A link that was made under kubelet `k`.
+    fn link() -> Attachment {
+        Attachment { holder: Holder::Host, kubelet: Some("k".into()), ..recorded("aMvp0") }
+    }
+
+    fn start<'s>(ages: &'s PodAges, allocated: Option<Instant>, pod_uid: Option<&'s str>) -> Start<'s> {
+        Start { former: None, listing: None, ages, allocated, kubelet: Some("k"), pod_uid }
+    }
 
     #[test]
     fn a_tap_goes_to_no_pod_but_the_one_that_was_noted() {
-        let device: DeviceId = "aMvp0".parse().unwrap();
         let (ages, begun) = (PodAges::default(), Instant::now());
         ages.observe(&listing(&[], &["first", "proxy"]), begun);
         let later = begun + Duration::from_mins(2);
         let judge = |noted: &TapPods, owner: Option<&str>, pods: &[&str], allocated| {
             let devices: Vec<_> = owner.into_iter().map(|owner| ("aMvp0", owner)).collect();
-            let start = Start { former: None, listing: None, ages: &ages, allocated };
-            whose(&device, Some(noted), &listing(&devices, pods), start)
+            let noted = noted.clone().into();
+            whose(&link(), Some(&noted), &listing(&devices, pods), start(&ages, allocated, None))
         };
         let (both, former) = (["first", "next", "proxy"], || Whose::Former(pod("first")));
         let owner = TapPods::Owner(pod("first"));
@@ -246,7 +304,45 @@ mod tests {
         let soon = Some(begun + Duration::from_secs(1));
         assert_eq!(judge(&candidates, None, &both, soon), Whose::Theirs, "it may be the same pod");
         assert_eq!(judge(&candidates, Some("next"), &both, Some(later)), former());
-        let start = Start { former: None, listing: None, ages: &ages, allocated: None };
-        assert_eq!(whose(&device, None, &listing(&[], &both), start), Whose::Theirs);
+        assert_eq!(whose(&link(), None, &listing(&[], &both), start(&ages, None, None)), Whose::Theirs);
+    }
+
+    #[test]
+    fn a_tap_of_an_init_container_is_known_by_the_uid_of_its_pod() {
+        let (ages, begun) = (PodAges::default(), Instant::now());
+        // A kubelet that has just started lists all pods at once: any may be the one that it admits.
+        ages.observe(&listing(&[], &["first", "next"]), begun);
+        let note = |pods| TapNote { pods, pod_uid: Some("u1".into()) };
+        let judge = |noted: &TapNote, owner: Option<&str>, pods: &[&str], uid| {
+            let devices: Vec<_> = owner.into_iter().map(|owner| ("aMvp0", owner)).collect();
+            whose(&link(), Some(noted), &listing(&devices, pods), start(&ages, Some(begun), uid))
+        };
+        let both = ["first", "next"];
+        let candidates = note(TapPods::Candidates([pod("first")].into()));
+        assert_eq!(judge(&candidates, None, &both, Some("u1")), Whose::Theirs);
+        let former = || Whose::Former(pod("first"));
+        assert_eq!(judge(&candidates, None, &both, Some("u2")), former(), "another pod's init container");
+        assert_eq!(judge(&candidates, None, &["next"], Some("u2")), Whose::Nobodys);
+        assert_eq!(judge(&candidates, None, &["next"], Some("u1")), Whose::Theirs, "the wrong pod was noted");
+        let several = note(TapPods::Candidates([pod("first"), pod("next")].into()));
+        assert_eq!(judge(&several, Some("next"), &both, Some("u2")), former());
+        assert_eq!(judge(&several, Some("next"), &["next"], Some("u2")), Whose::Nobodys);
+        let owner = note(TapPods::Owner(pod("first")));
+        assert_eq!(judge(&owner, Some("first"), &both, Some("u2")), Whose::Theirs, "it was created again");
+    }
+
+    #[test]
+    fn a_kubelet_that_started_later_is_not_believed_about_init_containers_nor_before_it_lists_all_pods() {
+        let (own, begun) = (pod("agent-node-1"), Instant::now());
+        let ages = PodAges::new(Some(own), "node-1".into());
+        ages.observe(&listing(&[], &["first", "next"]), begun);
+        let judge = |noted: TapPods, pods: &[&str]| {
+            let start = Start { kubelet: Some("later"), ..start(&ages, Some(begun), None) };
+            whose(&link(), Some(&noted.into()), &listing(&[], pods), start)
+        };
+        let candidates = || TapPods::Candidates([pod("first")].into());
+        assert_eq!(judge(candidates(), &["first", "next"]), Whose::Former(pod("first")));
+        assert_eq!(judge(candidates(), &["agent-node-1", "etcd-node-1"]), Whose::Unclear);
+        assert_eq!(judge(candidates(), &["agent-node-1", "next"]), Whose::Nobodys);
     }
 }

@@ -1,22 +1,27 @@
 //! The kubelet's own note of which devices pods have, in its device plugin directory. Read where pod resources are not
 //! to be had, and before they are. It lags behind when devices become free, never when they are taken.
 
+use super::instance;
 use crate::devices::nics::{self, Names};
+use crate::pods::KubeletMemory;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use macvtap::device_id::DeviceId;
+use macvtap::kubelet_id::ServingKubelet;
 use macvtap::pci::PciAddress;
 use macvtap_proto::deviceplugin::ContainerAllocateResponse;
 use prost::Message as _;
 use serde_json::Value;
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 const FILE: &str = "kubelet_internal_checkpoint";
 
 /// Devices that the kubelet has given to one container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Given {
+    /// UID of the container's pod.
+    pub pod_uid: String,
     /// The resource, with its prefix.
     pub resource: String,
     /// The devices, in the order of their slots.
@@ -38,13 +43,37 @@ pub fn devices(plugins: &Path, names: &Names) -> BTreeSet<DeviceId> {
     devices.collect()
 }
 
-/// The same, by container, with what was promised. None when there is no note, or none that can be read.
+/// The same, by container, with what was promised. None when there is no checkpoint, or none that can be read.
 pub fn given(plugins: &Path) -> Vec<Given> {
-    let text = std::fs::read(plugins.join(FILE)).unwrap_or_default();
-    let note: Value = serde_json::from_slice(&text).unwrap_or_default();
-    let entries = note.pointer("/Data/PodDeviceEntries").and_then(Value::as_array);
+    read(plugins).unwrap_or_default()
+}
+
+/// Returns what the kubelet remembers of the pods that hold macvtaps, of which pod resources lack init containers and UIDs.
+/// None when that cannot be read.
+pub fn memory(plugins: &Path, kubelet: Option<&ServingKubelet>) -> Option<KubeletMemory> {
+    let version = instance::version(&path(plugins))?;
+    let mut holders: BTreeMap<DeviceId, BTreeSet<String>> = BTreeMap::new();
+    for Given { pod_uid, devices, .. } in read(plugins)? {
+        for device in devices {
+            holders.entry(device).or_default().insert(pod_uid.clone());
+        }
+    }
+    // Replaced as a whole: what was read is at least as new as this version.
+    let is_current = kubelet.is_some_and(|kubelet| kubelet.checkpoint.as_ref() != Some(&version));
+    Some(KubeletMemory { holders, version, is_current })
+}
+
+/// The file in the kubelet's device plugin directory.
+pub(super) fn path(plugins: &Path) -> PathBuf {
+    plugins.join(FILE)
+}
+
+fn read(plugins: &Path) -> Option<Vec<Given>> {
+    let text = std::fs::read(path(plugins)).ok()?;
+    let checkpoint: Value = serde_json::from_slice(&text).ok()?;
+    let entries = checkpoint.get("Data")?.as_object()?.get("PodDeviceEntries").and_then(Value::as_array);
     let given = entries.into_iter().flatten().map(entry);
-    given.filter(|given| !given.devices.is_empty() || !given.nics.is_empty()).collect()
+    Some(given.filter(|given| !given.devices.is_empty() || !given.nics.is_empty()).collect())
 }
 
 fn entry(entry: &Value) -> Given {
@@ -62,7 +91,8 @@ fn entry(entry: &Value) -> Given {
     let mut ifindexes = answer.as_ref().and_then(promised).unwrap_or_default();
     ifindexes.sort_unstable();
     let nics = answer.as_ref().map(nics::told).unwrap_or_default();
-    Given { resource: resource.to_owned(), devices, nics, ifindexes }
+    let pod_uid = entry.get("PodUID").and_then(Value::as_str).unwrap_or_default().to_owned();
+    Given { pod_uid, resource: resource.to_owned(), devices, nics, ifindexes }
 }
 
 /// Our answer to Allocate.
@@ -143,6 +173,30 @@ mod tests {
             (vec!["0000:00:0a.0".into(), "0000:00:0b.0".into()], "kernel.org/virt")
         );
         assert_eq!(entry("intel.com/sriov", "PCIDEVICE_INTEL_COM_SRIOV").nics, []);
+    }
+
+    #[test]
+    fn the_pods_of_devices_are_known_by_uid_and_only_a_kubelet_that_wrote_since_it_started_remembers() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(memory(dir.path(), None), None);
+        let text = r#"{"Data":{"PodDeviceEntries":[
+            {"PodUID":"u","ContainerName":"init","ResourceName":"x/a","DeviceIDs":{"-1":["aMvp7"]},"AllocResp":""},
+            {"PodUID":"u","ContainerName":"c","ResourceName":"x/a","DeviceIDs":{"-1":["aMvp7"]},"AllocResp":""}
+            ],"RegisteredDevices":{}},"Checksum":1}"#;
+        std::fs::write(path(dir.path()), text).unwrap();
+        let version = instance::version(&path(dir.path())).unwrap();
+        let kubelet = |checkpoint| ServingKubelet { id: "k".into(), checkpoint };
+        let read = memory(dir.path(), Some(&kubelet(Some(version)))).unwrap();
+        assert_eq!(read.holder(&"aMvp7".parse().unwrap()), Some("u"));
+        assert!(!read.is_current, "it may have lost this one");
+        assert!(memory(dir.path(), Some(&kubelet(None))).unwrap().is_current);
+        // What Go writes when there is nothing.
+        std::fs::write(path(dir.path()), r#"{"Data":{"PodDeviceEntries":null},"Checksum":1}"#).unwrap();
+        assert!(memory(dir.path(), None).unwrap().holders.is_empty());
+        for damaged in ["", "{", "{}", r#"{"Data":null}"#] {
+            std::fs::write(path(dir.path()), damaged).unwrap();
+            assert_eq!(memory(dir.path(), None), None, "{damaged}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::podresources::{self, PodResourcesError};
 use super::shared::Shared;
+use super::{checkpoint, instance};
 use crate::attachments::taps::{self, Start, TapOnlyError};
 use crate::devices::nics;
 use crate::devices::offer::{Granted, Offer, Refusal};
@@ -106,10 +107,12 @@ impl Service {
         };
         let _permit = self.shared.slow.acquire().await;
         // A record that cannot be read is looked at again, with the lock held: that says why.
-        let (paths, device) = (self.shared.paths.clone(), device.clone());
-        let removed =
-            tokio::task::spawn_blocking(move || taps::end_tap_only(&paths, &device, listing.as_ref())).await;
-        match removed {
+        let (shared, device) = (Arc::clone(&self.shared), device.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            let kubelet = instance::observe(&shared.paths, &shared.plugins).map(|kubelet| kubelet.id);
+            taps::end_tap_only(&shared.paths, &device, listing.as_ref(), kubelet.as_deref())
+        });
+        match removed.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Status::internal(crate::error_chain(&error))),
             Err(error) => Err(Status::internal(error.to_string())),
@@ -283,6 +286,9 @@ impl DevicePlugin for Service {
         let _permit = self.shared.slow.acquire().await;
         let shared = Arc::clone(&self.shared);
         let made = tokio::task::spawn_blocking(move || -> Result<(), TapOnlyError> {
+            let kubelet = instance::observe(&shared.paths, &shared.plugins);
+            // Written after Allocate, before the kubelet calls this.
+            let memory = checkpoint::memory(&shared.plugins, kubelet.as_ref());
             devices.iter().try_for_each(|device| {
                 let former = shared.ledger.former(device);
                 let start = Start {
@@ -290,6 +296,8 @@ impl DevicePlugin for Service {
                     listing: listing.as_ref(),
                     ages: &shared.ages,
                     allocated: shared.ledger.unstarted(device),
+                    kubelet: kubelet.as_ref().map(|kubelet| kubelet.id.as_str()),
+                    pod_uid: memory.as_ref().and_then(|memory| memory.holder(device)),
                 };
                 taps::ensure(&shared.paths, device, start)?;
                 shared.ledger.note_started(device);

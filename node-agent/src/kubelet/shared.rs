@@ -28,6 +28,8 @@ pub struct Shared {
     pub paths: Paths,
     /// The kubelet's socket of pod resources.
     pub pod_resources: PathBuf,
+    /// The kubelet's device plugin directory.
+    pub plugins: PathBuf,
     /// Since when the kubelet lists its pods.
     pub ages: PodAges,
     /// Allocations.
@@ -49,11 +51,12 @@ const SLOW: usize = 2;
 
 impl Shared {
     /// Nothing has happened yet.
-    pub fn new(paths: Paths, pod_resources: PathBuf, own_pod: Option<PodName>, nics: Names) -> Self {
+    pub fn new(paths: Paths, pod_resources: PathBuf, plugins: PathBuf, ages: PodAges, nics: Names) -> Self {
         Self {
             paths,
             pod_resources,
-            ages: PodAges::new(own_pod),
+            plugins,
+            ages,
             ledger: Ledger::default(),
             metrics: Arc::default(),
             allocated: Notify::new(),

@@ -159,6 +159,7 @@ mod tests {
         let first = Attachment { nic: nic.clone(), ..record("virtMvp3", 2, 7) };
         let twice = Attachment { nic, ..record("virtMvp4", 2, 7) };
         let given = [Given {
+            pod_uid: String::new(),
             resource: "kernel.org/virt".into(),
             devices: Vec::new(),
             nics: ["0000:00:0a.0", "0000:00:0b.0"].map(|address| address.parse().unwrap()).into(),
@@ -183,6 +184,7 @@ mod tests {
             record("bMvp1", 12, 8),
         ];
         let given = |ids: &[&str], ifindexes: &[u32]| Given {
+            pod_uid: String::new(),
             resource: "example.com/a".into(),
             nics: Vec::new(),
             devices: ids.iter().map(|id| id.parse().unwrap()).collect(),

@@ -154,7 +154,10 @@ impl Serving {
                     change = Change::Something;
                 }
                 seen = usage.recv() => {
-                    let Some(Seen { usage, listed, asked }) = seen else { return };
+                    let Some(Seen { usage, listed, asked, ask_for_checkpoint }) = seen else { return };
+                    if ask_for_checkpoint {
+                        self.repeat_list();
+                    }
                     let first = !std::mem::replace(&mut self.has_looked, true);
                     change = Change::from(first || usage != self.usage);
                     self.engine.in_use.clone_from(&usage.in_use);

@@ -7,21 +7,21 @@ use crate::attachments::{Lost, LostLink};
 use crate::config::args::Run;
 use crate::devices::assignment::GRACE;
 use crate::devices::nics::Names;
-use crate::kubelet::checkpoint;
+use crate::kubelet::Shared;
 use crate::kubelet::directory::Happened;
 use crate::kubelet::podresources;
-use crate::kubelet::{KUBELET_SOCKET, Shared};
+use crate::kubelet::{checkpoint, instance};
 use crate::pods::Listing;
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::Rtnl;
 use macvtap::paths::Paths;
 use macvtap::record::{Attachment, Holder};
-use macvtap::tap_pods::{self, TapPods};
+use macvtap::tap_pods::{self, TapNote};
 use macvtap::{detach, records};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
@@ -45,6 +45,8 @@ pub(super) struct Seen {
     pub(super) listed: Vec<DeviceId>,
     /// When it was asked.
     pub(super) asked: Instant,
+    /// Whether the kubelet is to write its checkpoint, as it does for every list of devices.
+    pub(super) ask_for_checkpoint: bool,
 }
 
 /// What is known before the kubelet was asked: enough never to move a device that a pod has.
@@ -61,7 +63,7 @@ pub(super) async fn follow(
     happened: watch::Receiver<Happened>,
     seen: mpsc::Sender<Seen>,
 ) {
-    let kubelet_starts = happened.borrow().kubelet_starts;
+    let (mut restarts, kubelet_starts) = (happened.clone(), happened.borrow().kubelet_starts);
     let mut look = Look {
         arguments,
         shared,
@@ -83,7 +85,16 @@ pub(super) async fn follow(
             () = tokio::time::sleep(PERIOD) => {}
             // What was allocated is in use from now on, and soon the kubelet will say whose it is.
             () = look.shared.allocated.notified() => tokio::time::sleep(Duration::from_secs(1)).await,
+            // Records that are made from now on are made under this kubelet.
+            () = kubelet_restarted(&mut restarts, look.kubelet_starts) => {}
         }
+    }
+}
+
+/// Waits until the kubelet has started once more than so often.
+async fn kubelet_restarted(happened: &mut watch::Receiver<Happened>, starts: u64) {
+    if happened.wait_for(|happened| happened.kubelet_starts != starts).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -110,9 +121,10 @@ impl Look {
             self.shared.ages.forget();
         }
         let names = Arc::clone(&self.shared.nics.borrow());
-        let paths = self.shared.paths.clone();
+        let (paths, plugins) = (self.shared.paths.clone(), self.shared.plugins.clone());
         // Before the kubelet is asked: what is recorded later may be of a pod that its answer does not know.
-        let recorded_before = tokio::task::spawn_blocking(move || all_recorded(&paths)).await.ok()?;
+        let before = move || (instance::observe(&paths, &plugins), all_recorded(&paths));
+        let (kubelet_before, recorded_before) = tokio::task::spawn_blocking(before).await.ok()?;
         let listing = self.ask_kubelet(&names).await;
         let answered = listing.is_some();
         if let Some(listing) = &listing {
@@ -120,43 +132,53 @@ impl Look {
         }
         self.shared.ledger.absolve(listing.iter().flat_map(|listing| &listing.devices), now);
         let listed = listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
-        let (paths, plugins) = (self.shared.paths.clone(), self.arguments.device_plugin_dir.clone());
+        let shared = Arc::clone(&self.shared);
         let mut collector = std::mem::take(&mut self.collector);
         let mut troubles = std::mem::take(&mut self.troubles);
-        let (own_pod, since) = (self.shared.ages.own().cloned(), self.kubelet_since);
+        let since = self.kubelet_since;
         let allocated = self.shared.ledger.recent(GRACE).into_iter().collect();
         // Files, and deletions that take the kernel 20 ms each: off the thread that answers the kubelet.
         let looked = tokio::task::spawn_blocking(move || {
+            let (paths, plugins) = (&shared.paths, &shared.plugins);
             let (records, damaged) = recorded_before;
+            let kubelet = instance::observe(paths, plugins);
+            // Else one was asked and the other has its socket by now.
+            let kubelet = kubelet.filter(|kubelet| kubelet_before.as_ref() == Some(kubelet));
+            let has_taps = records.iter().any(|record| record.holder == Holder::Host);
+            let memory = has_taps.then(|| checkpoint::memory(plugins, kubelet.as_ref())).flatten();
             let seen = Observation {
                 records: &records,
                 damaged: &damaged,
                 listing: listing.as_ref(),
+                memory: memory.as_ref(),
                 allocated: &allocated,
-                own_pod: own_pod.as_ref(),
+                own_pod: shared.ages.own(),
+                node: shared.ages.node(),
+                kubelet: kubelet.as_ref().map(|kubelet| kubelet.id.as_str()),
                 kubelet_since: since,
-                kubelet_started: started(&plugins),
                 now,
             };
-            let mut plan = collector.plan(&seen, &Node::new(&paths));
+            let mut plan = collector.plan(&seen, &Node::new(paths));
             // The records were read a while ago: a pod that is ending has lost its link by right.
-            plan.dead.retain(|(record, _)| records::stands(&paths, record));
-            let done = cleanup::clean(&paths, &plan, &mut troubles);
+            plan.dead.retain(|(record, _)| records::stands(paths, record));
+            let done = cleanup::clean(paths, &plan, &mut troubles);
             let mut in_use = match listing {
                 Some(listing) => listing.devices.into_keys().collect(),
                 // Without pod resources its checkpoint is all the kubelet tells; it forgets late, never early.
-                None => checkpoint::devices(&plugins, &names),
+                None => checkpoint::devices(plugins, &names),
             };
-            in_use.extend(recorded(&paths).into_iter().map(|record| record.device));
+            in_use.extend(recorded(paths).into_iter().map(|record| record.device));
             let lost = plan
                 .dead
                 .into_iter()
                 .map(|(record, pod)| (record.device.clone(), LostLink::of(&record, pod)));
-            ((collector, troubles), in_use, lost.collect::<Lost>(), plan.unlisted, done)
+            let state = (collector, troubles, plan.ask_for_checkpoint);
+            (state, in_use, lost.collect::<Lost>(), plan.unlisted, done)
         });
-        let (memory, mut in_use, lost, unlisted, done): (_, BTreeSet<DeviceId>, _, _, _) =
+        let (state, mut in_use, lost, unlisted, done): (_, BTreeSet<DeviceId>, _, _, _) =
             looked.await.ok()?;
-        (self.collector, self.troubles) = memory;
+        let ask_for_checkpoint;
+        (self.collector, self.troubles, ask_for_checkpoint) = state;
         // A kubelet that says nothing has not given anybody a new pod.
         if answered {
             self.note_lost(lost);
@@ -166,7 +188,7 @@ impl Look {
         self.shared.metrics.adopted.inc_by(done.adopted);
         in_use.extend(self.shared.ledger.recent(GRACE));
         let usage = Usage { in_use, dead: self.lost.keys().cloned().collect() };
-        Some(Seen { usage, listed, asked: now })
+        Some(Seen { usage, listed, asked: now, ask_for_checkpoint })
     }
 
     fn note_lost(&mut self, lost: Lost) {
@@ -245,21 +267,9 @@ impl Liveness for Node<'_> {
         self.sandboxes.fate(record)
     }
 
-    fn written(&self, record: &Attachment) -> Option<SystemTime> {
-        let path = self.paths.attachments().join(record.device.to_string());
-        let written = std::fs::metadata(path).ok()?.modified().ok();
-        // A time that has not come yet is of a clock that was wrong.
-        written.filter(|written| *written <= SystemTime::now())
-    }
-
-    fn tap_pods(&self, device: &DeviceId) -> Option<TapPods> {
+    fn tap_note(&self, device: &DeviceId) -> Option<TapNote> {
         tap_pods::read(self.paths, device)
     }
-}
-
-/// When the kubelet that serves this socket began to.
-fn started(plugins: &Path) -> Option<SystemTime> {
-    std::fs::symlink_metadata(plugins.join(KUBELET_SOCKET)).ok()?.modified().ok()
 }
 
 fn recorded(paths: &Paths) -> Vec<Attachment> {

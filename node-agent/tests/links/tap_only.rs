@@ -1,8 +1,9 @@
 //! Pods that take the tap alone.
 
 use crate::CONFIGURATION;
-use crate::support::serving;
+use crate::support::{eventually, serving};
 use macvtap::record::State;
+use std::time::Instant;
 
 #[test]
 fn a_pod_that_takes_the_tap_alone_gets_a_link_when_it_starts_and_the_next_one_another() {
@@ -110,4 +111,51 @@ fn a_tap_is_neither_removed_nor_shared_while_the_kubelet_does_not_list_its_pods(
     kubelet.add_pod_of("next", "other", "otherMvp0");
     kubelet.pre_start("dataplane", &ids).unwrap();
     assert_ne!(link(), before, "{}", agent.log());
+}
+
+#[test]
+fn a_tap_of_an_init_container_is_its_pods_by_uid_whatever_pods_are_listed() {
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
+    let ids = ["dataplaneMvp9"];
+    let link = || node.sh("ip -o link show type macvtap");
+    // The kubelet never lists the device of an init container, and two pods have just started.
+    kubelet.add_pod_of("first", "other", "otherMvp0");
+    kubelet.add_pod_of("second", "other", "otherMvp1");
+    kubelet.allocate("dataplane", &ids).unwrap();
+    kubelet.remember("u1", ids[0]);
+    kubelet.pre_start("dataplane", &ids).unwrap();
+    let before = link();
+    // A kubelet that lost its checkpoint gives the device to the init container of another pod.
+    kubelet.allocate("dataplane", &ids).unwrap();
+    kubelet.remember("u2", ids[0]);
+    let refused = kubelet.pre_start("dataplane", &ids).unwrap_err();
+    assert!(refused.message().contains("pod default/"), "{}", refused.message());
+    assert_eq!(link(), before, "{}", agent.log());
+    kubelet.remember("u1", ids[0]);
+    kubelet.pre_start("dataplane", &ids).unwrap();
+    assert_eq!(link(), before, "the init container is started again: {}", agent.log());
+}
+
+#[test]
+fn a_checkpoint_of_the_kubelet_that_is_behind_is_written_again_before_a_tap_is_removed() {
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
+    let ids = ["dataplaneMvp9"];
+    kubelet.allocate("dataplane", &ids).unwrap();
+    kubelet.remember("u1", ids[0]);
+    kubelet.add_pod("vm", ids[0]);
+    kubelet.pre_start("dataplane", &ids).unwrap();
+    drop(agent);
+    // An agent that knows of no allocation any more.
+    let began = Instant::now();
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_plugin("dataplane", |plugin| plugin.registered_at > began && plugin.healthy() == Some(50));
+    let lists = kubelet.plugin("dataplane").unwrap().lists;
+    kubelet.remove_pod("vm");
+    kubelet.forget("u1");
+    let asked = || kubelet.plugin("dataplane").filter(|plugin| plugin.lists > lists);
+    eventually("the kubelet writes its checkpoint for another list", asked);
+    let is_removed = || node.sh("ip -o link show type macvtap | wc -l").starts_with('0').then_some(());
+    eventually("the tap is removed", is_removed);
+    let is_logged = || agent.log().contains("the kubelet has taken this tap back from its pod").then_some(());
+    eventually("the reason is logged", is_logged);
 }

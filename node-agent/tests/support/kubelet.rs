@@ -54,6 +54,8 @@ struct State {
     losses: usize,
     registrations: usize,
     pods: Vec<(String, String, String)>,
+    /// What the kubelet writes into its checkpoint: UIDs of pods, and the resource and ID of a device of each.
+    memory: Option<Vec<(String, String, String)>>,
     /// Why pods are not listed.
     list_error: Option<&'static str>,
     /// Processes that asked which pod has which device, each as often as it did.
@@ -181,6 +183,23 @@ impl Kubelet {
     /// Lists no pod with a device any more.
     pub(crate) fn remove_pods(&self) {
         self.state.lock().unwrap().pods.clear();
+    }
+
+    /// A device that a pod has, in the kubelet's memory and its checkpoint.
+    pub(crate) fn remember(&self, pod_uid: &str, device: &str) {
+        let resource = device.rsplit_once("Mvp").map_or("", |(resource, _)| resource);
+        let resource = format!("macvtap.network.kubevirt.io/{resource}");
+        let mut state = self.state.lock().unwrap();
+        let memory = state.memory.get_or_insert_default();
+        memory.retain(|(.., known)| known != device);
+        memory.push((pod_uid.to_owned(), resource, device.to_owned()));
+        served::write_checkpoint(&self.directory, &state);
+    }
+
+    /// Forgets what a pod had, as the kubelet does when it lists pods; the checkpoint is behind then.
+    pub(crate) fn forget(&self, pod_uid: &str) {
+        let mut state = self.state.lock().unwrap();
+        state.memory.iter_mut().for_each(|memory| memory.retain(|(pod, ..)| pod != pod_uid));
     }
 
     /// A pod that has a device, in pod resources.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::devices::nics::Names;
 use crate::kubelet::directory;
+use crate::pods::PodAges;
 use futures::StreamExt;
 use inotify::{EventMask, Inotify, WatchMask};
 use macvtap::paths::Paths;
@@ -42,7 +43,13 @@ impl Scene {
         let path = self.directory.path();
         let (offer, offered) = watch::channel(Arc::new(offer(name, "example.com")));
         let (registered, registration) = watch::channel(Registration::default());
-        let shared = Shared::new(Paths::new(path, path), path.join("none"), None, Names::default());
+        let shared = Shared::new(
+            Paths::new(path, path),
+            path.join("none"),
+            path.to_owned(),
+            PodAges::default(),
+            Names::default(),
+        );
         let resource = Resource {
             name: name.parse().unwrap(),
             directory: path.to_owned(),

@@ -44,6 +44,15 @@ impl Serving {
         });
     }
 
+    /// Sends the shortest list again: the kubelet writes its checkpoint of all resources for it.
+    pub(super) fn repeat_list(&self) {
+        let registered =
+            self.resources.values().filter(|running| *running.registered.borrow() == Registration::Done);
+        if let Some(running) = registered.min_by_key(|running| running.offer.borrow().counts().capacity) {
+            running.offer.send_modify(|_| {});
+        }
+    }
+
     pub(super) fn start(&self, name: ResourceName, offer: Offer) -> Running {
         let (offer, offered) = watch::channel(Arc::new(offer));
         let (registered, mut registration) = watch::channel(Registration::Pending);

@@ -4,6 +4,7 @@ use crate::devices::nics::Names;
 use crate::devices::offer::Offer;
 use crate::links::inventory::tests::link;
 use crate::links::link::Kind;
+use crate::pods::PodAges;
 use crate::pools::selection::tests::pool;
 use macvtap::paths::Paths;
 use macvtap::table::{DeviceTable, DeviceType, TapOnly};
@@ -21,7 +22,13 @@ fn serving() -> Serving {
 
 fn serving_in(paths: Paths) -> Serving {
     let table = TableWriter::start(paths.clone(), None).unwrap();
-    let shared = Shared::new(paths, "/nonexistent".into(), None, Names::default());
+    let shared = Shared::new(
+        paths,
+        "/nonexistent".into(),
+        "/nonexistent".into(),
+        PodAges::default(),
+        Names::default(),
+    );
     Serving::new(
         Engine::new(assignment::empty("one", true), "one".into(), true),
         "/nonexistent".into(),
@@ -89,7 +96,12 @@ async fn a_resource_that_stays_pending_keeps_the_first_report_back_for_some_seco
         news.send(tie).await.unwrap();
     }
     pools.send(configuration(&[("a", 1)])).await.unwrap();
-    let seen = Seen { usage: Usage::default(), listed: Vec::new(), asked: Instant::now() };
+    let seen = Seen {
+        usage: Usage::default(),
+        listed: Vec::new(),
+        asked: Instant::now(),
+        ask_for_checkpoint: false,
+    };
     usage.send(seen).await.unwrap();
     let mut status = serving.status.subscribe();
     let reported = tokio::time::timeout(DEADLINE, status.wait_for(Option::is_some));

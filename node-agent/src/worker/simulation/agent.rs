@@ -10,21 +10,23 @@ use crate::attachments::sandbox::{self, Fate};
 use crate::devices::assignment::{self, GRACE};
 use crate::devices::engine::{Engine, Step};
 use crate::devices::offer::Offer;
+use crate::kubelet::instance;
 use crate::links::link::Link;
 use crate::pods::{Listing, PodName};
 use crate::pools::pool::Pool;
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::{Kernel, Place};
+use macvtap::kubelet_id::{self, ServingKubelet};
 use macvtap::link::By;
 use macvtap::netns::NetnsId;
 use macvtap::paths::Paths;
 use macvtap::record::{Attachment, Holder};
-use macvtap::tap_pods::{self, TapPods};
+use macvtap::tap_pods::{self, TapNote};
 use macvtap::{records, table_file};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 pub(super) struct Worker {
     pub(super) engine: Engine,
@@ -41,14 +43,16 @@ pub(super) struct Worker {
 /// How far a look at pods has come. Things happen between its parts.
 enum Looking {
     Not,
-    Recorded(Vec<Attachment>, Vec<DeviceId>),
-    Asked(Vec<Attachment>, Vec<DeviceId>, Option<Listing>, Instant),
+    Recorded(Heard),
+    Asked(Heard),
 }
 
 /// What a look has heard.
 struct Heard {
     records: Vec<Attachment>,
     damaged: Vec<DeviceId>,
+    /// The kubelet that served before it was asked.
+    serving: Option<ServingKubelet>,
     listing: Option<Listing>,
     asked: Instant,
 }
@@ -156,24 +160,27 @@ impl Worker {
                 if std::mem::replace(&mut self.kubelet_starts, kubelet.starts) != kubelet.starts {
                     self.kubelet_since = clock.now;
                 }
-                let listing = records::list(paths).unwrap();
-                Looking::Recorded(listing.records, listing.damaged.into_iter().map(|(id, _)| id).collect())
+                let serving = self.serving(paths, clock.plugins);
+                let found = records::list(paths).unwrap();
+                let damaged = found.damaged.into_iter().map(|(id, _)| id).collect();
+                let asked = clock.now;
+                Looking::Recorded(Heard { records: found.records, damaged, serving, listing: None, asked })
             }
-            Looking::Recorded(records, damaged) => {
-                let listing = kubelet.listing(clock.since);
-                Looking::Asked(records, damaged, listing.map(|listing| self.heard(listing)), clock.now)
+            Looking::Recorded(heard) => {
+                let listing = kubelet.listing(clock.since).map(|listing| self.heard(listing));
+                Looking::Asked(Heard { listing, asked: clock.now, ..heard })
             }
-            Looking::Asked(records, damaged, listing, asked) => {
-                self.judge(
-                    paths,
-                    machine,
-                    kubelet.started,
-                    clock,
-                    Heard { records, damaged, listing, asked },
-                );
+            Looking::Asked(heard) => {
+                self.judge(paths, machine, clock, heard);
                 Looking::Not
             }
         };
+    }
+
+    /// The kubelet that serves, as it is noted for records.
+    fn serving(&self, paths: &Paths, plugins: &Path) -> Option<ServingKubelet> {
+        let noted = kubelet_id::read(paths).filter(|_| self.planted == Some(Planted::RestartUnnoticed));
+        noted.or_else(|| instance::observe(paths, plugins))
     }
 
     fn heard(&self, mut listing: Listing) -> Listing {
@@ -188,23 +195,25 @@ impl Worker {
         &mut self,
         paths: &Paths,
         machine: &mut Machine,
-        kubelet_started: SystemTime,
         clock: Clock<'_>,
-        Heard { records, damaged, listing, asked }: Heard,
+        Heard { records, damaged, serving, listing, asked }: Heard,
     ) {
         let (own, allocated) = (super::node::agent(), self.recent(clock.now));
-        let unnoticed = self.planted == Some(Planted::RestartUnnoticed);
+        let kubelet = self.serving(paths, clock.plugins).filter(|kubelet| serving.as_ref() == Some(kubelet));
+        let memory = crate::kubelet::checkpoint::memory(clock.plugins, kubelet.as_ref());
         let seen = Observation {
             records: &records,
             damaged: &damaged,
             listing: listing.as_ref(),
+            memory: memory.as_ref(),
             allocated: &allocated,
             own_pod: Some(&own),
+            node: super::node::NAME,
+            kubelet: kubelet.as_ref().map(|kubelet| kubelet.id.as_str()),
             kubelet_since: self.kubelet_since,
-            kubelet_started: Some(if unnoticed { SystemTime::UNIX_EPOCH } else { kubelet_started }),
             now: asked,
         };
-        let eyes = Eyes { machine: RefCell::new(machine), paths, clock, planted: self.planted };
+        let eyes = Eyes { machine: RefCell::new(machine), paths, planted: self.planted };
         let mut plan = self.collector.plan(&seen, &eyes);
         plan.dead.retain(|(record, _)| records::stands(paths, record));
         let mut hands = Hands::new(machine, NODE);
@@ -247,14 +256,13 @@ pub(super) struct Disk<'d> {
 }
 
 /// What the collector sees of the machine.
-struct Eyes<'e, 'm> {
+struct Eyes<'e> {
     machine: RefCell<&'e mut Machine>,
     paths: &'e Paths,
-    clock: Clock<'m>,
     planted: Option<Planted>,
 }
 
-impl Liveness for Eyes<'_, '_> {
+impl Liveness for Eyes<'_> {
     fn link_exists(&self, record: &Attachment) -> bool {
         let mut machine = self.machine.borrow_mut();
         let mut hands = Hands::new(&mut machine, NODE);
@@ -289,11 +297,7 @@ impl Liveness for Eyes<'_, '_> {
         }
     }
 
-    fn written(&self, record: &Attachment) -> Option<SystemTime> {
-        self.clock.written.get(&record.device).copied()
-    }
-
-    fn tap_pods(&self, device: &DeviceId) -> Option<TapPods> {
+    fn tap_note(&self, device: &DeviceId) -> Option<TapNote> {
         tap_pods::read(self.paths, device)
     }
 }

@@ -1,6 +1,7 @@
 //! The played kubelet, its pods and their sandboxes.
 
 use crate::devices::offer::Offer;
+use crate::kubelet::KUBELET_SOCKET;
 use crate::pods::{Listing, PodName};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -10,7 +11,7 @@ use prost::Message as _;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// The moment at which something happens.
 #[derive(Clone, Copy)]
@@ -18,15 +19,12 @@ pub(super) struct Clock<'c> {
     pub(super) now: Instant,
     /// The same, since the simulation began.
     pub(super) since: Duration,
-    /// When records were written.
-    pub(super) written: &'c BTreeMap<DeviceId, SystemTime>,
     pub(super) plugins: &'c Path,
 }
 
 #[derive(Debug)]
 pub(super) struct Kubelet {
     pub(super) starts: u64,
-    pub(super) started: SystemTime,
     /// Until then it has not heard from the API server.
     pub(super) deaf_until: Duration,
     /// Whether it lists the agent's pod all the same, a static one.
@@ -61,16 +59,18 @@ pub(super) struct Sandbox {
     pub(super) attached: bool,
 }
 
+/// The node's name.
+pub(super) const NAME: &str = "node-1";
+
 /// The agent's own pod.
 pub(super) fn agent() -> PodName {
     PodName { namespace: "kube-system".into(), name: "agent".into() }
 }
 
 impl Kubelet {
-    pub(super) fn new(started: SystemTime) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            starts: 1,
-            started,
+            starts: 0,
             deaf_until: Duration::ZERO,
             lists_static: false,
             answers: true,
@@ -78,6 +78,14 @@ impl Kubelet {
             given: BTreeMap::new(),
             pods: BTreeMap::new(),
         }
+    }
+
+    /// Starts, again or for the first time: makes its socket.
+    pub(super) fn start(&mut self, plugins: &Path) {
+        self.starts += 1;
+        let (socket, new) = (plugins.join(KUBELET_SOCKET), plugins.join("new"));
+        std::fs::write(&new, "").unwrap();
+        std::fs::rename(new, socket).unwrap();
     }
 
     /// What it says through pod resources.

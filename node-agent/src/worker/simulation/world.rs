@@ -18,11 +18,7 @@ use macvtap::paths::Paths;
 use macvtap::record::{Attachment, Holder};
 use macvtap::table_file;
 use serde_json::json;
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime};
-
-/// Wall clock at the beginning.
-const EPOCH: SystemTime = SystemTime::UNIX_EPOCH;
+use std::time::{Duration, Instant};
 
 /// Index of the bridge that NICs are enslaved to.
 const BRIDGE: u32 = 90_000;
@@ -59,7 +55,6 @@ pub(super) struct World {
     pub(super) boots: u32,
     origin: Instant,
     pub(super) since: Duration,
-    written: BTreeMap<DeviceId, SystemTime>,
     disk_full: bool,
     /// DELs that may come at any time, or again.
     late: Vec<(DeviceId, String)>,
@@ -89,7 +84,7 @@ impl World {
             paths: Paths::new(dir.path().join("state"), dir.path().join("run")),
             dir,
             machine,
-            kubelet: Kubelet::new(EPOCH),
+            kubelet: Kubelet::new(),
             worker: None,
             nics,
             wishes: [
@@ -99,7 +94,6 @@ impl World {
             boots: 1,
             origin: Instant::now(),
             since: Duration::ZERO,
-            written: BTreeMap::new(),
             disk_full: false,
             late: Vec::new(),
             made: 0,
@@ -107,6 +101,7 @@ impl World {
             planted,
             history: Vec::new(),
         };
+        world.kubelet.start(&world.dir.path().join("plugins"));
         world.start_agent();
         world
     }
@@ -117,10 +112,6 @@ impl World {
 
     pub(super) fn pass(&mut self, time: Duration) {
         self.since += time;
-    }
-
-    fn wall(&self) -> SystemTime {
-        EPOCH + self.since
     }
 
     pub(super) fn start_agent(&mut self) {
@@ -153,7 +144,7 @@ impl World {
         let plugins = self.dir.path().join("plugins");
         let (now, since) = (self.origin + self.since, self.since);
         let Some(worker) = &mut self.worker else { return };
-        let clock = Clock { now, since, written: &self.written, plugins: &plugins };
+        let clock = Clock { now, since, plugins: &plugins };
         worker.look(&self.paths, &mut self.machine, &mut self.kubelet, clock);
     }
 
@@ -242,12 +233,7 @@ impl World {
             let netns = self.machine.new_space(&self.dir.path().join("netns"));
             Sandbox { netns, container: format!("c{}", self.made), attached: false }
         });
-        let record = self.paths.attachments().join(pod.device.to_string());
-        let before = std::fs::read(&record).ok();
         let attached = self.add(uid, &pod, &sandbox, trouble);
-        if std::fs::read(&record).ok() != before {
-            self.written.insert(pod.device.clone(), self.wall());
-        }
         let node = self.paths.device_node(pod.promised);
         let opened = self.machine.nodes.get(&node).copied().filter(|_| attached);
         if !attached {

@@ -75,10 +75,27 @@ impl Registration for Double {
         }
         let (state, endpoint) = (Arc::clone(&self.state), request.endpoint);
         if !state.lock().unwrap().registers_only {
-            tokio::spawn(async move { follow(client, state, resource, endpoint).await });
+            let directory = self.directory.clone();
+            tokio::spawn(async move { follow(client, state, resource, endpoint, directory).await });
         }
         Ok(Response::new(Empty {}))
     }
+}
+
+/// Replaces the checkpoint, as the kubelet does for each list and each allocation.
+pub(super) fn write_checkpoint(directory: &Path, state: &State) {
+    let Some(memory) = &state.memory else { return };
+    let entries = memory.iter().map(|(uid, resource, device)| {
+        serde_json::json!({
+            "PodUID": uid, "ContainerName": "c", "ResourceName": resource, "DeviceIDs": {"-1": [device]}, "AllocResp": "",
+        })
+    });
+    let entries: Vec<_> = entries.collect();
+    let text =
+        serde_json::json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 1});
+    let unfinished = directory.join(".unfinished");
+    std::fs::write(&unfinished, text.to_string()).unwrap();
+    std::fs::rename(unfinished, directory.join("kubelet_internal_checkpoint")).unwrap();
 }
 
 async fn connect(socket: &Path) -> Result<Channel, Status> {
@@ -92,6 +109,7 @@ async fn follow(
     state: Arc<Mutex<State>>,
     resource: String,
     endpoint: String,
+    directory: PathBuf,
 ) {
     let Ok(answer) = client.list_and_watch(Empty {}).await else { return };
     let mut lists = answer.into_inner();
@@ -112,6 +130,7 @@ async fn follow(
                 plugin.devices = Some(list.devices);
                 plugin.lists += 1;
                 plugin.listed_at = Instant::now();
+                write_checkpoint(&directory, &state);
             }
             (Ok(_), _) => {
                 if state.clients.remove(&resource).is_some() {

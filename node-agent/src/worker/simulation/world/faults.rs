@@ -238,8 +238,7 @@ impl World {
             self.kubelet.answers = chance.percent(50);
             return format!("answers {}", self.kubelet.answers);
         }
-        self.kubelet.starts += 1;
-        self.kubelet.started = self.wall();
+        self.kubelet.start(&self.dir.path().join("plugins"));
         self.kubelet.deaf_until = self.since + Duration::from_secs(chance.next() % 30);
         self.kubelet.lists_static = chance.percent(50);
         if what == H::CheckpointLost {
