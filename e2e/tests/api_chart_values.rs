@@ -19,7 +19,7 @@ const FOREIGN: [(&str, &str, &str, &str); 4] = [
 ];
 
 /// Every switch, and every value that is empty by default.
-const EVERYTHING: [&str; 42] = [
+const EVERYTHING: [&str; 43] = [
     "agent.listen=0.0.0.0:9469",
     "metrics.service=true",
     "metrics.podMonitor=true",
@@ -28,6 +28,7 @@ const EVERYTHING: [&str; 42] = [
     "metrics.dashboard=true",
     "metrics.labels.release=prometheus",
     "networkPolicy.enabled=true",
+    "webhook.enabled=true",
     "networkPolicy.from[0].podSelector.matchLabels.app=prometheus",
     "criticalPodsQuota.enabled=true",
     "rbac.aggregateEdit=true",

@@ -18,11 +18,11 @@ pub struct Args {
     pub serve: Serve,
 
     /// How logs are written.
-    #[arg(long, env = "MACVTAP_OPERATOR_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, env = "MACVTAP_OPERATOR_LOG_FORMAT", global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 
     /// What is logged: a level, or a list such as `info,macvtap_operator=debug`.
-    #[arg(long, env = "MACVTAP_OPERATOR_LOG_LEVEL", default_value = "info")]
+    #[arg(long, env = "MACVTAP_OPERATOR_LOG_LEVEL", global = true, default_value = "info")]
     pub log_level: String,
 }
 
@@ -59,6 +59,36 @@ pub struct Serve {
 pub enum Command {
     /// Print the pools that do what a ConfigMap of macvtap-cni's device plugin does.
     Migrate(Migrate),
+    /// Add the devices that pods' networks need to the pods' limits, as a mutating admission webhook.
+    Webhook(Webhook),
+}
+
+/// How the webhook serves.
+#[derive(Clone, Debug, Group)]
+pub struct Webhook {
+    /// Address of the webhook and of the probes /livez and /readyz, all over HTTPS.
+    #[arg(long, default_value = "127.0.0.1:8443")]
+    pub listen: SocketAddr,
+
+    /// Namespace of the Service and of the Secret. Absent: the one of the service account or kubeconfig.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: Option<String>,
+
+    /// Service by which the API server connects: the certificate is for its name.
+    #[arg(long, default_value = "macvtap-webhook")]
+    pub service: String,
+
+    /// Further names and addresses in the certificate.
+    #[arg(long = "dns-name", value_name = "NAME")]
+    pub dns_names: Vec<String>,
+
+    /// Existing Secret that holds the certificate; it is written, and renewed a month before its end.
+    #[arg(long, default_value = "macvtap-webhook")]
+    pub secret: String,
+
+    /// MutatingWebhookConfiguration that the certificate is written into.
+    #[arg(long, default_value = "macvtap-webhook")]
+    pub configuration: String,
 }
 
 /// Where the configuration is.
@@ -107,5 +137,8 @@ mod tests {
         assert!(args.command.is_none());
         let args = Args::try_parse_from(["macvtap-operator", "migrate", "-"]).unwrap();
         assert!(matches!(args.command, Some(Command::Migrate(migrate)) if migrate.files == ["-"]));
+        let args = Args::try_parse_from(["macvtap-operator", "webhook", "--log-format=json"]).unwrap();
+        assert_eq!(args.log_format, LogFormat::Json);
+        assert!(matches!(args.command, Some(Command::Webhook(_))));
     }
 }

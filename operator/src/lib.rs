@@ -4,7 +4,7 @@
 //! `pool`, `relevance`, `rollout`, `leader::lease`, `migrate::plan`). `run` elects a leader, keeps caches of the cluster
 //! (`watches`, `states`, `context`) and calls the `controllers`. They and the modules named `apply` are the only ones that
 //! write, `overwrite` for them also where an object is not as its schema has it, through a gate that is open only for the
-//! leader.
+//! leader. `webhook` is a program of its own in the same executable: it shares none of this.
 
 pub mod acceptance;
 pub mod admin;
@@ -34,6 +34,7 @@ pub mod run;
 pub mod states;
 pub mod takeover;
 pub mod watches;
+pub mod webhook;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Parser;
 use kube::Client;
 use macvtap_operator::args::{Args, Command, LogFormat};
-use macvtap_operator::{migrate, run};
+use macvtap_operator::{migrate, run, webhook};
 use mimalloc::MiMalloc;
 use std::io::IsTerminal;
 use tokio_util::sync::CancellationToken;
@@ -41,5 +41,8 @@ async fn main() -> anyhow::Result<()> {
         }
         on_signal.cancel();
     });
-    run::run(serve, shutdown).await
+    match command {
+        Some(Command::Webhook(args)) => webhook::run(args, shutdown).await,
+        _ => run::run(serve, shutdown).await,
+    }
 }

@@ -19,6 +19,11 @@ app.kubernetes.io/name: macvtap-node-agent
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- define "macvtap.webhook.selector" -}}
+app.kubernetes.io/name: macvtap-webhook
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{- define "macvtap.pullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:

@@ -1,0 +1,182 @@
+//! The API server's question about a pod, and the answer: it is always admitted, sometimes with a patch.
+
+use super::inject;
+use super::networks::{self, DEFAULT_NETWORK, NETWORKS, Wanted};
+use crate::network::kind::NetworkAttachmentDefinition;
+use crate::refusal;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kube::{Api, Client};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long the networks of a pod may take to read: the API server waits two seconds for all of the answer.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// An `AdmissionReview` with a request.
+#[derive(Debug, Deserialize)]
+pub struct Question {
+    request: Request,
+}
+
+#[derive(Debug, Deserialize)]
+struct Request {
+    uid: String,
+    #[serde(default)]
+    namespace: String,
+    object: Value,
+}
+
+/// An `AdmissionReview` with a response.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    api_version: &'static str,
+    kind: &'static str,
+    response: Response,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response {
+    uid: String,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+    #[serde(flatten)]
+    patch: Option<PatchOfResponse>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PatchOfResponse {
+    patch_type: &'static str,
+    patch: String,
+}
+
+/// Answers a question.
+pub async fn answer(client: &Client, question: Question) -> Answer {
+    let Request { uid, namespace, object } = question.request;
+    let (needed, warnings) = match tokio::time::timeout(PATIENCE, needed(client, &namespace, &object)).await {
+        Ok(found) => found,
+        Err(_) => (BTreeMap::new(), vec![incomplete("the API server did not give its networks in time")]),
+    };
+    for warning in &warnings {
+        tracing::warn!(namespace, warning);
+    }
+    let patch = inject::patch(&object, &needed);
+    let patch = (!patch.0.is_empty()).then(|| {
+        tracing::debug!(namespace, ?needed, "adding devices to a pod");
+        PatchOfResponse {
+            patch_type: "JSONPatch",
+            patch: STANDARD.encode(serde_json::to_vec(&patch).unwrap_or_default()),
+        }
+    });
+    let response = Response { uid, allowed: true, warnings, patch };
+    Answer { api_version: "admission.k8s.io/v1", kind: "AdmissionReview", response }
+}
+
+/// How many devices of each resource the networks of a pod need, and what is wrong with those that could not be counted.
+async fn needed(client: &Client, namespace: &str, pod: &Value) -> (BTreeMap<String, u64>, Vec<String>) {
+    let annotations: BTreeMap<String, String> =
+        serde_json::from_value(pod["metadata"]["annotations"].clone()).unwrap_or_default();
+    let (mut needed, mut warnings) = (BTreeMap::new(), Vec::new());
+    let mut wanted: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for annotation in [DEFAULT_NETWORK, NETWORKS] {
+        match networks::read(&annotations, annotation) {
+            Ok(list) => {
+                for Wanted { namespace: other, name, .. } in list {
+                    *wanted.entry((other.unwrap_or_else(|| namespace.to_owned()), name)).or_default() += 1;
+                }
+            }
+            Err(why) => warnings.push(incomplete(&why)),
+        }
+    }
+    for ((namespace, name), count) in wanted {
+        let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &namespace);
+        match api.get_opt(&name).await {
+            Ok(Some(network)) => {
+                if let Some(resource) = inject::resource(&network) {
+                    *needed.entry(resource.to_owned()).or_default() += count;
+                }
+            }
+            Ok(None) => warnings.push(incomplete(&format!("network {namespace}/{name} does not exist"))),
+            Err(error) => {
+                let error = refusal::text(&error);
+                warnings.push(incomplete(&format!("read network {namespace}/{name}: {error}")));
+            }
+        }
+    }
+    (needed, warnings)
+}
+
+fn incomplete(why: &str) -> String {
+    format!("macvtap did not add a device to the pod's limits: {why}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http;
+    use serde_json::json;
+    use std::convert::Infallible;
+
+    /// A client whose API server knows networks `ns/a` and `other/b` of one resource.
+    fn client() -> Client {
+        let service = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
+            let network = |config: &str| {
+                json!({
+                    "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+                    "metadata": {"name": "n", "annotations": {"k8s.v1.cni.cncf.io/resourceName": "x.io/r"}},
+                    "spec": {"config": config},
+                })
+            };
+            let (code, body) = match request.uri().path() {
+                path if path.ends_with("/namespaces/ns/network-attachment-definitions/a")
+                    || path.ends_with("/namespaces/other/network-attachment-definitions/b") =>
+                {
+                    (200, network(r#"{"type": "macvtap"}"#))
+                }
+                _ => (
+                    404,
+                    json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404, "message": "x"}),
+                ),
+            };
+            let body = kube::client::Body::from(body.to_string().into_bytes());
+            Ok::<_, Infallible>(http::Response::builder().status(code).body(body).unwrap())
+        });
+        Client::new(service, "ns")
+    }
+
+    async fn asked(annotation: &str) -> Value {
+        let pod = json!({
+            "metadata": {"annotations": {NETWORKS: annotation}}, "spec": {"containers": [{"name": "a"}]},
+        });
+        let question = json!({"request": {"uid": "u", "namespace": "ns", "object": pod}});
+        let answer = answer(&client(), serde_json::from_value(question).unwrap()).await;
+        serde_json::to_value(answer).unwrap()
+    }
+
+    #[tokio::test]
+    async fn networks_of_both_namespaces_are_counted_each_time_they_are_named() {
+        let answer = asked("a, a, other/b").await;
+        assert_eq!(answer["response"]["uid"], "u");
+        assert_eq!(answer["response"]["allowed"], true);
+        assert_eq!(answer["response"]["patchType"], "JSONPatch");
+        let patch = STANDARD.decode(answer["response"]["patch"].as_str().unwrap()).unwrap();
+        let patch: Value = serde_json::from_slice(&patch).unwrap();
+        assert_eq!(patch[0]["value"]["limits"], json!({"x.io/r": "3"}));
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_admitted_whatever_its_annotation_is() {
+        for (annotation, words) in [("missing", "ns/missing does not exist"), ("[{", "not JSON")] {
+            let answer = asked(annotation).await;
+            assert_eq!(answer["response"]["allowed"], true);
+            assert_eq!(answer["response"].get("patch"), None);
+            assert!(answer["response"]["warnings"][0].as_str().unwrap().contains(words), "{answer}");
+        }
+    }
+}
