@@ -255,6 +255,13 @@ impl Document {
         Value::Object(json)
     }
 
+    /// Returns the whole configuration but the result of the plugins before.
+    pub fn without_previous(&self) -> Value {
+        let mut json = self.json.clone();
+        json.remove("prevResult");
+        Value::Object(json)
+    }
+
     fn runtime(&self, key: &str) -> Option<Value> {
         self.json.get("runtimeConfig")?.get(key).filter(|value| !value.is_null()).cloned()
     }

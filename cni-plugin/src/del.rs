@@ -1,7 +1,7 @@
 //! DEL: what ADD made is gone afterwards. Succeeds when it was gone before, also with its namespace.
 
 use crate::Call;
-use crate::config::Ipam;
+use crate::config::{Document, Ipam};
 use crate::follow;
 use crate::ipam::{Delegate, Note};
 use crate::protocol::environment::{Attachment, Deletion};
@@ -37,15 +37,19 @@ enum Gone {
 /// Serves DEL. The link goes first, then the addresses are given back, but for a plugin that gives them back through the
 /// link. What could not be given back is remembered, so that a later DEL knows that something was leased.
 pub fn del(call: &Call, attachment: &Deletion) -> Result<(), CniError> {
-    let delegate = match call.document.ipam(&call.settings) {
-        Ok(ipam) => find(call, ipam.as_ref()),
+    let note = Note::about(&call.paths, attachment);
+    let releasing = note.releasing(call);
+    let leasing = releasing.as_ref().unwrap_or(call);
+    let delegate = match leasing.document.ipam(&call.settings) {
+        Ok(ipam) => find(leasing, ipam.as_ref()),
         // No ADD leased anything by such a configuration.
         Err(error) => {
             warn!(%error, "no addresses to give back");
             Ok(None)
         }
     };
-    let deleted = delete(call, attachment, delegate);
+    let leased = Leased { delegate, note, document: &leasing.document };
+    let deleted = delete(call, attachment, &leased);
     follow::mend(&call.paths);
     deleted
 }
@@ -56,18 +60,16 @@ type Found<'c> = Result<Option<Delegate<'c>>, CniError>;
 struct Leased<'c> {
     delegate: Found<'c>,
     note: Note,
-    network: &'c str,
+    document: &'c Document,
 }
 
-fn delete(call: &Call, attachment: &Deletion, delegate: Found<'_>) -> Result<(), CniError> {
-    let leased =
-        Leased { delegate, note: Note::about(&call.paths, attachment), network: &call.document.name };
+fn delete(call: &Call, attachment: &Deletion, leased: &Leased<'_>) -> Result<(), CniError> {
     let mut kernel = Rtnl::node().map_err(|error| CniError::from_chain(Code::Detach, &error))?;
     let mine = |record: &record::Attachment| is_theirs(record, attachment);
     let named = call.document.device_id().ok().flatten().and_then(|id| target::known(call, &id));
     if let Some(id) = &named {
         match begin(call, &mut kernel, id, mine)? {
-            DetachBegun::Theirs(detaching) => return undo(detaching, &leased),
+            DetachBegun::Theirs(detaching) => return undo(detaching, leased),
             DetachBegun::NotTheirs(_) => {
                 info!(device = %id, "device belongs to another container, left alone");
             }
@@ -82,7 +84,7 @@ fn delete(call: &Call, attachment: &Deletion, delegate: Found<'_>) -> Result<(),
     if let Some(record) = listing.records.iter().find(|record| mine(record))
         && let DetachBegun::Theirs(detaching) = begin(call, &mut kernel, &record.device, mine)?
     {
-        return undo(detaching, &leased);
+        return undo(detaching, leased);
     }
     let early = leased.through_link();
     let gone = delete_unrecorded(call, &mut kernel, attachment, &listing);
@@ -128,7 +130,7 @@ impl Leased<'_> {
             Ok(None) => Ok(()),
             Err(error) => Err(error.clone()),
         };
-        self.note.settle(self.network, &released).map_err(|error| failed(&error)).and(released)
+        self.note.settle(self.document, &released).map_err(|error| failed(&error)).and(released)
     }
 }
 

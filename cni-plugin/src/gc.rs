@@ -17,8 +17,7 @@ pub fn gc(call: &Call) -> Result<(), CniError> {
         warn!("nothing removed: the configuration has no list cni.dev/valid-attachments");
         return Ok(());
     };
-    let ipam = call.document.ipam(&call.settings);
-    let delegate = ipam.and_then(|ipam| Delegate::new(call, ipam.as_ref()));
+    let delegate = find(call);
     let through_link = matches!(&delegate, Ok(Some(found)) if found.needs_link());
     let links = |call| remove_links(call, &valid);
     let leases = |call| release(call, &delegate, &valid);
@@ -46,19 +45,29 @@ fn remove_links(call: &Call, valid: &[(String, String)]) -> Result<(), CniError>
     outcome
 }
 
+fn find(call: &Call) -> Result<Option<Delegate<'_>>, CniError> {
+    let ipam = call.document.ipam(&call.settings)?;
+    Delegate::new(call, ipam.as_ref())
+}
+
 /// Gives back what was leased for attachments that are not named: not every plugin knows GC.
 fn release(
     call: &Call,
     delegate: &Result<Option<Delegate<'_>>, CniError>,
     valid: &[(String, String)],
 ) -> Result<(), CniError> {
-    let Ok(Some(delegate)) = delegate else { return Ok(()) };
     let notes = Note::list(&call.paths, &call.document.name).into_iter();
     let mut outcome = Ok(());
     for note in
         notes.filter(|note| !valid.iter().any(|(container, interface)| note.is_of(container, interface)))
     {
-        outcome = outcome.and(delegate.del(&note));
+        let other = note.releasing(call);
+        let released = match (&other, delegate) {
+            (Some(other), _) => find(other).and_then(|found| found.map_or(Ok(()), |found| found.del(&note))),
+            (None, Ok(Some(delegate))) => delegate.del(&note),
+            (None, _) => Ok(()),
+        };
+        outcome = outcome.and(released);
     }
     outcome
 }

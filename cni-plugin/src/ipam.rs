@@ -151,12 +151,13 @@ impl<'c> Delegate<'c> {
 
     /// ADD: asks for addresses, which are noted first.
     pub(crate) fn lease<'d>(&'d self, note: &'d Note) -> Result<Lease<'d>, CniError> {
-        self.write(note, true)?;
-        let answer = self.ask(note)?;
+        let unwritten = |error| self.failed("ADD", &chain(&error));
+        let mark = note.open(&self.call.document).map_err(unwritten)?;
+        let answer = self.ask(note, &mark)?;
         // From here on they are ours to give back, also when the answer is useless.
         let mut lease = Lease { delegate: self, note, result: CniResult::default(), kept: false };
         if !answer.has_left {
-            self.write(note, false)?;
+            note.has_ended(&self.call.document).map_err(unwritten)?;
         }
         let answer = answer.json.ok_or_else(|| self.failed("ADD", "it answered nothing"))?;
         lease.result = self.understand(answer)?;
@@ -168,19 +169,14 @@ impl<'c> Delegate<'c> {
         understood.map_err(|error| self.failed("ADD", &error.message))
     }
 
-    fn write(&self, note: &Note, is_running: bool) -> Result<(), CniError> {
-        let noted = note.write(&self.call.document.name, is_running);
-        noted.map_err(|error| self.failed("ADD", &chain(&error)))
-    }
-
     /// DEL: gives addresses back. What the plugin's ADD left running could lease again: it is ended after the plugin had the
     /// chance to end it, and what it leased meanwhile is given back too.
     pub(crate) fn del(&self, note: &Note) -> Result<(), CniError> {
         let mut released = self.release(note);
-        if note.is_running() && descendants::end_marked(&note.mark()) {
+        if note.mark().is_some_and(|mark| descendants::end_marked(&mark)) {
             released = self.release(note);
         }
-        let settled = note.settle(&self.call.document.name, &released);
+        let settled = note.settle(&self.call.document, &released);
         released.and(settled.map_err(|error| self.failed("DEL", &chain(&error))))
     }
 
@@ -224,8 +220,8 @@ impl<'c> Delegate<'c> {
     }
 
     /// Runs ADD, again and again while kube-ovn's daemon is being restarted or has not heard of the pod.
-    fn ask(&self, note: &Note) -> Result<Answer, CniError> {
-        let mark = [(descendants::MARK, note.mark().into())];
+    fn ask(&self, note: &Note, mark: &str) -> Result<Answer, CniError> {
+        let mark = [(descendants::MARK, mark.into())];
         let deadline = self.deadline();
         let patience = Instant::now() + self.call.settings.ipam_retry();
         loop {
@@ -241,7 +237,7 @@ impl<'c> Delegate<'c> {
             let passes = self.failure(&failed) != Failure::Other;
             if !passes || Instant::now() + RETRY_PAUSE > patience.min(deadline) {
                 if !failed.cut_off {
-                    let nothing_leased = note.settle(&self.call.document.name, &Ok::<_, CniError>(()));
+                    let nothing_leased = note.settle(&self.call.document, &Ok::<_, CniError>(()));
                     nothing_leased.map_err(|error| self.failed("ADD", &chain(&error)))?;
                 }
                 let CniError { code, message, details } = failed.error;
@@ -344,7 +340,8 @@ impl<'c> Delegate<'c> {
         if let Some(code @ (1 | 11 | 50 | 51)) = code {
             error.code = u32::try_from(code).unwrap_or(error.code);
         }
-        Err(Failed { code, cut_off: false, error })
+        // One that a signal ended has taken nothing back.
+        Err(Failed { code, cut_off: output.status.code().is_none(), error })
     }
 
     fn failed(&self, command: &str, reason: &str) -> CniError {

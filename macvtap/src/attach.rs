@@ -34,6 +34,9 @@ use crate::tap_pods::{self, TapNote, TapPods};
 use making::{Progress, check_lower};
 use tracing::info;
 
+/// RFC 8200, 5.
+const IPV6_MTU_MIN: u32 = 1280;
+
 /// How [`begin`] found the device.
 #[derive(Debug)]
 pub enum Begun<'k, K: Kernel> {
@@ -181,7 +184,16 @@ fn present<K: Kernel>(
     // A lower link that shrinks takes its devices along, and they stay small when it grows again.
     let mtu = wanted.mtu.unwrap_or(lower_mtu);
     if link.mtu != mtu {
+        // With an MTU that IPv6 needs at least, the kernel gives the link new IPv6 settings, which must not be used yet.
+        let is_new_to_ipv6 = link.mtu < IPV6_MTU_MIN && mtu >= IPV6_MTU_MIN;
+        if is_new_to_ipv6 {
+            kernel.change(wanted.index, Change::Down)?;
+        }
         kernel.change(wanted.index, Change::Mtu(mtu))?;
+        if is_new_to_ipv6 {
+            kernel.change(wanted.index, Change::NoAutoconfiguration)?;
+            kernel.change(wanted.index, Change::Up)?;
+        }
         link.mtu = mtu;
     }
     let node = Node { number, owner: request.owner };

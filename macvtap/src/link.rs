@@ -134,6 +134,8 @@ pub enum Change {
     Mtu(u32),
     /// Administratively up.
     Up,
+    /// Administratively down.
+    Down,
 }
 
 /// What is changed of a link; absent: as it is.
@@ -189,6 +191,7 @@ impl fmt::Display for Change {
             Self::Mac(mac) => write!(f, "set MAC address {mac} of"),
             Self::Mtu(mtu) => write!(f, "set MTU {mtu} of"),
             Self::Up => f.write_str("set up"),
+            Self::Down => f.write_str("set down"),
         }
     }
 }

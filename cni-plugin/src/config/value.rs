@@ -8,13 +8,63 @@ use serde_json::{Map, Value};
 /// The longest name of a network, in bytes: that of a file.
 const NAME_MAX: usize = 255;
 
+/// The keys that are read, by the objects that hold them.
+const KNOWN_KEYS: [(&[&str], &[&str]); 5] = [
+    (
+        &[],
+        &[
+            "cniVersion",
+            "name",
+            "type",
+            "deviceID",
+            "mac",
+            "mtu",
+            "mode",
+            "promiscMode",
+            "owner",
+            "group",
+            "dad",
+            "announce",
+            "migration",
+            "ipam",
+            "dns",
+            "runtimeConfig",
+            "args",
+            "prevResult",
+        ],
+    ),
+    (&["runtimeConfig"], &["mac", "ips", "deviceID"]),
+    (&["ipam"], &["type"]),
+    (&["args"], &["cni"]),
+    (&["args", "cni"], &["mac"]),
+];
+
+/// Gives keys the spelling that is read here: Go's decoder, and so every other plugin, reads them in upper and lower case
+/// alike. A key in the right spelling wins.
+fn use_known_keys(json: &mut Map<String, Value>) {
+    for (path, known) in KNOWN_KEYS {
+        let object = path.iter().try_fold(&mut *json, |object, key| object.get_mut(*key)?.as_object_mut());
+        let Some(object) = object else { continue };
+        for known in known {
+            let other = |key: &&String| key.eq_ignore_ascii_case(known) && key != known;
+            let Some(key) = object.keys().find(other).cloned() else { continue };
+            if let Some(value) = object.remove(&key) {
+                object.entry(*known).or_insert(value);
+            }
+        }
+    }
+}
+
 /// Reads standard input, which must be a JSON object.
 pub(super) fn object(stdin: &[u8]) -> Result<Map<String, Value>, CniError> {
     let undecoded = |problem: String| {
         CniError::new(Code::Decode, format!("the network configuration on standard input is {problem}"))
     };
     match json::decode(stdin) {
-        Ok(Value::Object(json)) => Ok(json),
+        Ok(Value::Object(mut json)) => {
+            use_known_keys(&mut json);
+            Ok(json)
+        }
         Ok(_) => Err(undecoded("no JSON object".to_owned())),
         Err(error) => Err(undecoded(format!("not JSON: {error}"))),
     }

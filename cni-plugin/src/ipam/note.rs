@@ -3,15 +3,21 @@
 //! anything from one whose plugin was missing when it was detached, and a GC could not release what no DEL released. Kept
 //! apart from the attachment records, so that the device itself is free.
 
+use crate::Call;
+use crate::config::Document;
 use crate::protocol::environment::Attachment;
 use macvtap::file::{self, Durability, FileError};
 use macvtap::paths::Paths;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Far above what a note with the longest arguments takes.
-const SIZE_MAX: u64 = 256 << 10;
+/// More than a note with the longest configuration and arguments takes.
+const SIZE_MAX: u64 = 16 << 20;
+
+/// A text that is another each time (random(4)).
+const RANDOM_ID: &str = "/proc/sys/kernel/random/uuid";
 
 /// The note of one attachment.
 #[derive(Clone, Debug)]
@@ -33,8 +39,10 @@ struct Noted {
     netns: String,
     /// `CNI_ARGS`.
     args: String,
-    /// Whether a process of the plugin's ADD may still run.
-    is_running: bool,
+    /// The mark of the plugin's processes, while one of them may run.
+    mark: Option<String>,
+    /// The configuration that the plugin was asked with.
+    config: Value,
 }
 
 impl Note {
@@ -71,11 +79,6 @@ impl Note {
         self.container == container && self.interface == interface
     }
 
-    /// Returns the value by which the processes of the plugin's ADD are known.
-    pub(super) fn mark(&self) -> String {
-        format!("{}:{}", self.container, self.interface)
-    }
-
     /// Returns the variables that the plugin gets in addition to those of the call.
     pub(super) fn variables(&self) -> &[(&'static str, OsString)] {
         &self.variables
@@ -86,9 +89,20 @@ impl Note {
         self.read().is_some()
     }
 
-    /// Whether a process of the plugin's ADD may still run.
-    pub(super) fn is_running(&self) -> bool {
-        self.read().is_some_and(|noted| noted.is_running)
+    /// Returns the mark of the processes of the plugin's ADD, if one of them may run.
+    pub(super) fn mark(&self) -> Option<String> {
+        self.read()?.mark
+    }
+
+    /// Returns the call by which the addresses are released, where the configuration of the given one names another plugin
+    /// than the one that leased them, or none, or cannot be read.
+    pub(crate) fn releasing(&self, call: &Call) -> Option<Call> {
+        let plugin = |document: &Document| Some(document.ipam(&call.settings).ok()??.plugin);
+        let document = Document::parse(self.read()?.config.to_string().as_bytes()).ok()?;
+        let leased_by = plugin(&document)?;
+        let (paths, settings) = (call.paths.clone(), call.settings.clone());
+        let releasing = Call { paths, settings, document, plugin_path: call.plugin_path.clone() };
+        (plugin(&call.document) != Some(leased_by)).then_some(releasing)
     }
 
     /// Returns the content, if there is a note. One that cannot be parsed says no more than that there is one.
@@ -99,21 +113,37 @@ impl Note {
         }
     }
 
-    /// Notes that the plugin is being asked, or has answered; `is_running` as in [`Noted`].
-    pub(super) fn write(&self, network: &str, is_running: bool) -> Result<(), FileError> {
+    /// Notes that the plugin is being asked. Returns the mark for its processes, which no other attachment has, also not one
+    /// of another node on the same kernel.
+    pub(super) fn open(&self, document: &Document) -> Result<String, FileError> {
+        let mark = match std::fs::read_to_string(RANDOM_ID) {
+            Ok(id) => id.trim().to_owned(),
+            Err(_) => format!("{}:{}", self.container, self.interface),
+        };
+        self.write(document, Some(mark.clone()))?;
+        Ok(mark)
+    }
+
+    /// Notes that the plugin has answered, and no process of it runs.
+    pub(super) fn has_ended(&self, document: &Document) -> Result<(), FileError> {
+        self.write(document, None)
+    }
+
+    fn write(&self, document: &Document, mark: Option<String>) -> Result<(), FileError> {
         let variable = |name| std::env::var(name).unwrap_or_default();
         let (netns, args) = (variable("CNI_NETNS"), variable("CNI_ARGS"));
-        let noted = Noted { network: network.to_owned(), netns, args, is_running };
+        let (network, config) = (document.name.clone(), document.without_previous());
+        let noted = Noted { network, netns, args, mark, config };
         let json = serde_json::to_vec(&noted).unwrap_or_default();
         file::replace(&self.path, &json, Durability::Memory)
     }
 
     /// Leaves a note, whatever it says, after a release that failed; removes it after one that succeeded.
-    pub(crate) fn settle<E>(&self, network: &str, released: &Result<(), E>) -> Result<(), FileError> {
+    pub(crate) fn settle<E>(&self, document: &Document, released: &Result<(), E>) -> Result<(), FileError> {
         match (released, self.read()) {
             (Ok(()), _) => file::remove(&self.path),
             (Err(_), Some(_)) => Ok(()),
-            (Err(_), None) => self.write(network, false),
+            (Err(_), None) => self.write(document, None),
         }
     }
 }

@@ -11,6 +11,7 @@ use netlink_packet_core::Parseable;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::route::RouteMessage;
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 /// An address of an interface.
@@ -47,11 +48,16 @@ pub(crate) fn check(kernel: &mut Rtnl, link: &Link, reported: &CniResult) -> Res
         CniError::new(Code::Check, message)
     };
     let place = reported.interfaces.iter().position(|i| i.name == link.name && !i.sandbox.is_empty());
-    for ip in reported.ips.iter().filter(|ip| ip.interface.is_some() && ip.interface == place) {
-        let present = addresses(kernel, Some(link.index), ip.address.addr()).map_err(unreadable)?;
-        if !present.iter().any(|present| present.net == ip.address) {
-            return Err(lost(format!("address {}", ip.address)));
+    let ours = || reported.ips.iter().filter(|ip| ip.interface.is_some() && ip.interface == place);
+    let mut present = HashSet::new();
+    for everything in EVERYTHING {
+        if ours().any(|ip| same_family(&everything, &ip.address.addr())) {
+            let found = addresses(kernel, Some(link.index), everything.addr()).map_err(unreadable)?;
+            present.extend(found.into_iter().map(|present| present.net));
         }
+    }
+    if let Some(ip) = ours().find(|ip| !present.contains(&ip.address)) {
+        return Err(lost(format!("address {}", ip.address)));
     }
     let mut present = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {

@@ -86,12 +86,12 @@ impl Command {
         }
     }
 
-    /// Reads the environment. None is a DEL of an interface that can never have existed: no link has such a name, and its
-    /// ADD was refused.
+    /// Reads the environment. None is a DEL of an attachment that can never have existed: its ADD was refused for the name
+    /// of the container or of the interface.
     pub fn read(variables: &impl Variables) -> Result<Option<Self>, CniError> {
         Ok(Some(match required(variables, "CNI_COMMAND")?.as_str() {
             "ADD" => Self::Add(Attachment::in_sandbox(variables)?),
-            "DEL" if has_impossible_name(variables) => return Ok(None),
+            "DEL" if names_nothing(variables) => return Ok(None),
             "DEL" => Self::Del(Deletion::read(variables)?),
             "CHECK" => Self::Check(Attachment::in_sandbox(variables)?),
             "GC" => Self::Gc,
@@ -115,9 +115,13 @@ impl Command {
     }
 }
 
-fn has_impossible_name(variables: &impl Variables) -> bool {
-    let name = text(variables, "CNI_IFNAME").ok().flatten().filter(|name| !name.is_empty());
-    name.is_some_and(|name| name.parse::<IfName>().is_err())
+fn names_nothing(variables: &impl Variables) -> bool {
+    let refused = |name, is_valid: fn(&str) -> bool| match text(variables, name) {
+        Ok(value) => value.is_some_and(|value| !value.is_empty() && !is_valid(&value)),
+        Err(_) => true,
+    };
+    refused("CNI_IFNAME", |name| name.parse::<IfName>().is_ok())
+        || refused("CNI_CONTAINERID", is_container_id)
 }
 
 impl Attachment {
@@ -286,6 +290,9 @@ mod tests {
         assert_eq!((read("DEL", "a\u{1}"), read("DEL", "sixteencharacter")), (Ok(None), Ok(None)));
         assert!(matches!(read("DEL", "net1"), Ok(Some(Command::Del(_)))));
         assert!(read("DEL", "").is_err() && read("ADD", "a\u{1}").is_err());
+        let mut variables = complete();
+        variables.extend([("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "../x")]);
+        assert_eq!(Command::read(&variables), Ok(None));
     }
 
     #[test]

@@ -43,7 +43,9 @@ fn a_lease_whose_plugin_is_missing_in_a_del_is_given_back_when_it_is_back() {
     let other = call(&next, "c2").with(json!({"ipam": {}}));
     other.ok("ADD");
     let gc = json!({"cniVersion": "1.1.0", "cni.dev/valid-attachments": []});
-    other.clone().with(gc).ok("GC");
+    // The link goes, what the missing plugin leased stays noted.
+    other.clone().with(gc).fails("GC", 101);
+    assert_eq!(record(&node, 0), None);
     other.ok("ADD");
     call(&pod, "c1").fails("DEL", 101);
     node.sh("mv /run/kept /run/plugins/host-local");
@@ -135,3 +137,28 @@ fn a_garbage_collection_gives_back_what_no_del_gave_back() {
     assert_eq!(node.sh("ls /run/l"), "");
     assert_eq!(node.traces(), before);
 }
+
+#[test]
+fn an_address_is_given_back_to_the_plugin_that_leased_it_whatever_the_configuration_says_now() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let before = node.traces();
+    let text = format!("case $CNI_COMMAND in ADD) touch /run/lease; {ANSWER};; DEL) rm -f /run/lease;; esac");
+    let call = with_plugin(&node, &pod, &text);
+    node.sh("ln -s /bin/true /run/plugins/another");
+    for now in ["garbage", r#"{"cniVersion": "1.0.0", "name": "dataplane", "type": "macvtap"}"#, ANOTHER] {
+        call.ok("ADD");
+        let answer = call.with_input("DEL", now.as_bytes());
+        assert!(answer.success, "{now}: {answer:?}");
+        assert_eq!(node.sh("ls /run/lease 2>/dev/null; true"), "", "{now}");
+        assert_eq!(node.traces(), before, "{now}");
+    }
+    // Nor does a GC need the plugin's configuration.
+    call.ok("ADD");
+    let gc = call.clone().with(json!({"cniVersion": "1.1.0", "ipam": null, "cni.dev/valid-attachments": []}));
+    gc.ok("GC");
+    assert_eq!((node.sh("ls /run/lease 2>/dev/null; true").as_str(), node.traces()), ("", before));
+}
+
+/// The network of the plugin with another IPAM plugin.
+const ANOTHER: &str =
+    r#"{"cniVersion": "1.0.0", "name": "dataplane", "type": "macvtap", "ipam": {"type": "another"}}"#;

@@ -2,6 +2,7 @@
 
 use crate::support::{Call, Node, link, node_and_pods, pod, record};
 use serde_json::{Value, json};
+use std::process::Command;
 
 #[test]
 fn a_repeated_add_without_its_ipam_plugin_costs_the_pod_nothing() {
@@ -92,10 +93,21 @@ fn a_repeated_add_gives_back_the_mtu_that_a_smaller_lower_link_took() {
     let call = Call::new(&node, &pod, "c1");
     call.ok("ADD");
     let index = link(&pod)["ifindex"].clone();
-    node.sh("ip link set dp0 mtu 1300; ip link set dp0 mtu 1500");
-    assert_eq!(link(&pod)["mtu"], 1300);
-    assert_eq!(call.clone().with(json!({"cniVersion": "1.1.0"})).ok("ADD")["interfaces"][0]["mtu"], 1500);
-    assert_eq!((&link(&pod)["mtu"], &link(&pod)["ifindex"]), (&json!(1500), &index));
+    // With the second one the link loses its IPv6 settings, and gets new ones.
+    for mtu in [1300, 1200] {
+        node.sh(&format!("ip link set dp0 mtu {mtu}; ip link set dp0 mtu 1500"));
+        assert_eq!(link(&pod)["mtu"], mtu);
+        let result = call.clone().with(json!({"cniVersion": "1.1.0"})).ok("ADD");
+        assert_eq!(result["interfaces"][0]["mtu"], 1500);
+        let now = link(&pod);
+        assert_eq!((&now["mtu"], &now["ifindex"]), (&json!(1500), &index));
+        assert_eq!(now["inet6_addr_gen_mode"], "none");
+        assert_eq!(Node::ip(&pod, "-6 addr show dev net1"), "");
+        let net = format!("--net={}", pod.netns().display());
+        let switch =
+            Command::new("nsenter").args([&net, "cat", "/proc/sys/net/ipv6/conf/net1/accept_ra"]).output();
+        assert_eq!(switch.unwrap().stdout, b"0\n");
+    }
 }
 
 #[test]

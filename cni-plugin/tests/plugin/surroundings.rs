@@ -108,3 +108,20 @@ fn check_knows_a_namespace_by_another_path() {
     call.clone().var("CNI_NETNS", "/run/elsewhere/y").ok("CHECK");
     call.ok("DEL");
 }
+
+#[test]
+fn keys_are_read_in_upper_and_lower_case_alike() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let keys = json!({"MTU": 1300, "deviceID": null, "DeviceId": "dataplaneMvp1", "RuntimeConfig": {"MAC": "02:00:00:00:00:09"}});
+    let call = Call::new(&node, &pod, "c1").with(keys);
+    call.ok("ADD");
+    let found = link(&pod);
+    assert_eq!((&found["mtu"], &found["address"]), (&json!(1300), &json!("02:00:00:00:00:09")));
+    assert_eq!(found["ifindex"], node.first_ifindex + 1);
+    call.ok("DEL");
+    let both = Call::new(&node, &pod, "c1").with(json!({"mtu": 1400, "MTU": 1300}));
+    both.ok("ADD");
+    assert_eq!(link(&pod)["mtu"], 1400);
+    let wrong = both.with(json!({"IPAM": {"Type": "a/b"}})).fails("ADD", 7);
+    assert!(wrong.contains("ipam.type"), "{wrong}");
+}

@@ -130,8 +130,8 @@ pub fn change(index: u32, change: Change) -> LinkMessage {
         }
         Change::Mac(mac) => message.attributes.push(LinkAttribute::Address(mac.octets().to_vec())),
         Change::Mtu(mtu) => message.attributes.push(LinkAttribute::Mtu(mtu)),
-        Change::Up => {
-            message.header.flags = LinkFlags::Up;
+        Change::Up | Change::Down => {
+            message.header.flags = if change == Change::Up { LinkFlags::Up } else { LinkFlags::empty() };
             message.header.change_mask = LinkFlags::Up;
         }
     }

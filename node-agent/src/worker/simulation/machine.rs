@@ -327,6 +327,7 @@ impl Kernel for Hands<'_> {
         let link = &mut wired.ok_or_else(|| refused("change", Errno::NODEV))?.link;
         match change {
             Change::Up => link.up = true,
+            Change::Down => link.up = false,
             Change::Mtu(mtu) => link.mtu = mtu,
             Change::NoAutoconfiguration | Change::Mac(_) => {}
         }
