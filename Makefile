@@ -64,9 +64,10 @@ chaos: tool ## Random faults on a real cluster for MINUTES minutes (SEED=n repea
 faults: tool ## Run the tests that inject one fault after the other with full counts (root); results in target/chaos
 	@$(CLUSTER) faults
 
-fuzz: ## Ten million hostile inputs for everything that plugin and agent read from outside; make test tries some of them
+fuzz: ## Ten million hostile inputs for everything that each program reads from outside; make test tries some of them
 	MACVTAP_FUZZ_INPUTS=10000000 cargo test --locked --release -p macvtap-cni --test fuzz -- --show-output
 	MACVTAP_FUZZ_INPUTS=10000000 cargo test --locked --release -p macvtap-node-agent --test fuzz_agent -- --show-output
+	MACVTAP_FUZZ_INPUTS=10000000 cargo test --locked --release -p macvtap-operator --test fuzz_operator -- --show-output
 
 SEEDS ?= 10000
 simulate: ## SEEDS simulated nodes with random faults; a seed that fails is printed, MACVTAP_SIMULATION_SEED repeats it
