@@ -88,9 +88,14 @@ fn containers(processes: &[Process]) -> Vec<(&Process, Container)> {
     found.into_values().collect()
 }
 
-/// The taps that a process can open.
+/// The taps that a process can open. One that is still being made into a container has the devices of the machine.
 fn taps(pid: u32) -> Vec<(u32, String)> {
-    let entries = fs::read_dir(format!("/proc/{pid}/root/dev")).into_iter().flatten().flatten();
+    let device = |path: &str| fs::metadata(path).ok().map(|found| found.dev());
+    let directory = format!("/proc/{pid}/root/dev");
+    if device(&directory) == device("/dev") {
+        return Vec::new();
+    }
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let tap = |entry: fs::DirEntry| {
         let ifindex = entry.file_name().to_str()?.strip_prefix("tap")?.parse().ok()?;
         let number = entry.metadata().ok()?.rdev();
