@@ -197,6 +197,18 @@ impl Engine {
         alike.next().filter(|_| alike.next().is_none()).map(|pool| pool.name.clone())
     }
 
+    /// The resources of the table that the pool had last.
+    pub fn resources_of<'e>(&'e self, pool: &Pool) -> impl Iterator<Item = &'e ResourceName> {
+        let owner = |(resource, stored)| {
+            self.owners
+                .get(resource)
+                .cloned()
+                .or_else(|| self.last_owner(stored))
+                .filter(|owner| *owner == pool.name)
+        };
+        self.table.resources.iter().filter(move |entry| owner(*entry).is_some()).map(|(resource, _)| resource)
+    }
+
     /// A pool whose links are gone for a while still had the resource.
     fn remember_owners(&mut self, selection: &Selection) {
         let Self { owners, table, pools, .. } = self;

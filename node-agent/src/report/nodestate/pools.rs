@@ -64,6 +64,12 @@ fn resources_of<'v>(view: &View<'v>, index: usize, pool: &Pool) -> BTreeSet<&'v 
             view.step.offers.keys().filter(|resource| pool.naming == Naming::Fixed((*resource).clone()));
         resources.extend(fixed);
     }
+    // Pods keep their devices when the link is gone, or the pool has it no longer.
+    let claims = &view.step.selection.resources;
+    let is_kept = |resource: &&ResourceName| {
+        !claims.contains_key(*resource) && view.in_use.iter().any(|device| device.resource() == *resource)
+    };
+    resources.extend(view.engine.resources_of(pool).filter(is_kept));
     resources
 }
 
@@ -78,15 +84,15 @@ fn ready(
         let message = format!("pool {} has this resource name", view.engine.pools[owner].name);
         return unready(NodePoolReason::ResourceNameTaken, message);
     }
-    if pool.is_dry_run() {
-        return unready(NodePoolReason::DryRun, format!("would have {} links", outcome.links.len()));
-    }
     if pool.draining {
         return if status.allocated == 0 {
             unready(NodePoolReason::Drained, "no device is in use".to_owned())
         } else {
             unready(NodePoolReason::Draining, format!("{} devices are in use", status.allocated))
         };
+    }
+    if pool.is_dry_run() {
+        return unready(NodePoolReason::DryRun, format!("would have {} links", outcome.links.len()));
     }
     if let Some(reason) = view.table_error {
         return unready(NodePoolReason::TableNotWritten, reason.to_owned());

@@ -1,4 +1,5 @@
 mod links;
+mod unmatched;
 
 use super::*;
 use crate::devices::assignment;
