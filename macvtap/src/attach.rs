@@ -92,6 +92,16 @@ pub fn tap_only<K: Kernel>(
     }
 }
 
+/// Turns off IPv6 autoconfiguration of a link without a network, if it is there.
+pub fn ignore_routers<K: Kernel>(kernel: &mut K, record: &Attachment) -> Result<(), AttachError> {
+    match detach::link_of(kernel, record)? {
+        Some((_, link)) if record.holder == Holder::Host => {
+            Ok(kernel.change(link.index, Change::NoAutoconfiguration)?)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 fn begin_locked<'k, K: Kernel>(
     paths: &'k Paths,
     kernel: &'k mut K,

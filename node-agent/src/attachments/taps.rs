@@ -144,6 +144,16 @@ fn listed_of<'l>(noted: &TapNote, listing: &'l Listing) -> Option<&'l PodName> {
     listing.pods.iter().find(|pod| noted.pods.contains(pod))
 }
 
+/// Turns off IPv6 autoconfiguration of links that an earlier release made without a network: they are in the namespace of the
+/// node, which a router on their wire would configure.
+pub fn ignore_routers(paths: &Paths) -> Result<(), TapOnlyError> {
+    let mut kernel = Rtnl::node()?;
+    for record in records::list(paths)?.records.iter().filter(|record| record.holder == Holder::Host) {
+        attach::ignore_routers(&mut kernel, record)?;
+    }
+    Ok(())
+}
+
 /// Makes sure that the device has a link: its network's, or else one in the namespace of the node. A link of a former pod,
 /// or of another pod that is listed, is not the container's.
 pub fn ensure(paths: &Paths, device: &DeviceId, start: Start<'_>) -> Result<(), TapOnlyError> {

@@ -3,7 +3,7 @@
 use crate::attachments::cleanup::{self, Troubles};
 use crate::attachments::collector::{Collector, Liveness, Observation};
 use crate::attachments::sandbox::{Fate, Sandboxes};
-use crate::attachments::{Lost, LostLink};
+use crate::attachments::{Lost, LostLink, taps};
 use crate::config::args::Run;
 use crate::devices::assignment::GRACE;
 use crate::devices::nics::Names;
@@ -63,6 +63,12 @@ pub(super) async fn follow(
     happened: watch::Receiver<Happened>,
     seen: mpsc::Sender<Seen>,
 ) {
+    let paths = shared.paths.clone();
+    let silenced = tokio::task::spawn_blocking(move || taps::ignore_routers(&paths)).await;
+    if let Ok(Err(error)) = silenced {
+        let reason = crate::error_chain(&error);
+        warn!(%reason, "IPv6 autoconfiguration of taps without a network not turned off");
+    }
     let (mut restarts, kubelet_starts) = (happened.clone(), happened.borrow().kubelet_starts);
     let mut look = Look {
         arguments,

@@ -159,3 +159,18 @@ fn a_checkpoint_of_the_kubelet_that_is_behind_is_written_again_before_a_tap_is_r
     let is_logged = || agent.log().contains("the kubelet has taken this tap back from its pod").then_some(());
     eventually("the reason is logged", is_logged);
 }
+
+#[test]
+fn a_tap_of_an_earlier_release_no_longer_lets_routers_configure_the_node() {
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
+    let ids = ["dataplaneMvp9"];
+    kubelet.allocate("dataplane", &ids).unwrap();
+    kubelet.add_pod("vm", ids[0]);
+    kubelet.pre_start("dataplane", &ids).unwrap();
+    drop(agent);
+    let name = node.sh("ip -o link show type macvtap").split([':', '@']).nth(1).unwrap().trim().to_owned();
+    let accepts = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+    node.sh(&format!("echo 1 > {accepts}"));
+    let _agent = node.agent(CONFIGURATION);
+    eventually("routers are ignored", || node.sh(&format!("cat {accepts}")).starts_with('0').then_some(()));
+}
