@@ -1,7 +1,8 @@
 //! Which nodes' agents run, by their pods: no agent writes anything merely to say that it is alive.
 
+use crate::trouble;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodStatus};
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 use std::collections::{HashMap, HashSet};
@@ -28,8 +29,26 @@ struct State {
     started: HashSet<String>,
 }
 
-/// By node and name: since when the pod is not ready, if it is not.
-type Pods = HashMap<String, HashMap<String, Option<Timestamp>>>;
+/// By node and name.
+type Pods = HashMap<String, HashMap<String, Known>>;
+
+/// What is known of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    /// Since when it is not ready, if it is not.
+    since: Option<Timestamp>,
+    /// Whether its container runs.
+    runs: bool,
+}
+
+/// No agent of a node is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Down {
+    /// Since when.
+    pub since: Timestamp,
+    /// Whether one runs nevertheless: it says itself in the node's state what it lacks.
+    pub runs: bool,
+}
 
 impl Agents {
     /// Takes in an event; gives the node it is about, if it may change what is known of it.
@@ -46,8 +65,9 @@ impl Agents {
                 None
             }
             Event::InitApply(pod) => {
-                let (node, name, since) = known(pod, now)?;
-                state.filling.entry(node).or_default().insert(name, since);
+                let (node, name) = place(pod)?;
+                let known = state.known(pod, &node, &name, true, now);
+                state.filling.entry(node).or_default().insert(name, known);
                 None
             }
             Event::InitDone => {
@@ -65,14 +85,15 @@ impl Agents {
                 None
             }
             Event::Apply(pod) => {
-                let (node, name, since) = known(pod, now)?;
+                let (node, name) = place(pod)?;
+                let known = state.known(pod, &node, &name, false, now);
                 state.seen = true;
                 state.gone.remove(&node);
-                let before = state.pods.entry(node.clone()).or_default().insert(name, since);
-                (before != Some(since)).then_some(node)
+                let before = state.pods.entry(node.clone()).or_default().insert(name, known);
+                (before != Some(known)).then_some(node)
             }
             Event::Delete(pod) => {
-                let (node, name, _) = known(pod, now)?;
+                let (node, name) = place(pod)?;
                 let pods = state.pods.get_mut(&node)?;
                 pods.remove(&name);
                 if pods.is_empty() {
@@ -90,19 +111,29 @@ impl Agents {
         state.started.contains(node) && state.pods.contains_key(node)
     }
 
-    /// Since when no agent of the node is ready, if none is.
-    pub fn down_since(&self, node: &str) -> Option<Timestamp> {
+    /// Whether and since when no agent of the node is ready.
+    pub fn down(&self, node: &str) -> Option<Down> {
         let state = self.lock();
-        match state.pods.get(node) {
-            Some(pods) if pods.values().any(Option::is_none) => None,
-            Some(pods) => pods.values().flatten().max().copied(),
-            None if state.seen => state.gone.get(node).copied().or(state.filled),
-            None => None,
+        let Some(pods) = state.pods.get(node) else {
+            let since = state.gone.get(node).copied().or(state.filled).filter(|_| state.seen)?;
+            return Some(Down { since, runs: false });
+        };
+        if pods.values().any(|pod| pod.since.is_none()) {
+            return None;
         }
+        let since = pods.values().filter_map(|pod| pod.since).max()?;
+        Some(Down { since, runs: pods.values().any(|pod| pod.runs) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn known(&self, pod: &Pod, node: &str, name: &str, is_listed: bool, now: Timestamp) -> Known {
+        let before = self.pods.get(node).and_then(|pods| pods.get(name)).map(|pod| pod.since);
+        Known { since: trouble::since(not_ready(pod, now), before, is_listed, now), runs: runs(pod) }
     }
 }
 
@@ -116,8 +147,19 @@ pub fn prune(pod: &mut Pod) {
         *spec = k8s_openapi::api::core::v1::PodSpec { node_name, ..Default::default() };
     }
     if let Some(status) = &mut pod.status {
-        let (phase, conditions) = (status.phase.take(), status.conditions.take());
-        *status = PodStatus { phase, conditions, ..Default::default() };
+        let running = |container: ContainerStatus| {
+            let running = container.state.and_then(|state| state.running);
+            let state =
+                running.map(|running| ContainerState { running: Some(running), ..Default::default() });
+            ContainerStatus { state, ..Default::default() }
+        };
+        let containers = status.container_statuses.take();
+        *status = PodStatus {
+            phase: status.phase.take(),
+            conditions: status.conditions.take(),
+            container_statuses: containers.map(|all| all.into_iter().map(running).collect()),
+            ..Default::default()
+        };
     }
 }
 
@@ -127,18 +169,29 @@ fn started_on(pod: &Pod) -> Option<String> {
     pod.spec.as_ref()?.node_name.clone().filter(|_| phase == "Running")
 }
 
-/// Node and name of a pod that has a node, and since when it is not ready.
-fn known(pod: &Pod, now: Timestamp) -> Option<(String, String, Option<Timestamp>)> {
-    let node = pod.spec.as_ref()?.node_name.clone()?;
+/// Node and name of a pod that has a node.
+fn place(pod: &Pod) -> Option<(String, String)> {
+    Some((pod.spec.as_ref()?.node_name.clone()?, pod.name_any()))
+}
+
+/// Whether a container of the pod runs.
+fn runs(pod: &Pod) -> bool {
+    let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    containers
+        .into_iter()
+        .any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
+}
+
+/// Since when the pod is not ready, by the API, if it is not.
+fn not_ready(pod: &Pod, now: Timestamp) -> Option<Timestamp> {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready");
-    let ended = pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
-    let since = match ready {
-        Some(ready) if ready.status == "True" => ended,
-        Some(ready) => Some(ready.last_transition_time.as_ref().map_or(now, |time| time.0)),
-        None => Some(pod.creation_timestamp().map_or(now, |time| time.0)),
-    };
-    Some((node, pod.name_any(), since))
+    let is_ready = ready.is_some_and(|ready| ready.status == "True");
+    if is_ready {
+        return pod.metadata.deletion_timestamp.as_ref().map(|time| time.0);
+    }
+    let said = ready.and_then(|ready| ready.last_transition_time.as_ref());
+    Some(said.or(pod.metadata.creation_timestamp.as_ref()).map_or(now, |time| time.0))
 }
 
 #[cfg(test)]
@@ -171,28 +224,32 @@ mod tests {
         agents
     }
 
+    fn since(agents: &Agents, node: &str) -> Option<Timestamp> {
+        agents.down(node).map(|down| down.since)
+    }
+
     #[test]
     fn where_no_agent_is_a_pod_of_ours_nothing_is_said() {
-        assert_eq!(filled(vec![], 100).down_since("n1"), None);
+        assert_eq!(filled(vec![], 100).down("n1"), None);
     }
 
     #[test]
     fn an_agent_is_down_since_its_pod_is_not_ready() {
         let agents = filled(vec![pod("a", "n1", true, 5), pod("b", "n2", false, 7)], 100);
-        assert_eq!((agents.down_since("n1"), agents.down_since("n2")), (None, Some(at(7))));
+        assert_eq!((since(&agents, "n1"), since(&agents, "n2")), (None, Some(at(7))));
         assert_eq!(agents.take(&Event::Apply(pod("a", "n1", false, 120)), at(121)).as_deref(), Some("n1"));
-        assert_eq!(agents.down_since("n1"), Some(at(120)));
+        assert_eq!(since(&agents, "n1"), Some(at(121)), "by our clock");
         assert_eq!(agents.take(&Event::Apply(pod("a", "n1", false, 120)), at(122)), None);
     }
 
     #[test]
     fn a_node_without_agent_is_down_since_the_last_one_went_or_since_we_know() {
         let agents = filled(vec![pod("a", "n1", true, 5)], 100);
-        assert_eq!(agents.down_since("n2"), Some(at(100)));
+        assert_eq!(since(&agents, "n2"), Some(at(100)));
         agents.take(&Event::Delete(pod("a", "n1", true, 5)), at(130));
-        assert_eq!(agents.down_since("n1"), Some(at(130)));
+        assert_eq!(since(&agents, "n1"), Some(at(130)));
         agents.take(&Event::Apply(pod("a2", "n1", true, 140)), at(140));
-        assert_eq!(agents.down_since("n1"), None);
+        assert_eq!(since(&agents, "n1"), None);
     }
 
     #[test]
@@ -200,15 +257,15 @@ mod tests {
         let agents = filled(vec![pod("a", "n1", true, 5), pod("b", "n2", true, 5)], 100);
         agents.take(&Event::Init, at(200));
         agents.take(&Event::InitApply(pod("b", "n2", true, 5)), at(200));
-        assert_eq!(agents.down_since("n1"), None);
+        assert_eq!(since(&agents, "n1"), None);
         agents.take(&Event::InitDone, at(201));
-        assert_eq!((agents.down_since("n1"), agents.down_since("n2")), (Some(at(201)), None));
+        assert_eq!((since(&agents, "n1"), since(&agents, "n2")), (Some(at(201)), None));
     }
 
     #[test]
     fn of_two_agents_during_a_hand_over_one_is_enough() {
         let agents = filled(vec![pod("old", "n1", false, 50), pod("new", "n1", true, 60)], 100);
-        assert_eq!(agents.down_since("n1"), None);
+        assert_eq!(since(&agents, "n1"), None);
     }
 
     #[test]
@@ -229,10 +286,26 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_of_an_upgrade_is_not_ready_since_it_came_whatever_the_clock_of_its_node_says() {
+        let agents = filled(vec![pod("a", "n1", true, 5)], 1000);
+        agents.take(&Event::Delete(pod("a", "n1", true, 5)), at(1010));
+        agents.take(&Event::Apply(pod("b", "n1", false, 700)), at(1011));
+        assert_eq!(since(&agents, "n1"), Some(at(1011)));
+    }
+
+    #[test]
     fn pruning_keeps_what_is_needed() {
         let mut pod = pod("a", "n1", false, 7);
-        let before = known(&pod, at(9));
+        let container = json!({
+            "name": "agent", "image": "i", "imageID": "i", "ready": false, "restartCount": 3,
+            "state": {"running": {"startedAt": at(3)}},
+        });
+        pod.status.as_mut().unwrap().container_statuses =
+            Some(vec![serde_json::from_value(container).unwrap()]);
+        let known = |pod: &Pod| (place(pod), not_ready(pod, at(9)), runs(pod));
+        let before = known(&pod);
+        assert!(before.2);
         prune(&mut pod);
-        assert_eq!(known(&pod, at(9)), before);
+        assert_eq!(known(&pod), before);
     }
 }

@@ -15,6 +15,7 @@ use crate::refusal;
 use crate::relevance::Change;
 use crate::rollout::Grants;
 use crate::states::{KnownState, States};
+use crate::trouble;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference};
 use kube::api::ObjectMeta;
@@ -88,6 +89,8 @@ pub struct Context {
     pub states: States,
     /// All agents.
     pub agents: Agents,
+    /// Nodes that are not Ready.
+    pub nodes_not_ready: trouble::Nodes,
     /// All namespaces.
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
     /// Network attachment definitions with our label.
@@ -145,20 +148,14 @@ impl Context {
         state: Option<&'v KnownState>,
         seen_until: Timestamp,
     ) -> NodeView<'v> {
-        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let not_ready = conditions
-            .into_iter()
-            .find(|condition| condition.type_ == "Ready")
-            .filter(|condition| condition.status != "True");
         let name = node.metadata.name.as_deref().unwrap_or_default();
         NodeView {
             name,
             labels: node.labels(),
-            not_ready_since: not_ready
-                .and_then(|condition| condition.last_transition_time.as_ref())
-                .map(|time| time.0),
-            agent_down_since: self.agents.down_since(name),
+            not_ready_since: self.nodes_not_ready.not_ready_since(node),
+            agent_down: self.agents.down(name),
             runs_agent: self.agents.runs_on(name),
+            now: clock::now(),
             seen_until,
             is_terminating: node.metadata.deletion_timestamp.is_some(),
             state,

@@ -33,6 +33,7 @@ pub mod rollout;
 pub mod run;
 pub mod states;
 pub mod takeover;
+pub mod trouble;
 pub mod watches;
 pub mod webhook;
 

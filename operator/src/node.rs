@@ -1,5 +1,6 @@
 //! Pure: a node as the operator sees it, and when its agent counts as unreachable.
 
+use crate::agents::Down;
 use crate::states::KnownState;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -17,11 +18,13 @@ pub struct NodeView<'v> {
     pub labels: &'v BTreeMap<String, String>,
     /// Since when the Node is not Ready, if it is not.
     pub not_ready_since: Option<Timestamp>,
-    /// Since when no agent of it is ready, if none is.
-    pub agent_down_since: Option<Timestamp>,
+    /// Whether and since when no agent of it is ready.
+    pub agent_down: Option<Down>,
     /// Whether an agent of it has been started, also if it never reported.
     pub runs_agent: bool,
-    /// Until when the watch has surely shown every change of node states, by the operator's own clock.
+    /// The time. This and all others are of the operator's own clock.
+    pub now: Timestamp,
+    /// Until when the watch has surely shown every change of node states.
     pub seen_until: Timestamp,
     /// Whether the Node is being deleted.
     pub is_terminating: bool,
@@ -29,13 +32,15 @@ pub struct NodeView<'v> {
     pub state: Option<&'v KnownState>,
 }
 
-/// Returns since when the node's agent has been unreachable, or else how soon it will be if it stays silent. `now` is
-/// the wall clock's time, which is compared with those of the API. A missing answer is held against the agent only as far
-/// as the operator would have seen it, by its own clock.
-pub fn silent(node: &NodeView<'_>, now: Timestamp) -> Result<Timestamp, Option<Duration>> {
+/// Returns since when the node's agent has been unreachable, or else how soon it will be if it stays silent. A missing
+/// answer is held against the agent only as far as the operator would have seen it. An agent that runs, and has reported
+/// why it is not ready, answers.
+pub fn silent(node: &NodeView<'_>) -> Result<Timestamp, Option<Duration>> {
     let unanswered = node.state.filter(|state| !state.applied()).and_then(|state| state.unanswered_since);
-    let down = node.not_ready_since.into_iter().chain(node.agent_down_since).min();
-    let judged = [(down, now), (unanswered, node.seen_until)];
+    let is_explained = |down: &Down| down.runs && node.state.is_some_and(KnownState::explains_unready);
+    let agent_down = node.agent_down.filter(|down| !is_explained(down)).map(|down| down.since);
+    let down = node.not_ready_since.into_iter().chain(agent_down).min();
+    let judged = [(down, node.now), (unanswered, node.seen_until)];
     let judged = judged.into_iter().filter_map(|(since, until)| {
         let past = Duration::try_from(until.duration_since(since?)).unwrap_or_default();
         Some((since?, SILENCE.saturating_sub(past)))

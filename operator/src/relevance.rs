@@ -48,7 +48,8 @@ fn of_all(state: &KnownState, now: Timestamp) -> impl PartialEq {
     let trouble = (state.unreadable.clone(), state.spec_unreadable, state.status_unreadable);
     // What cannot be read of a status matters once the spec is applied.
     let applied = state.status_unreadable && state.applied();
-    (is_unheard, state.answered(), entries, trouble, applied, state.owner.clone())
+    let answers = (state.answered(), state.explains_unready());
+    (is_unheard, answers, entries, trouble, applied, state.owner.clone())
 }
 
 /// Whether a pool may be waiting for room that others take.
@@ -145,7 +146,8 @@ mod tests {
             name: "n1",
             labels: &labels,
             not_ready_since: None,
-            agent_down_since: None,
+            agent_down: None,
+            now: at(NOW).0,
             runs_agent: false,
             seen_until: at(NOW).0,
             is_terminating: false,
@@ -153,7 +155,7 @@ mod tests {
         };
         let grants = Grants::default();
         let subject = Subject::new(pool, catalog, &grants);
-        let said = assess(&subject, &node, at(NOW).0);
+        let said = assess(&subject, &node);
         let said = said.map(|a| (a.told, a.obstacle, a.standing, a.ready, a.sample, a.status.cloned()));
         format!("{said:?}")
     }

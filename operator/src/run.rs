@@ -16,6 +16,7 @@ use crate::queue::Lane;
 use crate::refresh::Refresh;
 use crate::rollout::Grants;
 use crate::states::States;
+use crate::trouble;
 use crate::watches;
 use crate::{refusal, takeover};
 use anyhow::Context as _;
@@ -147,6 +148,7 @@ fn follow(
         nodes: nodes.store,
         states: States::default(),
         agents: Agents::default(),
+        nodes_not_ready: trouble::Nodes::default(),
         namespaces: namespaces.store,
         networks: networks.store,
         network_kind,

@@ -15,7 +15,6 @@ use crate::relevance::Change;
 use crate::states::RawState;
 use filter::{Seen, Unreadable, fingerprint};
 use futures::StreamExt;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, NodeStatus, Pod};
 use kube::api::Api;
 use kube::core::PartialObjectMeta;
@@ -168,6 +167,7 @@ pub async fn follow_nodes(mut events: Events<Node>, context: Arc<Context>) {
         let Some(event) = logged("nodes", event, &context.metrics) else {
             continue;
         };
+        context.nodes_not_ready.take(&event, clock::now());
         let changed = seen.changed(&event, |node| {
             let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
             let ready: Vec<&str> = conditions.map(|condition| condition.status.as_str()).collect();
@@ -242,7 +242,7 @@ pub async fn follow_agents(mut events: Events<Pod>, context: Arc<Context>) {
             continue;
         };
         let complete = matches!(event, Event::InitDone);
-        if context.agents.take(&event, Timestamp::now()).is_some() || complete {
+        if context.agents.take(&event, clock::now()).is_some() || complete {
             context.every_pool();
         }
     }

@@ -9,7 +9,6 @@ use crate::node_state::{Snapshot, apply, decide, render};
 use crate::refusal;
 use crate::relevance::Change;
 use crate::states::{KnownState, Spec};
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
@@ -56,7 +55,7 @@ fn decide_now(node: &Node, context: &Context) -> (Option<Spec>, Arc<Catalog>, Op
     let catalog = context.catalog();
     let current = context.states.get(&node.name_any());
     let view = context.view(node, current.as_deref(), context.seen_until());
-    let silent = silent(&view, Timestamp::now()).is_ok();
+    let silent = silent(&view).is_ok();
     let grants = &context.grants;
     let snapshot = Snapshot { node, current: current.as_deref(), silent, catalog: &catalog, grants };
     (decide(&snapshot), catalog, current)

@@ -162,7 +162,7 @@ async fn terminate(
     let pool = match pool {
         Ok(pool) => pool,
         Err(invalid) => {
-            let finding = with_nodes(context, |nodes| report::terminating(meta, nodes, Timestamp::now()));
+            let finding = with_nodes(context, |nodes| report::terminating(meta, nodes));
             unreadable::say(meta, &invalid.error, Some(finding), context).await?;
             return Ok(retry.or(Some(RETRY)));
         }

@@ -6,7 +6,6 @@ use crate::node::{NodeView, silent};
 use crate::node_state::render::{Target, turn_matters};
 use crate::rollout::{Grants, Health, Member, Standing};
 use crate::states::{KnownPool, KnownState};
-use jiff::Timestamp;
 use kube::ResourceExt;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::nodestate::{POOLS_MAX, PoolPhase};
@@ -105,13 +104,13 @@ impl<'v> Assessment<'v> {
 /// How the node stands to the pool; none when the pool does not mean it.
 ///
 /// A pool means nodes that run the agent: one that never reported, such as a virtual node, is not meant.
-pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>, now: Timestamp) -> Option<Assessment<'v>> {
+pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>) -> Option<Assessment<'v>> {
     let answered = node.state.is_some_and(KnownState::answered);
     if !subject.nodes.as_ref()?.selects(node.labels) || !(answered || node.runs_agent) {
         return None;
     }
     let told = node.state.and_then(|state| told(state, subject));
-    let silent = silent(node, now);
+    let silent = silent(node);
     let obstacle = obstacle(subject, node, told, silent.is_ok());
     let status = if answered { node.state.and_then(|state| state.pool(subject.name)) } else { None };
     let sample = |reason: &str, message: &str| Some(sample(node.name, reason, message));

@@ -56,8 +56,7 @@ pub struct Report {
 pub fn report(observed: &Observed<'_>) -> Report {
     let Observed { pool, nodes, networks, now, .. } = observed;
     let subject = Subject::new(pool, observed.catalog, observed.grants);
-    let assessments: Vec<Assessment<'_>> =
-        nodes.iter().filter_map(|node| assess(&subject, node, *now)).collect();
+    let assessments: Vec<Assessment<'_>> = nodes.iter().filter_map(|node| assess(&subject, node)).collect();
     let rollout = plan_rollout(observed, &subject, &assessments);
     let counts = count_nodes(&assessments);
     let mut samples = samples(&assessments);
@@ -117,7 +116,7 @@ fn findings(
         networks_ready(observed),
     ];
     if observed.pool.metadata.deletion_timestamp.is_some() {
-        findings.push(terminating(&observed.pool.metadata, observed.nodes, observed.now));
+        findings.push(terminating(&observed.pool.metadata, observed.nodes));
     } else {
         findings.extend(stalled(&findings));
     }
@@ -269,7 +268,7 @@ fn networks_ready(observed: &Observed<'_>) -> Finding {
 
 /// Names the nodes that a pool being deleted waits for, those with most devices in use first. Its metadata is enough,
 /// so it also works for a pool that cannot be read.
-pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView<'_>], now: Timestamp) -> Finding {
+pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView<'_>]) -> Finding {
     let (name, uid) = (meta.name.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default());
     let mut holders: Vec<(u32, &NodeView<'_>)> = nodes
         .iter()
@@ -286,7 +285,7 @@ pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView<'_>], now: Timestamp) ->
     let named = |holders: &[(u32, &NodeView<'_>)]| {
         let named = holders.iter().take(SAMPLES_MAX).map(|(allocated, node)| {
             let name = node.name;
-            match (allocated, silent(node, now)) {
+            match (allocated, silent(node)) {
                 (0, Err(_)) => name.to_owned(),
                 (0, Ok(since)) => format!("{name} (no answer since {since})"),
                 (allocated, Err(_)) => format!("{name} ({allocated})"),

@@ -208,6 +208,24 @@ impl KnownState {
         self.applied() || self.pool(&entry.name).is_some_and(answered)
     }
 
+    /// Whether the agent says why it is not ready as a whole, although it serves what it can.
+    pub fn explains_unready(&self) -> bool {
+        const TROUBLES: [NodePoolReason; 5] = [
+            NodePoolReason::PluginMissing,
+            NodePoolReason::TableNotWritten,
+            NodePoolReason::KubeletUnreachable,
+            NodePoolReason::RegistrationFailed,
+            NodePoolReason::Registering,
+        ];
+        let says = |verdict: &Verdict, trouble: &NodePoolReason| &*verdict.reason == trouble.as_str();
+        let mut verdicts = self
+            .status
+            .iter()
+            .flat_map(|status| &status.pools)
+            .flat_map(|pool| pool.ready.iter().filter(|ready| !ready.holds).chain(&pool.degraded));
+        verdicts.any(|verdict| TROUBLES.iter().any(|trouble| says(verdict, trouble)))
+    }
+
     /// Whether an agent ever answered.
     pub fn answered(&self) -> bool {
         self.status.as_ref().is_some_and(|status| status.observed_hash.is_some())

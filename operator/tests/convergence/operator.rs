@@ -25,7 +25,7 @@ use macvtap_operator::pace::Pace;
 use macvtap_operator::pool::published::Published;
 use macvtap_operator::rollout::Grants;
 use macvtap_operator::states::{KnownState, RawState, States};
-use macvtap_operator::watches;
+use macvtap_operator::{trouble, watches};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -86,6 +86,7 @@ impl Operator {
             nodes: node_store,
             states: States::default(),
             agents: Agents::default(),
+            nodes_not_ready: trouble::Nodes::default(),
             namespaces: namespace_store,
             networks: network_store,
             network_kind,
@@ -138,7 +139,19 @@ impl Operator {
                 let agents = |world: &World| -> BTreeMap<String, bool> {
                     world.nodes.keys().map(|node| (node.clone(), world.down.contains(node))).collect()
                 };
-                let events = changes(&mut heard.agents, &agents(now), |node, down| agent(node, *down));
+                let mut events = changes(&mut heard.agents, &agents(now), |node, down| agent(node, *down));
+                for event in &mut events {
+                    // Its pod that was ready went unseen, and the list has the one that has not been ready for long.
+                    if let Event::Apply(pod) = event
+                        && now.down.iter().any(|node| pod.name_any() == format!("agent-{node}"))
+                    {
+                        *event = Event::Delete(pod.clone());
+                    }
+                }
+                let listed = heard.agents.iter().map(|(node, down)| Event::InitApply(agent(node, *down)));
+                events.push(Event::Init);
+                events.extend(listed);
+                events.push(Event::InitDone);
                 heard.down.clone_from(&now.down);
                 let events = events.into_iter().map(Ok);
                 runtime.block_on(watches::follow_agents(stream::iter(events).boxed(), context()));
