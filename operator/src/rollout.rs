@@ -72,14 +72,18 @@ pub struct Progress {
     turns: HashSet<String>,
     /// How well nodes were when they got their turn, or have been since: only what got worse is held against the change.
     before: HashMap<String, Health>,
-    /// Whether nodes had this content before the rollout began: it takes a change back.
+    /// Whether the content is that of the rollout which came through last: it takes a change back.
     is_way_back: bool,
+    /// Whether every node has had the change, and no more got worse by it than may.
+    is_through: bool,
 }
 
 impl Progress {
-    /// A rollout that begins with an edit. Nodes that have the content already never had the change.
-    fn begin(members: &[Member<'_>]) -> Self {
-        Self { is_way_back: members.iter().any(|member| member.told), ..Self::default() }
+    /// A rollout that begins with an edit. Where nobody knows what came through before, nodes that have the content
+    /// already are taken for ones that never had the change.
+    fn begin(members: &[Member<'_>], edited: Edited) -> Self {
+        let is_way_back = edited.is_way_back.unwrap_or_else(|| members.iter().any(|member| member.told));
+        Self { before: edited.before, is_way_back, ..Self::default() }
     }
 
     /// A rollout that another operator has led so far. Of the changed nodes, one was unwell before only if that operator
@@ -147,9 +151,19 @@ pub enum Past {
     /// How far it has come.
     Known(Progress),
     /// The pool was another one until now.
-    Edited,
+    Edited(Edited),
     /// Another operator led it, and reported this.
     Unknown(Former),
+}
+
+/// What is left of the rollout of another content.
+#[derive(Clone, Debug, Default)]
+pub struct Edited {
+    /// How well nodes were when they got their turn: some may have the content from an earlier rollout, which did not come
+    /// through.
+    before: HashMap<String, Health>,
+    /// Whether the content is the one that came through last, if that is known.
+    is_way_back: Option<bool>,
 }
 
 /// How a staged rollout goes on.
@@ -173,7 +187,7 @@ pub struct Plan {
 pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> Plan {
     let mut progress = match past {
         Past::Known(progress) => progress,
-        Past::Edited => Progress::begin(members),
+        Past::Edited(edited) => Progress::begin(members, edited),
         Past::Unknown(former) => Progress::adopt(members, &former),
     };
     let given = std::mem::take(&mut progress.turns);
@@ -192,6 +206,7 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> Plan {
     }
     let mut plan = Plan { waiting: waiting.len(), ..Plan::default() };
     let allowed = usize::try_from(staged.max_degraded).unwrap_or(usize::MAX);
+    progress.is_through |= waiting.is_empty() && busy == 0 && worse <= allowed;
     if !waiting.is_empty() && worse > allowed && !progress.is_way_back {
         plan.halted = Some(worse);
     } else if busy == 0 {
@@ -200,7 +215,9 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> Plan {
         for member in waiting.into_iter().take(batch(&staged.batch, members.len())) {
             plan.next.push(member.node.to_owned());
             progress.turns.insert(member.node.to_owned());
-            progress.before.insert(member.node.to_owned(), member.health);
+            // What an earlier change broke, which did not come through, this one has yet to mend.
+            let before = progress.before.entry(member.node.to_owned()).or_insert(member.health);
+            *before = member.health.min(*before);
         }
     }
     plan.progress = progress;
@@ -222,27 +239,46 @@ fn batch(batch: &IntOrString, all: usize) -> usize {
 /// How far the rollouts of all pools have come.
 #[derive(Debug, Default)]
 pub struct Grants {
-    pools: Mutex<HashMap<String, (Arc<Entry>, Progress)>>,
+    pools: Mutex<HashMap<String, Rollout>>,
+}
+
+/// The rollout of a pool.
+#[derive(Debug)]
+struct Rollout {
+    entry: Arc<Entry>,
+    progress: Progress,
+    /// The content that every node had last.
+    through: Option<Arc<Entry>>,
 }
 
 impl Grants {
     /// From now on the rollout of this content has come so far, and that of any other content of the pool has ended.
     pub fn set(&self, entry: &Arc<Entry>, progress: Progress) {
-        self.lock().insert(entry.uid.clone(), (Arc::clone(entry), progress));
+        let mut pools = self.lock();
+        let through = pools.remove(&entry.uid).and_then(|rollout| rollout.through);
+        let through = if progress.is_through { Some(Arc::clone(entry)) } else { through };
+        pools.insert(entry.uid.clone(), Rollout { entry: Arc::clone(entry), progress, through });
     }
 
     /// Whether it is the node's turn to hear this.
     pub fn has(&self, entry: &Entry, node: &str) -> bool {
         let pools = self.lock();
-        let current = pools.get(&entry.uid).filter(|(current, _)| current.says_the_same(entry));
-        current.is_some_and(|(_, progress)| progress.turns.contains(node))
+        let current = pools.get(&entry.uid).filter(|rollout| rollout.entry.says_the_same(entry));
+        current.is_some_and(|rollout| rollout.progress.turns.contains(node))
     }
 
     /// What is known of the past of the rollout of this content; `former` is what the pool's status says of it.
     pub fn past(&self, entry: &Entry, former: impl FnOnce() -> Former) -> Past {
         match self.lock().get(&entry.uid) {
-            Some((current, progress)) if current.says_the_same(entry) => Past::Known(progress.clone()),
-            Some(_) => Past::Edited,
+            Some(rollout) if rollout.entry.says_the_same(entry) => Past::Known(rollout.progress.clone()),
+            Some(rollout) => Past::Edited(Edited {
+                before: if rollout.progress.is_through {
+                    HashMap::new()
+                } else {
+                    rollout.progress.before.clone()
+                },
+                is_way_back: rollout.through.as_ref().map(|through| through.says_the_same(entry)),
+            }),
             None => Past::Unknown(former()),
         }
     }
@@ -262,7 +298,7 @@ impl Grants {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Arc<Entry>, Progress)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Rollout>> {
         // Sets of names are whole at any time, also after a panic elsewhere.
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }

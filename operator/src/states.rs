@@ -44,6 +44,10 @@ pub struct RawState {
 /// How often a writer that waits for its turn looks whether an answer that is due was given up.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
 
+/// For how long a state that was deleted is remembered: what its node holds it still holds, and it is told of it again when
+/// the state is made anew.
+const REMEMBERED: Duration = Duration::from_mins(10);
+
 /// All node states by name, as the watch shows them and as the operator has written them since.
 #[derive(Debug, Default)]
 pub struct States {
@@ -56,6 +60,8 @@ pub struct States {
 #[derive(Debug, Default)]
 struct Inner {
     known: HashMap<String, Arc<KnownState>>,
+    /// Those that were deleted, and when.
+    deleted: HashMap<String, (Arc<KnownState>, Timestamp)>,
     own: Own,
     shared: Interner,
     /// The list that is being read, and when it began.
@@ -88,6 +94,19 @@ impl States {
         self.read().known.get(name).cloned()
     }
 
+    /// The state that the node of this name had, if it was deleted not long ago and none was made since.
+    pub fn deleted(&self, name: &str, now: Timestamp) -> Option<Arc<KnownState>> {
+        let inner = self.read();
+        if inner.known.contains_key(name) { None } else { inner.deleted(name, now).cloned() }
+    }
+
+    /// All states that were deleted, likewise.
+    pub fn all_deleted(&self, now: Timestamp) -> Vec<Arc<KnownState>> {
+        let inner = self.read();
+        let names = inner.deleted.keys().filter(|name| !inner.known.contains_key(*name));
+        names.filter_map(|name| inner.deleted(name, now).cloned()).collect()
+    }
+
     /// All states, likewise.
     pub fn all(&self) -> Vec<Arc<KnownState>> {
         self.read().known.values().cloned().collect()
@@ -118,6 +137,7 @@ impl States {
         let is_there = inner.own.stored(name, version, now);
         let mut state = before.as_deref().cloned().unwrap_or_default();
         name.clone_into(&mut state.name);
+        state.was_answered |= inner.was_answered(name, now);
         // The watch may have been faster than the answer, or the version is none that could be compared.
         if version <= state.version {
             inner.own.seen(&mut state, now);
@@ -203,10 +223,13 @@ impl Inner {
                     }
                 }
                 for (name, state) in before {
-                    if !self.known.contains_key(&name)
-                        && self.own.survives(&name, Gone::NotListedSince(begun))
-                    {
+                    if self.known.contains_key(&name) {
+                        continue;
+                    }
+                    if self.own.survives(&name, Gone::NotListedSince(begun)) {
                         self.known.insert(name, state);
+                    } else {
+                        self.deleted.insert(name, (state, now));
                     }
                 }
                 self.shared.sweep();
@@ -220,7 +243,9 @@ impl Inner {
             Event::Delete(raw) => {
                 let state = Arc::new(KnownState::read(&raw, &mut self.shared));
                 if !self.own.survives(&state.name, Gone::Deleted(state.version)) {
-                    self.known.remove(&state.name);
+                    let known = self.known.remove(&state.name).unwrap_or_else(|| Arc::clone(&state));
+                    self.deleted.retain(|_, (_, at)| is_remembered(*at, now));
+                    self.deleted.insert(state.name.clone(), (known, now));
                 }
                 (Event::Delete(state), None)
             }
@@ -228,14 +253,30 @@ impl Inner {
         Taken { event, lag }
     }
 
+    fn deleted(&self, name: &str, now: Timestamp) -> Option<&Arc<KnownState>> {
+        let (state, at) = self.deleted.get(name)?;
+        is_remembered(*at, now).then_some(state)
+    }
+
+    /// Whether an agent of the node ever answered, as far as is known.
+    fn was_answered(&self, name: &str, now: Timestamp) -> bool {
+        let before = self.known.get(name).or_else(|| self.deleted(name, now));
+        before.is_some_and(|before| before.was_answered)
+    }
+
     /// Reads a state as the watch shows it, with what the operator has written since.
     fn observe(&mut self, raw: &RawState, now: Timestamp) -> (Arc<KnownState>, Option<Duration>) {
         let mut state = KnownState::read(raw, &mut self.shared);
         let lag = self.own.seen(&mut state, now);
         let shown = !self.own.is_ahead(&state.name);
+        state.was_answered |= self.was_answered(&state.name, now);
         state.wait_since(self.known.get(&state.name).map(Arc::as_ref), shown.then_some(now));
         (Arc::new(state), lag)
     }
+}
+
+fn is_remembered(deleted: Timestamp, now: Timestamp) -> bool {
+    Duration::try_from(now.duration_since(deleted)).unwrap_or_default() < REMEMBERED
 }
 
 #[cfg(test)]

@@ -54,10 +54,12 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
 fn decide_now(node: &Node, context: &Context) -> (Option<Spec>, Arc<Catalog>, Option<Arc<KnownState>>) {
     let catalog = context.catalog();
     let current = context.states.get(&node.name_any());
+    let deleted = context.states.deleted(&node.name_any(), clock::now());
     let view = context.view(node, current.as_deref(), context.seen_until());
     let silent = silent(&view).is_ok();
     let grants = &context.grants;
-    let snapshot = Snapshot { node, current: current.as_deref(), silent, catalog: &catalog, grants };
+    let (known, deleted) = (current.as_deref(), deleted.as_deref());
+    let snapshot = Snapshot { node, current: known, deleted, silent, catalog: &catalog, grants };
     (decide(&snapshot), catalog, current)
 }
 

@@ -201,10 +201,11 @@ async fn release(meta: &ObjectMeta, context: &Context) -> Result<Option<Duration
     Ok(again)
 }
 
-/// The nodes whose state still has the pool. A node that is gone holds nothing, even while its state waits for the
+/// The nodes whose state still has the pool, or had it when it was deleted. A node that is gone holds nothing, even while its state waits for the
 /// garbage collector.
 fn holders(uid: &str, context: &Context) -> Vec<Arc<KnownState>> {
     let mut states = context.states.all();
+    states.extend(context.states.all_deleted(clock::now()));
     states.retain(|state| {
         state.entry(uid).is_some() && context.nodes.get(&ObjectRef::new(&state.name)).is_some()
     });

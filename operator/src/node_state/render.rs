@@ -18,7 +18,7 @@ pub struct Target<'t> {
     pub labels: &'t BTreeMap<String, String>,
     /// Whether its agent is unreachable, so that pools being deleted may be told not to wait for it.
     pub silent: bool,
-    /// Its state, if it has one.
+    /// Its state, or the one that it had until it was deleted.
     pub current: Option<&'t KnownState>,
 }
 
@@ -94,11 +94,11 @@ fn fit(room: usize, entries: &mut Vec<Arc<Entry>>, draining: &mut Vec<Arc<Entry>
     }
 }
 
-/// Whether the node holds no device of this entry any more: it never got it, or has applied the drain and reports none.
+/// Whether the node holds no device of this entry any more: it never got it, or has applied the drain and reports none. One
+/// that answered once and says nothing now, because its status was removed or its spec cannot be read, holds what it held.
 pub fn drained(state: &KnownState, entry: &NodePool) -> bool {
-    let Some(status) = &state.status else { return true };
-    match &status.observed_hash {
-        None => true,
+    match state.status.as_ref().and_then(|status| status.observed_hash.as_ref()) {
+        None => !state.was_answered,
         Some(_) => {
             state.applied()
                 && !state.status_unreadable

@@ -70,7 +70,7 @@ fn more_nodes_that_got_worse_than_allowed_halt_it_and_healing_resumes_it() {
 fn a_node_that_was_bad_before_its_turn_halts_nothing_unless_it_gets_worse() {
     let one = staged(IntOrString::Int(1), 0);
     let mut members = [member("a", false, Degraded), member("b", false, Ready)];
-    let first = plan(&members, &one, Past::Edited);
+    let first = plan(&members, &one, Past::Edited(Edited::default()));
     assert_eq!(given(&first), (vec!["a"], 2, None));
     members[0] = member("a", true, Degraded);
     let second = plan(&members, &one, Past::Known(first.progress.clone()));
@@ -87,10 +87,34 @@ fn a_node_that_was_bad_before_its_turn_halts_nothing_unless_it_gets_worse() {
 fn the_way_back_is_not_halted_by_anybody() {
     let one = staged(IntOrString::Int(1), 0);
     let mut members = [member("a", false, NotReady), member("b", true, NotReady), member("c", false, Ready)];
-    let first = plan(&members, &one, Past::Edited);
+    let first = plan(&members, &one, Past::Edited(Edited::default()));
     assert_eq!(given(&first), (vec!["a"], 2, None), "b never had the change");
     members[0] = member("a", true, Unreachable);
     assert_eq!(given(&plan(&members, &one, Past::Known(first.progress))), (vec!["c"], 1, None));
+}
+
+#[test]
+fn back_to_a_change_that_never_came_through_is_no_way_back() {
+    let grants = Grants::default();
+    let entry = |mtu: u32| Arc::new(entry_of(&pool("dp", json!({"macvtap": {"mtu": mtu}}))));
+    let one = staged(IntOrString::Int(1), 0);
+    let look = |entry: &Arc<Entry>, members: &[Member<'static>]| {
+        let plan = plan(members, &one, grants.past(entry, Former::default));
+        grants.set(entry, plan.progress.clone());
+        given_of(&plan)
+    };
+    let all = |told: bool| ["a", "b", "c"].map(|node| member(node, told, Ready));
+    let (first, broken, typo) = (entry(1500), entry(9000), entry(9001));
+    assert_eq!(look(&first, &all(true)), (vec![], None));
+    assert_eq!(look(&broken, &all(false)).0, ["a"]);
+    let mut members = all(false);
+    members[0] = member("a", true, NotReady);
+    assert_eq!(look(&broken, &members), (vec![], Some(1)));
+    look(&typo, &[member("a", false, NotReady), members[1], members[2]]);
+    assert_eq!(look(&broken, &members), (vec![], Some(1)), "the change broke a");
+    assert_eq!(look(&first, &[member("a", false, NotReady), member("b", true, Ready), members[2]]).0, ["a"]);
+    members[1] = member("b", true, NotReady);
+    assert_eq!(look(&first, &members).1, None, "the way back");
 }
 
 /// What an operator reported of a pool in generation 2.

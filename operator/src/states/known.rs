@@ -35,6 +35,8 @@ pub struct KnownState {
     pub form: Form,
     /// `status`, once there is one.
     pub status: Option<KnownStatus>,
+    /// Whether an agent ever answered, as far as is known, though the status may have been removed since.
+    pub was_answered: bool,
     /// What cannot be read, if anything.
     pub unreadable: Option<String>,
     /// Whether that is in spec.
@@ -154,7 +156,9 @@ impl KnownState {
         });
         let (spec_unreadable, status_unreadable) = (!spec_trouble.is_empty(), !status_trouble.is_empty());
         spec_trouble.append(&mut status_trouble);
+        let was_answered = status.as_ref().is_some_and(|status| status.observed_hash.is_some());
         Self {
+            was_answered,
             name: raw.name_any(),
             owner: owner(raw),
             version: version(&raw.metadata),

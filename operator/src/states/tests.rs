@@ -89,6 +89,25 @@ fn a_list_does_not_undo_what_was_written_after_the_state_was_read_for_it() {
 }
 
 #[test]
+fn a_state_that_is_deleted_is_remembered_until_another_is_made_and_its_answers_are_beyond_that() {
+    let states = States::default();
+    states.take(Event::Apply(versioned(5, Some("old"))), at(0));
+    assert!(states.deleted("n1", at(0)).is_none());
+    states.take(Event::Delete(versioned(6, Some("old"))), at(1));
+    let deleted = states.deleted("n1", at(2)).unwrap();
+    assert!(deleted.entry("uid-dp").is_some() && states.get("n1").is_none());
+    assert!(states.deleted("n1", at(601)).is_none(), "no node comes back so late");
+    let spec = Spec { config_hash: "old".to_owned(), ..Spec::default() };
+    states.send("n1", spec.clone());
+    assert!(states.stored("n1", &spec, 7, at(3)).was_answered);
+    states.take(Event::Apply(versioned(7, None)), at(4));
+    assert!(states.get("n1").unwrap().was_answered && states.deleted("n1", at(4)).is_none());
+    states.take(Event::Apply(versioned(8, Some("old"))), at(5));
+    states.take(Event::Apply(versioned(9, None)), at(6));
+    assert!(states.get("n1").unwrap().was_answered, "its status was removed");
+}
+
+#[test]
 fn a_spec_on_its_way_may_bring_a_pool_that_no_state_has() {
     let states = States::default();
     let entry = Arc::new(entry_of(&pool("dp", serde_json::json!({}))));

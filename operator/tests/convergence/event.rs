@@ -22,6 +22,10 @@ pub(crate) enum Event {
     NodeGone(u8),
     /// Somebody's finalizer keeps a node that is being deleted.
     NodeEnding(u8),
+    /// Somebody deletes the state of a node.
+    StateGone(u8),
+    /// A state is restored from a backup, without its status.
+    StatusGone(u8),
     /// A pool is made or edited.
     Pool(Wish),
     PoolGone(u8),
@@ -103,6 +107,8 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         4 => (name(), 0u8..2).prop_map(|(name, zone)| Event::Node { name, zone }),
         1 => name().prop_map(Event::NodeGone),
         1 => name().prop_map(Event::NodeEnding),
+        2 => name().prop_map(Event::StateGone),
+        1 => name().prop_map(Event::StatusGone),
         6 => wish().prop_map(Event::Pool),
         2 => name().prop_map(Event::PoolGone),
         3 => (name(), 0u8..2).prop_map(|(name, zone)| Event::Space { name, zone }),
@@ -153,10 +159,20 @@ impl Cluster {
         let second = server.second;
         match *event {
             Event::Node { name, zone } => server.node(&node_name(name), zone),
-            Event::NodeGone(name) => drop(server.nodes.remove(&node_name(name))),
+            Event::NodeGone(name) => {
+                server.nodes.remove(&node_name(name));
+                server.in_use.remove(&node_name(name));
+            }
             Event::NodeEnding(name) => {
                 if let Some(node) = server.nodes.get_mut(&node_name(name)) {
                     node.metadata.deletion_timestamp = Some(at(second));
+                }
+            }
+            Event::StateGone(name) => server.remove_state(&node_name(name)),
+            Event::StatusGone(name) => {
+                if let Some(state) = server.states.get_mut(&node_name(name)) {
+                    state.status = serde_json::Value::Null;
+                    state.metadata.resource_version = Some(second.to_string());
                 }
             }
             Event::Pool(wish) => server.pool(wish),

@@ -54,6 +54,26 @@ impl Cluster {
         }
     }
 
+    /// Judges whether a pool has gone: no pod may have a device of it then.
+    pub(crate) fn judge_release(&mut self, pool: &MacvtapResourcePool) {
+        let uid = pool.metadata.uid.as_deref().unwrap_or_default();
+        let server = self.server();
+        if server.pools.values().any(|there| there.metadata.uid.as_deref() == Some(uid)) {
+            return;
+        }
+        let in_use: Vec<String> = server
+            .in_use
+            .iter()
+            .filter(|(_, pools)| pools.contains(uid))
+            .map(|(node, _)| node.clone())
+            .collect();
+        drop(server);
+        if !in_use.is_empty() {
+            let fault = format!("{} was released with devices in use on {in_use:?}", pool.name_any());
+            self.judge.faults.push(fault);
+        }
+    }
+
     /// Judges the next nodes of a rollout: with those that are changing already they are no more than a batch, and nobody
     /// follows while too many of those before are not well.
     pub(crate) fn give_turns(

@@ -126,13 +126,11 @@ impl Operator {
                 runtime.block_on(watches::follow_nodes(stream::iter(events).boxed(), context()));
             }
             Kind::States => {
-                let mut events = changes(&mut heard.states, &now.states, |_, state: &RawState| state.clone());
-                for event in &mut events {
-                    if let Event::Delete(state) = event {
-                        state.metadata.resource_version = Some(now.second.to_string());
-                    }
-                }
-                let events = events.into_iter().map(Ok);
+                let gone = now.deleted[heard.deleted.len()..].iter().cloned().map(Event::Delete);
+                heard.deleted.clone_from(&now.deleted);
+                let changed = changes(&mut heard.states, &now.states, |_, state: &RawState| state.clone());
+                let changed = changed.into_iter().filter(|change| matches!(change, Event::Apply(_)));
+                let events: Vec<_> = gone.chain(changed).map(Ok).collect();
                 runtime.block_on(watches::follow_states(stream::iter(events).boxed(), context()));
             }
             Kind::Agents => {
@@ -258,7 +256,8 @@ impl Cluster {
     }
 
     pub(crate) fn look_at_node(&mut self, name: &str) {
-        let before = self.operator.state(name);
+        let states = &self.operator.context.states;
+        let before = states.get(name).or_else(|| states.deleted(name, clock::now()));
         let catalog = self.operator.context.catalog();
         let context = &self.operator.context;
         // A write that is refused is tried again.
@@ -284,10 +283,16 @@ impl Cluster {
         let pool = pool.as_ref().and_then(|pool| pool.0.as_ref().ok());
         let wanted = pool.and_then(|pool| catalog.active(pool.metadata.uid.as_deref().unwrap_or_default()));
         let before = wanted.map(|wanted| self.turns(wanted)).unwrap_or_default();
+        let is_there = pool.is_some_and(|pool| {
+            self.server().pools.values().any(|there| there.metadata.uid == pool.metadata.uid)
+        });
         // The first look of a pool with networks may wait for those.
         for _ in 0..2 {
             let context = &self.operator.context;
             let _ = self.operator.runtime.block_on(pools::reconcile(name, context));
+        }
+        if let Some(pool) = pool.filter(|_| is_there) {
+            self.judge_release(pool);
         }
         if let (Some(wanted), Some(pool)) = (wanted.filter(|wanted| wanted.staged), pool) {
             let mut next = self.turns(wanted);

@@ -28,10 +28,14 @@ pub(crate) struct World {
     pub(crate) pools: BTreeMap<String, MacvtapResourcePool>,
     pub(crate) nodes: BTreeMap<String, Node>,
     pub(crate) states: BTreeMap<String, RawState>,
+    /// Those that were deleted, in order: a watch shows each, also one that was made and deleted between two looks.
+    pub(crate) deleted: Vec<RawState>,
     pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
     pub(crate) networks: BTreeMap<Key, NetworkAttachmentDefinition>,
     /// Nodes whose agents have been away for long.
     pub(crate) down: BTreeSet<String>,
+    /// The UIDs of the pools whose devices pods have, by node: as the agents know, whatever stands in their states.
+    pub(crate) in_use: BTreeMap<String, BTreeSet<String>>,
     /// The agents that the operator has heard of, and whether each is away.
     pub(crate) agents: BTreeMap<String, bool>,
     /// The time, and the version of whatever was changed last.
@@ -87,6 +91,13 @@ impl World {
     pub(crate) fn catalog(&self) -> Catalog {
         Catalog::new(self.pools.values())
     }
+
+    pub(crate) fn remove_state(&mut self, name: &str) {
+        if let Some(mut state) = self.states.remove(name) {
+            state.metadata.resource_version = Some(self.second.to_string());
+            self.deleted.push(state);
+        }
+    }
 }
 
 impl Cluster {
@@ -104,9 +115,14 @@ impl Cluster {
         }
         let Some(state) = server.states.get_mut(node) else { return };
         let status = self.status(node, &state.spec, allocated);
+        let entries = state.spec["pools"].as_array().into_iter().flatten().filter(|_| allocated > 0);
+        let in_use = entries.filter_map(|pool| pool["uid"].as_str().map(str::to_owned)).collect();
         if state.status != status {
             state.status = status;
             state.metadata.resource_version = Some(second.to_string());
+        }
+        if state.status["observedHash"].is_string() {
+            server.in_use.insert(node.to_owned(), in_use);
         }
     }
 
@@ -137,9 +153,14 @@ impl Cluster {
     pub(crate) fn collect(&mut self) {
         let mut server = self.server();
         let alive: BTreeSet<String> = server.nodes.values().filter_map(ResourceExt::uid).collect();
-        server.states.retain(|_, state| {
+        let is_owned = |state: &RawState| {
             state.metadata.owner_references.iter().flatten().all(|owner| alive.contains(&owner.uid))
-        });
+        };
+        let orphans = server.states.iter().filter(|(_, state)| !is_owned(state));
+        let orphans: Vec<String> = orphans.map(|(name, _)| name.clone()).collect();
+        for name in orphans {
+            server.remove_state(&name);
+        }
     }
 
     /// What a node's state really is.

@@ -64,9 +64,14 @@ fn decisions(pools: &[MacvtapResourcePool], state: Option<&RawState>) {
     let (catalog, grants, node) = (Catalog::new(pools.iter()), Grants::default(), node());
     let known = state.map(|state| KnownState::read(state, &mut Interner::default()));
     let current = known.as_ref();
-    if let Some(spec) =
-        decide(&Snapshot { node: &node, current, silent: false, catalog: &catalog, grants: &grants })
-    {
+    if let Some(spec) = decide(&Snapshot {
+        node: &node,
+        current,
+        deleted: None,
+        silent: false,
+        catalog: &catalog,
+        grants: &grants,
+    }) {
         let entries: Vec<Value> =
             spec.pools.iter().map(|entry| serde_json::to_value(&***entry).unwrap()).collect();
         let links = pools.iter().all(|pool| !pool.spec.settings.links.is_empty());

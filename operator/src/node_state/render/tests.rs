@@ -263,3 +263,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_node_whose_state_was_deleted_is_told_again_of_what_it_had_whoever_s_turn_it_is() {
+    let staged = |mtu: u32| pool("b", json!({"macvtap": {"mtu": mtu}, "rollout": {"type": "Staged"}}));
+    let gone = applied(rendered(&[pool("a", json!({})), staged(1500)], None), 2);
+    let catalog = Catalog::new([deleted(pool("a", json!({}))), staged(9000)].iter());
+    let again = with(&catalog, &labels(&[]), Some(&gone), false, false);
+    assert_eq!(names(&again), [("b", PoolPhase::Active), ("a", PoolPhase::Draining)]);
+    assert_eq!(again.pools[0].settings.macvtap.as_ref().and_then(|macvtap| macvtap.mtu), Some(1500));
+    // As long as the agent has not answered the new state, it holds what it held.
+    let mut made = known(&state("n1", again, 0));
+    let draining = Arc::clone(&made.pools[1]);
+    assert!(drained(&made, &draining), "nobody ever answered");
+    made.was_answered = true;
+    assert!(!drained(&made, &draining));
+}
