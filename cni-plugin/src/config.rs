@@ -255,6 +255,11 @@ impl Document {
         Value::Object(json)
     }
 
+    /// Whether it names the same addresses of the same network.
+    pub fn leases_as(&self, other: &Self) -> bool {
+        self.name == other.name && self.json.get("ipam") == other.json.get("ipam")
+    }
+
     /// Returns the whole configuration but the result of the plugins before.
     pub fn without_previous(&self) -> Value {
         let mut json = self.json.clone();

@@ -109,7 +109,7 @@ fn begin_locked<'k, K: Kernel>(
     existing: Option<&Attachment>,
     lock: Lock,
 ) -> Result<Begun<'k, K>, AttachError> {
-    let claim = claim::judge_on(paths, existing, &request.holder)?;
+    let claim = claim::judge_on(paths, kernel, existing, &request.holder)?;
     if let Some(existing) = existing {
         // What a former holder has is not removed for a request that cannot succeed.
         let lower = check_lower(kernel, &request)?;

@@ -1,6 +1,8 @@
 //! Who may take a device that somebody had: judged by its attachment record.
 
+use crate::detach;
 use crate::device_id::DeviceId;
+use crate::kernel::Kernel;
 use crate::netns;
 use crate::paths::Paths;
 use crate::record::{Attachment, Holder, UNKNOWN};
@@ -55,15 +57,18 @@ pub enum ClaimError {
 }
 
 /// Judges the record of a device that `wanted` asks for, with what else is noted on the node.
-pub(crate) fn judge_on(
+pub(crate) fn judge_on<K: Kernel>(
     paths: &Paths,
+    kernel: &mut K,
     existing: Option<&Attachment>,
     wanted: &Holder,
 ) -> Result<Claim, ClaimError> {
     if existing.is_some_and(|record| is_spare_of(paths, record, wanted)) {
         return Ok(Claim::TakeOver);
     }
-    judge(existing, wanted, netns::is_gone).map_err(|error| match error {
+    // Only a link that can be seen says that it lives.
+    let is_linked = existing.is_some_and(|record| matches!(detach::link_of(kernel, record), Ok(Some(_))));
+    judge(existing, wanted, is_linked, netns::is_gone).map_err(|error| match error {
         ClaimError::TwoNetworks { device, ifname, .. } => {
             ClaimError::TwoNetworks { device, ifname, spare: spare_of(paths, wanted) }
         }
@@ -83,10 +88,12 @@ fn spare_of(paths: &Paths, wanted: &Holder) -> Option<DeviceId> {
     records.find(|record| is_spare_of(paths, record, wanted)).map(|record| record.device)
 }
 
-/// Judges a record. `is_gone` tells whether the namespace with that inode is not at that path any more.
+/// Judges a record. `is_linked` says whether its link is in its namespace, `is_gone` whether the namespace with that inode
+/// is not at that path any more.
 fn judge(
     existing: Option<&Attachment>,
     wanted: &Holder,
+    is_linked: bool,
     is_gone: impl Fn(&Path, u64) -> bool,
 ) -> Result<Claim, ClaimError> {
     let Some(record) = existing else {
@@ -120,9 +127,10 @@ fn judge(
         let (device, ifname) = (record.device.clone(), ifname.clone());
         Err(ClaimError::TwoNetworks { device, ifname, spare: None })
     // A pod has one sandbox, so what an earlier one had is free, whichever of the pod's networks had it there. And where
-    // path and inode of the record's namespace are the new sandbox's, the old one has ended.
+    // path and inode of the record's namespace are the new sandbox's, the old one has ended, unless two containers share
+    // a namespace: then its link is still there.
     } else if same_pod
-        || (netns, netns_inode) == (wanted_netns, wanted_inode)
+        || ((netns, netns_inode) == (wanted_netns, wanted_inode) && !is_linked)
         || is_gone(Path::new(netns), *netns_inode)
     {
         Ok(Claim::TakeOver)
@@ -195,8 +203,9 @@ mod tests {
     #[test]
     fn a_device_goes_to_the_same_pod_or_when_its_namespace_is_gone() {
         let elsewhere = |holder: Holder| in_netns(holder, 2, "web-0");
-        let judged =
-            |wanted: &Holder, gone: bool| judge(Some(&record(pod("c1", "net1", "u1"))), wanted, |_, _| gone);
+        let judged = |wanted: &Holder, gone: bool| {
+            judge(Some(&record(pod("c1", "net1", "u1"))), wanted, false, |_, _| gone)
+        };
         assert_eq!(judged(&pod("c1", "net1", "u1"), false).unwrap(), Claim::Again);
         for ifname in ["net1", "net2"] {
             let next_sandbox = elsewhere(pod("c2", ifname, "u1"));
@@ -211,14 +220,17 @@ mod tests {
         assert!(matches!(judged(&pod("c1", "net2", "u1"), false), Err(ClaimError::TwoNetworks { .. })));
         let refused = judged(&elsewhere(pod("c2", "net1", "u2")), false).unwrap_err();
         assert_eq!(refused.to_string(), "device aMvp0 is in use by pod tenant-a/web-0 (net1)");
-        assert_eq!(judge(None, &pod("c1", "net1", "u1"), |_, _| false).unwrap(), Claim::Free);
+        assert_eq!(judge(None, &pod("c1", "net1", "u1"), false, |_, _| false).unwrap(), Claim::Free);
+        let shared =
+            judge(Some(&record(pod("c1", "net1", "u1"))), &pod("c2", "net1", "u2"), true, |_, _| false);
+        assert!(matches!(shared, Err(ClaimError::InUse { .. })), "two containers in one namespace");
     }
 
     #[test]
     fn a_record_written_anew_goes_to_its_pod_and_to_nobody_else() {
         let adopted = record(in_netns(pod(UNKNOWN, "net1", UNKNOWN), 1, "web-0"));
         let judged = |ifname: &str, inode: u64, name: &str| {
-            judge(Some(&adopted), &in_netns(pod("c1", ifname, "u1"), inode, name), |_, _| false)
+            judge(Some(&adopted), &in_netns(pod("c1", ifname, "u1"), inode, name), false, |_, _| false)
         };
         assert_eq!(judged("net1", 1, "web-0").unwrap(), Claim::Again);
         assert!(matches!(judged("net2", 1, "web-0"), Err(ClaimError::TwoNetworks { .. })));
@@ -230,13 +242,14 @@ mod tests {
     #[test]
     fn two_pods_without_a_uid_are_two_pods() {
         let existing = record(pod("c1", "net1", ""));
-        let outcome = judge(Some(&existing), &in_netns(pod("c2", "net1", ""), 2, "web-0"), |_, _| false);
+        let outcome =
+            judge(Some(&existing), &in_netns(pod("c2", "net1", ""), 2, "web-0"), false, |_, _| false);
         assert!(matches!(outcome, Err(ClaimError::InUse { .. })));
     }
 
     #[test]
     fn a_tap_without_a_network_is_never_taken_by_a_network() {
-        let outcome = judge(Some(&record(Holder::Host)), &pod("c1", "net1", "u1"), |_, _| true);
+        let outcome = judge(Some(&record(Holder::Host)), &pod("c1", "net1", "u1"), false, |_, _| true);
         assert!(matches!(outcome, Err(ClaimError::InUse { .. })));
     }
 }

@@ -196,7 +196,7 @@ pub fn begin<'k, K: Kernel>(
 ) -> Result<TakeBegun<'k, K>, TakeError> {
     let lock = lock::device(paths, &request.device)?;
     let existing = records::read(paths, &request.device)?;
-    let claim = claim::judge_on(paths, existing.as_ref(), &request.holder)?;
+    let claim = claim::judge_on(paths, kernel, existing.as_ref(), &request.holder)?;
     if let Some(existing) = &existing {
         if claim == Claim::Again
             && request.repeat == Repeat::Keep

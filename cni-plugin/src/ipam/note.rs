@@ -94,15 +94,16 @@ impl Note {
         self.read()?.mark
     }
 
-    /// Returns the call by which the addresses are released, where the configuration of the given one names another plugin
-    /// than the one that leased them, or none, or cannot be read.
+    /// Returns the call by which the addresses are released, where the given one has another network or other `ipam` than the
+    /// one that leased them, or a configuration that cannot be read.
     pub(crate) fn releasing(&self, call: &Call) -> Option<Call> {
-        let plugin = |document: &Document| Some(document.ipam(&call.settings).ok()??.plugin);
         let document = Document::parse(self.read()?.config.to_string().as_bytes()).ok()?;
-        let leased_by = plugin(&document)?;
+        document.ipam(&call.settings).ok()??;
+        if document.leases_as(&call.document) {
+            return None;
+        }
         let (paths, settings) = (call.paths.clone(), call.settings.clone());
-        let releasing = Call { paths, settings, document, plugin_path: call.plugin_path.clone() };
-        (plugin(&call.document) != Some(leased_by)).then_some(releasing)
+        Some(Call { paths, settings, document, plugin_path: call.plugin_path.clone() })
     }
 
     /// Returns the content, if there is a note. One that cannot be parsed says no more than that there is one.

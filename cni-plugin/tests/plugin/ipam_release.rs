@@ -142,21 +142,29 @@ fn a_garbage_collection_gives_back_what_no_del_gave_back() {
 fn an_address_is_given_back_to_the_plugin_that_leased_it_whatever_the_configuration_says_now() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let before = node.traces();
-    let text = format!("case $CNI_COMMAND in ADD) touch /run/lease; {ANSWER};; DEL) rm -f /run/lease;; esac");
+    // Its leases are those of a network and a directory.
+    let lease =
+        "cat >/run/in; lease=/run/$(tr -d '\\n' </run/in | sed 's/.*\"name\":\"\\([a-z]*\\)\".*/\\1/')-lease";
+    let text =
+        format!("{lease}; case $CNI_COMMAND in ADD) touch $lease; {ANSWER};; DEL) rm -f $lease;; esac");
     let call = with_plugin(&node, &pod, &text);
     node.sh("ln -s /bin/true /run/plugins/another");
-    for now in ["garbage", r#"{"cniVersion": "1.0.0", "name": "dataplane", "type": "macvtap"}"#, ANOTHER] {
+    let renamed = r#"{"cniVersion": "1.0.0", "name": "renamed", "type": "macvtap", "ipam": {"type": "odd"}}"#;
+    for now in
+        ["garbage", r#"{"cniVersion": "1.0.0", "name": "dataplane", "type": "macvtap"}"#, ANOTHER, renamed]
+    {
         call.ok("ADD");
+        assert_ne!(node.sh("ls /run/*-lease"), "");
         let answer = call.with_input("DEL", now.as_bytes());
         assert!(answer.success, "{now}: {answer:?}");
-        assert_eq!(node.sh("ls /run/lease 2>/dev/null; true"), "", "{now}");
+        assert_eq!(node.sh("ls /run/*-lease 2>/dev/null; true"), "", "{now}");
         assert_eq!(node.traces(), before, "{now}");
     }
     // Nor does a GC need the plugin's configuration.
     call.ok("ADD");
     let gc = call.clone().with(json!({"cniVersion": "1.1.0", "ipam": null, "cni.dev/valid-attachments": []}));
     gc.ok("GC");
-    assert_eq!((node.sh("ls /run/lease 2>/dev/null; true").as_str(), node.traces()), ("", before));
+    assert_eq!((node.sh("ls /run/*-lease 2>/dev/null; true").as_str(), node.traces()), ("", before));
 }
 
 /// The network of the plugin with another IPAM plugin.

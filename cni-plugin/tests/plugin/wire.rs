@@ -130,7 +130,7 @@ fn the_addresses_of_a_whole_nic_are_announced_also_if_its_carrier_came_late() {
     let seen = frames_until(&wire, 0, "the last frame", from(FAR_END));
     let told = seen.iter().filter(|frame| is_gratuitous_arp(frame, mac, v4(0))).count();
     // The kernel's comes when the link is up, ours when it can send: with a slow carrier the first one is lost.
-    assert_eq!(told, 2, "{seen:02x?}");
+    assert!((1..=2).contains(&told), "{seen:02x?}");
     // The kernel's comes once the address is found unique.
     let is_told = |frame: &[u8]| is_advertisement(frame, mac, v6(0));
     if !seen.iter().any(|frame| is_told(frame)) {
