@@ -74,7 +74,12 @@ fn decisions(pools: &[MacvtapResourcePool], state: Option<&RawState>) {
     }) {
         let entries: Vec<Value> =
             spec.pools.iter().map(|entry| serde_json::to_value(&***entry).unwrap()).collect();
-        let links = pools.iter().all(|pool| !pool.spec.settings.links.is_empty());
+        let told = current.iter().flat_map(|state| &state.pools).map(|entry| &entry.settings);
+        let links = pools
+            .iter()
+            .map(|pool| &pool.spec.settings)
+            .chain(told)
+            .all(|settings| !settings.links.is_empty());
         let read = serde_json::from_value::<MacvtapNodeStateSpec>(
             json!({"configHash": spec.config_hash, "pools": entries}),
         );
