@@ -53,7 +53,8 @@ pub(crate) struct Report {
 }
 
 impl Diagnostic {
-    fn new(level: Level, fact: impl Into<String>) -> Self {
+    /// A fact of this level.
+    pub(crate) fn new(level: Level, fact: impl Into<String>) -> Self {
         Self { level, fact: fact.into(), reason: None, remedy: None, see: None }
     }
 

@@ -37,19 +37,31 @@ fn report(scene: &Scene, args: &[&str]) -> Result<(Value, Option<i32>)> {
 
 /// The command names the reason with a remedy, with these words in its fact, and fails.
 fn names(scene: &Scene, fault: &str, args: &[&str], reason: &str, words: &str) -> Result<()> {
+    let code = mentions(scene, fault, args, ("Failed", reason), words)?;
+    ensure!(code == Some(1), "{fault}: {args:?} ended with {code:?}");
+    Ok(())
+}
+
+/// The command names the reason at a level with a remedy, with these words in its fact; returns its exit code.
+fn mentions(
+    scene: &Scene,
+    fault: &str,
+    args: &[&str],
+    (level, reason): (&str, &str),
+    words: &str,
+) -> Result<Option<i32>> {
     let (report, code) = report(scene, args)?;
     let sections = report["sections"].as_array().into_iter().flatten();
     let mut all = sections.flat_map(|section| section["diagnostics"].as_array().into_iter().flatten());
     let is_it = |found: &&Value| {
         found["reason"] == reason
-            && found["level"] == "Failed"
+            && found["level"] == level
             && found["fact"].as_str().is_some_and(|fact| fact.contains(words))
     };
     let found = all
         .find(is_it)
         .with_context(|| format!("{fault}: {args:?} does not name {reason} ({words}): {report:#}"))?;
     ensure!(found["remedy"].is_string() && found["see"].is_string(), "{fault}: no remedy or place: {found}");
-    ensure!(code == Some(1), "{fault}: {args:?} ended with {code:?}");
     let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
     println!(
         "{fault} | kubectl macvtap {} | {} ({reason}) | {}",
@@ -57,7 +69,7 @@ fn names(scene: &Scene, fault: &str, args: &[&str], reason: &str, words: &str) -
         text("fact"),
         text("remedy")
     );
-    Ok(())
+    Ok(code)
 }
 
 /// Answers for the agent of n1, with these links, and these conditions of the node and of every pool.
@@ -229,7 +241,8 @@ fn faults_of_networks_and_quotas_are_named() -> Result<()> {
         let refused = scene.api.create_dry(&pod("refused", "net", &json!({RESOURCE: 1})));
         Ok(refused.is_err_and(|error| format!("{error:#}").contains("exceeded quota")).then_some(()))
     })?;
-    names(&scene, "quota", &["check"], "QuotaReached", "quota default/devices: 1 of 1")?;
+    // That it refuses a pod is what a quota is for: a failure of the pod, not of the cluster.
+    mentions(&scene, "quota", &["check"], ("Warning", "QuotaReached"), "quota default/devices: 1 of 1")?;
     names(&scene, "quota", &["explain", "pod", "refused"], "QuotaReached", "quota default/devices: 1 of 1")
 }
 

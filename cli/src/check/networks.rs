@@ -4,7 +4,7 @@ use crate::advice::anchor;
 use crate::facts::network::Network;
 use crate::facts::resource::{self, Made};
 use crate::facts::{Facts, items};
-use crate::report::Diagnostic;
+use crate::report::{Diagnostic, Level};
 use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt as _;
@@ -37,7 +37,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Diagnostic> {
         Err(unread) => {
             found.push(Diagnostic::skipped(format!("the quotas cannot be read: {}", unread.text())));
         }
-        Ok(all) => found.extend(all.iter().flat_map(|quota| quotas(quota, &prefixes))),
+        Ok(all) => found.extend(all.iter().flat_map(|quota| quotas(quota, &prefixes, Level::Warning))),
     }
     found
 }
@@ -88,8 +88,9 @@ pub(crate) fn trouble(network: &Network, made: &Made) -> Option<Diagnostic> {
     Some(Diagnostic::failed(fact).because(reason).remedy(remedy).see(anchor::NETWORKS))
 }
 
-/// What a quota leaves of the resources of pools.
-pub(crate) fn quotas(quota: &ResourceQuota, prefixes: &BTreeSet<String>) -> Vec<Diagnostic> {
+/// What a quota leaves of the resources of pools; one that is used up is of this level: it is what the quota is for, and only
+/// for a pod that it refuses a failure.
+pub(crate) fn quotas(quota: &ResourceQuota, prefixes: &BTreeSet<String>, used_up: Level) -> Vec<Diagnostic> {
     let name = format!("{}/{}", quota.namespace().unwrap_or_default(), quota.name_any());
     let hard = quota.spec.as_ref().and_then(|spec| spec.hard.as_ref());
     let used = quota.status.as_ref().and_then(|status| status.used.as_ref());
@@ -107,7 +108,7 @@ pub(crate) fn quotas(quota: &ResourceQuota, prefixes: &BTreeSet<String>) -> Vec<
         if used < hard {
             return Diagnostic::ok(fact);
         }
-        Diagnostic::failed(format!("{fact}: a further pod is refused"))
+        Diagnostic::new(used_up, format!("{fact}: a further pod is refused"))
             .because("QuotaReached")
             .remedy(format!("raise {key} of the quota, or delete pods of the namespace"))
             .see(anchor::NETWORKS)
@@ -160,8 +161,9 @@ mod tests {
             }))
         };
         let prefixes = resource::prefixes(&[]);
-        let found = quotas(&quota("2"), &prefixes);
+        let found = quotas(&quota("2"), &prefixes, Level::Warning);
         assert_eq!((found.len(), found[0].reason.as_deref()), (1, Some("QuotaReached")));
-        assert_eq!(quotas(&quota("1"), &prefixes)[0].reason, None);
+        assert_eq!(found[0].level, Level::Warning);
+        assert_eq!(quotas(&quota("1"), &prefixes, Level::Warning)[0].reason, None);
     }
 }

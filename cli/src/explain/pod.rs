@@ -71,7 +71,7 @@ fn missing(facts: &Facts, subject: &Subject) -> Section {
     });
     let about: Vec<Event> = about.cloned().collect();
     let prefixes = resource::prefixes(items(&facts.pools));
-    let reached = items(&facts.quotas).iter().flat_map(|quota| quotas(quota, &prefixes));
+    let reached = items(&facts.quotas).iter().flat_map(|quota| quotas(quota, &prefixes, Level::Failed));
     found.extend(reached.filter(|found| found.level == Level::Failed));
     found.extend(events::warnings(&about));
     Section::new("why it does not exist", found)
