@@ -106,8 +106,9 @@ cluster-down: tool ## End the demo's cluster and leave nothing of it
 fmt: ## Format all Rust code
 	cargo fmt --all
 
-# Not part of `make test`: building the tool takes longer than it saves there. Continuous integration caches it.
-deny: ## Check licences, bans, sources and advisories of all dependencies
+# `make test` checks licences, bans and sources by the same deny.toml. Advisories change without a commit and need the
+# network: they are a job of their own in continuous integration, which caches the tool.
+deny: ## Check licences, bans, sources and advisories of all dependencies; make test checks all but advisories
 	@command -v cargo-deny >/dev/null || cargo install cargo-deny --locked
 	cargo deny --locked check
 

@@ -5,6 +5,7 @@
 mod archive;
 mod build;
 mod image;
+mod licenses;
 mod sbom;
 
 use std::fmt::Write as _;

@@ -46,7 +46,7 @@ impl Platform {
     }
 
     /// The plugin starts fastest with musl; the daemons and the CLI are glibc's, as in the images of the tests.
-    fn target(self, profile: &str) -> String {
+    pub(super) fn target(self, profile: &str) -> String {
         let library = if profile == PLUGIN.profile { "musl" } else { "gnu" };
         format!("{}-unknown-linux-{library}", self.rust())
     }

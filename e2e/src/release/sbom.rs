@@ -7,26 +7,28 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::{Origin, VERSION, build};
+use super::{Origin, VERSION, build, licenses};
 use crate::layout::{self, Checkout};
 use crate::process;
 
-/// Writes the bill of materials.
+/// Writes the bill of materials, of dependencies that `deny.toml` allows.
 pub(super) fn write(checkout: &Checkout, origin: &Origin, dist: &Path) -> Result<()> {
-    let mut command = Command::new("cargo");
-    command.args([
-        "metadata",
-        "--locked",
-        "--format-version",
-        "1",
-        "--filter-platform",
-        "x86_64-unknown-linux-gnu",
-    ]);
-    let metadata = process::output(command.current_dir(checkout.root()))?;
-    let metadata: Value = serde_json::from_str(&metadata).context("read cargo metadata")?;
+    let metadata = metadata(checkout)?;
+    licenses::check(checkout, &metadata)?;
     let roots = build::PROGRAMS.map(|krate| krate.package);
     let text = serde_json::to_string_pretty(&bill(&metadata, &roots, &origin.time)?)?;
     layout::write(&dist.join("sbom.cdx.json"), text + "\n")
+}
+
+/// What Cargo knows of all dependencies on the platforms of a release.
+pub(super) fn metadata(checkout: &Checkout) -> Result<Value> {
+    let mut command = Command::new("cargo");
+    command.args(["metadata", "--locked", "--format-version", "1"]);
+    for platform in build::Platform::ALL {
+        command.args(["--filter-platform", &platform.target("release")]);
+    }
+    let text = process::output(command.current_dir(checkout.root()))?;
+    serde_json::from_str(&text).context("read cargo metadata")
 }
 
 /// Every package that is linked into these or runs while they are built, and what each depends on.
