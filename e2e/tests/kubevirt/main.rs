@@ -7,5 +7,7 @@ mod faults;
 mod machine;
 mod machines;
 mod migration;
+mod nodes;
+mod pools;
 mod stage;
 mod watch;

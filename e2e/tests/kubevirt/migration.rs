@@ -74,12 +74,8 @@ fn percentile(mut values: Vec<u32>, percent: usize) -> f64 {
 
 fn figures(title: &str, losses: &[Loss]) {
     let line = |name: &str, pick: fn(&Loss) -> u32| {
-        let values = || losses.iter().map(pick).collect::<Vec<_>>();
-        println!(
-            "  {name:12} p50 {:4.1} s  p99 {:4.1} s",
-            percentile(values(), 50),
-            percentile(values(), 99)
-        );
+        let at = |percent| percentile(losses.iter().map(pick).collect(), percent);
+        println!("  {name:12} p50 {:4.1} s  p99 {:4.1} s  max {:4.1} s", at(50), at(99), at(100));
     };
     println!("{title}, {} migrations, time without an answer:", losses.len());
     line("third host", |loss| loss.third);

@@ -10,7 +10,7 @@ use std::time::Duration;
 pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
 /// The resources of the examples' pools.
-const RESOURCE: &str = "macvtap.network.kubevirt.io/machines";
+pub(crate) const RESOURCE: &str = "macvtap.network.kubevirt.io/machines";
 const STORAGE: &str = "macvtap.network.kubevirt.io/storage";
 
 /// The third host's address, on the switch between the nodes.

@@ -1,9 +1,13 @@
 //! Pings of a machine, one each tenth of a second, from everywhere at once: what was lost, and for how long.
 
+use crate::machine::Machine;
 use crate::stage::{Place, Stage};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
 use std::fmt;
+
+/// So many pings of 0.1 s may be lost during a fault that does not concern the machine: a busy host's hiccup.
+const HICCUP: u32 = 3;
 
 /// Pings that run.
 pub(crate) struct Watch<'s> {
@@ -50,6 +54,36 @@ impl<'s> Watch<'s> {
         }
         Ok(all)
     }
+}
+
+/// Does something under a running machine while everybody pings it, and returns what each place saw. No frame may arrive twice.
+pub(crate) fn under(
+    stage: &Stage,
+    machine: &Machine,
+    what: &str,
+    fault: impl FnOnce() -> Result<()>,
+) -> Result<Vec<Seen>> {
+    let watch = Watch::begin(stage, &machine.addresses()[0])?;
+    fault().with_context(|| what.to_owned())?;
+    stage.wait_reached(machine)?;
+    let seen = watch.end()?;
+    let shown: Vec<String> = seen.iter().map(ToString::to_string).collect();
+    println!("{what:24} {}", shown.join("; "));
+    ensure!(seen.iter().all(|seen| seen.doubled == 0), "{what}: frames were doubled: {}", shown.join("; "));
+    Ok(seen)
+}
+
+/// As [`under`], for what does not concern the machine.
+pub(crate) fn unnoticed(
+    stage: &Stage,
+    machine: &Machine,
+    what: &str,
+    fault: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    for seen in under(stage, machine, what, fault)? {
+        ensure!(seen.lost <= HICCUP, "{what}: {seen}");
+    }
+    Ok(())
 }
 
 fn log(place: Place, address: &str) -> String {

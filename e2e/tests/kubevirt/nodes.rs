@@ -1,0 +1,49 @@
+//! A node that gives its machine away.
+
+use crate::machine::Machine;
+use crate::stage::{NAMESPACE, PATIENCE, Stage, play};
+use crate::watch::under;
+use anyhow::{Result, ensure};
+use e2e::Node;
+
+#[test]
+fn a_drained_node_gives_its_machine_away() -> Result<()> {
+    play(|stage| {
+        let machine = Machine::on("drained", 73, "follow");
+        stage.start(&machine)?;
+        let from = stage.node_of(&machine)?;
+        let drained = under(stage, &machine, "node drained", || {
+            let selector = format!("--pod-selector=app={}", machine.name);
+            let words = ["drain", &from, &selector, "--delete-emptydir-data", "--timeout=150s"];
+            stage.kubectl.run(&words)?;
+            ensure!(stage.node_of(&machine)? != from, "the machine is still on {from}");
+            e2e::wait::until("the end of the old pod", PATIENCE, || {
+                Ok((stage.launchers(&machine)?.len() == 1).then_some(()))
+            })
+        });
+        stage.kubectl.run(&["uncordon", &from])?;
+        drained.map(drop)
+    })
+}
+
+/// Of the machine's former pod nothing is left: as many records on the nodes as devices that pods hold.
+pub(crate) fn only_its_own_remain(stage: &Stage, machine: &Machine) -> Result<()> {
+    let count = |node: &Node, directory: &str| -> Result<usize> {
+        let listed = node.exec(&["sh", "-c", &format!("ls {directory}")])?;
+        Ok(listed.lines().count())
+    };
+    e2e::wait::until("the records of the pods that run, and no other", PATIENCE, || {
+        let mut records = 0;
+        for node in stage.cluster.nodes() {
+            records += count(node, "/run/macvtap/attachments")?;
+        }
+        let launchers = stage.launchers(machine)?.len();
+        let pods = stage.kubectl.get(NAMESPACE, "pods")?;
+        let peers = pods["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|pod| pod["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("peer-")));
+        Ok((records == peers.count() + launchers).then_some(()))
+    })
+}
