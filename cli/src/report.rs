@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// How a fact is to be taken.
+/// How a fact is interpreted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) enum Level {
     /// As it should be.
@@ -19,7 +19,7 @@ pub(crate) enum Level {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Diagnostic {
-    /// How it is to be taken.
+    /// How it is interpreted.
     pub(crate) level: Level,
     /// What is so, in one sentence.
     pub(crate) fact: String,

@@ -46,8 +46,8 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
         .ok_or_else(|| differs(attachment, "is gone"))?;
     let target = target::resolve(call, &network, &table)?;
     if !matches!(target, Target::Nic(..)) && !link.is_macvtap() {
-        let kind = link.kind.as_deref().unwrap_or("no virtual link");
-        return Err(differs(attachment, &format!("is no macvtap but {kind}")));
+        let kind = link.kind.as_deref().unwrap_or("physical link");
+        return Err(differs(attachment, &format!("is a {kind}, not a macvtap")));
     }
     // A link that follows its guest may have another address than the guest.
     let mac = (network.migration == Migration::Fixed).then_some(interface.mac.as_str());
@@ -157,6 +157,6 @@ fn check_device(
 }
 
 fn differs(attachment: &Attachment, problem: &str) -> CniError {
-    let message = format!("interface {} {problem}; delete the pod to have it made anew", attachment.ifname);
+    let message = format!("interface {} {problem}; delete the pod to have it recreated", attachment.ifname);
     CniError::new(Code::Check, message)
 }

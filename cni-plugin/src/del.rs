@@ -153,7 +153,7 @@ pub(crate) fn is_of(record: &record::Attachment, container: &str, interface: &st
     }
 }
 
-/// The same for a verb that is told the namespace, by which a record is known that the agent had to write anew.
+/// The same for a verb that receives the namespace, which identifies a record that the agent had to rewrite.
 pub(crate) fn is_theirs<N>(record: &record::Attachment, attachment: &Attachment<N>) -> bool
 where
     for<'a> &'a N: Into<Option<&'a PathBuf>>,

@@ -69,7 +69,7 @@ pub struct Following {
 }
 
 impl Following {
-    /// What shall be followed. Only a mode that delivers frames between siblings has a wrong link to deliver them to; and
+    /// What should be followed. Only a mode that delivers frames between siblings has a wrong link to deliver them to; and
     /// without an address that somebody gave the guest nobody but the link can say which it is.
     pub(crate) fn wanted(
         network: &Network,

@@ -88,7 +88,7 @@ pub fn understand(answer: Value, plugin: &str) -> Result<CniResult, CniError> {
         return Err(CniError::new(Code::Ipam, message));
     }
     if let Some(mac) = mac(&result).filter(|mac| mac.parse::<MacAddr>().is_err()) {
-        let message = format!("it gave the MAC address {mac:?}, which is no unicast one");
+        let message = format!("it gave the MAC address {mac:?}, which is not a unicast address");
         return Err(CniError::new(Code::Ipam, message));
     }
     if is_kube_ovns {
@@ -317,7 +317,7 @@ impl<'c> Delegate<'c> {
         }
         let text = String::from_utf8_lossy(&output.stdout);
         let text = Some(text.trim()).filter(|text| !text.is_empty());
-        // What is no JSON is quoted by whoever expects a result.
+        // What is not JSON is quoted by whatever expects a result.
         let json: Option<Value> = text.map(|text| serde_json::from_str(text).unwrap_or_else(|_| text.into()));
         if output.success {
             return Ok(Answer { json, has_left: output.has_left });

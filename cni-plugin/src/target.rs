@@ -22,7 +22,7 @@ pub enum Target<'t> {
 
 /// The device table of this boot.
 pub fn table(call: &Call) -> Result<DeviceTable, CniError> {
-    // Whatever is wrong with it, the agent writes it anew.
+    // Whatever is wrong with it, the agent rewrites it.
     table_file::load_current(&call.paths).map_err(|error| CniError::from_chain(Code::TryAgain, &error))
 }
 

@@ -46,7 +46,7 @@ pub fn create(name: &str) -> Result<()> {
 }
 
 /// Version 2: a controller works below a group only when the group hands it on. Which ones the kubelet misses it says
-/// itself, so a controller that cannot be handed on is no error here.
+/// itself, so a controller that cannot be handed on is not an error here.
 fn delegate(hierarchy: &Path, group: &Path) {
     let Ok(controllers) = fs::read_to_string(group.join("cgroup.controllers")) else { return };
     if hierarchy != Path::new(ROOT) {

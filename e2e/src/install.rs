@@ -42,7 +42,7 @@ pub fn product(cluster: &Cluster, values: &[&str]) -> Result<()> {
     wait_ready(cluster)
 }
 
-/// Starts the pods anew when the images are not those that they were started with: a reference like `:dev` stays the same.
+/// Restarts the pods when the images are not those that they were started with: a reference like `:dev` stays the same.
 pub fn restart_changed(cluster: &Cluster, images: &[Image]) -> Result<()> {
     let mut digests: Vec<&str> = images.iter().map(|image| image.digest.as_str()).collect();
     digests.sort_unstable();

@@ -30,7 +30,7 @@ impl Kubectl {
         &self.kubeconfig
     }
 
-    /// A command; append what kubectl shall do.
+    /// A command; append what kubectl should do.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.env("KUBECONFIG", &self.kubeconfig);

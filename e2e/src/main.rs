@@ -57,7 +57,7 @@ enum Command {
     Kubectl {
         #[command(flatten)]
         name: Name,
-        /// What kubectl shall do
+        /// What kubectl should do
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -131,7 +131,7 @@ enum Command {
     },
     /// Measure what an agent costs on a node with 512 links while pods of others come and go
     BenchIdle {
-        /// How long at rest, and how long with pods
+        /// How long idle, and how long with pods
         #[arg(long, default_value_t = 20)]
         seconds: u32,
         /// Another release's macvtap-node-agent, measured the same way
@@ -368,7 +368,7 @@ fn exit(command: &mut std::process::Command) -> Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-/// Results go to standard output; a closed pipe is no error.
+/// Results go to standard output; a closed pipe is not an error.
 fn print(text: impl std::fmt::Display) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stdout(), "{text}");

@@ -158,7 +158,7 @@ pub fn holder_name(node: &NodeLayout) -> String {
     format!("{}-mounts", node.name())
 }
 
-/// Starts the process that holds a node's mount namespace, and a process namespace if it shall have one, unless it runs;
+/// Starts the process that holds a node's mount namespace, and a process namespace if it should have one, unless it runs;
 /// gives its pid.
 pub fn ensure_mounts(processes: &Processes, node: &NodeLayout, own_processes: bool) -> Result<u32> {
     let name = holder_name(node);

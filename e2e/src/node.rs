@@ -121,7 +121,7 @@ impl Node {
     }
 
     /// Makes namespaces and cgroup and starts containerd with the images, as far as they are missing. A new node has a
-    /// process namespace of its own if it shall.
+    /// process namespace of its own if it should.
     pub fn ensure_runtime(&self, own_processes: bool) -> Result<()> {
         namespaces::ensure_node(&self.layout)?;
         cgroups::create(&self.layout.cgroup())?;

@@ -29,7 +29,7 @@ impl Pki {
     pub fn ensure(dir: &Path, users: &[User<'_>]) -> Result<Self> {
         let pki = Self { dir: dir.to_path_buf() };
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        // Written last, so that an interrupted run is made anew instead of mixing two authorities.
+        // Written last, so that an interrupted run is recreated instead of mixing two authorities.
         let complete = dir.join("tokens.csv");
         if !complete.exists() {
             pki.make_certificates()?;

@@ -245,7 +245,7 @@ fn install(missing: &[(&str, &str)]) -> Result<()> {
     apt(&[&["install", "-y", "-q", "--no-install-recommends"], &packages[..]].concat())
 }
 
-/// Runs apt-get; once more with fresh lists when it fails, since a new machine has none.
+/// Runs apt-get; again with fresh lists when it fails, since a new machine has none.
 fn apt(args: &[&str]) -> Result<()> {
     let run = |args: &[&str]| {
         let mut command = Command::new("apt-get");

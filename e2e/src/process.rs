@@ -160,7 +160,7 @@ fn parse_stat(stat: &str) -> Option<u64> {
     }
 }
 
-/// Whether a process with that pid exists and is no zombie.
+/// Whether a process with that pid exists and is not a zombie.
 pub fn alive(pid: u32) -> bool {
     Identity::of(pid).is_some()
 }
@@ -220,7 +220,7 @@ pub fn tail(path: &Path, lines: usize) -> String {
 }
 
 /// Takes from a `cargo` command what another cargo above us says of the crate it runs: build scripts that watch these
-/// variables would run again, and everything that depends on them would be compiled anew.
+/// variables would run again, and everything that depends on them would be compiled again.
 pub fn without_crate(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let inherited = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"];

@@ -18,7 +18,7 @@ const REMINDER: Duration = Duration::from_secs(30);
 /// Cargo and Go need about a second to see that everything is built.
 const NOTHING_TO_DO: Duration = Duration::from_millis(1500);
 
-/// Prints a line; a closed terminal is no reason to stop.
+/// Prints a line; a closed terminal is not a reason to stop.
 pub fn say(line: impl Display) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

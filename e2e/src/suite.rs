@@ -290,7 +290,7 @@ fn programs(checkout: &Checkout) -> Result<BTreeSet<Program>> {
     Ok(found)
 }
 
-/// The failures once more, at the end, where a reader of a long log begins.
+/// The failures again, at the end, where a reader of a long log begins.
 fn summary(outcomes: &[Outcome]) -> Result<()> {
     say("== summary");
     outcomes.iter().for_each(say);

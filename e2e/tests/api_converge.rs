@@ -125,7 +125,7 @@ impl World {
         Ok(())
     }
 
-    /// One event. That it was refused, for the object is not there or there already, is no error.
+    /// One event. That it was refused, for the object is not there or there already, is not an error.
     fn event(&mut self) -> String {
         let (what, done) = match self.random.below(20) {
             0..=3 => self.node_event(),

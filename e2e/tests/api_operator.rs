@@ -180,7 +180,7 @@ fn a_pool_that_cannot_be_read_stops_nobody() -> Result<()> {
     ensure!(message.contains("Teleport"), "{message}");
     scene.event("strange", "NotReadable")?;
 
-    // What is readable once more has its effect again, and one that never was can be deleted.
+    // What is readable again has its effect again, and one that never was can be deleted.
     scene.pool("sound", &json!({"macvtap": {"mode": "Teleport"}}))?;
     scene.says("sound", "Accepted", "False", "NotReadable")?;
     scene.told("n1", &[("sound", "Active")]).context("nodes keep what they were told")?;

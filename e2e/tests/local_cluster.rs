@@ -154,7 +154,7 @@ fn up_repairs_what_died() -> Result<()> {
         "the kubeconfig file is another one"
     );
 
-    // Without its mounts a node cannot be repaired, so all of it starts anew.
+    // Without its mounts a node cannot be repaired, so all of it starts again.
     process::send(pid("n1-mounts")?, rustix::process::Signal::KILL);
     let cluster = Cluster::up(&own.name, options)?;
     cluster.explain(|| works(&cluster))

@@ -1,4 +1,4 @@
-//! Adopting: a record written anew for a device whose record was lost while a pod has its link.
+//! Adopting: a record rewritten for a device whose record was lost while a pod has its link.
 //!
 //! Looked for in the namespace of the node and in those whose paths are in one directory, never in the whole machine:
 //! every namespace counts its indexes by itself, and a neighbour on the same kernel may use the same ones.
@@ -29,7 +29,7 @@ pub struct Unrecorded {
     pub ifindex: u32,
     /// The index of the link below, in the namespace of the node.
     pub lower_ifindex: u32,
-    /// Owner of a device node that must be made anew.
+    /// Owner of a device node that must be recreated.
     pub owner: Owner,
     /// Namespace of the pod that has it.
     pub pod_namespace: String,
@@ -166,7 +166,7 @@ fn find<K: Kernel>(
     };
     for entry in entries {
         let path = entry.map_err(failed)?.path();
-        // Also files that are no namespaces (any more), and the node's own namespace under a name.
+        // Also files that are not namespaces (any more), and the node's own namespace under a name.
         let Ok(netns) = Netns::open(&path) else { continue };
         let Some(id) = kernel.number(&path, netns.inode())? else { continue };
         if let Some(link) = kernel.find(Place::Numbered(id), &by)?.filter(&ours) {

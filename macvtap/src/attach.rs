@@ -165,7 +165,7 @@ fn note_again(paths: &Paths, device: &DeviceId, note: Option<&TapNote>) -> Resul
     if noted.as_ref() == Some(&now) { Ok(()) } else { Ok(tap_pods::write(paths, device, &now)?) }
 }
 
-/// The existing attachment, if it is what the same holder asks for again. Makes the device node anew.
+/// The existing attachment, if it is what the same holder asks for again. Recreates the device node.
 fn present<K: Kernel>(
     paths: &Paths,
     kernel: &mut K,

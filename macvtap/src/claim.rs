@@ -15,7 +15,7 @@ use std::path::Path;
 pub enum Repeat {
     /// A link that is as requested stays.
     Keep,
-    /// The link is made anew.
+    /// The link is recreated.
     Rebuild,
 }
 
@@ -115,7 +115,7 @@ fn judge(
     else {
         return Err(in_use());
     };
-    // A record that was written anew knows neither container nor UID.
+    // A record that was rewritten knows neither container nor UID.
     let adopted = container_id == UNKNOWN;
     let same_sandbox = if adopted { netns_inode == wanted_inode } else { container_id == wanted_container };
     let same_uid = pod_uid != UNKNOWN && pod_uid == wanted_uid;

@@ -1,4 +1,4 @@
-//! Undoing an attachment: by the plugin's DEL, by who takes a device over, and by the agent that collects leftovers. A
+//! Undoing an attachment: by the plugin's DEL, by who takes a device over, and by the agent that collects orphans. A
 //! macvtap is deleted, a whole NIC is brought back to the node.
 
 use crate::device_id::DeviceId;

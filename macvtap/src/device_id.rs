@@ -27,13 +27,13 @@ pub struct DeviceId {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ResourceName(String);
 
-/// Why a text is no device ID or no resource name.
+/// Why a text is not a device ID or a resource name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceIdError {
     /// The separator is absent.
     #[error("device ID {0:?} is not of the form <resourceName>Mvp<slot>")]
     Form(String),
-    /// What follows the separator is no slot.
+    /// What follows the separator is not a slot.
     #[error(
         "device ID {id:?} has slot {slot:?}; a slot is a decimal number from 0 to {SLOT_MAX} without leading zeros"
     )]

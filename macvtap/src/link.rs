@@ -48,7 +48,7 @@ const IFF_LOWER_UP: u32 = 0x1_0000;
 pub struct Link {
     /// Its index in its namespace.
     pub index: u32,
-    /// Its name. The kernel takes any bytes, and a pod may choose them: what is no text has [`char::REPLACEMENT_CHARACTER`]
+    /// Its name. The kernel takes any bytes, and a pod may choose them: what is not text has [`char::REPLACEMENT_CHARACTER`]
     /// in it.
     pub name: String,
     /// rtnetlink kind; absent for hardware.
@@ -174,7 +174,7 @@ pub struct Move<'a> {
     pub netns: BorrowedFd<'a>,
 }
 
-/// By what a link is looked for.
+/// The key by which a link is looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum By {
     /// Its index.

@@ -27,7 +27,7 @@ pub struct Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         // Closing is not enough: a child that another thread is just starting has a copy of the descriptor until it
-        // executes its program. An error would mean that this is no lock any more.
+        // executes its program. An error would mean that this is not a lock any more.
         let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }

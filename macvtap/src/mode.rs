@@ -17,7 +17,7 @@ pub enum Mode {
     Passthru,
 }
 
-/// A text that is no mode.
+/// A text that is not a mode.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown macvtap mode {0:?}; use bridge, vepa, private or passthru")]
 pub struct UnknownMode(pub String);

@@ -187,7 +187,7 @@ impl Socket {
     }
 
     /// Asks for a list of any length, and hands on the payload of each object as it comes, with what has come of those
-    /// before. Begins anew when the list changes while the kernel writes it; that time and again is an error.
+    /// before. Starts again when the list changes while the kernel writes it; that time and again is an error.
     pub fn fold<T: Default>(
         &mut self,
         kind: Kind,

@@ -49,7 +49,7 @@ pub enum NetnsError {
         errno: Errno,
     },
     /// The path leads to something else.
-    #[error("{} is no network namespace; give the path of one, for example /run/netns/<name>", .0.display())]
+    #[error("{} is not a network namespace; give the path of one, for example /run/netns/<name>", .0.display())]
     NotNetns(PathBuf),
     /// The namespace is the caller's.
     #[error("{} is the network namespace of the node itself; give a pod's", .0.display())]
@@ -161,7 +161,7 @@ impl AsFd for Netns {
 struct WayBack(Option<OwnedFd>);
 
 impl WayBack {
-    /// When this fails, the way is tried once more: who undoes what was done must not do it in the pod.
+    /// When this fails, the way is tried again: who undoes what was done must not do it in the pod.
     fn take(mut self) -> Result<(), Errno> {
         if let Some(own) = &self.0 {
             move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network))?;

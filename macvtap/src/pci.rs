@@ -16,7 +16,7 @@ pub struct PciAddress {
     function: u8,
 }
 
-/// A text that is no PCI address as the kernel writes it.
+/// A text that is not a PCI address as the kernel writes it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a PCI address; write it as the kernel does, for example 0000:00:0a.0")]
 pub struct BadPciAddress(pub String);

@@ -15,7 +15,7 @@ use std::path::Path;
 /// The version this program writes, and the only one it reads.
 pub const VERSION: u32 = 1;
 
-/// Stands for a container ID or a pod's UID that nobody could tell when a lost record was written anew. No runtime gives
+/// Stands for a container ID or a pod's UID that nobody could tell when a lost record was rewritten. No runtime gives
 /// a container an empty ID.
 pub const UNKNOWN: &str = "";
 
@@ -55,13 +55,13 @@ pub struct Attachment {
     pub kubelet: Option<String>,
 }
 
-/// A NIC as it was on the node before a pod got it, and as it shall be there again.
+/// A NIC as it was on the node before a pod got it, and as it must be there again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Nic {
     /// Where it is.
     pub pci: PciAddress,
-    /// By what it is known wherever it is.
+    /// Its identity wherever it is.
     pub identity: LinkIdentity,
     /// Its name.
     pub name: String,
@@ -93,7 +93,7 @@ pub enum Holder {
     /// A pod network: the link is in the pod's network namespace.
     #[serde(rename_all = "camelCase")]
     Pod {
-        /// `CNI_CONTAINERID` of the sandbox; [`UNKNOWN`] in a record that was written anew.
+        /// `CNI_CONTAINERID` of the sandbox; [`UNKNOWN`] in a record that was rewritten.
         container_id: String,
         /// `CNI_IFNAME`.
         ifname: String,
@@ -113,7 +113,7 @@ pub enum Holder {
 }
 
 impl Holder {
-    /// Whether this is the interface that a runtime means by this namespace and name, in a record that was written anew
+    /// Whether this is the interface that a runtime means by this namespace and name, in a record that was rewritten
     /// and so knows no container.
     pub fn is_adopted(&self, ifname: &str, netns: Option<&Path>) -> bool {
         let (Self::Pod { container_id, ifname: own, netns: path, netns_inode, .. }, Some(wanted)) =
@@ -154,9 +154,9 @@ impl std::fmt::Display for DeviceNumber {
     }
 }
 
-/// A text that is no device number.
+/// A text that is not a device number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no device number of the form <major>:<minor>")]
+#[error("{0:?} is not a device number of the form <major>:<minor>")]
 pub struct BadDeviceNumber(pub String);
 
 impl std::str::FromStr for DeviceNumber {

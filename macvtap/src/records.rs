@@ -25,7 +25,7 @@ pub enum RecordError {
     /// The file system refused.
     #[error("attachment record")]
     File(#[from] FileError),
-    /// The content is no record.
+    /// The content is not a record.
     #[error("attachment record {} is damaged", path.display())]
     Damaged {
         /// The file.
@@ -52,7 +52,7 @@ pub enum RecordError {
 pub struct Listing {
     /// Readable records, ordered by device.
     pub records: Vec<Attachment>,
-    /// Files that bear a device's name and are no record, with the reason.
+    /// Files that bear a device's name and are not records, with the reason.
     pub damaged: Vec<(DeviceId, RecordError)>,
 }
 
@@ -161,7 +161,7 @@ pub fn remove(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
     Ok(file::remove(&path(paths, &record.device))?)
 }
 
-/// All records, readable or not. Names that are no device ID (temporary files among them) are skipped.
+/// All records, readable or not. Names that are not device IDs (temporary files among them) are skipped.
 pub fn list(paths: &Paths) -> Result<Listing, RecordError> {
     let directory = paths.attachments();
     let failed = |source| FileError { step: "list", path: paths.attachments(), source };

@@ -15,7 +15,7 @@ pub enum TableFileError {
     /// The file system refused.
     #[error("device table")]
     File(#[from] FileError),
-    /// The content is no table.
+    /// The content is not a table.
     #[error("{}", path.display())]
     Content {
         /// The file.

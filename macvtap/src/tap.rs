@@ -73,8 +73,8 @@ pub enum TapError {
         #[source]
         source: io::Error,
     },
-    /// What was read is no number.
-    #[error("sysfs says {text:?} for the device number of tap{ifindex}, which is no <major>:<minor>")]
+    /// What was read is not a number.
+    #[error("sysfs says {text:?} for the device number of tap{ifindex}, which is not <major>:<minor>")]
     Number {
         /// The index of the link.
         ifindex: u32,

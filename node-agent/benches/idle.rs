@@ -32,7 +32,7 @@ const ROUND: Duration = Duration::from_secs(10);
 /// What the kernel counts processor time in, for user space: hundredths of a second.
 const TICK: Duration = Duration::from_millis(10);
 
-/// How long the node has been at rest before anything is measured.
+/// How long the node has been idle before anything is measured.
 const SETTLED: Duration = Duration::from_secs(5);
 
 fn main() {

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
-/// What the node shall offer.
+/// What the node should offer.
 #[derive(Clone, Debug, Default)]
 pub struct Configuration {
     /// The pools, in the order in which they choose links.
@@ -166,7 +166,7 @@ impl Configuration {
     }
 }
 
-/// Puts a configuration where a later start finds it. That it cannot be saved is no reason not to serve it.
+/// Puts a configuration where a later start finds it. That it cannot be saved is not a reason not to serve it.
 async fn save(path: &Path, content: Vec<u8>) {
     let saved = tokio::task::spawn_blocking({
         let path = path.to_owned();

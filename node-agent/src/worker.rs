@@ -117,7 +117,7 @@ async fn serve(arguments: Run, source: Source) -> Result<(), WorkerError> {
     served
 }
 
-/// What keeps the CNI plugin in its place, if this agent shall.
+/// What keeps the CNI plugin in its place, if this agent should.
 fn keeper(arguments: &Run) -> Option<Keeper> {
     let plugin = Plugin {
         file: arguments.cni_plugin.clone(),
@@ -209,7 +209,7 @@ async fn lead(
     if lock::successor_waits(&arguments.state_dir) {
         info!("handing over to the agent that stands by");
         serving.hand_over().await;
-        // The successor begins as soon as it has the lock. It listens at the same address, it looks for leftovers, and what
+        // The successor begins as soon as it has the lock. It listens at the same address, it looks for orphans, and what
         // this agent has not reported yet would replace what that one reports.
         tasks.shutdown().await;
         if serving.release_node().await {

@@ -42,7 +42,7 @@ pub enum MigrateError {
     /// There is no cluster.
     #[error("find the cluster; or give a file, or - for the standard input")]
     NoCluster(#[source] BoxError),
-    /// What was read is no configuration.
+    /// What was read is not a configuration.
     #[error(transparent)]
     Source(#[from] SourceError),
     /// A flag that makes no sense.

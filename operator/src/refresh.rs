@@ -1,8 +1,8 @@
-//! Watches that begin anew on demand.
+//! Watches that start again on demand.
 //!
 //! Who was cut off from the API server may have the lease again before its watches have noticed anything: they wait up to
 //! half a minute between tries, and a connection that nobody ended is silent for longer. What it then wrote would be a
-//! former state of the cluster. So it lists everything once more before it writes.
+//! former state of the cluster. So it lists everything again before it writes.
 
 use futures::{StreamExt, stream};
 use kube::runtime::watcher::{self, Event};
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 /// What happens to objects of a kind.
 pub type Events<K> = futures::stream::BoxStream<'static, watcher::Result<Event<K>>>;
 
-/// Makes watches begin anew, and knows when each has caught up.
+/// Makes watches start again, and knows when each has caught up.
 #[derive(Debug)]
 pub struct Refresh {
     /// How long a watch is waited for that the operator can do without.
@@ -85,7 +85,7 @@ impl Refresh {
         .boxed()
     }
 
-    /// Lets every watch begin anew, and waits until all have listed what there is: for the vital ones as long as that
+    /// Lets every watch start again, and waits until all have listed what there is: for the vital ones as long as that
     /// takes.
     pub async fn all(&self) {
         self.asked.send_modify(|asked| *asked += 1);

@@ -45,7 +45,7 @@ pub struct RawState {
 const ROOM_CHECK: Duration = Duration::from_secs(1);
 
 /// For how long a state that was deleted is remembered: what its node holds it still holds, and it is told of it again when
-/// the state is made anew.
+/// the state is recreated.
 const REMEMBERED: Duration = Duration::from_mins(10);
 
 /// All node states by name, as the watch shows them and as the operator has written them since.

@@ -31,7 +31,7 @@ const KNOWN: [(&[&str], &str, &str); 14] = [
         "remove deviceID from the network's configuration: Multus fills it in",
     ),
     (
-        &["is no device of this node"],
+        &["is not a device of this node"],
         "UnknownDevice",
         "compare the network's annotation with the pool's resource",
     ),

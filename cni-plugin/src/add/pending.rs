@@ -50,7 +50,7 @@ pub(super) struct NewLink<'a> {
     pub(super) attaching: Attaching<'a, Rtnl>,
     /// The holder whose derived address it has, which can be exchanged; none if its address was asked for.
     pub(super) derived_for: Option<&'a Attachment>,
-    /// What shall follow its guest, if anything.
+    /// What should follow its guest, if anything.
     pub(super) following: Option<Following>,
     /// Where followers are recorded.
     pub(super) paths: &'a Paths,

@@ -29,7 +29,7 @@ pub(super) enum Seen {
     Nothing,
 }
 
-/// What is to be done.
+/// What must be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
     /// Give the link the guest's address.

@@ -22,7 +22,7 @@ const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ICMPV6: u8 = 58;
 
-/// Sends a frame for each address. A frame that cannot be sent (no carrier, say) is no reason to fail: who asks for the
+/// Sends a frame for each address. A frame that cannot be sent (no carrier, say) is not a reason to fail: who asks for the
 /// address is answered.
 pub(crate) fn announce(kernel: &Rtnl, link: &Link, lease: &CniResult) {
     let Some(mac) = link.device_mac() else { return };

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 pub(crate) const WHERE_TO_LOOK: &str =
     "the reason is in the pod's Events and in the log of kube-ovn-controller";
 
-/// Why there are no addresses in an answer that is none: the 1.16 plugin reads nothing out of an older daemon's.
+/// Why an invalid answer has no addresses: the 1.16 plugin reads nothing out of an older daemon's.
 pub(crate) const VERSION_MISMATCH: &str = "its answer has no ips: plugin and daemon of kube-ovn are of different versions; install the plugin of the \
      daemon's version";
 
@@ -48,7 +48,7 @@ pub(crate) fn failure(text: &str) -> Failure {
 }
 
 /// Adds the default route that the plugin forgets as soon as the configuration or the pod has routes of its own.
-/// kube-ovn gives a gateway only to an interface that shall have the default route.
+/// kube-ovn gives a gateway only to an interface that should have the default route.
 pub(crate) fn complete(result: &mut CniResult) {
     for everything in EVERYTHING {
         let of_family = |address: &IpAddr| same_family(&everything, address);

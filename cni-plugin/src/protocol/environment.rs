@@ -143,7 +143,7 @@ impl Attachment {
 }
 
 impl Deletion {
-    /// Without `CNI_ARGS`, which say nothing about what is to be removed: a pod must be able to go whatever they are.
+    /// Without `CNI_ARGS`, which do not identify what must be removed: a pod must be able to go whatever they are.
     fn read(variables: &impl Variables) -> Result<Self, CniError> {
         let container_id = required(variables, "CNI_CONTAINERID")?;
         if !is_container_id(&container_id) {

@@ -114,10 +114,13 @@ impl CniResult {
     pub fn parse(value: Value, whose: &str, code: Code) -> Result<Self, CniError> {
         if !value.is_object() {
             let shown: String = value.to_string().chars().take(200).collect();
-            return Err(CniError::new(code, format!("{whose} is no CNI result: {shown} is no JSON object")));
+            return Err(CniError::new(
+                code,
+                format!("{whose} is not a CNI result: {shown} is not a JSON object"),
+            ));
         }
         let parsed = serde_json::from_value(value);
-        parsed.map_err(|error| CniError::new(code, format!("{whose} is no CNI result: {error}")))
+        parsed.map_err(|error| CniError::new(code, format!("{whose} is not a CNI result: {error}")))
     }
 
     /// The form on standard output.
@@ -183,23 +186,23 @@ fn natural<'de, T: TryFrom<i64>, D: Deserializer<'de>>(deserializer: D) -> Resul
 }
 
 fn net<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpNet, D::Error> {
-    parsed(&String::deserialize(deserializer)?, "address with prefix length, for example 10.0.0.2/24")
+    parsed(&String::deserialize(deserializer)?, "an address with prefix length, for example 10.0.0.2/24")
 }
 
 fn optional_net<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpNet>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?.filter(|text| !text.is_empty());
-    text.map(|text| parsed(&text, "network with prefix length, for example 10.0.0.0/24")).transpose()
+    text.map(|text| parsed(&text, "a network with prefix length, for example 10.0.0.0/24")).transpose()
 }
 
-/// Go programs write an address that is none as an empty text.
+/// Go programs write a missing address as an empty text.
 fn optional_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?.filter(|text| !text.is_empty());
-    text.map(|text| parsed(&text, "address, for example 10.0.0.1")).transpose()
+    text.map(|text| parsed(&text, "an address, for example 10.0.0.1")).transpose()
 }
 
 /// The types' own errors do not name the value.
 fn parsed<T: FromStr, E: de::Error>(text: &str, want: &str) -> Result<T, E> {
-    text.parse().map_err(|_| E::custom(format_args!("{text:?} is no {want}")))
+    text.parse().map_err(|_| E::custom(format_args!("{text:?} is not {want}")))
 }
 
 #[cfg(test)]
@@ -272,7 +275,7 @@ mod tests {
     fn a_result_that_is_none_is_an_error_with_the_reason() {
         for json in [json!(3), json!({"ips": [{"address": "10.0.0.300/24"}]}), json!({"ips": [{}]})] {
             let error = CniResult::parse(json, "the answer", Code::Ipam).unwrap_err();
-            assert!(error.message.starts_with("the answer is no CNI result: "));
+            assert!(error.message.starts_with("the answer is not a CNI result: "));
         }
     }
 }

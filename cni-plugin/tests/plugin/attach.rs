@@ -65,9 +65,9 @@ fn a_repeated_add_gives_the_same_device_untouched() {
     let tap = record(&node, 0).unwrap().tap;
     Node::ip(&pod, "link set net1 alias kept");
     assert_eq!(call.ok("ADD"), first);
-    assert_eq!(link(&pod)["ifalias"], "kept", "the link was made anew");
+    assert_eq!(link(&pod)["ifalias"], "kept", "the link was recreated");
     assert_eq!(record(&node, 0).unwrap().tap, tap);
-    // Asked for something else, it is made anew.
+    // Asked for something else, it is recreated.
     let changed = call.with(json!({"mtu": 1300}));
     changed.ok("ADD");
     assert_eq!(link(&pod)["mtu"], 1300);

@@ -149,12 +149,12 @@ fn a_plugin_that_fails_is_quoted_and_nothing_is_made() {
         ("echo '{\"code\": 11, \"msg\": \"daemon away\"}'; exit 1", 11, "daemon away"),
         ("echo lost >&2; exit 3", 101, "lost"),
         ("exit 0", 101, "it answered nothing"),
-        ("echo done", 101, "its answer is no CNI result: \"done\" is no JSON object"),
+        ("echo done", 101, "its answer is not a CNI result: \"done\" is not a JSON object"),
         ("[ $CNI_COMMAND = DEL ] || yes x | head -c 2000000", 101, "is longer than 1048576 bytes"),
         (
             "echo '{\"interfaces\": [{\"mac\": \"01:00:5e:00:00:01\"}], \"ips\": [{\"address\": \"10.0.0.2/24\"}]}'",
             101,
-            "it gave the MAC address \"01:00:5e:00:00:01\", which is no unicast one",
+            "it gave the MAC address \"01:00:5e:00:00:01\", which is not a unicast address",
         ),
         ("echo '{\"ips\": []}'", 101, "its answer has no ips"),
         (
@@ -170,7 +170,7 @@ fn a_plugin_that_fails_is_quoted_and_nothing_is_made() {
         (
             "echo '{\"ips\": [{\"address\": \"nonsense\"}]}'",
             101,
-            "\"nonsense\" is no address with prefix length",
+            "\"nonsense\" is not an address with prefix length",
         ),
         (
             "echo '{\"ips\": [{\"address\": \"10.0.0.2/24\"}], \"routes\": [{}]}'",

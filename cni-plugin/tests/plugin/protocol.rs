@@ -79,7 +79,7 @@ fn each_mistake_has_its_code_and_names_what_is_wrong() {
             ADD.to_vec(),
             and(json!({"prevResult": {"ips": [{"address": "10.0.0.2"}]}})),
             7,
-            "prevResult is no CNI result: \"10.0.0.2\" is no address with prefix length, for example 10.0.0.2/24",
+            "prevResult is not a CNI result: \"10.0.0.2\" is not an address with prefix length, for example 10.0.0.2/24",
         ),
         (ADD.to_vec(), " ".repeat(5 << 20), 5, "longer than 4194304 bytes"),
         (ADD.to_vec(), and(json!({"mode": "source"})), 7, "mode"),

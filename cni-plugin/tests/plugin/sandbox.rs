@@ -76,7 +76,7 @@ fn the_device_of_a_dead_pod_is_taken_over_and_that_of_a_living_one_is_not() {
     assert_eq!(message, "device dataplaneMvp0 is in use by pod tenant-a/dead (net1)");
     assert_eq!(link(&dead)["ifindex"], node.first_ifindex, "somebody else's ADD touched it");
     assert_eq!((node.traces(), link(&next)), (before, Value::Null));
-    // A DEL of the refused container is no way to it either.
+    // A DEL of the refused container is not a way to it either.
     call.ok("DEL");
     assert_eq!(link(&dead)["ifindex"], node.first_ifindex);
     dead.end();

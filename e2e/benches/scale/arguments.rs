@@ -25,7 +25,7 @@ pub(crate) struct Arguments {
     /// How many writes of the floor are under way at the same time: as many as the operator's.
     #[arg(long, default_value_t = 32)]
     pub(crate) at_once: usize,
-    /// For how many seconds writes at rest are counted.
+    /// For how many seconds writes in steady state are counted.
     #[arg(long, default_value_t = 60)]
     pub(crate) rest: u64,
     /// The operator's executable.

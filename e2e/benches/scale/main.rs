@@ -297,7 +297,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Nodes go, and their states with them; nobody makes them anew.
+    /// Nodes go, and their states with them; nobody recreates them.
     async fn lose_nodes(&mut self) -> Result<()> {
         let left = self.arguments.nodes.saturating_sub(DELETED);
         let begun = Instant::now();

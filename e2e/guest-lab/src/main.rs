@@ -17,7 +17,7 @@ const MODULES: &str = "/modules";
 /// The word of the kernel's command line that names the test.
 const TEST: &str = "guest.test=";
 
-/// The word of the kernel's command line that names a module which this machine shall not have.
+/// The word of the kernel's command line that names a module which this machine should not have.
 const WITHOUT: &str = "guest.without=";
 
 /// Devices that these modules would make by themselves, under names that tests want.

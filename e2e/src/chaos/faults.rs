@@ -47,7 +47,7 @@ pub(super) struct Excuses {
 }
 
 impl Breaker<'_> {
-    /// Does one step, from its begin to its end. What a broken cluster does not allow is noted: it is no failure.
+    /// Does one step, from its begin to its end. What a broken cluster does not allow is noted: it is not a failure.
     pub(super) fn play(&self, step: &Step) {
         self.history.say(format_args!("begin {step}"));
         self.disturbed();

@@ -34,7 +34,7 @@ const CONVERGED: Duration = Duration::from_mins(3);
 /// So long after the last pod nothing is left.
 const CLEAN: Duration = Duration::from_mins(3);
 
-/// What a run shall be.
+/// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Decides everything; a random one when absent.

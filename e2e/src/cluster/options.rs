@@ -16,7 +16,7 @@ pub enum Multus {
     Thick,
 }
 
-/// What a cluster shall be.
+/// The settings of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// 1 or 2.

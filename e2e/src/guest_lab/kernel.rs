@@ -47,7 +47,7 @@ impl Flavour {
 /// Drivers of emulated NICs that are real ones elsewhere.
 const DRIVERS: [&str; 3] = ["e1000", "igb", "igbvf"];
 
-/// What a machine shall know; what these need comes with them.
+/// The modules of a machine; what these need comes with them.
 const MODULES: [&str; 15] = [
     "virtio_pci",
     "virtio_net",

@@ -109,7 +109,7 @@ fn failed_tests(log: &str) -> Vec<FailedTest<'_>> {
             }
             _ => {}
         }
-        // A program's last line: the next one starts anew, even if a test printed `failures:` itself.
+        // A program's last line: the next one starts again, even if a test printed `failures:` itself.
         if line.starts_with("test result: ") {
             shown = false;
         }

@@ -40,7 +40,7 @@ impl Agent {
         process::send(self.supervisor, Signal::KILL);
     }
 
-    /// Whether it says that it serves everything it shall.
+    /// Whether it says that it serves everything it should.
     pub(crate) fn is_ready(self, node: &Node) -> bool {
         let target = self.worker.to_string();
         let probe = ["nsenter", "-t", &target, "-a", "/usr/bin/macvtap-node-agent", "probe", "ready"];

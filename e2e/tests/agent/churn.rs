@@ -92,7 +92,7 @@ pub(crate) fn is_refused(stage: &Stage, pod: &Pod) -> Result<bool> {
 /// Deletes every pod of the stage, and checks that nothing of them stays on any node: no record, no device node, no link.
 pub(crate) fn nothing_stays(stage: &Stage, resource: &str) -> Result<()> {
     stage.kubectl.run(&["-n", &stage.namespace, "delete", "pods", "--all", "--wait", "--timeout=120s"])?;
-    // A leftover is removed when it was seen twice, ten seconds apart.
+    // An orphan is removed when it was seen twice, ten seconds apart.
     e2e::wait::until("the end of leftovers", PATIENCE, || stage.nothing_left(resource).map(Some))?;
     for node in stage.nodes {
         let links = node.exec(&["sh", "-c", "ip -o link show type macvtap | wc -l"])?;

@@ -43,7 +43,7 @@ impl<'s> Broken<'s> {
         self.at_switch(&["ip", "link", "set", PORT, state])
     }
 
-    /// Makes the link anew, with another MAC and another index.
+    /// Recreates the link, with another MAC and another index.
     fn recreate(&self) -> Result<()> {
         namespaces::ensure_node(self.node.layout())
     }

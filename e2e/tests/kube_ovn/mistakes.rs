@@ -20,7 +20,7 @@ fn rows(stage: &Stage) -> Vec<Row> {
     vec![
         // kube-ovn gives one address to both interfaces.
         Row { pod: twice, words: &["is already on net1", "attached once only"] },
-        // Multus hands out the resource's first device for the default network, and once more for the next one.
+        // Multus hands out the resource's first device for the default network, and again for the next one.
         Row { pod: both, words: &["one device cannot serve two networks"] },
         Row {
             pod: Pod::on("no-subnet", "nosub").says(&stage.key("nosub", "logical_switch"), "mistakes-net"),

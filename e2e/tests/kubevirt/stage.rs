@@ -121,7 +121,7 @@ pub(crate) enum Place {
     N1,
     /// A pod on node n2.
     N2,
-    /// A host that is no node.
+    /// A host that is not a node.
     Third,
 }
 

@@ -12,7 +12,7 @@ use crate::park::ParkError;
 use crate::records::RecordError;
 use crate::tap::TapError;
 
-/// How many minors in a row may be taken by pods that lost their links before an ADD gives up.
+/// How many minors in a row may be taken by pods that lost their links before an ADD is aborted.
 pub(super) const MINOR_ROUNDS: u32 = 64;
 
 /// A device cannot be attached.

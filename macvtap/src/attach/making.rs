@@ -54,7 +54,7 @@ impl<K: Kernel> Attaching<'_, K> {
         self.is_repeat
     }
 
-    /// The address the link shall get, from now on.
+    /// Sets the address that the link gets.
     pub fn wish_mac(&mut self, mac: MacAddr) {
         self.request.link.mac = Some(mac);
     }

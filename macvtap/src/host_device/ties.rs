@@ -8,7 +8,7 @@ use crate::paths::Paths;
 use crate::records::{self, RecordError};
 use std::fmt;
 
-/// By what the node holds a NIC.
+/// The reason why the node holds a NIC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tie {
     /// The node reaches the world through it.

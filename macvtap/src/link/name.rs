@@ -31,7 +31,7 @@ impl FromStr for IfName {
     type Err = BadIfName;
 
     fn from_str(text: &str) -> Result<Self, BadIfName> {
-        // The last stands for what was no text.
+        // The last stands for what was not text.
         let forbidden = |c: char| {
             c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%' | char::REPLACEMENT_CHARACTER)
         };

@@ -37,7 +37,7 @@ pub struct NicLink {
     pub alias: Option<String>,
     /// Its other names.
     pub alt_names: Vec<String>,
-    /// Other names that are no text. The kernel takes any bytes, and nobody but a pod gives such.
+    /// Other names that are not text. The kernel takes any bytes, and nobody but a pod gives such.
     pub odd_names: Vec<Vec<u8>>,
     /// Index of the link that it is a port or member of.
     pub master: Option<u32>,

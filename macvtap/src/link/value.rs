@@ -10,7 +10,7 @@ pub(crate) fn text(value: &[u8]) -> Option<String> {
     String::from_utf8(until_zero(value).to_vec()).ok()
 }
 
-/// The same, with a substitute for what is no text.
+/// The same, with a substitute for what is not text.
 pub(crate) fn lossy(value: &[u8]) -> String {
     String::from_utf8_lossy(until_zero(value)).into_owned()
 }

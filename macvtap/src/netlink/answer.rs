@@ -60,7 +60,7 @@ pub(super) fn read_list(datagram: &[u8], sequence: u32, list: &mut List) -> Resu
                 NLMSG_ERROR => {
                     return match acknowledgement(&message)? {
                         Answer::Refused { errno, said } => Ok(ListEnd::Refused { errno, said }),
-                        _ => Err("is no list"),
+                        _ => Err("is not a list"),
                     };
                 }
                 _ => list.objects.push(message.payload().to_vec()),

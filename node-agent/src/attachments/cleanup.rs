@@ -21,7 +21,7 @@ use tracing::{info, warn};
 pub(crate) struct Done {
     /// Orphaned attachments removed.
     pub(crate) removed: u64,
-    /// Records written anew.
+    /// Records rewritten.
     pub(crate) adopted: u64,
 }
 

@@ -91,7 +91,7 @@ struct Missing {
     asked: Option<Instant>,
 }
 
-/// What is to be done, and what is to be reported.
+/// What must be done, and what must be reported.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Attachments to remove, if nobody holds the device's lock.

@@ -64,7 +64,7 @@ impl Orphan {
         self.note.as_ref()
     }
 
-    /// What is to be removed.
+    /// What must be removed.
     pub fn record(&self) -> &Attachment {
         &self.record
     }

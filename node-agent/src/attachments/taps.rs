@@ -1,4 +1,4 @@
-//! Links for pods that have only the tap: made when their container starts, removed when the device is handed out anew.
+//! Links for pods that have only the tap: made when their container starts, removed when the device is handed out again.
 
 use super::sandbox::{Fate, Sandboxes};
 use crate::pods::{Listing, PodAges, PodName};

@@ -33,7 +33,7 @@ pub struct ConfigurationFile {
 
 impl ConfigurationFile {
     /// Reads the file. A worker whose predecessor died goes on with the last good text if there is a bad one now: nobody
-    /// started the agent anew, and pods need it.
+    /// restarted the agent, and pods need it.
     pub(super) fn open(path: &Path, state: &Path, worker: Worker) -> Result<Self, SourceError> {
         let kept = state.join(KEPT);
         let first = match (read(path), worker) {

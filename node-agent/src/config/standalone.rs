@@ -21,7 +21,7 @@ use std::fmt;
 /// The environment variable macvtap-cni reads.
 pub const VARIABLE: &str = "DP_MACVTAP_CONF";
 
-/// A longer text is no configuration.
+/// A longer text is not a configuration.
 pub const SIZE_MAX: usize = 1 << 20;
 
 /// The most devices one link can offer.

@@ -4,7 +4,7 @@
 //! a boot. Growing adds a range. Shrinking stops advertising free devices from the top; they stay in the table for
 //! [`GRACE`], so that an Allocate that was under way still ends well, and leave it after that.
 //!
-//! A link is known by its index within a boot. What was made anew (a NIC after its driver was reloaded, a bond that was
+//! A link is known by its index within a boot. What was recreated (a NIC after its driver was reloaded, a bond that was
 //! deleted and set up again, everything after a reboot) is the same link when its [`LinkIdentity`] is, and gets its
 //! devices back.
 //!
@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 /// How long a device that is no longer advertised can still be allocated.
 pub const GRACE: Duration = Duration::from_mins(1);
 
-/// What a resource shall have.
+/// The desired state of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demand {
     /// Everything but links, as the table has it.
@@ -44,7 +44,7 @@ pub struct Demand {
     pub links: Vec<DemandedLink>,
 }
 
-/// A link of a resource, and how many devices it shall offer.
+/// A link of a resource, and how many devices it should offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DemandedLink {
     /// Its index.
@@ -204,7 +204,7 @@ fn settle_type<'t>(
     if in_use.iter().any(|device| device.resource() == name) { (before, None) } else { (None, demand) }
 }
 
-/// The links a resource had and those it shall have, each once, under its index of today.
+/// The links a resource had and those it should have, each once, under its index of today.
 fn adopt(
     before: &[LowerLink],
     demand: Option<&Demand>,
@@ -329,7 +329,7 @@ impl Work<'_> {
         ours.map(DeviceId::slot).filter(of_link).collect()
     }
 
-    /// Adds what is missing to the number of devices the link shall have.
+    /// Adds what is missing to the number of devices the link should have.
     fn grow(&mut self, links: &mut [LowerLink], place: usize, demand: Option<&Demand>) {
         let Some(ifindex) = links.get(place).map(|link| link.ifindex) else {
             return;

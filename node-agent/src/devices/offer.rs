@@ -54,7 +54,7 @@ pub struct OfferedRun {
     pub link: String,
     /// How the link is.
     pub state: LinkState,
-    /// Memory node of the link, if the kubelet shall know it.
+    /// Memory node of the link, if the kubelet should know it.
     pub numa_node: Option<u32>,
     /// The PCI function, when the device is the NIC itself: the kubelet knows the device by that.
     pub pci: Option<PciAddress>,

@@ -1,4 +1,4 @@
-//! One resource's socket: made, registered, and made anew whenever the kubelet has lost it.
+//! One resource's socket: made, registered, and recreated whenever the kubelet has lost it.
 //!
 //! The kubelet empties its directory when it starts, and admits pods about a second later; a pod admitted before the
 //! resource is registered fails for good. So everything here happens at once, and waits only after a failure.
@@ -36,10 +36,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// The same for a kubelet that answers, and does not take the resource.
 const BACKOFF_REFUSED: Duration = Duration::from_secs(30);
 
-/// A registration that held this long was no failure.
+/// A registration that held this long was not a failure.
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// One resource that the kubelet shall know.
+/// One resource that the kubelet should know.
 pub struct Resource {
     /// Its bare name.
     pub name: ResourceName,

@@ -89,7 +89,7 @@ impl Ledger {
     }
 
     /// Drops the notes of devices that the kubelet listed when it was asked after the allocation: from then on its
-    /// list says when they are free again. It never lists a device for a former pod once it has handed it out anew.
+    /// list says when they are free again. It never lists a device for a former pod once it has handed it out again.
     pub fn confirm<'a>(&self, listed: impl Iterator<Item = &'a DeviceId>, asked: Instant) {
         let mut allocated = self.lock();
         for device in listed {
@@ -120,7 +120,7 @@ impl Ledger {
     }
 
     /// Drops the notes of former holders that the kubelet listed with the device when it was asked after the allocation: a
-    /// kubelet that lost its checkpoint hands out anew what its pods have.
+    /// kubelet that lost its checkpoint hands out again what its pods have.
     pub fn absolve<'a>(&self, listed: impl Iterator<Item = (&'a DeviceId, &'a PodName)>, asked: Instant) {
         let mut former = lock(&self.former);
         for (device, pod) in listed {

@@ -11,7 +11,7 @@ use tokio::net::UnixListener;
 pub const PREFIX: &str = "mvt-";
 
 /// No socket was made. Names the directory: the socket's own name is another one at every try, and who is told the reason
-/// shall not take each for news.
+/// should not take each for news.
 #[derive(Debug, thiserror::Error)]
 #[error("make a socket in {}", directory.display())]
 pub(super) struct BindError {

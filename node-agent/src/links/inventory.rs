@@ -204,7 +204,7 @@ impl Inventory {
         if let Some(master) = link.master.as_ref().filter(|master| master.kind != "vrf") {
             return Some(Obstacle::EnslavedTo(self.name_of(master.ifindex)));
         }
-        // Devices of ours are no obstacle to each other: who has the link is decided elsewhere.
+        // Devices of ours are not an obstacle to each other: who has the link is decided elsewhere.
         let mut strangers = self.children(link.ifindex).filter(|child| !is_ours(child));
         strangers.find_map(|child| match &child.kind {
             Kind::Macvlan | Kind::Macvtap if child.passthru => Some(Obstacle::Passthru(child.name.clone())),
@@ -226,7 +226,7 @@ impl Inventory {
         upper.map(|upper| Tie::Upper(upper.name.clone()))
     }
 
-    /// Links made on this one, in this namespace. A veth's other end is no child.
+    /// Links made on this one, in this namespace. A veth's other end is not a child.
     fn children(&self, ifindex: u32) -> impl Iterator<Item = &Link> {
         self.index.on(ifindex).filter_map(|child| self.links.get(&child))
     }

@@ -306,7 +306,7 @@ impl Kind {
     fn of(kind: &str, ethernet: bool, has_device: bool) -> Self {
         match kind {
             _ if !ethernet => Self::NotEthernet(kind.to_owned()),
-            // Without a device it is no NIC.
+            // Without a device it is not a NIC.
             "" if has_device => Self::Physical,
             "bond" => Self::Bond,
             "vlan" => Self::Vlan,

@@ -182,7 +182,7 @@ async fn follow_once(
             }
             () = sleep_until(next.map(|(_, at)| at)) => if let Some((query, _)) = next {
                 due.remove(&query);
-                // Only this query uses up the links whose speed is to be read.
+                // Only this query uses up the links whose speed must be read.
                 let outdated = if query == Query::Speeds { reader.take_outdated() } else { Vec::new() };
                 running = Some(AbortOnDrop(tokio::spawn(ask(query, outdated))));
             },

@@ -100,7 +100,7 @@ impl Reader {
         }
     }
 
-    /// Takes a full list, completed by [`describe`], in place of everything known. All speeds are to be read then.
+    /// Takes a full list, completed by [`describe`], in place of everything known. All speeds must be read then.
     pub(super) fn complete(&mut self, mut links: Vec<Link>) -> Vec<Link> {
         for link in &mut links {
             self.remember(link);
@@ -112,13 +112,13 @@ impl Reader {
         links
     }
 
-    /// Returns the links whose speed is to be read again, by index and name.
+    /// Returns the links whose speed must be read again, by index and name.
     pub(super) fn take_outdated(&mut self) -> Vec<(u32, String)> {
         let outdated = std::mem::take(&mut self.outdated).into_iter();
         outdated.filter_map(|ifindex| Some((ifindex, self.devices.get(&ifindex)?.name.clone()))).collect()
     }
 
-    /// Whether the speed of a link is to be read again.
+    /// Whether the speed of a link must be read again.
     pub(super) fn has_outdated(&self) -> bool {
         !self.outdated.is_empty()
     }

@@ -29,7 +29,7 @@ const ANSWER_MAX: u64 = 4096;
 /// What an agent says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// It serves everything it shall.
+    /// It serves everything it should.
     Ready,
     /// Another agent serves; this one waits for its end.
     Standby,

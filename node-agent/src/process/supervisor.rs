@@ -55,7 +55,7 @@ pub enum SupervisorError {
 pub enum Worker {
     /// What is wrong with the configuration now was wrong when somebody started the agent, who is told by its end.
     First,
-    /// It takes the place of one that served, and shall serve too.
+    /// It takes the place of one that served, and should serve too.
     Later,
 }
 

@@ -18,7 +18,7 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// Says what changed. A pool without a link is no failure, and nobody finds out why if nobody says so; where there
+    /// Says what changed. A pool without a link is not a failure, and nobody finds out why if nobody says so; where there
     /// is no API server, the log is all there is.
     pub(super) fn log(&mut self, engine: &Engine, step: &Step) {
         let Engine { pools, inventory, .. } = engine;

@@ -19,7 +19,7 @@ use std::path::Path;
 /// many are left out above the highest one known.
 const GAP: u32 = 1 << 16;
 
-/// Every recorded device with its index, then every one the kubelet has given away; everything else is given anew.
+/// Every recorded device with its index, then every one the kubelet has given away; everything else is given again.
 /// Which link the latter were on nobody has noted: the resource's, if it has one only.
 pub(super) fn rebuild(paths: &Paths, plugins: &Path, boot_id: &str, standalone: bool) -> DeviceTable {
     let records = records::list(paths).map(|listing| listing.records).unwrap_or_default();

@@ -119,7 +119,7 @@ func calls(ctx context.Context, plugin api.DevicePluginClient, resource string, 
 	if seen.Options, err = plugin.GetDevicePluginOptions(ctx, &api.Empty{}); err != nil {
 		return fmt.Errorf("options: %w", err)
 	}
-	// Both stay open: a plugin that loses its last stream unasked registers anew.
+	// Both stay open: a plugin that loses its last stream unasked registers again.
 	for _, count := range []*int{&seen.Devices, &seen.SecondList} {
 		stream, err := plugin.ListAndWatch(ctx, &api.Empty{})
 		if err != nil {

@@ -15,7 +15,7 @@ fn a_pod_that_takes_the_tap_alone_gets_a_link_when_it_starts_and_the_next_one_an
     assert_eq!(taps(), "1\n");
     let stat = node.sh(&format!("stat -c '%F %u:%g' {}", devices[0].0));
     assert_eq!(stat, "character special file 107:107\n");
-    // The container is started again: nothing is made anew.
+    // The container is started again: nothing is recreated.
     let before = node.sh("ip -o link show type macvtap");
     kubelet.pre_start("dataplane", &["dataplaneMvp9"]).unwrap();
     assert_eq!(node.sh("ip -o link show type macvtap"), before);
@@ -48,7 +48,7 @@ fn a_tap_stays_its_pods_while_that_is_listed_and_goes_to_the_next_pod_then() {
     kubelet.add_pod("first", ids[0]);
     kubelet.pre_start("dataplane", &ids).unwrap();
     let before = link();
-    // A kubelet that starts again hands out anew what init containers had, although the pod runs.
+    // A kubelet that starts again hands out again what init containers had, although the pod runs.
     kubelet.allocate("dataplane", &ids).unwrap();
     kubelet.pre_start("dataplane", &ids).unwrap();
     assert_eq!(link(), before, "{}", agent.log());

@@ -89,7 +89,7 @@ async fn announce(pool: &MacvtapResourcePool, report: &NetworkReport, context: &
         let event = about(EventType::Normal, EventReason::NetworkAdopted, note, (namespace, name));
         context.announce(&event, pool).await;
     }
-    // What a new spec changes is no repair.
+    // What a new spec changes is not a repair.
     let status = pool.status.as_ref();
     if status.is_some_and(|status| status.observed_generation == pool.metadata.generation) {
         for (namespace, name) in &report.repaired {

@@ -28,7 +28,7 @@ pub struct Group {
     pub entries: Vec<Map<String, Value>>,
 }
 
-/// What is to be printed.
+/// What must be printed.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// About all pools.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-/// A longer text is no configuration; etcd takes no object of this size either.
+/// A longer text is not a configuration; etcd takes no object of this size either.
 pub const SIZE_MAX: u64 = 4 << 20;
 
 /// The key of a `ConfigMap` that becomes the variable.
@@ -36,7 +36,7 @@ pub enum SourceError {
         /// What it has.
         keys: String,
     },
-    /// The variable is no array of objects.
+    /// The variable is not an array of objects.
     #[error("{VARIABLE} of {place} is not a JSON array of objects: {problem}")]
     Variable {
         /// Where.

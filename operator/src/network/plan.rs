@@ -27,7 +27,7 @@ pub struct Desired {
     pub problems: Vec<Problem>,
 }
 
-/// What is to be done.
+/// What must be done.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Not there, or not ours: to be made if nobody else has the name.

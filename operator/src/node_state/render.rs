@@ -22,7 +22,7 @@ pub struct Target<'t> {
     pub current: Option<&'t KnownState>,
 }
 
-/// What the node shall offer, given what it was told before. `granted` says whether it is the node's turn to hear of a
+/// What the node should offer, given what it was told before. `granted` says whether it is the node's turn to hear of a
 /// staged pool as it is now.
 ///
 /// What was told of a pool that cannot be read stays as it is.
@@ -46,7 +46,7 @@ pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool)
         .filter(|old| !(node.silent && catalog.released(&old.uid, node.name)))
         .map(Entry::draining)
         .collect();
-    // A pool made anew under an old name, or with an old resource name, waits for the old one's last device.
+    // A pool recreated under an old name, or with an old resource name, waits for the old one's last device.
     let taken = |new: &Entry| {
         draining
             .iter()
@@ -108,7 +108,7 @@ pub fn drained(state: &KnownState, entry: &NodePool) -> bool {
     }
 }
 
-/// What a node is told of a pool that it shall have: an edit that no node needs to know changes nothing, and one that
+/// What a node is told of a pool that it should have: an edit that no node needs to know changes nothing, and one that
 /// is not the node's turn yet changes nothing either.
 fn told(
     pool: &ActivePool,

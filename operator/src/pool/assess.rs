@@ -24,7 +24,7 @@ pub struct Subject<'s> {
     nodes: Option<Nodes>,
     catalog: &'s Catalog,
     grants: &'s Grants,
-    /// What nodes shall be told, if it has an effect.
+    /// What nodes should be told, if it has an effect.
     pub wanted: Option<&'s ActivePool>,
 }
 

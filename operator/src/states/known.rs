@@ -22,7 +22,7 @@ pub struct KnownState {
     pub name: String,
     /// UID of the Node that owns it, if it is owned as we would have it.
     pub owner: Option<String>,
-    /// `metadata.resourceVersion`; 0 if it is no number.
+    /// `metadata.resourceVersion`; 0 if it is not a number.
     pub version: u64,
     /// Since when the operator has seen a spec that the agent has neither applied nor said anything about, by the
     /// operator's own clock.
@@ -329,7 +329,7 @@ fn owner(raw: &RawState) -> Option<String> {
     owned.map(|owner| owner.uid.clone())
 }
 
-/// The version of an object; 0 if it is no number.
+/// The version of an object; 0 if it is not a number.
 pub fn version(meta: &ObjectMeta) -> u64 {
     meta.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
 }

@@ -28,14 +28,14 @@ impl Unreadable {
     }
 }
 
-/// What was seen of each object, so that changes of what we do not use are no changes.
+/// What was seen of each object, so that changes of what we do not use are not changes.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     fingerprints: HashMap<(Option<String>, String), u64>,
 }
 
 impl Seen {
-    /// Whether the event is worth telling. A list that was read anew always is.
+    /// Whether the event is worth telling. A list that was read again always is.
     pub(super) fn changed<K: Resource>(&mut self, event: &Event<K>, fingerprint: impl Fn(&K) -> u64) -> bool {
         let key =
             |object: &K| (object.meta().namespace.clone(), object.meta().name.clone().unwrap_or_default());

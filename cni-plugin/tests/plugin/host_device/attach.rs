@@ -75,7 +75,7 @@ fn addresses_are_leased_set_and_given_back() {
     assert!(addresses.contains("10.9.0.2/24") && addresses.contains("fd09::2/64"), "{addresses}");
     assert!(Node::ip(&pod, "route").contains("default via 10.9.0.1 dev net1"));
     call.clone().with(json!({"prevResult": result})).ok("CHECK");
-    // Again, as when the answer was lost: the same, done anew.
+    // Again, as when the answer was lost: the same, done again.
     assert_eq!(call.ok("ADD")["interfaces"], result["interfaces"]);
     call.ok("DEL");
     assert_eq!(state(&node, &pod), before);

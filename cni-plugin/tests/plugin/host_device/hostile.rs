@@ -5,7 +5,7 @@ use super::{call, current, nic, ready_node, state};
 use crate::support::{Holder, Node, record};
 use macvtap::records;
 
-/// For a shell: bytes that are no text.
+/// For a shell: bytes that are not text.
 const NO_TEXT: &str = "$(printf '\\377\\376')";
 
 /// Runs `ip` in the pod, with the words as a shell understands them.

@@ -140,7 +140,7 @@ fn what_is_left_of_an_ended_pod_is_found_after_its_time() {
     seen.at = ORPHAN + at(1);
     assert!(judge.observe(&seen).iter().all(|found| matches!(found, Violation::Orphan(_))));
     assert_eq!(judge.observe(&seen).len(), 3);
-    // It went after all, and another one of the same name starts anew.
+    // It went after all, and another one of the same name starts again.
     let gone = Snapshot { at: at(400), ..healthy() };
     assert_eq!(judge.observe(&gone), []);
     seen.at = at(401);

@@ -26,7 +26,7 @@ pub(super) fn held(table: &DeviceTable, in_use: &BTreeSet<DeviceId>) -> Held {
     nics.collect()
 }
 
-/// The NICs a resource had and those it shall have, each once, under its index of today.
+/// The NICs a resource had and those it should have, each once, under its index of today.
 pub(super) fn adopt(
     before: &[LowerLink],
     demand: Option<&Demand>,
@@ -92,7 +92,7 @@ impl Work<'_> {
     }
 }
 
-/// Whether the NIC of the table is this link. Its parent's name may change when it is plugged anew; where nobody noted
+/// Whether the NIC of the table is this link. Its parent's name may change when it is plugged again; where nobody noted
 /// its address, the place decides.
 pub fn is_same(nic: &LowerLink, known: &Known) -> bool {
     match (nic.pci, known.pci) {

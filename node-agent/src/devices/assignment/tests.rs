@@ -339,7 +339,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     /// Whatever happens: a device in use keeps slot and index, an index means one device only, the table is sound,
-    /// and no link offers more than it shall, devices in use apart.
+    /// and no link offers more than it should, devices in use apart.
     #[test]
     fn devices_keep_their_promises(steps in prop::collection::vec(step(), 1..60)) {
         let mut node = Node::new().with(1, known("l0"));

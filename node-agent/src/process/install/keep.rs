@@ -1,7 +1,7 @@
 //! Keeps the plugin where the runtime looks for it as long as the agent runs: an update of the node can take the file, or
 //! exchange the directory, and then every new pod fails while all else looks well.
 //!
-//! A container keeps the directory that was mounted when it started. So the directory is looked up once more by way of its
+//! A container keeps the directory that was mounted when it started. So the directory is looked up again by way of its
 //! parent, as the node does it; where that leads elsewhere and out of sight, only a new container sees what the runtime sees.
 
 use super::{PluginName, install, is_executable, serves};

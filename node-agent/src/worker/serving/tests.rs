@@ -164,7 +164,7 @@ async fn an_agent_that_starts_with_a_full_disk_serves_what_is_on_it_and_nothing_
     assert_eq!((offered.counts().allocatable, offer(&serving, "b").counts().capacity), (5, 0));
     let status = serving.status.borrow().clone().unwrap();
     assert_eq!(status.pools.iter().map(|pool| pool.capacity).collect::<Vec<_>>(), [5, 0]);
-    // With room on the disk it is as it shall be.
+    // With room on the disk it is as it should be.
     let dir = tempfile::tempdir().unwrap();
     let mut freed = serving_in(Paths::new(dir.path(), dir.path()));
     std::mem::swap(&mut freed.table, &mut serving.table);

@@ -59,7 +59,7 @@ pub(super) struct World {
     /// DELs that may come at any time, or again.
     late: Vec<(DeviceId, String)>,
     made: u64,
-    /// Counts losses of the device table: what nobody noted is given anew.
+    /// Counts losses of the device table: what nobody noted is given again.
     pub(super) tables_lost: u32,
     pub(super) planted: Option<Planted>,
     pub(super) history: Vec<String>,

@@ -318,7 +318,7 @@ impl World {
                 *known = Nic { index: Some(index), carrier: true, enslaved: false, ..known.clone() };
             }
         }
-        // No pod survives: the kubelet admits them anew before there is a device plugin, and refuses them for good.
+        // No pod survives: the kubelet admits them again before there is a device plugin, and refuses them for good.
         self.kubelet.pods.clear();
         self.kubelet.given.clear();
         self.late.clear();

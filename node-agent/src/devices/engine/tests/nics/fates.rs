@@ -17,7 +17,7 @@ enum Fate {
     Freed,
     /// Another link comes, or goes.
     Stranger(u32, bool),
-    /// The agent starts anew.
+    /// The agent starts again.
     Restart,
 }
 
