@@ -28,7 +28,7 @@ use prost::Message as _;
 use seeds::targets;
 
 /// A step of the engine in a test without optimization takes a tenth of a millisecond.
-const INPUTS: u64 = 60_000;
+const INPUTS: u64 = 20_000;
 
 #[test]
 fn every_seed_is_one_that_its_reader_accepts() {

@@ -1,7 +1,8 @@
 //! Tries readers with inputs that grow from valid ones, by changes to their JSON and to their bytes. Shared by the tests of all
 //! three programs.
 //!
-//! Each run has another seed, which it prints; `MACVTAP_FUZZ_SEED` repeats a run, `MACVTAP_FUZZ_INPUTS` says how many inputs in sum.
+//! `MACVTAP_FUZZ_INPUTS` says how many inputs in sum, from another seed in each run, which is printed; `MACVTAP_FUZZ_SEED`
+//! repeats a run. Without either the inputs are always the same ones: a test that fails is about the change before it.
 
 mod inputs;
 
@@ -29,9 +30,11 @@ fn from_environment(name: &str) -> Option<u64> {
 
 /// Tries `few` inputs, or as many as the environment asks for.
 pub(crate) fn fuzz(targets: fn() -> Vec<Target>, few: u64) {
-    let inputs = from_environment("MACVTAP_FUZZ_INPUTS").unwrap_or(few);
+    let wanted = from_environment("MACVTAP_FUZZ_INPUTS");
+    let inputs = wanted.unwrap_or(few);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let seed = from_environment("MACVTAP_FUZZ_SEED").unwrap_or(now.as_secs());
+    let seed =
+        from_environment("MACVTAP_FUZZ_SEED").unwrap_or(if wanted.is_some() { now.as_secs() } else { 1 });
     println!("seed {seed}");
     let start = Instant::now();
     let progress: Vec<AtomicU64> = (0..WORKERS).map(|_| AtomicU64::new(0)).collect();
