@@ -5,7 +5,7 @@ use crate::catalog::Catalog;
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
-use crate::network::plan::is_ours;
+use crate::network::plan::{self, is_ours};
 use crate::network::reports::Reports;
 use crate::node::{NodeView, SILENCE};
 use crate::pace::Pace;
@@ -238,15 +238,16 @@ impl Context {
         })
     }
 
-    /// With `resourcePer: Link`, the resources that nodes report for the pool.
-    pub fn link_resources(&self, pool: &MacvtapResourcePool) -> BTreeSet<String> {
+    /// With `resourcePer: Link`, the resources that nodes report for the pool, and whether these are all.
+    pub fn link_resources(&self, pool: &MacvtapResourcePool) -> (BTreeSet<String>, bool) {
         match pool.spec.settings.resource_per {
-            ResourcePer::Pool => BTreeSet::new(),
+            ResourcePer::Pool => (BTreeSet::new(), true),
             ResourcePer::Link => {
-                let name = pool.name_any();
-                let states = self.states.all();
-                let pools = states.iter().filter_map(|state| state.pool(&name));
-                pools.flat_map(|pool| &pool.resources).map(ToString::to_string).collect()
+                let (resources, is_complete) =
+                    plan::link_resources(self.states.all().iter().map(Arc::as_ref), &pool.name_any());
+                let deleted = self.states.all_deleted(clock::now());
+                let is_there = |name: &str| self.nodes.get(&ObjectRef::new(name)).is_some();
+                (resources, is_complete && !deleted.iter().any(|state| is_there(&state.name)))
             }
         }
     }

@@ -55,9 +55,12 @@ async fn update(pool: &MacvtapResourcePool, context: &Context) -> Option<Network
         return Some(without_kind(pool, *context.network_kind.borrow()));
     };
     let namespaces = context.namespaces.state();
-    let links = context.link_resources(pool);
+    let (links, are_all_links) = context.link_resources(pool);
     let desired = plan::desired(pool, namespaces.iter().map(Arc::as_ref), &links);
-    let plan = plan::plan(&desired, &ours);
+    let mut plan = plan::plan(&desired, &ours);
+    if !are_all_links {
+        plan.delete.clear();
+    }
     if pool.spec.settings.advertisement == Advertisement::DryRun {
         let (wanted, ready) = (desired.networks.len(), plan.keep.len());
         return Some(NetworkReport { desired: wanted, ready, ..NetworkReport::default() });
