@@ -94,18 +94,21 @@ async fn needed(client: &Client, namespace: &str, pod: &Value) -> (BTreeMap<Stri
             Err(why) => warnings.push(incomplete(&why)),
         }
     }
-    for ((namespace, name), count) in wanted {
-        let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &namespace);
+    for ((place, name), count) in wanted {
+        // Whether a network of another namespace exists is not for everybody to know.
+        let is_own = place == namespace;
+        let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &place);
         match api.get_opt(&name).await {
             Ok(Some(network)) => {
                 if let Some(resource) = inject::resource(&network) {
                     *needed.entry(resource.to_owned()).or_default() += count;
                 }
             }
-            Ok(None) => warnings.push(incomplete(&format!("network {namespace}/{name} does not exist"))),
+            Ok(None) if !is_own => {}
+            Ok(None) => warnings.push(incomplete(&format!("network {place}/{name} does not exist"))),
             Err(error) => {
                 let error = refusal::text(&error);
-                warnings.push(incomplete(&format!("read network {namespace}/{name}: {error}")));
+                warnings.push(incomplete(&format!("read network {place}/{name}: {error}")));
             }
         }
     }
@@ -168,6 +171,12 @@ mod tests {
         let patch = STANDARD.decode(answer["response"]["patch"].as_str().unwrap()).unwrap();
         let patch: Value = serde_json::from_slice(&patch).unwrap();
         assert_eq!(patch[0]["value"]["limits"], json!({"x.io/r": "3"}));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_of_networks_of_other_namespaces() {
+        let answer = asked("other/missing").await;
+        assert_eq!(answer["response"], json!({"uid": "u", "allowed": true}));
     }
 
     #[tokio::test]
