@@ -30,7 +30,7 @@ const IMAGES: [(&str, &[Source]); 5] = [
     ("macvtap-node-agent", &[Source::Rust(AGENT), Source::Rust(PLUGIN)]),
 ];
 
-const TAPGUEST: Crate = Crate { package: "tapguest", program: "tapguest", profile: "release" };
+pub(crate) const TAPGUEST: Crate = Crate { package: "tapguest", program: "tapguest", profile: "release" };
 pub(crate) const OPERATOR: Crate =
     Crate { package: "macvtap-operator", program: "macvtap-operator", profile: "release" };
 pub(crate) const AGENT: Crate =

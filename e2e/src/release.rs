@@ -95,7 +95,8 @@ pub fn run(checkout: &Checkout) -> Result<PathBuf> {
 /// The static programs, and the CLI as an archive for each platform.
 fn programs(checkout: &Checkout, dist: &Path) -> Result<()> {
     for platform in Platform::ALL {
-        for krate in build::PROGRAMS {
+        // That one is of use in its image only.
+        for krate in build::PROGRAMS.into_iter().filter(|krate| *krate != images::TAPGUEST) {
             let content = build::read(checkout, platform, krate)?;
             let name = format!("{}-linux-{}", krate.program, platform.oci());
             if krate.program == "kubectl-macvtap" {

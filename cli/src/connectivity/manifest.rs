@@ -5,7 +5,6 @@ use k8s_openapi::api::core::v1::Pod;
 use macvtap_crds::RESOURCE_NAME_ANNOTATION;
 use macvtap_operator::network::kind::NetworkAttachmentDefinition;
 use serde_json::json;
-use std::fmt::Write as _;
 
 /// The label of everything that is made.
 const LABEL: &str = "macvtap.network.kubevirt.io/connectivity";
@@ -84,7 +83,7 @@ impl Run {
     /// The pod that asks all of them from a node. It ends well whatever it finds: its log tells.
     pub(super) fn asking(&self, index: usize) -> Result<Pod> {
         let (v4, v6) = addresses(index, 2);
-        let mut script = String::new();
+        let mut command = ["tapguest", "ask", "auto", "-", &v4, &v6, "3"].map(str::to_owned).to_vec();
         for (target, spot) in self.spots.iter().enumerate() {
             if target == index && !self.same_node {
                 continue;
@@ -95,17 +94,11 @@ impl Run {
                 ("IPv6 and multicast", &to6, 0),
                 ("full MTU", &to6, self.mtu.saturating_sub(HEADERS)),
             ] {
-                let size = if bytes == 0 { String::new() } else { format!(" {bytes}") };
-                // Writing to a String cannot fail.
-                let _ = writeln!(
-                    script,
-                    "echo '@ {}|{what}'; tapguest ping auto - {v4} {v6} {address} 3{size} 2>&1 && echo '@ ok'",
-                    spot.node
-                );
+                command.push(format!("{}|{what}={address},{bytes}", spot.node));
             }
         }
-        script.push_str("exit 0\n");
-        self.pod(&self.asking_name(index), "asking", index, &["sh", "-c", &script])
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        self.pod(&self.asking_name(index), "asking", index, &command)
     }
 
     fn pod(&self, name: &str, part: &str, index: usize, command: &[&str]) -> Result<Pod> {
@@ -167,14 +160,13 @@ pub(super) mod tests {
 
     #[test]
     fn a_pod_asks_every_other_one_over_both_families_and_with_the_full_mtu() {
-        let script = |run: &Run| {
-            run.asking(0).unwrap().spec.unwrap().containers[0].command.clone().unwrap()[2].clone()
-        };
-        let all = script(&run());
-        assert_eq!(all.lines().count(), 7, "{all}");
-        assert!(all.contains("tapguest ping auto - 198.18.0.2 2001:2::0:2 2001:2::1:1 3 8952 2>&1"), "{all}");
-        let vepa = script(&Run { same_node: false, ..run() });
-        assert!(!vepa.contains("@ n1|"), "{vepa}");
+        let command = |run: &Run| run.asking(0).unwrap().spec.unwrap().containers[0].command.clone().unwrap();
+        let all = command(&run());
+        assert_eq!(all[..7], ["tapguest", "ask", "auto", "-", "198.18.0.2", "2001:2::0:2", "3"]);
+        assert_eq!(all.len(), 7 + 6, "{all:?}");
+        assert_eq!(all[12], "n2|full MTU=2001:2::1:1,8952");
+        let vepa = command(&Run { same_node: false, ..run() });
+        assert!(!vepa.iter().any(|word| word.starts_with("n1|")), "{vepa:?}");
         let network = run().network().unwrap();
         assert!(network.spec.config.contains("\"mtu\":9000"));
     }

@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::VERSION;
-use crate::images::{self, AGENT, CLI, Crate, OPERATOR, PLUGIN};
+use crate::images::{self, AGENT, CLI, Crate, OPERATOR, PLUGIN, TAPGUEST};
 use crate::layout::Checkout;
 use crate::{process, progress};
 
 /// The programs of a release.
-pub(super) const PROGRAMS: [Crate; 4] = [OPERATOR, AGENT, PLUGIN, CLI];
+pub(super) const PROGRAMS: [Crate; 5] = [OPERATOR, AGENT, PLUGIN, CLI, TAPGUEST];
 
 /// A processor that a release is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,8 @@ impl Platform {
     }
 }
 
-/// Builds all programs for a platform. What writes a time into a program writes that of the commit.
+/// Builds all programs for a platform. What writes a time into a program writes that of the commit, and what writes the path
+/// of a source writes one that is the same everywhere.
 pub(super) fn compile(checkout: &Checkout, platform: Platform, seconds: u64) -> Result<()> {
     for profile in ["release", "cni"] {
         let target = platform.target(profile);
@@ -60,7 +61,10 @@ pub(super) fn compile(checkout: &Checkout, platform: Platform, seconds: u64) -> 
         command
             .args(["--profile", profile])
             .stdin(Stdio::null())
-            .env("SOURCE_DATE_EPOCH", seconds.to_string());
+            .env("SOURCE_DATE_EPOCH", seconds.to_string())
+            .arg("--target-dir")
+            .arg(directory(checkout))
+            .args(["--config", &remapped(checkout, &target)?]);
         if !platform.is_ours() {
             // Compiler and linker of the other processor; the linker of Rust itself is enough for musl.
             let linker = if target.ends_with("gnu") {
@@ -81,8 +85,27 @@ pub(super) fn compile(checkout: &Checkout, platform: Platform, seconds: u64) -> 
     Ok(())
 }
 
+/// Apart from other builds, which have no paths to hide and would be compiled again.
+fn directory(checkout: &Checkout) -> PathBuf {
+    checkout.path("target/release-build")
+}
+
+/// Paths of this machine that must not be in a program, each with what stands for it.
+fn places(checkout: &Checkout) -> Result<[(String, &'static str); 2]> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let home = home.context("neither CARGO_HOME nor HOME is set")?;
+    Ok([(checkout.root().display().to_string(), "/source"), (home.display().to_string(), "/cargo")])
+}
+
+/// The configuration of Cargo that replaces these paths, as an addition to the flags of static programs.
+fn remapped(checkout: &Checkout, target: &str) -> Result<String> {
+    let flags = places(checkout)?.map(|(from, to)| format!("\"--remap-path-prefix={from}={to}\""));
+    Ok(format!("target.{target}.rustflags=[{}]", flags.join(",")))
+}
+
 fn path(checkout: &Checkout, platform: Platform, krate: Crate) -> PathBuf {
-    checkout.path("target").join(platform.target(krate.profile)).join(krate.profile).join(krate.program)
+    directory(checkout).join(platform.target(krate.profile)).join(krate.profile).join(krate.program)
 }
 
 /// A program that was built.
@@ -91,7 +114,8 @@ pub(super) fn read(checkout: &Checkout, platform: Platform, krate: Crate) -> Res
     fs::read(&path).with_context(|| format!("read {}", path.display()))
 }
 
-/// Runs every program of a platform, those of another processor in an emulator.
+/// Runs every program of a platform, those of another processor in an emulator, and checks that none of them names a path of
+/// this machine: two checkouts give the same bytes.
 pub(super) fn check(checkout: &Checkout, platform: Platform) -> Result<()> {
     let start = |krate: Crate| {
         let program = path(checkout, platform, krate);
@@ -102,6 +126,13 @@ pub(super) fn check(checkout: &Checkout, platform: Platform) -> Result<()> {
         command.arg(program);
         command
     };
+    for krate in PROGRAMS {
+        let content = read(checkout, platform, krate)?;
+        for (place, _) in places(checkout)? {
+            let found = content.windows(place.len()).any(|part| part == place.as_bytes());
+            ensure!(!found, "{} for {} contains the path {place}", krate.program, platform.oci());
+        }
+    }
     for krate in [OPERATOR, AGENT, CLI] {
         let text = process::output(start(krate).arg("--version"))?;
         ensure!(
@@ -120,6 +151,13 @@ pub(super) fn check(checkout: &Checkout, platform: Platform) -> Result<()> {
         asked,
     )?;
     ensure!(text.contains("supportedVersions"), "the plugin for {} says {text:?}", platform.oci());
+    // It says how it is called, and ends in failure.
+    let usage = start(TAPGUEST).output().context("start tapguest")?;
+    ensure!(
+        String::from_utf8_lossy(&usage.stdout).contains("usage: tapguest"),
+        "tapguest for {} says {usage:?}",
+        platform.oci()
+    );
     progress::say(format_args!("  {}: every program runs", platform.oci()));
     Ok(())
 }

@@ -13,6 +13,7 @@ use tap::Tap;
 
 const USAGE: &str = "usage: tapguest respond DEVICE MAC IPV4 IPV6
        tapguest ping DEVICE MAC IPV4 IPV6 TARGET COUNT [BYTES]
+       tapguest ask DEVICE MAC IPV4 IPV6 COUNT LABEL=TARGET[,BYTES]...
        tapguest listen DEVICE SECONDS
 DEVICE is a path, an interface of this namespace, or 'auto' for the only /dev/tap*; MAC '-' is the link's own";
 
@@ -34,6 +35,9 @@ fn main() -> ExitCode {
                 let bytes = size.first().map_or(Ok(0), |size| size.parse()).context("BYTES")?;
                 ping(&tap, &guest, target.parse().context("TARGET")?, count.parse().context("COUNT")?, bytes)
             })
+        }
+        ["ask", device, mac, v4, v6, count, questions @ ..] => {
+            guest(device, mac, v4, v6).and_then(|(tap, guest)| ask(&tap, &guest, count, questions))
         }
         ["listen", device, seconds] => listen(device, seconds),
         _ => Err(anyhow::anyhow!(USAGE)),
@@ -91,6 +95,22 @@ fn ping(tap: &Tap, guest: &Guest, target: IpAddr, count: u16, bytes: usize) -> R
     ));
     if lost > 0 {
         bail!("{target}: {lost} of {count} echoes lost");
+    }
+    Ok(())
+}
+
+/// Pings one target after the other, each under a line with its label, and succeeds whoever answers.
+fn ask(tap: &Tap, guest: &Guest, count: &str, questions: &[&str]) -> Result<()> {
+    let count = count.parse().context("COUNT")?;
+    for question in questions {
+        let (label, target) = question.rsplit_once('=').context("LABEL=TARGET")?;
+        let (target, bytes) = target.split_once(',').unwrap_or((target, "0"));
+        let (target, bytes) = (target.parse().context("TARGET")?, bytes.parse().context("BYTES")?);
+        say(&format!("@ {label}"));
+        match ping(tap, guest, target, count, bytes) {
+            Ok(()) => say("@ ok"),
+            Err(error) => say(&format!("tapguest: {error:#}")),
+        }
     }
     Ok(())
 }
