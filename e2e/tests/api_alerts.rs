@@ -53,7 +53,7 @@ fn promtool_accepts_the_rules_and_each_alert_fires_and_clears() -> Result<()> {
 
 #[test]
 fn alerts_of_a_pool_fire_by_what_its_nodes_report_and_clear_when_it_is_mended() -> Result<()> {
-    let (scene, prometheus) = observed(&["n1", "n2"])?;
+    let (mut scene, prometheus) = observed(&["n1", "n2"])?;
     scene.pool("dp", &network("net", &json!({"names": ["tenant"]})))?;
     let well = |allocated: u32| -> Result<()> {
         for node in ["n1", "n2"] {
@@ -85,7 +85,10 @@ fn alerts_of_a_pool_fire_by_what_its_nodes_report_and_clear_when_it_is_mended() 
     for node in ["n1", "n2"] {
         scene.agent(node, true)?;
     }
-    cycle("MacvtapPoolNodesUnreachable", &|| scene.agent("n2", false), &|| scene.agent("n2", true))?;
+    scene.agent("n2", false)?;
+    scene.restart()?;
+    scrape(&scene, &prometheus)?;
+    cycle("MacvtapPoolNodesUnreachable", &|| Ok(()), &|| scene.agent("n2", true))?;
     cycle(
         "MacvtapPoolStuckTerminating",
         &|| scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"]).map(drop),

@@ -56,7 +56,7 @@ fn a_node_that_is_being_deleted_for_long_holds_up_no_rollout_and_no_deletion() -
 
 #[test]
 fn each_node_that_is_let_go_without_a_drain_has_an_event_of_its_own() -> Result<()> {
-    let scene = Scene::new(&["n1", "n2", "kept"], false)?;
+    let mut scene = Scene::new(&["n1", "n2", "kept"], false)?;
     scene.pool("dp", &json!({}))?;
     for node in ["n1", "n2", "kept"] {
         scene.told(node, &[("dp", "Active")])?;
@@ -66,6 +66,7 @@ fn each_node_that_is_let_go_without_a_drain_has_an_event_of_its_own() -> Result<
     for node in ["n1", "n2", "kept"] {
         scene.not_ready(node)?;
     }
+    scene.restart()?;
     scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;
     let release = "macvtap.network.kubevirt.io/release-without-drain=n1,n2,kept";
     scene.api.kubectl.run(&["annotate", "mrp", "dp", release])?;
@@ -113,12 +114,13 @@ fn a_node_may_have_the_longest_name() -> Result<()> {
     let part = "n".repeat(63);
     let long = format!("{part}.{part}.{part}.{}", "n".repeat(61));
     ensure!(long.len() == 253);
-    let scene = Scene::new(&[&long], false)?;
+    let mut scene = Scene::new(&[&long], false)?;
     scene.pool("dp", &json!({}))?;
     scene.told(&long, &[("dp", "Active")])?;
     scene.answer(&long, 1)?;
     scene.ready_nodes("dp", "1/1")?;
     scene.not_ready(&long)?;
+    scene.restart()?;
     let message = scene.says("dp", "Degraded", "True", "NodesUnreachable")?;
     ensure!(message.contains(&long), "{message}");
     scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;

@@ -226,7 +226,7 @@ fn a_node_state_that_was_edited_by_hand_or_is_unreadable_is_made_right() -> Resu
 
 #[test]
 fn a_deleted_pool_does_not_wait_for_nodes_that_are_gone_or_given_up() -> Result<()> {
-    let scene = Scene::new(&["gone", "dead", "alive"], false)?;
+    let mut scene = Scene::new(&["gone", "dead", "alive"], false)?;
     scene.pool("dp", &json!({}))?;
     for node in ["gone", "dead", "alive"] {
         scene.told(node, &[("dp", "Active")])?;
@@ -240,6 +240,7 @@ fn a_deleted_pool_does_not_wait_for_nodes_that_are_gone_or_given_up() -> Result<
     let release = "macvtap.network.kubevirt.io/release-without-drain=dead,alive";
     scene.api.kubectl.run(&["annotate", "mrp", "dp", release])?;
     scene.not_ready("dead")?;
+    scene.restart()?;
     scene.told("dead", &[])?;
     scene.event("dp", "ReleasedWithoutDrain")?;
     scene.told("alive", &[("dp", "Draining")]).context("a node that answers is waited for")?;
@@ -254,7 +255,7 @@ fn a_deleted_pool_does_not_wait_for_nodes_that_are_gone_or_given_up() -> Result<
 
 #[test]
 fn a_node_is_unreachable_when_it_or_the_pod_of_its_agent_is_not_ready() -> Result<()> {
-    let scene = Scene::new(&["n1", "n2"], false)?;
+    let mut scene = Scene::new(&["n1", "n2"], false)?;
     scene.pool("dp", &json!({}))?;
     for node in ["n1", "n2"] {
         scene.told(node, &[("dp", "Active")])?;
@@ -263,6 +264,7 @@ fn a_node_is_unreachable_when_it_or_the_pod_of_its_agent_is_not_ready() -> Resul
     }
     scene.says("dp", "Ready", "True", "AllNodesReady")?;
     scene.agent("n2", false)?;
+    scene.restart()?;
     let message = scene.says("dp", "Degraded", "True", "NodesUnreachable")?;
     ensure!(message.contains("n2: Unreachable"), "{message}");
     scene
@@ -271,6 +273,7 @@ fn a_node_is_unreachable_when_it_or_the_pod_of_its_agent_is_not_ready() -> Resul
     scene.agent("n2", true)?;
     scene.says("dp", "Degraded", "False", "AsExpected")?;
     scene.not_ready("n1")?;
+    scene.restart()?;
     let message = scene.says("dp", "Degraded", "True", "NodesUnreachable")?;
     ensure!(message.contains("n1: Unreachable"), "{message}");
     Ok(())

@@ -40,6 +40,15 @@ impl Scene {
         Ok(())
     }
 
+    /// Starts the operator anew: of what it finds not ready it believes since when that is, of other nodes it trusts its own
+    /// clock.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        if let Some(operator) = self.operator.take() {
+            operator.terminate()?;
+        }
+        self.start()
+    }
+
     pub(crate) fn node(&self, name: &str, labels: &Value) -> Result<()> {
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}});
         self.api.replace(&node)
