@@ -1,5 +1,6 @@
 //! The kubelet: its device plugin directory, one endpoint per resource in it, and its pod resources.
 
+pub mod answer;
 pub mod checkpoint;
 pub mod directory;
 pub mod endpoint;

@@ -47,7 +47,7 @@ pub(crate) fn is_static(pod: &PodName, node: &str) -> bool {
 #[derive(Debug, Default)]
 pub struct PodAges {
     own: Option<PodName>,
-    node: String,
+    node: Option<String>,
     since: Mutex<BTreeMap<PodName, Instant>>,
 }
 
@@ -56,20 +56,19 @@ const ADMISSION: Duration = Duration::from_mins(1);
 
 impl PodAges {
     /// No pod has been listed yet. `own` is the agent's own pod, if known, `node` the name of the node.
-    pub fn new(own: Option<PodName>, node: String) -> Self {
+    pub fn new(own: Option<PodName>, node: Option<String>) -> Self {
         Self { own, node, since: Mutex::default() }
     }
 
-    /// Returns the name of the node.
-    pub fn node(&self) -> &str {
-        &self.node
+    /// Returns the name of the node, if known: names of static pods end with it.
+    pub fn node(&self) -> Option<&str> {
+        self.node.as_deref()
     }
 
     /// Whether the kubelet has heard from the API server, as far as that can be told: before, it lists its static pods alone.
     pub fn is_complete(&self, listing: &Listing) -> bool {
-        self.own.as_ref().is_none_or(|own| {
-            listing.pods.contains(own) && listing.pods.iter().any(|pod| !is_static(pod, &self.node))
-        })
+        let is_heard = |pod: &PodName| self.node().is_none_or(|node| !is_static(pod, node));
+        self.own.as_ref().is_none_or(|own| listing.pods.contains(own) && listing.pods.iter().any(is_heard))
     }
 
     /// Returns the agent's own pod, if known.
@@ -130,7 +129,7 @@ mod tests {
             pods: pods.iter().map(|name| pod(name)).collect(),
             ..Listing::default()
         };
-        let ages = |own: &str| PodAges::new(Some(pod(own)), "Node-1".into());
+        let ages = |own: &str| PodAges::new(Some(pod(own)), Some("Node-1".into()));
         assert!(ages("agent-x7k2p").is_complete(&list(&["agent-x7k2p"])));
         assert!(!ages("agent-x7k2p").is_complete(&list(&["etcd-node-1"])));
         assert!(!ages("agent-node-1").is_complete(&list(&["agent-node-1", "etcd-node-1"])));
@@ -144,7 +143,7 @@ mod tests {
             devices: BTreeMap::new(),
             pods: pods.iter().map(|name| pod(name)).collect(),
         };
-        let (ages, start) = (PodAges::new(Some(pod("agent")), "node-1".into()), Instant::now());
+        let (ages, start) = (PodAges::new(Some(pod("agent")), Some("node-1".into())), Instant::now());
         let seconds = |seconds| start + Duration::from_secs(seconds);
         let admitted = |pods: &[&str], allocated| {
             let admitted = ages.admitted(&listing(pods), allocated);

@@ -128,12 +128,6 @@ fn keeper(arguments: &Run) -> Option<Keeper> {
     Some(Keeper::new(plugin, supervisor::memory().as_deref()))
 }
 
-/// Returns the name of the node in the cluster: without other orders, the kubelet takes the host's.
-fn node_name(arguments: &Run) -> String {
-    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    arguments.node_name.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| host().trim().to_owned())
-}
-
 /// Waits until no other agent serves this node.
 async fn hold_node(arguments: &Run, readiness: &watch::Sender<Readiness>) -> Result<NodeLock, WorkerError> {
     if let Some(lock) = lock::try_take(&arguments.state_dir)? {
@@ -171,7 +165,8 @@ async fn lead(
     let nics = Names::of(engine.table());
     let own_pod = arguments.pod_name.clone().zip(arguments.pod_namespace.clone());
     let own_pod = own_pod.map(|(name, namespace)| PodName { namespace, name });
-    let ages = PodAges::new(own_pod, node_name(arguments));
+    let node = arguments.node_name.clone().filter(|name| !name.is_empty());
+    let ages = PodAges::new(own_pod, node);
     let (pod_resources, plugins) =
         (arguments.pod_resources_socket.clone(), arguments.device_plugin_dir.clone());
     let shared = Arc::new(Shared::new(paths, pod_resources, plugins, ages, nics));

@@ -32,8 +32,8 @@ pub struct Observation<'o> {
     pub allocated: &'o BTreeSet<DeviceId>,
     /// The agent's own pod, if known. A kubelet that does not list it does not list everything.
     pub own_pod: Option<&'o PodName>,
-    /// The name of the node, which names of static pods end with.
-    pub node: &'o str,
+    /// The name of the node, which names of static pods end with. Without it no list is known to be complete.
+    pub node: Option<&'o str>,
     /// ID of the kubelet that answered, if it is certain which one did.
     pub kubelet: Option<&'o str>,
     /// When this kubelet was first seen.
@@ -321,7 +321,8 @@ impl<L: Liveness> Pass<'_, L> {
     fn complete(&self, listing: &Listing) -> Option<CompleteList> {
         let up = self.seen.now.saturating_duration_since(self.seen.kubelet_since);
         let own = self.seen.own_pod.is_some_and(|own| listing.pods.contains(own));
-        CompleteList::of(up, own, listing.pods.iter().any(|pod| !is_static(pod, self.seen.node)))
+        let is_heard = |pod: &PodName| self.seen.node.is_some_and(|node| !is_static(pod, node));
+        CompleteList::of(up, own, listing.pods.iter().any(is_heard))
     }
 }
 

@@ -240,9 +240,9 @@ fn whose(record: &Attachment, noted: Option<&TapNote>, listing: &Listing, start:
     let holder = match (&noted.pod_uid, start.pod_uid) {
         (Some(before), Some(now)) if before == now => return Whose::Theirs,
         (Some(_), Some(_)) => {
-            // The same pod, created again.
+            // The same pod, created again: a container of the former one may still have the link open.
             if is_noted && matches!(noted.pods, TapPods::Owner(_)) {
-                return Whose::Theirs;
+                return Whose::Nobodys;
             }
             let mut pods = listing.pods.iter();
             pods.find(|pod| noted.pods.contains(pod) && Some(*pod) != owner)
@@ -338,13 +338,14 @@ mod tests {
         assert_eq!(judge(&several, Some("next"), &both, Some("u2")), former());
         assert_eq!(judge(&several, Some("next"), &["next"], Some("u2")), Whose::Nobodys);
         let owner = note(TapPods::Owner(pod("first")));
-        assert_eq!(judge(&owner, Some("first"), &both, Some("u2")), Whose::Theirs, "it was created again");
+        assert_eq!(judge(&owner, Some("first"), &both, Some("u1")), Whose::Theirs);
+        assert_eq!(judge(&owner, Some("first"), &both, Some("u2")), Whose::Nobodys, "it was created again");
     }
 
     #[test]
     fn a_kubelet_that_started_later_is_not_believed_about_init_containers_nor_before_it_lists_all_pods() {
         let (own, begun) = (pod("agent-node-1"), Instant::now());
-        let ages = PodAges::new(Some(own), "node-1".into());
+        let ages = PodAges::new(Some(own), Some("node-1".into()));
         ages.observe(&listing(&[], &["first", "next"]), begun);
         let judge = |noted: TapPods, pods: &[&str]| {
             let start = Start { kubelet: Some("later"), ..start(&ages, Some(begun), None) };

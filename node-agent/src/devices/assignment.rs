@@ -11,6 +11,7 @@
 //! A NIC that is given away as a whole is known by what it is alone, never by its index, and is one device: its rules
 //! are in [`nics`].
 
+mod adopted;
 mod known;
 mod nics;
 mod slots;
@@ -20,6 +21,7 @@ pub use nics::{find as find_nic, is_same as is_nic};
 pub use slots::Run;
 
 use crate::links::link::{Kind, Link};
+use adopted::adopt;
 use macvtap::device_id::{DeviceId, ResourceName, SLOT_MAX};
 use macvtap::mode::Mode;
 use macvtap::table::{
@@ -202,73 +204,6 @@ fn settle_type<'t>(
         return (before, demand);
     }
     if in_use.iter().any(|device| device.resource() == name) { (before, None) } else { (None, demand) }
-}
-
-/// The links a resource had and those it should have, each once, under its index of today.
-fn adopt(
-    before: &[LowerLink],
-    demand: Option<&Demand>,
-    around: Surroundings<'_>,
-    same_boot: bool,
-) -> Vec<LowerLink> {
-    let mut links: Vec<LowerLink> = before.to_vec();
-    for link in &mut links {
-        if !same_boot {
-            // An index of another boot may be any link's today.
-            link.ifindex = 0;
-        }
-        if let Some(known) = around.links.get(link.ifindex) {
-            link.name.clone_from(&known.name);
-            link.identity.clone_from(&known.identity);
-        }
-    }
-    // First those that only changed their index, so that the demand below finds them under the new one.
-    let is_lost = |link: &LowerLink| !around.links.has(link.ifindex);
-    let mut lost = links.iter().filter(|link| is_lost(link)).count();
-    for (ifindex, known) in around.links.iter() {
-        if lost == 0 {
-            break;
-        }
-        if links.iter().any(|link| link.ifindex == ifindex) {
-            continue;
-        }
-        let mut lost_links = links.iter_mut().filter(|link| is_lost(link));
-        if let Some(link) = lost_links.find(|link| link.identity == known.identity) {
-            link.ifindex = ifindex;
-            link.name.clone_from(&known.name);
-            lost -= 1;
-        }
-    }
-    for wish in demand.map_or(&[][..], |demand| demand.links.as_slice()) {
-        let known = around.links.get(wish.ifindex);
-        if let (Some(known), Some(demand), false) =
-            (known, demand, links.iter().any(|link| link.ifindex == wish.ifindex))
-        {
-            links.push(LowerLink {
-                ifindex: wish.ifindex,
-                name: known.name.clone(),
-                identity: known.identity.clone(),
-                mode: demand.mode,
-                ranges: Vec::new(),
-                pci: None,
-            });
-        }
-    }
-    settle(&mut links, demand);
-    links
-}
-
-/// Devices whose link nobody has noted are on the resource's link, if it has one only.
-fn settle(links: &mut Vec<LowerLink>, demand: Option<&Demand>) {
-    let Some([only]) = demand.map(|demand| demand.links.as_slice()) else { return };
-    let Some(place) = links.iter().position(|link| link.ifindex == 0 && link.identity == nowhere()) else {
-        return;
-    };
-    let stray = links.remove(place);
-    match links.iter_mut().find(|link| link.ifindex == only.ifindex) {
-        Some(link) => link.ranges.extend(stray.ranges),
-        None => links.push(stray),
-    }
 }
 
 fn wanted(demand: Option<&Demand>, ifindex: u32) -> u32 {

@@ -4,7 +4,7 @@
 use crate::devices::assignment::Run;
 use macvtap::device_id::{self, DeviceId, DeviceIdError, ResourceName};
 use macvtap::pci::{BadPciAddress, PciAddress};
-use macvtap::table::{DeviceType, Resource, TapOnly};
+use macvtap::table::{DeviceType, LinkIdentity, Resource, TapOnly};
 use macvtap_crds::v1alpha1::reason::LinkReason;
 use macvtap_crds::v1alpha1::settings::Allocation;
 use macvtap_proto::deviceplugin as kubelet;
@@ -52,6 +52,8 @@ pub struct OfferedRun {
     pub run: Run,
     /// Name of the link.
     pub link: String,
+    /// What it is known by across boots.
+    pub identity: LinkIdentity,
     /// How the link is.
     pub state: LinkState,
     /// Memory node of the link, if the kubelet should know it.
@@ -87,6 +89,8 @@ pub struct Granted {
     pub ifindex: u32,
     /// The PCI function, when the device is the NIC itself.
     pub pci: Option<PciAddress>,
+    /// What its link on the node is known by.
+    pub lower: LinkIdentity,
 }
 
 /// Why a device is not allocated. The kubelet shows the text as the pod's message.
@@ -135,6 +139,7 @@ impl Offer {
             link.ranges.iter().map(move |range| OfferedRun {
                 run: Run { range: *range, lower: link.ifindex, advertised: true },
                 link: link.name.clone(),
+                identity: link.identity.clone(),
                 state: LinkState::Healthy,
                 numa_node: None,
                 pci: link.pci.filter(|_| nics),
@@ -216,7 +221,8 @@ impl Offer {
         if offered.state == LinkState::Unhealthy(LinkReason::LinkGone) {
             return Err(Refusal::LinkGone { device: id.to_owned(), link: offered.link.clone() });
         }
-        Ok(Granted { device: DeviceId::new(self.resource.clone(), slot), ifindex, pci: offered.pci })
+        let lower = offered.identity.clone();
+        Ok(Granted { device: DeviceId::new(self.resource.clone(), slot), ifindex, pci: offered.pci, lower })
     }
 
     /// Which of the available devices a container should get.

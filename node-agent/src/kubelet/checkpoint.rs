@@ -1,6 +1,7 @@
 //! The kubelet's own note of which devices pods have, in its device plugin directory. Read where pod resources are not
 //! to be had, and before they are. It lags behind when devices become free, never when they are taken.
 
+use super::answer::{self, LowerLinks};
 use super::instance;
 use crate::devices::nics::{self, Names};
 use crate::pods::KubeletMemory;
@@ -31,6 +32,8 @@ pub struct Given {
     /// The indexes that were promised to the container, ascending. Which is whose the kubelet does not note; for the
     /// container it does not matter, since it has them all.
     pub ifindexes: Vec<u32>,
+    /// The links of the devices, by promised index, as our answer noted them.
+    pub lower: LowerLinks,
 }
 
 /// Devices of ours that the kubelet has given to pods.
@@ -87,16 +90,17 @@ fn entry(entry: &Value) -> Given {
         .filter(|device| device.resource().as_str() == name)
         .collect();
     devices.sort_unstable();
-    let answer = answer(entry);
+    let answer = allocated(entry);
     let mut ifindexes = answer.as_ref().and_then(promised).unwrap_or_default();
     ifindexes.sort_unstable();
     let nics = answer.as_ref().map(nics::told).unwrap_or_default();
+    let lower = answer.as_ref().map(answer::lower_links).unwrap_or_default();
     let pod_uid = entry.get("PodUID").and_then(Value::as_str).unwrap_or_default().to_owned();
-    Given { pod_uid, resource: resource.to_owned(), devices, nics, ifindexes }
+    Given { pod_uid, resource: resource.to_owned(), devices, nics, ifindexes, lower }
 }
 
 /// Our answer to Allocate.
-fn answer(entry: &Value) -> Option<ContainerAllocateResponse> {
+fn allocated(entry: &Value) -> Option<ContainerAllocateResponse> {
     let answer = BASE64.decode(entry.get("AllocResp")?.as_str()?).ok()?;
     ContainerAllocateResponse::decode(answer.as_slice()).ok()
 }

@@ -1,10 +1,10 @@
 //! The device plugin interface of one resource.
 
+use super::answer::answer;
 use super::podresources::{self, PodResourcesError};
 use super::shared::Shared;
 use super::{checkpoint, instance};
 use crate::attachments::taps::{self, Start, TapOnlyError};
-use crate::devices::nics;
 use crate::devices::offer::{Granted, Offer, Refusal};
 use crate::pods::Listing;
 use futures::Stream;
@@ -13,9 +13,9 @@ use macvtap::record::Holder;
 use macvtap::table::TapOnly;
 use macvtap_proto::deviceplugin::device_plugin_server::DevicePlugin;
 use macvtap_proto::deviceplugin::{
-    AllocateRequest, AllocateResponse, ContainerAllocateResponse, ContainerPreferredAllocationResponse,
-    DevicePluginOptions, DeviceSpec, Empty, ListAndWatchResponse, PreStartContainerRequest,
-    PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse,
+    AllocateRequest, AllocateResponse, ContainerPreferredAllocationResponse, DevicePluginOptions, Empty,
+    ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
+    PreferredAllocationResponse,
 };
 use std::pin::Pin;
 use std::sync::Arc;
@@ -70,21 +70,6 @@ impl Service {
         warn!(resource = %self.resource, reason = %refusal, "allocation refused");
         self.shared.metrics.allocation(&self.resource, false);
         Status::invalid_argument(refusal.to_string())
-    }
-
-    /// What one container is told of its devices.
-    fn answer(&self, granted: &[Granted]) -> ContainerAllocateResponse {
-        let nics = nics::tell(granted.iter().filter_map(|granted| granted.pci));
-        let taps = granted.iter().filter(|granted| granted.pci.is_none()).map(|granted| DeviceSpec {
-            container_path: format!("/dev/tap{}", granted.ifindex),
-            host_path: self.shared.paths.device_node(granted.ifindex).display().to_string(),
-            permissions: "rw".to_owned(),
-        });
-        let mut answer = ContainerAllocateResponse { devices: taps.collect(), ..Default::default() };
-        if !nics.is_empty() {
-            answer.envs.insert(nics::VARIABLE.to_owned(), nics);
-        }
-        answer
     }
 
     /// Notes whose the device was: a network's DEL may be under way. A link without a network is removed, since nobody tells
@@ -248,8 +233,9 @@ impl DevicePlugin for Service {
                 self.shared.ledger.note_unstarted(&granted.device);
             }
         }
-        let container_responses = grants.iter().map(|container| self.answer(container)).collect();
-        for Granted { device, ifindex, pci } in grants.iter().flatten() {
+        let container_responses =
+            grants.iter().map(|container| answer(&self.shared.paths, &self.resource, container)).collect();
+        for Granted { device, ifindex, pci, .. } in grants.iter().flatten() {
             if let Some(address) = pci {
                 info!(%device, %address, "allocated");
             } else {

@@ -19,8 +19,9 @@ use std::path::Path;
 /// many are left out above the highest one known.
 const GAP: u32 = 1 << 16;
 
-/// Every recorded device with its index, then every one the kubelet has given away; everything else is given again.
-/// Which link the latter were on nobody has noted: the resource's, if it has one only.
+/// Every recorded device with its index, then every one the kubelet has given away; everything else is given anew.
+/// Which link the latter are on is noted in what their containers were told. Of an allocation by an earlier release nobody
+/// knows: it is the resource's, if it has one only.
 pub(super) fn rebuild(paths: &Paths, plugins: &Path, boot_id: &str, standalone: bool) -> DeviceTable {
     let records = records::list(paths).map(|listing| listing.records).unwrap_or_default();
     from_notes(&records, &checkpoint::given(plugins), boot_id, standalone)
@@ -30,6 +31,8 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
     let mut table = assignment::empty(boot_id, standalone);
     let mut highest = IFINDEX_FIRST;
     let mut indexes = BTreeSet::new();
+    let noted: BTreeMap<u32, &LinkIdentity> =
+        given.iter().flat_map(|given| &given.lower).map(|(ifindex, lower)| (*ifindex, lower)).collect();
     let mut add = |device: &DeviceId, ifindex: u32, lower_ifindex: u32| {
         let ours = (IFINDEX_FIRST..=IFINDEX_LAST).contains(&ifindex);
         if !ours || table.device(device).is_some() || !indexes.insert(ifindex) {
@@ -38,12 +41,22 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
         highest = highest.max(ifindex);
         let resource = table.resources.entry(device.resource().clone()).or_insert_with(unknown);
         let range = SlotRange { first_slot: device.slot(), count: 1, first_ifindex: ifindex };
-        match resource.links.iter_mut().find(|link| link.ifindex == lower_ifindex) {
-            Some(link) => link.ranges.push(range),
+        let identity = noted.get(&ifindex).map_or_else(assignment::nowhere, |identity| (*identity).clone());
+        let is_same = |link: &&mut LowerLink| {
+            link.ifindex == lower_ifindex && (lower_ifindex != 0 || link.identity == identity)
+        };
+        match resource.links.iter_mut().find(is_same) {
+            Some(link) => {
+                link.ranges.push(range);
+                // Another device of the link may have none noted.
+                if link.identity == assignment::nowhere() {
+                    link.identity = identity;
+                }
+            }
             None => resource.links.push(LowerLink {
                 ifindex: lower_ifindex,
                 name: String::new(),
-                identity: assignment::nowhere(),
+                identity,
                 mode: Mode::default(),
                 ranges: vec![range],
                 pci: None,
@@ -160,6 +173,7 @@ mod tests {
         let twice = Attachment { nic, ..record("virtMvp4", 2, 7) };
         let given = [Given {
             pod_uid: String::new(),
+            lower: BTreeMap::new(),
             resource: "kernel.org/virt".into(),
             devices: Vec::new(),
             nics: ["0000:00:0a.0", "0000:00:0b.0"].map(|address| address.parse().unwrap()).into(),
@@ -176,6 +190,26 @@ mod tests {
     }
 
     #[test]
+    fn the_link_of_a_device_is_known_from_what_its_container_was_told() {
+        let dp = |name: &str| LinkIdentity::Name { kind: "bond".into(), name: name.into() };
+        let given = |ids: &[&str], noted: &[(u32, &str)]| Given {
+            pod_uid: String::new(),
+            lower: noted.iter().map(|(index, name)| (IFINDEX_FIRST + index, dp(name))).collect(),
+            resource: "example.com/a".into(),
+            nics: Vec::new(),
+            devices: ids.iter().map(|id| id.parse().unwrap()).collect(),
+            ifindexes: noted.iter().map(|(index, _)| IFINDEX_FIRST + index).collect(),
+        };
+        let given = [given(&["aMvp0"], &[(0, "dp0")]), given(&["aMvp1", "aMvp2"], &[(1, "dp1"), (2, "dp0")])];
+        // The link of a record may be gone by now, and come back with another index.
+        let table = from_notes(&[record("aMvp1", IFINDEX_FIRST + 1, 7)], &given, "boot", false);
+        let identity = |device: &str| table.device(&device.parse().unwrap()).unwrap().link.identity.clone();
+        assert_eq!(identity("aMvp0"), dp("dp0"));
+        assert_eq!(identity("aMvp1"), dp("dp1"));
+        assert_eq!(identity("aMvp2"), dp("dp0"));
+    }
+
+    #[test]
     fn recorded_devices_keep_their_indexes_and_no_index_near_them_is_given_anew() {
         let records = [
             record("aMvp3", IFINDEX_FIRST + 3, 7),
@@ -185,6 +219,7 @@ mod tests {
         ];
         let given = |ids: &[&str], ifindexes: &[u32]| Given {
             pod_uid: String::new(),
+            lower: BTreeMap::new(),
             resource: "example.com/a".into(),
             nics: Vec::new(),
             devices: ids.iter().map(|id| id.parse().unwrap()).collect(),

@@ -61,9 +61,11 @@ impl<L: Liveness> Pass<'_, L> {
         let device = &record.device;
         let listed = listing.devices.get(device);
         let remembered = self.seen.memory.and_then(|memory| memory.holder(device)).map(str::to_owned);
+        // Another UID than the noted one is of a pod whose container has not started: its PreStart decides.
+        let noted = || before.and_then(|before| before.pod_uid.clone());
         let owner = |pod: &PodName| TapNote {
             pods: TapPods::Owner(pod.clone()),
-            pod_uid: remembered.clone().or_else(|| before?.pod_uid.clone()),
+            pod_uid: noted().or_else(|| remembered.clone()),
         };
         let note = match (before, listed) {
             (Some(before), Some(pod)) if before.pods.contains(pod) => owner(pod),

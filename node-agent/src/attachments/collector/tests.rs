@@ -38,6 +38,7 @@ struct Scene {
     allocated: BTreeSet<DeviceId>,
     own: Option<PodName>,
     kubelet: &'static str,
+    node: Option<&'static str>,
     world: World,
 }
 
@@ -52,6 +53,7 @@ impl Scene {
             allocated: BTreeSet::new(),
             own: Some(pod("agent")),
             kubelet: "k",
+            node: Some("node-1"),
             world: world.clone(),
         }
     }
@@ -77,7 +79,7 @@ impl Story {
             memory: scene.memory.as_ref(),
             allocated: &scene.allocated,
             own_pod: scene.own.as_ref(),
-            node: "node-1",
+            node: scene.node,
             kubelet: Some(scene.kubelet),
             kubelet_since: self.start,
             now: self.start + Duration::from_secs(seconds),

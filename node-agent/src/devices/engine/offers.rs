@@ -1,7 +1,7 @@
 //! What is offered of a resource: its devices, and how the link of each looks.
 
 use super::Engine;
-use crate::devices::assignment::{Demand, Run};
+use crate::devices::assignment::{Demand, Run, nowhere};
 use crate::devices::offer::{LinkState, Offer, OfferedRun};
 use crate::links::health::{Policy, Sight};
 use crate::links::inventory::{self, Inventory};
@@ -42,6 +42,7 @@ impl Engine {
             let has = |link: &&LowerLink| link.ranges.iter().any(|range| range.ifindex_of(slot).is_some());
             let known = stored.and_then(|stored| stored.links.iter().find(has));
             let name = known.map(|link| link.name.clone()).unwrap_or_default();
+            let identity = known.map_or_else(nowhere, |link| link.identity.clone());
             let pci = known.filter(|_| nics).and_then(|link| link.pci);
             let hint = settings.as_ref().is_some_and(|s| s.topology == Topology::Hint);
             let (state, numa_node) = match self.inventory.get(run.lower) {
@@ -59,7 +60,7 @@ impl Engine {
                     (state, link.hardware.numa_node.filter(|_| hint))
                 }
             };
-            let whole = OfferedRun { run: *run, link: name, state, numa_node, pci };
+            let whole = OfferedRun { run: *run, link: name, identity, state, numa_node, pci };
             if state == LinkState::Healthy && !nics {
                 offered.extend(without_taken(&self.inventory, &whole));
             } else {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::devices::assignment;
 use macvtap::table::SlotRange;
 
 fn run(first_slot: u32, count: u32, lower: u32) -> OfferedRun {
@@ -9,6 +10,7 @@ fn run(first_slot: u32, count: u32, lower: u32) -> OfferedRun {
             advertised: true,
         },
         link: format!("eth{lower}"),
+        identity: assignment::nowhere(),
         state: LinkState::Healthy,
         numa_node: None,
         pci: None,

@@ -208,7 +208,7 @@ impl Worker {
             memory: memory.as_ref(),
             allocated: &allocated,
             own_pod: Some(&own),
-            node: super::node::NAME,
+            node: Some(super::node::NAME),
             kubelet: kubelet.as_ref().map(|kubelet| kubelet.id.as_str()),
             kubelet_since: self.kubelet_since,
             now: asked,

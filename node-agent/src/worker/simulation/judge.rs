@@ -2,7 +2,6 @@
 
 use super::machine::NODE;
 use super::world::{RESOURCES, World};
-use crate::devices::assignment::nowhere;
 use crate::devices::offer::Offer;
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::record::Holder;
@@ -133,7 +132,7 @@ pub(super) fn settle(world: &mut World, judge: &mut Judge) -> Verdict {
     for name in RESOURCES {
         let resource: ResourceName = name.parse().unwrap();
         let (free, uid) = (world.kubelet.allocate(&resource), world.create_pod_of(&resource));
-        if let Some((device, _)) = free {
+        if let Some(device) = free.map(|granted| granted.device) {
             let up = uid.is_some_and(|uid| world.start_pod(uid, None));
             must(up || world.is_held_twice(&device), || format!("no new pod starts with {device}"))?;
         }
@@ -172,16 +171,8 @@ fn everybody_is_up(world: &World) -> Verdict {
     for (uid, pod) in &world.kubelet.pods {
         // What was promised to a pod that had nothing yet, and was forgotten by who promised it, nobody can know.
         let forgotten = !world.kubelet.given.contains_key(&pod.device);
-        // Nor which link a pod was on that was unplugged when the table was lost, or on which of several a pod without a
-        // record.
-        let table = table_file::load(&world.paths).ok().flatten();
-        let unplaced = table.is_some_and(|table| {
-            table.device(&pod.device).is_some_and(|found| found.link.identity == nowhere())
-        });
         let up = pod.is_up() && pod.opened.is_some();
-        must(up || forgotten || unplaced || world.is_held_twice(&pod.device), || {
-            format!("pod {uid} is stuck: {pod:?}")
-        })?;
+        must(up || forgotten || world.is_held_twice(&pod.device), || format!("pod {uid} is stuck: {pod:?}"))?;
     }
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! The played kubelet, its pods and their sandboxes.
 
-use crate::devices::offer::Offer;
+use crate::devices::offer::{Granted, Offer};
 use crate::kubelet::KUBELET_SOCKET;
+use crate::kubelet::answer::answer;
 use crate::pods::{Listing, PodName};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use macvtap::device_id::{DeviceId, ResourceName};
-use macvtap_proto::deviceplugin::{ContainerAllocateResponse, DeviceSpec};
+use macvtap::paths::Paths;
 use prost::Message as _;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -32,8 +33,8 @@ pub(super) struct Kubelet {
     /// Whether its socket of pod resources answers.
     pub(super) answers: bool,
     pub(super) offered: BTreeMap<ResourceName, Offer>,
-    /// Devices that it gave away, with the UID of the pod and the promised index.
-    pub(super) given: BTreeMap<DeviceId, (u64, u32)>,
+    /// Devices that it gave away, with the UID of the pod and what was granted.
+    pub(super) given: BTreeMap<DeviceId, (u64, Granted)>,
     pub(super) pods: BTreeMap<u64, Tenant>,
 }
 
@@ -105,22 +106,19 @@ impl Kubelet {
     }
 
     /// A device that it can give away, with the promised index.
-    pub(super) fn allocate(&self, resource: &ResourceName) -> Option<(DeviceId, u32)> {
+    pub(super) fn allocate(&self, resource: &ResourceName) -> Option<Granted> {
         let offer = self.offered.get(resource)?;
         let healthy = offer.devices().into_iter().filter(|device| device.health == "Healthy");
         let taken = |id: &str| id.parse::<DeviceId>().is_ok_and(|device| self.given.contains_key(&device));
         let free: Vec<String> = healthy.map(|device| device.id).filter(|id| !taken(id)).collect();
         let chosen = offer.prefer(&free, &[], 1);
-        let granted = offer.grant(&chosen).ok()?.into_iter().next()?;
-        Some((granted.device, granted.ifindex))
+        offer.grant(&chosen).ok()?.into_iter().next()
     }
 
     /// Writes its checkpoint.
     pub(super) fn note(&self, plugins: &Path) {
-        let entries = self.given.iter().map(|(device, (uid, index))| {
-            let path = format!("/dev/tap{index}");
-            let spec = DeviceSpec { container_path: path, ..DeviceSpec::default() };
-            let answer = ContainerAllocateResponse { devices: vec![spec], ..Default::default() };
+        let entries = self.given.iter().map(|(device, (uid, granted))| {
+            let answer = answer(&Paths::default(), device.resource(), std::slice::from_ref(granted));
             json!({
                 "PodUID": uid.to_string(), "ContainerName": "c",
                 "ResourceName": format!("macvtap.network.kubevirt.io/{}", device.resource()),

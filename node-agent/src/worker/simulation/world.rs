@@ -188,14 +188,15 @@ impl World {
     }
 
     pub(super) fn create_pod_of(&mut self, resource: &ResourceName) -> Option<u64> {
-        let (device, promised) = self.kubelet.allocate(resource)?;
+        let granted = self.kubelet.allocate(resource)?;
+        let (device, promised) = (granted.device.clone(), granted.ifindex);
         self.made += 1;
         let uid = self.made;
         // Names come again, as those of a StatefulSet do.
         let mut names = (0..).map(|number| format!("vm-{number}"));
         let free = |name: &String| !self.kubelet.pods.values().any(|pod| pod.name == *name && !pod.ended);
         let name = names.find(free)?;
-        self.kubelet.given.insert(device.clone(), (uid, promised));
+        self.kubelet.given.insert(device.clone(), (uid, granted));
         self.kubelet.note(&self.dir.path().join("plugins"));
         if let Some(worker) = &mut self.worker {
             worker.allocated(device.clone(), self.origin + self.since);

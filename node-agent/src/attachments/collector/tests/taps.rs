@@ -50,6 +50,8 @@ fn a_kubelet_that_lists_static_pods_alone_has_not_heard_from_the_api_server() {
     };
     assert_eq!(orphans_of(&scene(&["agent-node-1", "etcd-node-1"])), []);
     assert_eq!(orphans_of(&scene(&["agent-node-1", "other"])), [tap()]);
+    let unknown = Scene { node: None, ..scene(&["agent-node-1", "other"]) };
+    assert_eq!(orphans_of(&unknown), [], "nobody told the agent the name of the node");
 }
 
 #[test]
@@ -85,6 +87,8 @@ fn the_pod_of_a_tap_is_noted_as_soon_as_it_is_known() {
     let with_uid = [(owner("vm"), Some("u".into()))];
     assert_eq!(notes(&listed, &noted(owner("vm"), None), memory(), 0), with_uid);
     assert_eq!(notes(&listed, &noted(owner("vm"), Some("u")), memory(), 0), []);
+    // It was created again, and its container has not started.
+    assert_eq!(notes(&listed, &noted(owner("vm"), Some("former")), memory(), 0), []);
     // Another pod was taken for it, which started at the same time.
     assert_eq!(notes(&listed, &noted(candidates(&["other"]), Some("u")), memory(), 0), with_uid);
     assert_eq!(notes(&listed, &noted(candidates(&["other"]), Some("former")), memory(), 0), []);

@@ -1,0 +1,140 @@
+//! The links of a resource from one table to the next.
+
+use super::{Demand, Surroundings, nowhere};
+use macvtap::table::LowerLink;
+
+/// The links a resource had and those it should have, each once, under its index of today.
+pub(super) fn adopt(
+    before: &[LowerLink],
+    demand: Option<&Demand>,
+    around: Surroundings<'_>,
+    same_boot: bool,
+) -> Vec<LowerLink> {
+    let mut links: Vec<LowerLink> = before.to_vec();
+    for link in &mut links {
+        if !same_boot {
+            // An index of another boot may be any link's today.
+            link.ifindex = 0;
+        }
+        if let Some(known) = around.links.get(link.ifindex) {
+            link.name.clone_from(&known.name);
+            link.identity.clone_from(&known.identity);
+        }
+    }
+    merge(&mut links, around);
+    // First those that only changed their index, so that the demand below finds them under the new one.
+    let is_lost = |link: &LowerLink| !around.links.has(link.ifindex);
+    let mut lost = links.iter().filter(|link| is_lost(link)).count();
+    for (ifindex, known) in around.links.iter() {
+        if lost == 0 {
+            break;
+        }
+        if links.iter().any(|link| link.ifindex == ifindex) {
+            continue;
+        }
+        let mut lost_links = links.iter_mut().filter(|link| is_lost(link));
+        if let Some(link) = lost_links.find(|link| link.identity == known.identity) {
+            link.ifindex = ifindex;
+            link.name.clone_from(&known.name);
+            lost -= 1;
+        }
+    }
+    for wish in demand.map_or(&[][..], |demand| demand.links.as_slice()) {
+        let known = around.links.get(wish.ifindex);
+        if let (Some(known), Some(demand), false) =
+            (known, demand, links.iter().any(|link| link.ifindex == wish.ifindex))
+        {
+            links.push(LowerLink {
+                ifindex: wish.ifindex,
+                name: known.name.clone(),
+                identity: known.identity.clone(),
+                mode: demand.mode,
+                ranges: Vec::new(),
+                pci: None,
+            });
+        }
+    }
+    settle(&mut links, demand);
+    links
+}
+
+/// A table that was rebuilt has a link twice: by index from records, and by identity from what containers were told.
+fn merge(links: &mut Vec<LowerLink>, around: Surroundings<'_>) {
+    let mut place = 0;
+    while let Some(link) = links.get(place) {
+        let is_same = |other: &LowerLink| other.ifindex != 0 && other.identity == link.identity;
+        let present = links.iter().position(|other| is_same(other) && around.links.has(other.ifindex));
+        let other = present.or_else(|| links.iter().position(is_same));
+        match other.filter(|_| link.ifindex == 0 && link.identity != nowhere()) {
+            Some(other) => {
+                let ranges = std::mem::take(&mut links[place].ranges);
+                links[other].ranges.extend(ranges);
+                links.remove(place);
+            }
+            None => place += 1,
+        }
+    }
+}
+
+/// Devices whose link nobody has noted are on the resource's link, if it has one only.
+fn settle(links: &mut Vec<LowerLink>, demand: Option<&Demand>) {
+    let Some([only]) = demand.map(|demand| demand.links.as_slice()) else { return };
+    let Some(place) = links.iter().position(|link| link.ifindex == 0 && link.identity == nowhere()) else {
+        return;
+    };
+    let stray = links.remove(place);
+    match links.iter_mut().find(|link| link.ifindex == only.ifindex) {
+        Some(link) => link.ranges.extend(stray.ranges),
+        None => links.push(stray),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Known, KnownLinks};
+    use super::*;
+    use macvtap::mode::Mode;
+    use macvtap::table::{LinkIdentity, SlotRange};
+    use std::collections::BTreeSet;
+    use std::time::Instant;
+
+    fn identity(number: u8) -> LinkIdentity {
+        LinkIdentity::Hardware {
+            mac: [2, 0, 0, 0, 0, number].try_into().unwrap(),
+            parent: "0000:00:0a.0".into(),
+        }
+    }
+
+    fn lower(ifindex: u32, number: u8, first_slot: u32) -> LowerLink {
+        LowerLink {
+            ifindex,
+            name: String::new(),
+            identity: identity(number),
+            mode: Mode::default(),
+            ranges: vec![SlotRange { first_slot, count: 1, first_ifindex: 1000 + first_slot }],
+            pci: None,
+        }
+    }
+
+    #[test]
+    fn a_link_that_is_known_by_its_identity_alone_is_found_under_whatever_index_it_has() {
+        let known = |name: &str, number| Known { name: name.into(), identity: identity(number), pci: None };
+        // The second one was unplugged when the table was rebuilt, and has another index since.
+        let links: KnownLinks = [(7, known("eth0", 1)), (12, known("eth1", 2))].into_iter().collect();
+        let in_use = BTreeSet::new();
+        let around = Surroundings {
+            boot_id: "b",
+            links: &links,
+            in_use: &in_use,
+            standalone: false,
+            now: Instant::now(),
+        };
+        let before = [lower(7, 1, 0), lower(0, 1, 1), lower(0, 2, 2), lower(9, 2, 3)];
+        let adopted = adopt(&before, None, around, true);
+        let found: Vec<(u32, Vec<u32>)> = adopted
+            .iter()
+            .map(|link| (link.ifindex, link.ranges.iter().map(|range| range.first_slot).collect()))
+            .collect();
+        assert_eq!(found, [(7, vec![0, 1]), (12, vec![3, 2])]);
+    }
+}
