@@ -137,7 +137,7 @@ fn links(text: &str, node: &str, netns: u64, root: &Path) -> Vec<Link> {
             netns,
             ifindex,
             mac: link["address"].as_str().unwrap_or_default().to_owned(),
-            lower: number(&link["link_index"]).unwrap_or_default(),
+            lower: number(&link["link_index"]).or_else(|| index_of(root, &link["link"])).unwrap_or_default(),
             tap: fs::read_to_string(tap).ok().map(|text| text.trim().to_owned()),
             addresses: addresses.filter_map(|address| address["local"].as_str().map(str::to_owned)).collect(),
             name,
@@ -145,6 +145,12 @@ fn links(text: &str, node: &str, netns: u64, root: &Path) -> Vec<Link> {
     };
     // Without links of a kind, `ip` prints empty objects.
     all.iter().filter_map(link).collect()
+}
+
+/// The index of the link with this name: a lower link of the same namespace is shown by name.
+fn index_of(root: &Path, name: &Value) -> Option<u32> {
+    let path = root.join("sys/class/net").join(name.as_str()?).join("ifindex");
+    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 fn records(node: &str, directory: &Path) -> Vec<Record> {

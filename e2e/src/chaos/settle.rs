@@ -42,6 +42,8 @@ pub(super) fn unsettled(
 /// What is left after the last pod. `devices` is how many each pool offers on all nodes.
 pub(super) fn left(seen: &Snapshot, devices: u64) -> Vec<String> {
     let mut left = judge::orphans(seen);
+    let placeholders = seen.links.iter().filter(|link| !DEVICES.contains(&link.ifindex));
+    left.extend(placeholders.map(|link| format!("{}: placeholder {}", link.node, link.name)));
     match &seen.pods {
         None => left.push("the API server does not answer".to_owned()),
         Some(pods) => left.extend(pods.iter().map(|pod| format!("pod {}", pod.name))),

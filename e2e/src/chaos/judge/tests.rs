@@ -104,11 +104,11 @@ fn one_device_in_two_pods_is_found() {
 }
 
 #[test]
-fn a_tap_number_that_another_container_can_open_is_found_on_both_nodes() {
+fn a_tap_number_that_another_container_of_the_node_can_open_is_found() {
     let reused = found(|seen| {
-        // The link of the first pod is lost, and the pod of the other node gets its number.
+        // The link of the first pod is lost, and the other pod of the node gets its number.
         seen.links.remove(0);
-        seen.links[1].tap = Some("240:0".into());
+        seen.links[0].tap = Some("240:0".into());
     });
     assert!(reused.iter().any(|found| matches!(found, Violation::TapReused(_))), "{reused:?}");
     let parked = found(|seen| {
