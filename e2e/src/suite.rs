@@ -120,7 +120,7 @@ fn end_clusters(stage: Stage) -> Result<()> {
     let names = match stage {
         Stage::Cluster => &[&tests, "standalone", "field"][..],
         Stage::KubeOvn => &["kube-ovn", "kube-ovn-thick"],
-        Stage::Upgrade => &["upgrade"],
+        Stage::Upgrade => &["upgrade", "uninstall"],
         Stage::KubeVirt => &["kubevirt"],
         Stage::Format | Stage::Lint | Stage::Unit | Stage::Kernel | Stage::Guest | Stage::Api => {
             return Ok(());

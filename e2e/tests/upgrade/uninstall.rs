@@ -3,10 +3,21 @@
 use crate::churn;
 use crate::pods::{Guest, Pod};
 use crate::stage::{PATIENCE, PREFIX, Stage};
-use crate::{NAME, OPERATORS, helm, turn};
+use crate::{OPERATORS, helm, turn};
 use anyhow::{Context, Result, ensure};
 use e2e::layout::Checkout;
 use e2e::{Cluster, Options, images, install, wait};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// A cluster of its own: the kubelets of the other one know more resources of ours.
+const NAME: &str = "uninstall";
+
+/// The kubelet's five minutes, and some.
+const FORGOTTEN: Duration = Duration::from_mins(8);
+
+/// The kubelet writes its Node every ten seconds when something has changed.
+const STATUS_UPDATES: Duration = Duration::from_secs(30);
 
 /// Kinds of the cluster that the chart makes objects of.
 const KINDS: &str = "crd,clusterrole,clusterrolebinding,flowschema,prioritylevelconfiguration,\
@@ -42,7 +53,8 @@ fn an_uninstallation_leaves_nothing_and_the_kinds_serve_a_release_of_another_nam
         cluster.kubectl().run(&["delete", "crd", &kinds[0], &kinds[1], "--timeout=60s"])?;
         cluster.kubectl().run(&["delete", "namespace", install::NAMESPACE, "--timeout=90s"])?;
         nothing_in_the_cluster(cluster)?;
-        nothing_on_the_nodes(cluster)
+        nothing_on_the_nodes(cluster)?;
+        no_resource_stays(cluster)
     })
 }
 
@@ -65,28 +77,33 @@ fn nothing_in_the_cluster(cluster: &Cluster) -> Result<()> {
     let objects = cluster.kubectl().run(&["get", KINDS, "-o", "name"])?;
     let ours: Vec<&str> = objects.lines().filter(|name| name.contains("macvtap")).collect();
     ensure!(ours.is_empty(), "of the cluster's objects stay: {ours:?}; {OPERATORS} is gone");
-    // What the kubelet keeps of former resources, by the command of the documentation.
+    Ok(())
+}
+
+/// By the command of the documentation. The kubelet writes a resource again until its plugin has been away for five
+/// minutes.
+fn no_resource_stays(cluster: &Cluster) -> Result<()> {
     for node in cluster.nodes() {
-        for resource in ["first", "second"] {
-            let key = |list: &str| format!("/status/{list}/macvtap.network.kubevirt.io~1{resource}");
-            let patch = format!(
-                r#"[{{"op": "remove", "path": "{}"}}, {{"op": "remove", "path": "{}"}}]"#,
-                key("capacity"),
-                key("allocatable")
-            );
-            let name = node.name();
-            cluster.kubectl().run(&[
-                "patch",
-                "node",
-                &name,
-                "--subresource=status",
-                "--type=json",
-                "-p",
-                &patch,
-            ])?;
-        }
-        let now = cluster.kubectl().get("", &format!("node/{}", node.name()))?;
-        ensure!(!now["status"].to_string().contains(PREFIX), "node {} keeps resources", node.name());
+        let name = format!("node/{}", node.name());
+        let mut clean_since = Instant::now();
+        wait::until("a Node to which no resource of ours comes back", FORGOTTEN, || {
+            let now = cluster.kubectl().get("", &name)?;
+            let keys = |list: &str| {
+                let resources = now["status"][list].as_object();
+                let names = resources.into_iter().flat_map(|all| all.keys());
+                let ours = names.filter(|name| name.starts_with(PREFIX));
+                ours.map(|name| format!("/status/{list}/{}", name.replace('/', "~1"))).collect::<Vec<_>>()
+            };
+            let keys = [keys("capacity"), keys("allocatable")].concat();
+            if keys.is_empty() {
+                return Ok((clean_since.elapsed() > STATUS_UPDATES).then_some(()));
+            }
+            clean_since = Instant::now();
+            let remove: Vec<_> = keys.iter().map(|path| json!({"op": "remove", "path": path})).collect();
+            let patch = json!(remove).to_string();
+            let words = ["patch", &name, "--subresource=status", "--type=json", "-p", &patch];
+            cluster.kubectl().run(&words).map(|_| None)
+        })?;
     }
     Ok(())
 }
