@@ -73,7 +73,12 @@ fn the_kubelets_own_library_is_served_in_every_call() {
             "permissions": "rw",
         })
     };
-    assert_eq!(seen["Allocated"], json!({"container_responses": [{"devices": [device(1), device(2)]}]}));
+    let answer = &seen["Allocated"]["container_responses"][0];
+    assert_eq!(answer["devices"], json!([device(1), device(2)]));
+    let links = answer["annotations"]["macvtap.network.kubevirt.io/lower-links.dataplane"].as_str().unwrap();
+    let link = json!({"by": "name", "kind": "veth", "name": "dp0"});
+    let links: serde_json::Value = serde_json::from_str(links).unwrap();
+    assert_eq!(links, json!({"16777217": link, "16777218": link}));
     let told = |key: &str, code: &str, what: &str| {
         let outcome = seen[key].as_str().unwrap();
         assert!(outcome.starts_with(code) && outcome.contains(what), "{key}: {outcome}");
