@@ -74,7 +74,7 @@ pub struct Progress {
     before: HashMap<String, Health>,
     /// Whether the content is that of the rollout which came through last: it takes a change back.
     is_way_back: bool,
-    /// Whether every node has had the change, and no more got worse by it than may.
+    /// Whether every node that can receive the change has applied it, and no more got worse by it than may.
     is_through: bool,
 }
 
@@ -194,9 +194,11 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> Plan {
     let (mut worse, mut busy) = (0, 0);
     let mut waiting = Vec::new();
     for member in members {
-        if member.told {
+        if member.told && member.standing == Standing::Updating {
+            // What it reports is of the content before: only what it has applied is held against the change.
+            busy += 1;
+        } else if member.told {
             worse += usize::from(progress.is_worse(member));
-            busy += usize::from(member.standing == Standing::Updating);
         } else if given.contains(member.node) && member.can_hear() {
             busy += 1;
             progress.turns.insert(member.node.to_owned());
@@ -206,7 +208,11 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> Plan {
     }
     let mut plan = Plan { waiting: waiting.len(), ..Plan::default() };
     let allowed = usize::try_from(staged.max_degraded).unwrap_or(usize::MAX);
-    progress.is_through |= waiting.is_empty() && busy == 0 && worse <= allowed;
+    // Nodes that cannot receive it now are not waited for: they get their turn when they can. On the way back, what stays
+    // broken is not held against the next change either.
+    let is_done = busy == 0 && !waiting.iter().any(|member| member.can_hear());
+    let is_received = members.iter().any(|member| member.told);
+    progress.is_through |= is_done && is_received && (worse <= allowed || progress.is_way_back);
     if !waiting.is_empty() && worse > allowed && !progress.is_way_back {
         plan.halted = Some(worse);
     } else if busy == 0 {
@@ -222,6 +228,15 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> Plan {
     }
     plan.progress = progress;
     plan
+}
+
+/// Returns the plan of a pool that all nodes change to at once: nobody waits for a turn, and the content has come through
+/// once every node that can receive it has applied it.
+pub fn all_at_once(members: &[Member<'_>]) -> Plan {
+    let has_applied = |member: &Member<'_>| member.told && member.standing != Standing::Updating;
+    let mut reached = members.iter().filter(|member| member.told || member.can_hear()).peekable();
+    let is_through = reached.peek().is_some() && reached.all(has_applied);
+    Plan { progress: Progress { is_through, ..Progress::default() }, ..Plan::default() }
 }
 
 /// How many of so many nodes change together: at least one.
@@ -247,7 +262,7 @@ pub struct Grants {
 struct Rollout {
     entry: Arc<Entry>,
     progress: Progress,
-    /// The content that every node had last.
+    /// The content that came through last.
     through: Option<Arc<Entry>>,
 }
 
@@ -281,6 +296,14 @@ impl Grants {
             }),
             None => Past::Unknown(former()),
         }
+    }
+
+    /// Whether this is the content that came through last.
+    #[cfg(test)]
+    fn is_through(&self, entry: &Entry) -> bool {
+        let pools = self.lock();
+        let through = pools.get(&entry.uid).and_then(|rollout| rollout.through.as_ref());
+        through.is_some_and(|through| through.says_the_same(entry))
     }
 
     /// Forgets a pool that is gone.

@@ -86,17 +86,20 @@ pub fn report(observed: &Observed<'_>) -> Report {
 }
 
 fn plan_rollout(observed: &Observed<'_>, subject: &Subject<'_>, assessments: &[Assessment<'_>]) -> Plan {
-    let Some(wanted) = subject.wanted.filter(|wanted| wanted.staged) else {
+    let Some(wanted) = subject.wanted else {
         return Plan::default();
     };
+    // How a node ends that is being deleted tells nothing about the change.
+    let staying = assessments.iter().filter(|assessment| !assessment.is_terminating);
+    let members: Vec<Member<'_>> = staying.map(Assessment::member).collect();
+    if !wanted.staged {
+        return rollout::all_at_once(&members);
+    }
     let settings = observed.pool.spec.rollout.staged.clone().unwrap_or_default();
     let former = || {
         let status = observed.pool.status.as_ref();
         status.map_or_else(Former::default, |status| Former::new(status, observed.pool.metadata.generation))
     };
-    // How a node ends that is being deleted tells nothing about the change.
-    let staying = assessments.iter().filter(|assessment| !assessment.is_terminating);
-    let members: Vec<Member<'_>> = staying.map(Assessment::member).collect();
     rollout::plan(&members, &settings, observed.grants.past(&wanted.entry, former))
 }
 
