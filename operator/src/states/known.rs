@@ -212,14 +212,14 @@ impl KnownState {
         self.applied() || self.pool(&entry.name).is_some_and(answered)
     }
 
-    /// Whether the agent says why it is not ready as a whole, although it serves what it can.
+    /// Whether the agent reports why it is not ready as a whole, although it serves what it can. That it is registering is
+    /// not a reason: an agent that crashes again and again leaves that as its last status.
     pub fn explains_unready(&self) -> bool {
-        const TROUBLES: [NodePoolReason; 5] = [
+        const TROUBLES: [NodePoolReason; 4] = [
             NodePoolReason::PluginMissing,
             NodePoolReason::TableNotWritten,
             NodePoolReason::KubeletUnreachable,
             NodePoolReason::RegistrationFailed,
-            NodePoolReason::Registering,
         ];
         let says = |verdict: &Verdict, trouble: &NodePoolReason| &*verdict.reason == trouble.as_str();
         let mut verdicts = self

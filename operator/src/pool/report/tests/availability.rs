@@ -82,3 +82,27 @@ fn a_pool_that_is_being_deleted_names_the_nodes_it_waits_for() {
     assert_eq!((&*reason, &*text), ("NodesDraining", "waiting for 1 nodes to withdraw the pool: n2"));
     says(&status(&gone, &[]), Terminating, true, PoolReason::RemovingNetworks);
 }
+
+#[test]
+fn an_agent_that_runs_and_says_what_it_lacks_is_not_unreachable() {
+    let dp = pool("dp", json!({}));
+    let since = Timestamp::from_second(NOW - 600).unwrap();
+    for reason in ["PluginMissing", "TableNotWritten", "RegistrationFailed", "KubeletUnreachable"] {
+        let entry = json!({"capacity": 50, "conditions": conditions(&[("Ready", "False", reason)])});
+        let mut node = answered("n1", &dp, &entry);
+        node.agent_down = Some(Down { since, runs: true });
+        let found = status(&dp, std::slice::from_ref(&node));
+        assert_eq!((found.nodes.unreachable, found.samples[0].reason.as_str()), (0, reason));
+        // Its container does not run: what it said is of the past.
+        node.agent_down = Some(Down { since, runs: false });
+        assert_eq!(status(&dp, &[node]).nodes.unreachable, 1, "{reason}");
+    }
+    let mut node = healthy("n1", &dp);
+    node.agent_down = Some(Down { since, runs: true });
+    assert_eq!(status(&dp, &[node]).nodes.unreachable, 1, "an agent that hangs says nothing");
+    // An agent that crashes again and again leaves this as its last status.
+    let entry = json!({"capacity": 50, "conditions": conditions(&[("Ready", "False", "Registering")])});
+    let mut node = answered("n1", &dp, &entry);
+    node.agent_down = Some(Down { since, runs: true });
+    assert_eq!(status(&dp, &[node]).nodes.unreachable, 1);
+}
