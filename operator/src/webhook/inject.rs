@@ -1,25 +1,8 @@
 //! Which devices a pod's limits lack, and the patch that adds them.
 
-use crate::network::kind::NetworkAttachmentDefinition;
 use json_patch::Patch;
-use kube::ResourceExt as _;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-
-/// The annotation of a network that names its resource.
-const RESOURCE_NAME: &str = "k8s.v1.cni.cncf.io/resourceName";
-
-/// The names under which the CNI plugin of this project is installed.
-const PLUGINS: [&str; 2] = ["macvtap", "ehost-device"];
-
-/// Returns the resource whose devices a network needs; none if it needs none, or another project's plugin uses them.
-pub fn resource(network: &NetworkAttachmentDefinition) -> Option<&str> {
-    let config: Value = serde_json::from_str(&network.spec.config).ok()?;
-    let chained = config["plugins"].as_array().into_iter().flatten();
-    let mut types = std::iter::once(&config).chain(chained).filter_map(|plugin| plugin["type"].as_str());
-    let resource = network.annotations().get(RESOURCE_NAME)?.trim();
-    (types.any(|name| PLUGINS.contains(&name)) && !resource.is_empty()).then_some(resource)
-}
 
 /// Returns the patch after which the pod requests at least `needed` of each resource. What it requests itself is kept and
 /// counts: a device that is missing is added to the first container that requests the resource already, or else to the
@@ -93,7 +76,6 @@ fn object<'o>(parent: &'o mut Map<String, Value>, key: &str) -> Option<&'o mut M
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::kind::NetworkAttachmentDefinitionSpec;
     use serde_json::json;
 
     const NET: &str = "macvtap.network.kubevirt.io/net";
@@ -162,22 +144,5 @@ mod tests {
         ] {
             assert_eq!(injected(&spec, &[(NET, 1)]), spec);
         }
-    }
-
-    #[test]
-    fn only_networks_of_this_projects_plugin_need_a_device() {
-        let network = |config: Value, annotation: &str| {
-            let spec = NetworkAttachmentDefinitionSpec { config: config.to_string() };
-            let mut network = NetworkAttachmentDefinition::new("n", spec);
-            network.annotations_mut().insert(RESOURCE_NAME.to_owned(), annotation.to_owned());
-            network
-        };
-        let macvtap = network(json!({"type": "macvtap"}), NET);
-        assert_eq!(resource(&macvtap), Some(NET));
-        let chained = network(json!({"plugins": [{"type": "ehost-device"}, {"type": "tuning"}]}), " a.io/b ");
-        assert_eq!(resource(&chained), Some("a.io/b"));
-        assert_eq!(resource(&network(json!({"type": "sriov"}), NET)), None);
-        assert_eq!(resource(&network(json!({"type": "macvtap"}), "")), None);
-        assert_eq!(resource(&network(json!([]), NET)), None);
     }
 }

@@ -1,7 +1,7 @@
 //! The API server's question about a pod, and the answer: it is always admitted, sometimes with a patch.
 
-use super::inject;
 use super::networks::{self, DEFAULT_NETWORK, NETWORKS, Wanted};
+use super::{inject, resource};
 use crate::network::kind::NetworkAttachmentDefinition;
 use crate::refusal;
 use base64::Engine as _;
@@ -99,11 +99,16 @@ async fn needed(client: &Client, namespace: &str, pod: &Value) -> (BTreeMap<Stri
         let is_own = place == namespace;
         let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &place);
         match api.get_opt(&name).await {
-            Ok(Some(network)) => {
-                if let Some(resource) = inject::resource(&network) {
-                    *needed.entry(resource.to_owned()).or_default() += count;
+            Ok(Some(network)) => match resource::of(&network) {
+                Ok(Some(resource)) => *needed.entry(resource.to_owned()).or_default() += count,
+                Ok(None) => {}
+                Err(value) => {
+                    let why = "is not the name of an extended resource (domain/name)";
+                    warnings.push(incomplete(&format!(
+                        "the resourceName {value:?} of network {place}/{name} {why}"
+                    )));
                 }
-            }
+            },
             Ok(None) if !is_own => {}
             Ok(None) => warnings.push(incomplete(&format!("network {place}/{name} does not exist"))),
             Err(error) => {
@@ -126,21 +131,24 @@ mod tests {
     use serde_json::json;
     use std::convert::Infallible;
 
-    /// A client whose API server knows networks `ns/a` and `other/b` of one resource.
+    /// A client whose API server knows networks `ns/a` and `other/b` of one resource, and `ns/invalid` with `memory`.
     fn client() -> Client {
         let service = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
-            let network = |config: &str| {
+            let network = |resource: &str| {
                 json!({
                     "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
-                    "metadata": {"name": "n", "annotations": {"k8s.v1.cni.cncf.io/resourceName": "x.io/r"}},
-                    "spec": {"config": config},
+                    "metadata": {"name": "n", "annotations": {"k8s.v1.cni.cncf.io/resourceName": resource}},
+                    "spec": {"config": r#"{"type": "macvtap"}"#},
                 })
             };
             let (code, body) = match request.uri().path() {
                 path if path.ends_with("/namespaces/ns/network-attachment-definitions/a")
                     || path.ends_with("/namespaces/other/network-attachment-definitions/b") =>
                 {
-                    (200, network(r#"{"type": "macvtap"}"#))
+                    (200, network("x.io/r"))
+                }
+                path if path.ends_with("/namespaces/ns/network-attachment-definitions/invalid") => {
+                    (200, network("memory"))
                 }
                 _ => (
                     404,
@@ -162,15 +170,28 @@ mod tests {
         serde_json::to_value(answer).unwrap()
     }
 
+    fn patch_of(answer: &Value) -> Value {
+        let patch = STANDARD.decode(answer["response"]["patch"].as_str().unwrap()).unwrap();
+        serde_json::from_slice(&patch).unwrap()
+    }
+
     #[tokio::test]
     async fn networks_of_both_namespaces_are_counted_each_time_they_are_named() {
         let answer = asked("a, a, other/b").await;
         assert_eq!(answer["response"]["uid"], "u");
         assert_eq!(answer["response"]["allowed"], true);
         assert_eq!(answer["response"]["patchType"], "JSONPatch");
-        let patch = STANDARD.decode(answer["response"]["patch"].as_str().unwrap()).unwrap();
-        let patch: Value = serde_json::from_slice(&patch).unwrap();
-        assert_eq!(patch[0]["value"]["limits"], json!({"x.io/r": "3"}));
+        assert_eq!(patch_of(&answer)[0]["value"]["limits"], json!({"x.io/r": "3"}));
+    }
+
+    #[tokio::test]
+    async fn only_extended_resources_of_networks_reach_a_pod() {
+        let answer = asked("invalid").await;
+        assert_eq!(answer["response"].get("patch"), None);
+        let warning = answer["response"]["warnings"][0].as_str().unwrap();
+        assert!(warning.contains(r#"resourceName "memory" of network ns/invalid"#), "{warning}");
+        let answer = asked("a, invalid").await;
+        assert_eq!(patch_of(&answer)[0]["value"]["limits"], json!({"x.io/r": "1"}));
     }
 
     #[tokio::test]
