@@ -5,7 +5,8 @@ use crate::catalog::Catalog;
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
-use crate::network::plan::{self, is_ours};
+use crate::network::links;
+use crate::network::plan::is_ours;
 use crate::network::reports::Reports;
 use crate::node::{NodeView, SILENCE};
 use crate::pace::Pace;
@@ -243,11 +244,15 @@ impl Context {
         match pool.spec.settings.resource_per {
             ResourcePer::Pool => (BTreeSet::new(), true),
             ResourcePer::Link => {
+                let (name, uid) = (pool.name_any(), pool.uid().unwrap_or_default());
+                let states = self.states.all();
                 let (resources, is_complete) =
-                    plan::link_resources(self.states.all().iter().map(Arc::as_ref), &pool.name_any());
+                    links::link_resources(states.iter().map(Arc::as_ref), &name, &uid);
                 let deleted = self.states.all_deleted(clock::now());
-                let is_there = |name: &str| self.nodes.get(&ObjectRef::new(name)).is_some();
-                (resources, is_complete && !deleted.iter().any(|state| is_there(&state.name)))
+                let may_hold = |state: &Arc<KnownState>| {
+                    state.entry(&uid).is_some() && self.nodes.get(&ObjectRef::new(&state.name)).is_some()
+                };
+                (resources, is_complete && !deleted.iter().any(may_hold))
             }
         }
     }

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod config;
 pub mod kind;
+pub mod links;
 pub mod plan;
 pub mod reports;
 

@@ -186,7 +186,12 @@ pub async fn follow_nodes(mut events: Events<Node>, context: Arc<Context>) {
             Event::Apply(node) | Event::Delete(node) => context.queues.nodes.add(&node.name_any()),
             Event::Init | Event::InitApply(_) => {}
         }
-        context.every_pool();
+        // The links of a node are held until it is gone, which it may be later than its state.
+        if matches!(event, Event::Delete(_) | Event::InitDone) {
+            context.every_pool_by_nodes();
+        } else {
+            context.every_pool();
+        }
     }
 }
 

@@ -58,8 +58,10 @@ async fn update(pool: &MacvtapResourcePool, context: &Context) -> Option<Network
     let (links, are_all_links) = context.link_resources(pool);
     let desired = plan::desired(pool, namespaces.iter().map(Arc::as_ref), &links);
     let mut plan = plan::plan(&desired, &ours);
-    if !are_all_links {
+    if !are_all_links && !plan.delete.is_empty() {
         plan.delete.clear();
+        // No event tells when a node is no longer waited for.
+        context.queues.networks.add_within(&pool.name_any(), RETRY);
     }
     if pool.spec.settings.advertisement == Advertisement::DryRun {
         let (wanted, ready) = (desired.networks.len(), plan.keep.len());

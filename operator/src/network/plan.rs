@@ -2,7 +2,6 @@
 
 use super::kind::{NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec};
 use super::{Problem, config};
-use crate::states::KnownState;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::{PartialObjectMeta, Selector, SelectorExt};
 use kube::{Resource, ResourceExt};
@@ -75,20 +74,6 @@ pub fn desired<'n>(
         }
     }
     desired
-}
-
-/// The resources that nodes report for a pool with `resourcePer: Link`, and whether each node that ever reported any does
-/// so now: after its state or status was removed, its links are where they were until its agent says otherwise.
-pub fn link_resources<'s>(
-    states: impl Iterator<Item = &'s KnownState>,
-    pool: &str,
-) -> (BTreeSet<String>, bool) {
-    let (mut resources, mut is_complete) = (BTreeSet::new(), true);
-    for state in states {
-        is_complete &= state.answered() || !state.was_answered;
-        resources.extend(state.pool(pool).iter().flat_map(|pool| &pool.resources).map(ToString::to_string));
-    }
-    (resources, is_complete)
 }
 
 /// What separates the pool's networks that are there from those it wants.
@@ -246,21 +231,6 @@ mod tests {
 
     fn keys(desired: &Desired) -> Vec<String> {
         desired.networks.keys().map(|(namespace, name)| format!("{namespace}/{name}")).collect()
-    }
-
-    #[test]
-    fn links_of_a_node_whose_status_was_removed_are_unknown_and_not_gone() {
-        use crate::states::{KnownPool, KnownStatus};
-        let dp = KnownPool { name: "dp".into(), resources: vec!["eth0".into()], ..KnownPool::default() };
-        let status =
-            KnownStatus { observed_hash: Some("h".to_owned()), pools: vec![dp], ..KnownStatus::default() };
-        let reports = KnownState { status: Some(status), was_answered: true, ..KnownState::default() };
-        let silenced = KnownState { status: None, ..reports.clone() };
-        let new = KnownState::default();
-        let links = BTreeSet::from(["eth0".to_owned()]);
-        assert_eq!(link_resources([&reports, &new].into_iter(), "dp"), (links.clone(), true));
-        assert_eq!(link_resources([&reports, &silenced].into_iter(), "dp"), (links, false));
-        assert_eq!(link_resources([&silenced].into_iter(), "dp"), (BTreeSet::new(), false));
     }
 
     #[test]

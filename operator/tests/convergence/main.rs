@@ -18,11 +18,13 @@ use kube::ResourceExt;
 use macvtap_crds::condition::{self, ConditionType};
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
 use macvtap_crds::v1alpha1::reason::PoolReason;
+use macvtap_crds::v1alpha1::settings::ResourcePer;
 use macvtap_operator::network::plan;
 use macvtap_operator::node_state::render::{Target, render};
-use operator::namespace;
+use operator::{Kind, namespace};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use world::{Cluster, Health, NAMES, Release, node_name, pool_name};
 
 /// Every node that is meant has every pool as it is now, and nothing else.
@@ -237,4 +239,20 @@ fn a_node_that_comes_back_waits_for_its_turn_like_others() -> Result<(), TestCas
     }
     assert_eq!(told(&cluster, 0), ["node-0"]);
     Ok(())
+}
+
+#[test]
+fn the_networks_of_links_are_compared_again_when_a_node_goes_after_its_state() {
+    let mut cluster = Cluster::default();
+    cluster.happen(&Event::Node { name: 0, zone: 0 });
+    cluster.happen(&Event::Pool(STAGED));
+    for pool in cluster.server().pools.values_mut() {
+        pool.spec.settings.resource_per = ResourcePer::Link;
+    }
+    cluster.hear_all();
+    let context = Arc::clone(&cluster.operator.context);
+    context.queues.networks.open();
+    cluster.server().nodes.clear();
+    cluster.hear(Kind::Nodes);
+    assert_eq!(context.queues.networks.depth(), 1);
 }
