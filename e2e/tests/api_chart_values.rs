@@ -156,7 +156,23 @@ fn everything_that_can_be_switched_on_is_taken_by_the_server() -> Result<()> {
     );
     find(&objects, "ResourceQuota", "macvtap-critical-pods")?;
     find(&objects, "NetworkPolicy", "macvtap-operator")?;
+    webhook(&objects)?;
     find(&objects, "ConfigMap", "release-extra").map(drop)
+}
+
+/// The webhook's pods are not all evicted at once, reached at their port only, and allowed to run as their user on OpenShift.
+fn webhook(objects: &[Value]) -> Result<()> {
+    let labels = &find(objects, "Deployment", "macvtap-webhook")?["spec"]["selector"]["matchLabels"];
+    let budget = &find(objects, "PodDisruptionBudget", "macvtap-webhook")?["spec"];
+    assert_eq!((&budget["maxUnavailable"], &budget["selector"]["matchLabels"]), (&json!(1), labels));
+    let policy = &find(objects, "NetworkPolicy", "macvtap-webhook")?["spec"];
+    assert_eq!(&policy["podSelector"]["matchLabels"], labels);
+    assert_eq!(policy["ingress"], json!([{"ports": [{"port": "https", "protocol": "TCP"}]}]));
+    let binding = find(objects, "RoleBinding", "macvtap-operator-nonroot")?;
+    let subjects = binding["subjects"].as_array().context("no subjects")?;
+    let names: Vec<_> = subjects.iter().map(|subject| &subject["name"]).collect();
+    assert_eq!(names, ["macvtap-operator", "macvtap-webhook"]);
+    Ok(())
 }
 
 /// Monitors select what the chart makes, rules and dashboard are those of the chart's files.
@@ -287,7 +303,11 @@ fn values_that_contradict_each_other_are_refused_in_words() -> Result<()> {
     }
     refused(rendered(&api, &["test.resource=a/b"]), "test.resource and test.network belong together")?;
     refused(rendered(&api, &["operator.image=one-string:1"]), "image")?;
-    refused(rendered(&api, &["agent.image.digest=md5:1"]), "digest")
+    refused(rendered(&api, &["agent.image.digest=md5:1"]), "digest")?;
+    // A part without values is off.
+    let without = rendered(&api, &["webhook=null", "openshift.securityContextConstraints=true"])?;
+    ensure!(!without.contains("macvtap-webhook"), "{without}");
+    Ok(())
 }
 
 #[test]
