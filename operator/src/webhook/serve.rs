@@ -25,7 +25,11 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How many agreed connections wait to be served, at most.
 const WAITING: usize = 32;
 
-/// Serves until the shutdown. Without a certificate connections are closed, so that the probes fail.
+/// How long new connections are accepted after the shutdown began: until then the nodes may still route to this pod. Less than
+/// the pod's termination grace period.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Serves until the shutdown, and [`DRAIN`] longer. Without a certificate connections are closed, so that the probes fail.
 pub async fn serve(
     listener: TcpListener,
     certificate: watch::Receiver<Option<Tls>>,
@@ -38,10 +42,11 @@ pub async fn serve(
         .route("/livez", get(alive))
         .route("/readyz", get(alive));
     let encrypted = Encrypted::over(listener, certificate)?;
-    axum::serve(encrypted, router)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
-        .context("serve the webhook")
+    let drained = async move {
+        shutdown.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    axum::serve(encrypted, router).with_graceful_shutdown(drained).await.context("serve the webhook")
 }
 
 async fn mutate(client: Client, body: Bytes) -> Response {
@@ -104,5 +109,55 @@ impl Listener for Encrypted {
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
         Ok(self.address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::webhook::certificate;
+    use jiff::Timestamp;
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+    /// What a new connection reads from `/livez`.
+    async fn alive(address: SocketAddr, certificate: &str) -> io::Result<String> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        let config = config.with_root_certificates(roots).with_no_client_auth();
+        let stream = TcpStream::connect(address).await?;
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+        let mut text = vec![0; 1024];
+        let length = stream.read(&mut text).await?;
+        Ok(String::from_utf8_lossy(&text[..length]).into_owned())
+    }
+
+    #[tokio::test]
+    async fn new_connections_are_served_for_a_while_after_the_shutdown() {
+        let made = certificate::make(&["localhost".to_owned()], Timestamp::now()).unwrap();
+        let tls = certificate::tls(&made.certificate, &made.key).unwrap();
+        let (_sender, receiver) = watch::channel(Some(tls));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = tower::service_fn(|_: axum::http::Request<kube::client::Body>| async {
+            Ok::<_, Infallible>(axum::http::Response::new(kube::client::Body::empty()))
+        });
+        let shutdown = CancellationToken::new();
+        let served = tokio::spawn(serve(listener, receiver, Client::new(service, "ns"), shutdown.clone()));
+        assert!(alive(address, &made.certificate).await.unwrap().starts_with("HTTP/1.1 200"));
+        shutdown.cancel();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(alive(address, &made.certificate).await.unwrap().starts_with("HTTP/1.1 200"));
+        tokio::time::timeout(DRAIN * 2, served).await.unwrap().unwrap().unwrap();
+        assert!(alive(address, &made.certificate).await.is_err());
     }
 }
