@@ -7,6 +7,7 @@ pub mod certificate;
 pub mod credentials;
 pub mod inject;
 pub mod networks;
+pub mod pod;
 pub mod resource;
 pub mod review;
 pub mod serve;

@@ -1,6 +1,6 @@
 //! The networks that a pod names in its annotations.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 
 /// The annotation by which a pod names further networks.
@@ -12,7 +12,8 @@ pub const DEFAULT_NETWORK: &str = "v1.multus-cni.io/default-network";
 /// A network that a pod names.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Wanted {
-    /// Its namespace; that of the pod if absent.
+    /// Its namespace, if it is named.
+    #[serde(default, deserialize_with = "given")]
     pub namespace: Option<String>,
     /// Its name.
     pub name: String,
@@ -34,6 +35,11 @@ pub fn read(annotations: &BTreeMap<String, String>, annotation: &str) -> Result<
     Ok(text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(short).collect())
 }
 
+/// Reads a namespace; an empty one is none.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.filter(|namespace| !namespace.is_empty()))
+}
+
 /// Reads `[namespace/]name[@interface]`.
 fn short(word: &str) -> Wanted {
     let (place, interface) = match word.split_once('@') {
@@ -41,7 +47,9 @@ fn short(word: &str) -> Wanted {
         None => (word, None),
     };
     let (namespace, name) = match place.split_once('/') {
-        Some((namespace, name)) => (Some(namespace.to_owned()), name.to_owned()),
+        Some((namespace, name)) => {
+            (Some(namespace.to_owned()).filter(|namespace| !namespace.is_empty()), name.to_owned())
+        }
         None => (None, place.to_owned()),
     };
     Wanted { namespace, name, interface }
@@ -63,6 +71,10 @@ mod tests {
         let long =
             networks(r#"[{"name": "net", "namespace": "other", "mac": "02:00:00:00:00:01"}]"#).unwrap();
         assert_eq!(long[0].namespace.as_deref(), Some("other"));
+        let empty =
+            networks(r#"[{"name": "a", "namespace": ""}, {"name": "b", "namespace": null}]"#).unwrap();
+        assert!(empty.iter().all(|network| network.namespace.is_none()), "{empty:?}");
+        assert_eq!(networks("/net").unwrap()[0].namespace, None);
         assert!(networks("[{]").unwrap_err().contains("not JSON"));
         assert!(networks(" ").unwrap().is_empty());
     }

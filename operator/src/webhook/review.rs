@@ -1,6 +1,7 @@
 //! The API server's question about a pod, and the answer: it is always admitted, sometimes with a patch.
 
 use super::networks::{self, DEFAULT_NETWORK, NETWORKS, Wanted};
+use super::pod::Pod;
 use super::{inject, resource};
 use crate::network::kind::NetworkAttachmentDefinition;
 use crate::refusal;
@@ -8,7 +9,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ struct Request {
     uid: String,
     #[serde(default)]
     namespace: String,
-    object: Value,
+    object: Pod,
 }
 
 /// An `AdmissionReview` with a response.
@@ -78,22 +78,40 @@ pub async fn answer(client: &Client, question: Question) -> Answer {
     Answer { api_version: "admission.k8s.io/v1", kind: "AdmissionReview", response }
 }
 
-/// How many devices of each resource the networks of a pod need, and what is wrong with those that could not be counted.
-async fn needed(client: &Client, namespace: &str, pod: &Value) -> (BTreeMap<String, u64>, Vec<String>) {
-    let annotations: BTreeMap<String, String> =
-        serde_json::from_value(pod["metadata"]["annotations"].clone()).unwrap_or_default();
-    let (mut needed, mut warnings) = (BTreeMap::new(), Vec::new());
-    let mut wanted: BTreeMap<(String, String), u64> = BTreeMap::new();
+/// How often a pod names each network, by namespace and name, and what is wrong with those that could not be counted.
+fn wanted(namespace: &str, pod: &Pod) -> (BTreeMap<(String, String), u64>, Vec<String>) {
+    let (mut wanted, mut warnings) = (BTreeMap::new(), Vec::new());
+    let Some(annotations) = &pod.metadata.annotations else { return (wanted, warnings) };
     for annotation in [DEFAULT_NETWORK, NETWORKS] {
-        match networks::read(&annotations, annotation) {
-            Ok(list) => {
-                for Wanted { namespace: other, name, .. } in list {
-                    *wanted.entry((other.unwrap_or_else(|| namespace.to_owned()), name)).or_default() += 1;
+        let list = networks::read(annotations, annotation).unwrap_or_else(|why| {
+            warnings.push(incomplete(&why));
+            Vec::new()
+        });
+        for Wanted { namespace: other, name, .. } in list {
+            let place = match other {
+                Some(other) => other,
+                None if annotation == NETWORKS => namespace.to_owned(),
+                None => {
+                    let why = "names no namespace, and Multus looks for it in its own one";
+                    warnings.push(incomplete(&format!("network {name:?} in annotation {annotation} {why}")));
+                    continue;
                 }
+            };
+            // Both become part of a path.
+            if resource::is_subdomain(&place) && resource::is_subdomain(&name) {
+                *wanted.entry((place, name)).or_default() += 1;
+            } else {
+                warnings.push(incomplete(&format!("{place:?}/{name:?} is not the name of a network")));
             }
-            Err(why) => warnings.push(incomplete(&why)),
         }
     }
+    (wanted, warnings)
+}
+
+/// How many devices of each resource the networks of a pod need, and what is wrong with those that could not be counted.
+async fn needed(client: &Client, namespace: &str, pod: &Pod) -> (BTreeMap<String, u64>, Vec<String>) {
+    let mut needed = BTreeMap::new();
+    let (wanted, mut warnings) = wanted(namespace, pod);
     for ((place, name), count) in wanted {
         // Whether a network of another namespace exists is not for everybody to know.
         let is_own = place == namespace;
@@ -128,7 +146,7 @@ fn incomplete(why: &str) -> String {
 mod tests {
     use super::*;
     use axum::http;
-    use serde_json::json;
+    use serde_json::{Value, json};
     use std::convert::Infallible;
 
     /// A client whose API server knows networks `ns/a` and `other/b` of one resource, and `ns/invalid` with `memory`.
@@ -162,8 +180,12 @@ mod tests {
     }
 
     async fn asked(annotation: &str) -> Value {
+        asked_about(NETWORKS, annotation).await
+    }
+
+    async fn asked_about(annotation: &str, text: &str) -> Value {
         let pod = json!({
-            "metadata": {"annotations": {NETWORKS: annotation}}, "spec": {"containers": [{"name": "a"}]},
+            "metadata": {"annotations": {annotation: text}}, "spec": {"containers": [{"name": "a"}]},
         });
         let question = json!({"request": {"uid": "u", "namespace": "ns", "object": pod}});
         let answer = answer(&client(), serde_json::from_value(question).unwrap()).await;
@@ -182,6 +204,34 @@ mod tests {
         assert_eq!(answer["response"]["allowed"], true);
         assert_eq!(answer["response"]["patchType"], "JSONPatch");
         assert_eq!(patch_of(&answer)[0]["value"]["limits"], json!({"x.io/r": "3"}));
+    }
+
+    #[tokio::test]
+    async fn an_empty_namespace_is_that_of_the_pod() {
+        let answer = asked(r#"[{"name": "a", "namespace": ""}]"#).await;
+        assert_eq!(patch_of(&answer)[0]["value"]["limits"], json!({"x.io/r": "1"}));
+    }
+
+    #[tokio::test]
+    async fn a_default_network_without_a_namespace_is_not_looked_for_in_that_of_the_pod() {
+        for text in ["a", r#"[{"name": "a", "namespace": ""}]"#] {
+            let answer = asked_about(DEFAULT_NETWORK, text).await;
+            assert_eq!(answer["response"].get("patch"), None);
+            let warning = answer["response"]["warnings"][0].as_str().unwrap();
+            assert!(warning.contains("default-network names no namespace"), "{warning}");
+        }
+        let answer = asked_about(DEFAULT_NETWORK, "ns/a").await;
+        assert_eq!(patch_of(&answer)[0]["value"]["limits"], json!({"x.io/r": "1"}));
+    }
+
+    #[tokio::test]
+    async fn only_names_become_part_of_a_path() {
+        for text in ["ns/../ns/network-attachment-definitions/a", "../a", "a?watch=1"] {
+            let answer = asked(text).await;
+            assert_eq!(answer["response"].get("patch"), None, "{text}");
+            let warning = answer["response"]["warnings"][0].as_str().unwrap();
+            assert!(warning.contains("is not the name of a network"), "{warning}");
+        }
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use super::review::{self, Question};
 use anyhow::Context as _;
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::{FromRequest as _, Request};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -12,9 +13,10 @@ use axum::serve::Listener;
 use kube::Client;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +26,10 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// How many agreed connections wait to be served, at most.
 const WAITING: usize = 32;
+
+/// How many pods are kept in memory at the same time; further ones wait for their turn. With the largest bodies that are
+/// accepted, 2 MB each, they fit into the memory limit of the chart.
+const AT_ONCE: usize = 8;
 
 /// How long new connections are accepted after the shutdown began: until then the nodes may still route to this pod. Less than
 /// the pod's termination grace period.
@@ -36,9 +42,10 @@ pub async fn serve(
     client: Client,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
     let alive = || async { (StatusCode::OK, "serving\n") };
     let router = Router::new()
-        .route("/mutate", post(move |body: Bytes| mutate(client, body)))
+        .route("/mutate", post(move |request: Request| mutate(client, turns, request)))
         .route("/livez", get(alive))
         .route("/readyz", get(alive));
     let encrypted = Encrypted::over(listener, certificate)?;
@@ -49,7 +56,13 @@ pub async fn serve(
     axum::serve(encrypted, router).with_graceful_shutdown(drained).await.context("serve the webhook")
 }
 
-async fn mutate(client: Client, body: Bytes) -> Response {
+async fn mutate(client: Client, turns: Arc<Semaphore>, request: Request) -> Response {
+    // Nobody closes the semaphore.
+    let _turn = turns.acquire().await;
+    let body = match Bytes::from_request(request, &()).await {
+        Ok(body) => body,
+        Err(rejection) => return rejection.into_response(),
+    };
     let question: Question = match serde_json::from_slice(&body) {
         Ok(question) => question,
         Err(error) => {
@@ -57,6 +70,7 @@ async fn mutate(client: Client, body: Bytes) -> Response {
             return (StatusCode::BAD_REQUEST, text).into_response();
         }
     };
+    drop(body);
     match serde_json::to_string(&review::answer(&client, question).await) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
@@ -118,7 +132,6 @@ mod tests {
     use crate::webhook::certificate;
     use jiff::Timestamp;
     use std::convert::Infallible;
-    use std::sync::Arc;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_rustls::TlsConnector;
     use tokio_rustls::rustls::crypto::ring;
@@ -141,6 +154,24 @@ mod tests {
         Ok(String::from_utf8_lossy(&text[..length]).into_owned())
     }
 
+    /// A client whose API server answers nothing.
+    fn client() -> Client {
+        let service = tower::service_fn(|_: axum::http::Request<kube::client::Body>| async {
+            Ok::<_, Infallible>(axum::http::Response::new(kube::client::Body::empty()))
+        });
+        Client::new(service, "ns")
+    }
+
+    #[tokio::test]
+    async fn a_request_is_not_read_before_its_turn() {
+        let turns = Arc::new(Semaphore::new(1));
+        let mutated = || mutate(client(), Arc::clone(&turns), Request::new("{}".into()));
+        let turn = turns.acquire().await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(50), mutated()).await.is_err());
+        drop(turn);
+        assert_eq!(mutated().await.status(), StatusCode::BAD_REQUEST);
+    }
+
     #[tokio::test]
     async fn new_connections_are_served_for_a_while_after_the_shutdown() {
         let made = certificate::make(&["localhost".to_owned()], Timestamp::now()).unwrap();
@@ -148,11 +179,8 @@ mod tests {
         let (_sender, receiver) = watch::channel(Some(tls));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let service = tower::service_fn(|_: axum::http::Request<kube::client::Body>| async {
-            Ok::<_, Infallible>(axum::http::Response::new(kube::client::Body::empty()))
-        });
         let shutdown = CancellationToken::new();
-        let served = tokio::spawn(serve(listener, receiver, Client::new(service, "ns"), shutdown.clone()));
+        let served = tokio::spawn(serve(listener, receiver, client(), shutdown.clone()));
         assert!(alive(address, &made.certificate).await.unwrap().starts_with("HTTP/1.1 200"));
         shutdown.cancel();
         tokio::time::sleep(Duration::from_millis(500)).await;
