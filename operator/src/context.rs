@@ -245,10 +245,10 @@ impl Context {
             ResourcePer::Pool => (BTreeSet::new(), true),
             ResourcePer::Link => {
                 let (name, uid) = (pool.name_any(), pool.uid().unwrap_or_default());
-                let states = self.states.all();
+                let (states, now) = (self.states.all(), clock::now());
                 let (resources, is_complete) =
-                    links::link_resources(states.iter().map(Arc::as_ref), &name, &uid);
-                let deleted = self.states.all_deleted(clock::now());
+                    links::link_resources(states.iter().map(Arc::as_ref), &name, &uid, now);
+                let deleted = self.states.all_deleted(now);
                 let may_hold = |state: &Arc<KnownState>| {
                     state.entry(&uid).is_some() && self.nodes.get(&ObjectRef::new(&state.name)).is_some()
                 };

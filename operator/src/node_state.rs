@@ -7,6 +7,7 @@ use crate::catalog::Catalog;
 use crate::entry::config_hash;
 use crate::rollout::Grants;
 use crate::states::{KnownState, Spec};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 
@@ -25,11 +26,13 @@ pub struct Snapshot<'s> {
     pub catalog: &'s Catalog,
     /// The turns that were given in staged rollouts.
     pub grants: &'s Grants,
+    /// The time, by the operator's own clock.
+    pub now: Timestamp,
 }
 
 /// Decides which spec must be written, if any.
 pub fn decide(snapshot: &Snapshot<'_>) -> Option<Spec> {
-    let Snapshot { node, current, deleted, silent, catalog, grants } = *snapshot;
+    let Snapshot { node, current, deleted, silent, catalog, grants, now } = *snapshot;
     // Pods may run on a Node that is being deleted, so it hears of drains and changes as long as it has a state. A new one
     // would be deleted again where what depends on a Node is deleted before it.
     if node.metadata.deletion_timestamp.is_some() && current.is_none() {
@@ -38,7 +41,7 @@ pub fn decide(snapshot: &Snapshot<'_>) -> Option<Spec> {
     let name = node.metadata.name.as_deref().unwrap_or_default();
     // What pods use they use on, whatever becomes of the state: a new one begins with what the node had.
     let before = current.or(deleted);
-    let target = render::Target { name, labels: node.labels(), silent, current: before };
+    let target = render::Target { name, labels: node.labels(), silent, current: before, now };
     let entries = render::render(target, catalog, |pool| grants.has(&pool.entry, name));
     let spec = Spec {
         owner: node.metadata.uid.clone(),

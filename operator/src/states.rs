@@ -44,8 +44,8 @@ pub struct RawState {
 /// How often a writer that waits for its turn looks whether an answer that is due was given up.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
 
-/// For how long a state that was deleted is remembered: what its node holds it still holds, and it is told of it again when
-/// the state is recreated.
+/// For how long a state that was deleted, or the answer in a status that was removed, is remembered: what its node holds it
+/// still holds, and it is told of it again when the state is recreated.
 const REMEMBERED: Duration = Duration::from_mins(10);
 
 /// All node states by name, as the watch shows them and as the operator has written them since.
@@ -137,7 +137,7 @@ impl States {
         let is_there = inner.own.stored(name, version, now);
         let mut state = before.as_deref().cloned().unwrap_or_default();
         name.clone_into(&mut state.name);
-        state.was_answered |= inner.was_answered(name, now);
+        state.answer_missing_since = inner.answer_missing_since(&state, now);
         // The watch may have been faster than the answer, or the version is none that could be compared.
         if version <= state.version {
             inner.own.seen(&mut state, now);
@@ -258,10 +258,14 @@ impl Inner {
         is_remembered(*at, now).then_some(state)
     }
 
-    /// Whether an agent of the node ever answered, as far as is known.
-    fn was_answered(&self, name: &str, now: Timestamp) -> bool {
-        let before = self.known.get(name).or_else(|| self.deleted(name, now));
-        before.is_some_and(|before| before.was_answered)
+    /// Since when the answer of an agent that had answered is missing from the state.
+    fn answer_missing_since(&self, state: &KnownState, now: Timestamp) -> Option<Timestamp> {
+        if state.answered() {
+            return None;
+        }
+        let deleted = || self.deleted.get(&state.name).map(|(state, at)| (state, *at));
+        let (before, lost) = self.known.get(&state.name).map(|before| (before, now)).or_else(deleted)?;
+        if before.answered() { Some(lost) } else { before.answer_missing_since }
     }
 
     /// Reads a state as the watch shows it, with what the operator has written since.
@@ -269,14 +273,14 @@ impl Inner {
         let mut state = KnownState::read(raw, &mut self.shared);
         let lag = self.own.seen(&mut state, now);
         let shown = !self.own.is_ahead(&state.name);
-        state.was_answered |= self.was_answered(&state.name, now);
+        state.answer_missing_since = self.answer_missing_since(&state, now);
         state.wait_since(self.known.get(&state.name).map(Arc::as_ref), shown.then_some(now));
         (Arc::new(state), lag)
     }
 }
 
-fn is_remembered(deleted: Timestamp, now: Timestamp) -> bool {
-    Duration::try_from(now.duration_since(deleted)).unwrap_or_default() < REMEMBERED
+fn is_remembered(since: Timestamp, now: Timestamp) -> bool {
+    Duration::try_from(now.duration_since(since)).unwrap_or_default() < REMEMBERED
 }
 
 #[cfg(test)]

@@ -54,12 +54,13 @@ pub async fn reconcile(name: &str, context: &Context) -> Result<Option<Duration>
 fn decide_now(node: &Node, context: &Context) -> (Option<Spec>, Arc<Catalog>, Option<Arc<KnownState>>) {
     let catalog = context.catalog();
     let current = context.states.get(&node.name_any());
-    let deleted = context.states.deleted(&node.name_any(), clock::now());
+    let now = clock::now();
+    let deleted = context.states.deleted(&node.name_any(), now);
     let view = context.view(node, current.as_deref(), context.seen_until());
     let silent = silent(&view).is_ok();
     let grants = &context.grants;
     let (known, deleted) = (current.as_deref(), deleted.as_deref());
-    let snapshot = Snapshot { node, current: known, deleted, silent, catalog: &catalog, grants };
+    let snapshot = Snapshot { node, current: known, deleted, silent, catalog: &catalog, grants, now };
     (decide(&snapshot), catalog, current)
 }
 
@@ -99,7 +100,7 @@ async fn perform(
 /// Says that devices of an unreachable node were not waited for.
 async fn announce_released(node: &Node, before: &KnownState, entries: &[Arc<Entry>], context: &Context) {
     let gone = before.pools.iter().filter(|old| !entries.iter().any(|new| new.uid == old.uid));
-    for old in gone.filter(|old| !render::drained(before, old)) {
+    for old in gone.filter(|old| !render::drained(before, old, clock::now())) {
         let Some(pool) = context.pools.get(&ObjectRef::new(&old.name)) else {
             continue;
         };

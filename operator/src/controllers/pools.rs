@@ -23,7 +23,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How soon a pool that cannot be read and is being deleted is looked at again.
+/// How soon a pool that is being deleted is reconciled again while it waits for something that no event tells.
 const RETRY: Duration = Duration::from_secs(30);
 
 /// How long a status waits for the networks of a changed pool.
@@ -147,7 +147,8 @@ async fn terminate(
     if context.catalog().active(&uid).is_some() {
         return Ok(Some(RETRY_CONFLICT));
     }
-    if holders(&uid, context).is_empty() {
+    let holders = holders(&uid, context);
+    if holders.is_empty() {
         let turn = context.reports.turn(&name);
         match turn.try_lock() {
             Ok(_at_work) if !may_come_back(&name, &uid, context) => return release(meta, context).await,
@@ -155,6 +156,7 @@ async fn terminate(
             Ok(_) | Err(_) => retry = Some(RETRY_CONFLICT),
         }
     }
+    retry = retry.or(recheck_remembered(&holders, context));
     // A node that need not be waited for is let go once it is unreachable, which no event tells.
     for node in released(meta) {
         context.queues.nodes.add(&node);
@@ -169,6 +171,18 @@ async fn terminate(
     };
     let (recheck, _) = observe_and_publish(pool, &Ok(()), &NetworkReport::default(), context).await?;
     Ok(retry.into_iter().chain(recheck).min())
+}
+
+/// Reconciles again the nodes that hold the pool only as long as a deleted state or a missing answer is remembered: no event
+/// tells when that ends. Returns how soon to check that again.
+fn recheck_remembered(holders: &[Arc<KnownState>], context: &Context) -> Option<Duration> {
+    let is_remembered =
+        |state: &&Arc<KnownState>| !state.answered() || context.states.get(&state.name).is_none();
+    let remembered: Vec<_> = holders.iter().filter(is_remembered).collect();
+    for state in &remembered {
+        context.queues.nodes.add(&state.name);
+    }
+    (!remembered.is_empty()).then_some(RETRY)
 }
 
 /// Whether a write that has not arrived yet, and may still, gives the pool to a node or makes one of its networks.

@@ -1,6 +1,7 @@
 //! Pure: the links that nodes report for pools with `resourcePer: Link`.
 
 use crate::states::{KnownPool, KnownState};
+use jiff::Timestamp;
 use macvtap_crds::v1alpha1::reason::NodePoolReason;
 use std::collections::BTreeSet;
 
@@ -10,10 +11,11 @@ pub fn link_resources<'s>(
     states: impl Iterator<Item = &'s KnownState>,
     pool: &str,
     uid: &str,
+    now: Timestamp,
 ) -> (BTreeSet<String>, bool) {
     let (mut resources, mut is_complete) = (BTreeSet::new(), true);
     for state in states {
-        is_complete &= shows_links(state, pool, uid);
+        is_complete &= shows_links(state, pool, uid, now);
         resources.extend(state.pool(pool).iter().flat_map(|pool| &pool.resources).map(ToString::to_string));
     }
     (resources, is_complete)
@@ -21,12 +23,12 @@ pub fn link_resources<'s>(
 
 /// Whether the state shows all links that the node has for the pool. After a status was removed, and while the agent does
 /// not report the pool, links are where they were.
-fn shows_links(state: &KnownState, pool: &str, uid: &str) -> bool {
+fn shows_links(state: &KnownState, pool: &str, uid: &str, now: Timestamp) -> bool {
     if state.entry(uid).is_none() && !state.spec_unreadable {
         return true;
     }
     if !state.answered() {
-        return !state.was_answered;
+        return !state.was_answered(now);
     }
     !state.status_unreadable && state.pool(pool).is_some_and(|pool| !is_refused(pool))
 }
@@ -58,18 +60,19 @@ mod tests {
             ..KnownStatus::default()
         };
         let entry = Arc::new(entry_of(&pool("dp", json!({"resourcePer": "Link"}))));
-        KnownState { pools: vec![entry], status: Some(status), was_answered: true, ..KnownState::default() }
+        KnownState { pools: vec![entry], status: Some(status), ..KnownState::default() }
     }
 
     fn links(states: &[&KnownState]) -> (BTreeSet<String>, bool) {
-        link_resources(states.iter().copied(), "dp", "uid-dp")
+        link_resources(states.iter().copied(), "dp", "uid-dp", Timestamp::UNIX_EPOCH)
     }
 
     #[test]
     fn links_of_a_node_whose_status_was_removed_are_unknown_and_not_gone() {
         let reports = reporting(&["dp"]);
-        let silenced = KnownState { status: None, ..reports.clone() };
-        let new = KnownState { was_answered: false, ..silenced.clone() };
+        let since = Some(Timestamp::UNIX_EPOCH);
+        let new = KnownState { status: None, ..reports.clone() };
+        let silenced = KnownState { answer_missing_since: since, ..new.clone() };
         let eth0 = BTreeSet::from(["eth0".to_owned()]);
         assert_eq!(links(&[&reports, &new]), (eth0.clone(), true));
         assert_eq!(links(&[&reports, &silenced]), (eth0, false));

@@ -3,6 +3,7 @@
 use crate::catalog::{ActivePool, Catalog};
 use crate::entry::Entry;
 use crate::states::KnownState;
+use jiff::Timestamp;
 use macvtap_crds::v1alpha1::NodePool;
 use macvtap_crds::v1alpha1::nodestate::{POOLS_MAX, PoolPhase};
 use std::cmp::Reverse;
@@ -20,6 +21,8 @@ pub struct Target<'t> {
     pub silent: bool,
     /// Its state, or the one that it had until it was deleted.
     pub current: Option<&'t KnownState>,
+    /// The time, by the operator's own clock.
+    pub now: Timestamp,
 }
 
 /// What the node should offer, given what it was told before. `granted` says whether it is the node's turn to hear of a
@@ -42,7 +45,7 @@ pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool)
         .iter()
         .filter(|old| !catalog.frozen(&old.uid))
         .filter(|old| !wanted.iter().any(|new| new.uid == old.uid))
-        .filter(|old| !node.current.is_some_and(|state| drained(state, old)))
+        .filter(|old| !node.current.is_some_and(|state| drained(state, old, node.now)))
         .filter(|old| !(node.silent && catalog.released(&old.uid, node.name)))
         .map(Entry::draining)
         .collect();
@@ -55,8 +58,10 @@ pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool)
     };
     let mut entries: Vec<_> = wanted.into_iter().filter(|new| !taken(new)).collect();
     let room = POOLS_MAX.saturating_sub(frozen.len());
-    let held: Vec<&Arc<Entry>> =
-        before.iter().filter(|old| !node.current.is_some_and(|state| drained(state, old))).collect();
+    let held: Vec<&Arc<Entry>> = before
+        .iter()
+        .filter(|old| !node.current.is_some_and(|state| drained(state, old, node.now)))
+        .collect();
     fit(room, &mut entries, &mut draining, &held);
     for old in frozen {
         let rank = |entry: &Arc<Entry>| entry.settings.priority > old.settings.priority;
@@ -95,10 +100,11 @@ fn fit(room: usize, entries: &mut Vec<Arc<Entry>>, draining: &mut Vec<Arc<Entry>
 }
 
 /// Whether the node holds no device of this entry any more: it never got it, or has applied the drain and reports none. One
-/// that answered once and says nothing now, because its status was removed or its spec cannot be read, holds what it held.
-pub fn drained(state: &KnownState, entry: &NodePool) -> bool {
+/// that answered not long ago and reports nothing now, because its status was removed or its spec cannot be read, holds what
+/// it held.
+pub fn drained(state: &KnownState, entry: &NodePool, now: Timestamp) -> bool {
     match state.status.as_ref().and_then(|status| status.observed_hash.as_ref()) {
-        None => !state.was_answered,
+        None => !state.was_answered(now),
         Some(_) => {
             state.applied()
                 && !state.status_unreadable

@@ -218,8 +218,9 @@ fn obstacle(
         return Some(Obstacle::NameTaken);
     }
     let is_full = state.pools.len() >= POOLS_MAX;
-    let target = Target { name: node.name, labels: node.labels, silent: is_silent, current: Some(state) };
-    let granted = |pool: &ActivePool| subject.grants.has(&pool.entry, node.name);
+    let NodeView { name, labels, now, .. } = *node;
+    let target = Target { name, labels, silent: is_silent, current: Some(state), now };
+    let granted = |pool: &ActivePool| subject.grants.has(&pool.entry, name);
     // Whether lower ones could make room is asked of a staged pool only: every other has asked them already.
     let can_have_room = || wanted.staged && turn_matters(target, subject.catalog, wanted, granted);
     (is_full && !can_have_room()).then_some(Obstacle::NoRoom)

@@ -1,7 +1,7 @@
 //! Pure: a node state as it was sent to what the operator needs of it.
 
 use super::own::Spec;
-use super::{Interner, RawState};
+use super::{Interner, RawState, is_remembered};
 use crate::entry::{Entry, Form};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -35,8 +35,9 @@ pub struct KnownState {
     pub form: Form,
     /// `status`, once there is one.
     pub status: Option<KnownStatus>,
-    /// Whether an agent ever answered, as far as is known, though the status may have been removed since.
-    pub was_answered: bool,
+    /// Since when an answer that the operator knew has been missing, by the operator's own clock: the status was removed, or
+    /// the state was deleted and recreated.
+    pub answer_missing_since: Option<Timestamp>,
     /// What cannot be read, if anything.
     pub unreadable: Option<String>,
     /// Whether that is in spec.
@@ -156,9 +157,8 @@ impl KnownState {
         });
         let (spec_unreadable, status_unreadable) = (!spec_trouble.is_empty(), !status_trouble.is_empty());
         spec_trouble.append(&mut status_trouble);
-        let was_answered = status.as_ref().is_some_and(|status| status.observed_hash.is_some());
         Self {
-            was_answered,
+            answer_missing_since: None,
             name: raw.name_any(),
             owner: owner(raw),
             version: version(&raw.metadata),
@@ -233,6 +233,11 @@ impl KnownState {
     /// Whether an agent ever answered.
     pub fn answered(&self) -> bool {
         self.status.as_ref().is_some_and(|status| status.observed_hash.is_some())
+    }
+
+    /// Whether an agent answered, now or not long ago: its node still holds what it held then.
+    pub fn was_answered(&self, now: Timestamp) -> bool {
+        self.answered() || self.answer_missing_since.is_some_and(|since| is_remembered(since, now))
     }
 
     /// The briefest form that the agent is known to read.
@@ -335,84 +340,4 @@ pub fn version(meta: &ObjectMeta) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn read(json: Value) -> KnownState {
-        KnownState::read(&serde_json::from_value(json).unwrap(), &mut Interner::default())
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_named_and_the_rest_is_kept() {
-        let state = read(json!({
-            "metadata": {"name": "n1"},
-            "spec": {"configHash": "h", "pools": [{"name": "odd", "phase": 7}, "nonsense"]},
-            "status": {
-                "observedHash": "h",
-                "pools": [{"name": "strange", "allocated": "many"}, {"name": "dp", "allocated": 2, "fromTheFuture": {}}],
-            },
-        }));
-        assert!(state.applied() && state.pools.is_empty());
-        assert_eq!(state.pool("dp").map(|pool| pool.allocated), Some(2));
-        let text = state.unreadable.unwrap();
-        for place in ["spec.pools[odd]", "spec.pools[without name]", "status.pools[strange]"] {
-            assert!(text.contains(place), "{text}");
-        }
-    }
-
-    #[test]
-    fn an_object_of_nothing_but_wrong_types_is_a_state_that_says_nothing() {
-        let state = read(json!({"metadata": {"name": "n1"}, "spec": [1], "status": "good"}));
-        assert_eq!((state.config_hash.as_str(), state.answered()), ("", false));
-    }
-
-    #[test]
-    fn a_node_offers_devices_of_a_pool_until_it_was_told_to_drain_it() {
-        let entry =
-            |phase: &str| json!({"name": "dp", "uid": "u", "generation": 1, "phase": phase, "links": []});
-        let with = |phase: &str| read(json!({"metadata": {"name": "n1"}, "spec": {"pools": [entry(phase)]}}));
-        assert!(with("Active").offers_any(&HashSet::from(["u", "v"])));
-        assert!(!with("Draining").offers_any(&HashSet::from(["u"])));
-        assert!(!with("Active").offers_any(&HashSet::from(["v"])));
-    }
-
-    #[test]
-    fn only_agents_of_the_first_release_and_unknown_ones_need_the_full_form() {
-        let reads = |status: Value| read(json!({"metadata": {"name": "n1"}, "status": status})).reads();
-        assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "0.1.0"})), Form::Full);
-        assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "0.2.0"})), Form::Brief);
-        assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "1.0.0-rc.1"})), Form::Brief);
-        assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "test"})), Form::Full);
-        assert_eq!(reads(json!({"observedGeneration": 3})), Form::Brief);
-        assert_eq!(reads(Value::Null), Form::Full);
-    }
-
-    #[test]
-    fn a_brief_spec_is_not_as_it_should_be_for_an_agent_that_was_taken_back() {
-        let entries = vec![Arc::new(crate::entry::entry_of(&crate::testing::pool("dp", json!({}))))];
-        let with = |form: Form| {
-            let pools: Vec<Value> = entries.iter().map(|entry| entry.json(form).unwrap()).collect();
-            let hash = crate::entry::config_hash(&entries);
-            read(json!({"metadata": {"name": "n1"}, "spec": {"configHash": hash, "pools": pools}}))
-        };
-        let spec = |form: Form| Spec {
-            owner: None,
-            config_hash: crate::entry::config_hash(&entries),
-            pools: entries.clone(),
-            form,
-        };
-        assert!(with(Form::Full).is_as(&spec(Form::Full)) && with(Form::Full).is_as(&spec(Form::Brief)));
-        assert!(with(Form::Brief).is_as(&spec(Form::Brief)) && !with(Form::Brief).is_as(&spec(Form::Full)));
-    }
-
-    #[test]
-    fn an_owner_counts_only_as_we_write_it() {
-        let owned = |block: Value| {
-            let reference = json!({"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u", "blockOwnerDeletion": block});
-            read(json!({"metadata": {"name": "n1", "ownerReferences": [reference]}})).owner
-        };
-        assert_eq!(owned(Value::Null).as_deref(), Some("u"));
-        assert_eq!(owned(true.into()), None);
-    }
-}
+mod tests;

@@ -99,12 +99,16 @@ fn a_state_that_is_deleted_is_remembered_until_another_is_made_and_its_answers_a
     assert!(states.deleted("n1", at(601)).is_none(), "no node comes back so late");
     let spec = Spec { config_hash: "old".to_owned(), ..Spec::default() };
     states.send("n1", spec.clone());
-    assert!(states.stored("n1", &spec, 7, at(3)).was_answered);
+    assert!(states.stored("n1", &spec, 7, at(3)).was_answered(at(3)));
     states.take(Event::Apply(versioned(7, None)), at(4));
-    assert!(states.get("n1").unwrap().was_answered && states.deleted("n1", at(4)).is_none());
+    let was_answered = |second| states.get("n1").unwrap().was_answered(at(second));
+    assert!(was_answered(600) && states.deleted("n1", at(4)).is_none());
+    assert!(!was_answered(601), "ten minutes after the state was deleted");
     states.take(Event::Apply(versioned(8, Some("old"))), at(5));
     states.take(Event::Apply(versioned(9, None)), at(6));
-    assert!(states.get("n1").unwrap().was_answered, "its status was removed");
+    assert!(was_answered(605), "its status was removed");
+    states.take(Event::Apply(versioned(10, None)), at(400));
+    assert!(!was_answered(606), "a further change does not put that off");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use macvtap_crds::condition::{self, ConditionType};
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
 use macvtap_crds::v1alpha1::reason::PoolReason;
 use macvtap_crds::v1alpha1::settings::ResourcePer;
+use macvtap_operator::clock;
 use macvtap_operator::network::plan;
 use macvtap_operator::node_state::render::{Target, render};
 use operator::{Kind, namespace};
@@ -33,7 +34,7 @@ fn nodes_are_as_a_fresh_operator_makes_them(cluster: &mut Cluster) -> Result<(),
     prop_assert_eq!(world.nodes.keys().collect::<Vec<_>>(), world.states.keys().collect::<Vec<_>>());
     for (name, node) in &world.nodes {
         let found = cluster.operator.state(name).unwrap();
-        let target = Target { name, labels: node.labels(), silent: false, current: None };
+        let target = Target { name, labels: node.labels(), silent: false, current: None, now: clock::now() };
         let fresh = render(target, &world.catalog(), |_| true);
         prop_assert!(found.applied(), "{} cannot read its spec", name);
         prop_assert_eq!(found.pools.len(), fresh.len());
@@ -255,4 +256,21 @@ fn the_networks_of_links_are_compared_again_when_a_node_goes_after_its_state() {
     cluster.server().nodes.clear();
     cluster.hear(Kind::Nodes);
     assert_eq!(context.queues.networks.depth(), 1);
+}
+
+#[test]
+fn a_pool_that_only_a_deleted_state_holds_is_checked_again() -> Result<(), TestCaseError> {
+    let mut cluster = Cluster::default();
+    cluster.happen(&Event::Node { name: 0, zone: 0 });
+    cluster.happen(&Event::Pool(STAGED));
+    cluster.settle()?;
+    for event in [Event::NodeEnding(0), Event::StateGone(0), Event::PoolGone(STAGED.name), Event::Hear(None)]
+    {
+        cluster.happen(&event);
+    }
+    let context = Arc::clone(&cluster.operator.context);
+    context.queues.nodes.open();
+    cluster.look_at_pool(&pool_name(STAGED.name));
+    assert_eq!((cluster.server().pools.len(), context.queues.nodes.depth()), (1, 1));
+    Ok(())
 }

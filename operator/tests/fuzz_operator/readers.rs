@@ -71,6 +71,7 @@ fn decisions(pools: &[MacvtapResourcePool], state: Option<&RawState>) {
         silent: false,
         catalog: &catalog,
         grants: &grants,
+        now: macvtap_operator::clock::now(),
     }) {
         let entries: Vec<Value> =
             spec.pools.iter().map(|entry| serde_json::to_value(&***entry).unwrap()).collect();

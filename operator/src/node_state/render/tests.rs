@@ -9,6 +9,8 @@ use macvtap_crds::v1alpha1::{
 use proptest::prelude::*;
 use serde_json::json;
 
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
 fn names(spec: &MacvtapNodeStateSpec) -> Vec<(&str, PoolPhase)> {
     spec.pools.iter().map(|pool| (pool.name.as_str(), pool.phase)).collect()
 }
@@ -25,7 +27,7 @@ fn with(
     turn: bool,
 ) -> MacvtapNodeStateSpec {
     let current = current.map(known);
-    let target = Target { name: "n1", labels, silent, current: current.as_ref() };
+    let target = Target { name: "n1", labels, silent, current: current.as_ref(), now: NOW };
     spec(&render(target, catalog, |_| turn))
 }
 
@@ -162,7 +164,7 @@ fn a_turn_matters_as_long_as_there_is_or_can_be_made_room() {
     let full = known(&applied(rendered(&pools, None), 1));
     let matters = |pools: &[MacvtapResourcePool], state: &KnownState| {
         let (catalog, labels) = (Catalog::new(pools.iter()), labels(&[]));
-        let target = Target { name: "n1", labels: &labels, silent: false, current: Some(state) };
+        let target = Target { name: "n1", labels: &labels, silent: false, current: Some(state), now: NOW };
         turn_matters(target, &catalog, catalog.active("uid-new").unwrap(), |_| false)
     };
     let staged = |priority: u32| pool("new", json!({"priority": priority, "rollout": {"type": "Staged"}}));
@@ -236,9 +238,9 @@ fn what_an_agent_says_unreadably_is_no_drain() {
         Some(&applied(rendered(&[pool("a", json!({}))], None), 2)),
     );
     let mut state = known(&applied(draining, 0));
-    assert!(drained(&state, &state.pools[0].clone()));
+    assert!(drained(&state, &state.pools[0].clone(), NOW));
     state.status_unreadable = true;
-    assert!(!drained(&state, &state.pools[0].clone()));
+    assert!(!drained(&state, &state.pools[0].clone(), NOW));
 }
 
 proptest! {
@@ -275,7 +277,9 @@ fn a_node_whose_state_was_deleted_is_told_again_of_what_it_had_whoever_s_turn_it
     // As long as the agent has not answered the new state, it holds what it held.
     let mut made = known(&state("n1", again, 0));
     let draining = Arc::clone(&made.pools[1]);
-    assert!(drained(&made, &draining), "nobody ever answered");
-    made.was_answered = true;
-    assert!(!drained(&made, &draining));
+    assert!(drained(&made, &draining, NOW), "nobody ever answered");
+    made.answer_missing_since = Some(NOW);
+    assert!(!drained(&made, &draining, NOW));
+    let later = Timestamp::from_second(600).unwrap();
+    assert!(drained(&made, &draining, later), "its agent has not come back for ten minutes");
 }

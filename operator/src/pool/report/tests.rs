@@ -51,7 +51,7 @@ impl TestNode {
 /// A node that was told of the pool so many seconds ago and has not answered.
 fn told(name: &'static str, pool: &MacvtapResourcePool, seconds_ago: i64) -> TestNode {
     let labels = labels(&[]);
-    let target = Target { name, labels: &labels, silent: false, current: None };
+    let target = Target { name, labels: &labels, silent: false, current: None, now: Timestamp::UNIX_EPOCH };
     let entries = render::render(target, &Catalog::new([pool].into_iter()), |_| true);
     let state = Some(state(name, spec(&entries), NOW - seconds_ago));
     TestNode {
