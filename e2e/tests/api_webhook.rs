@@ -17,7 +17,8 @@ const SECRET: &str = "secret/macvtap-webhook";
 const RESOURCE: &str = "macvtap.network.kubevirt.io/net";
 const WHOLE: &str = "kernel.org/virt";
 
-/// An API server with the chart installed and these networks: `default/net` and `other/nic` of ours, `default/foreign`.
+/// An API server with the chart installed and these networks: `default/net` and `other/nic` of ours, `default/foreign`,
+/// and `default/invalid`, whose resource the server accepts in no pod.
 fn prepared() -> Result<Api> {
     let api = Api::without_crds()?;
     api.kubectl.apply(MULTUS_KIND)?;
@@ -28,6 +29,7 @@ fn prepared() -> Result<Api> {
         ("default", "net", "macvtap", RESOURCE),
         ("other", "nic", "ehost-device", WHOLE),
         ("default", "foreign", "sriov", "intel.com/vf"),
+        ("default", "invalid", "macvtap", "dataplane"),
     ] {
         api.replace(&json!({
             "apiVersion": "k8s.cni.cncf.io/v1",
@@ -137,6 +139,12 @@ fn pods_without_limits_get_the_devices_of_their_networks() -> Result<()> {
     assert_eq!(system[0]["resources"], json!({}));
     let foreign = created(&api.kubectl, &pod("default", "foreign", &plain()))?;
     assert_eq!(foreign[0]["resources"], json!({}));
+
+    // Neither a network's annotation nor a large pod keeps the server from creating the pod.
+    let mut large = pod("default", "invalid, net", &plain());
+    large["spec"]["containers"][1]["env"] = vec![json!({"name": "n", "value": "v".repeat(1000)}); 700].into();
+    let large = created(&api.kubectl, &large)?;
+    assert_eq!(large[0]["resources"]["limits"], json!({RESOURCE: "1"}));
 
     // A network that does not exist stops nobody, and kubectl prints why nothing was added.
     let mut command = api.kubectl.command();
