@@ -160,7 +160,7 @@ fn everything_that_can_be_switched_on_is_taken_by_the_server() -> Result<()> {
     find(&objects, "ConfigMap", "release-extra").map(drop)
 }
 
-/// The webhook's pods are not all evicted at once, reached at their port only, and allowed to run as their user on OpenShift.
+/// Checks that the webhook's pods are evicted one by one, reached at their port only, and allowed to run as their user.
 fn webhook(objects: &[Value]) -> Result<()> {
     let labels = &find(objects, "Deployment", "macvtap-webhook")?["spec"]["selector"]["matchLabels"];
     let budget = &find(objects, "PodDisruptionBudget", "macvtap-webhook")?["spec"];
