@@ -116,10 +116,8 @@ impl Own {
     /// Processes a state as the watch shows it. While it does not show an own write yet, the spec is what was written.
     /// Returns how late the watch showed the write, if it shows it now.
     pub(super) fn seen(&mut self, state: &mut KnownState, now: Timestamp) -> Option<Duration> {
-        // What the watch shows is lost no longer: the state has it, or had it.
-        self.change(&state.name, |writes| {
-            writes.lost.retain(|lost| lost.spec.config_hash != state.config_hash);
-        });
+        // A state with the spec of a lost write does not prove that this write has arrived: the spec may be of a later one.
+        self.change(&state.name, |writes| writes.lost.retain(|lost| lost.may_arrive(now)));
         let stored = self.writes.get_mut(&state.name)?.stored.as_mut()?;
         let mut lag = None;
         if let Phase::Unseen { since } = stored.phase {

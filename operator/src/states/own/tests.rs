@@ -69,8 +69,6 @@ fn writes_of_which_nobody_knows_what_became_hold_up_no_other_and_may_still_hold_
     (0..UNANSWERED_MAX).for_each(|i| own.lost(&i.to_string(), at(0)));
     assert!(own.has_room(at(0), |_| true));
     assert_eq!(own.may_hold(&entry.uid, at(0)).count(), UNANSWERED_MAX);
-    assert_eq!(own.seen(&mut state("1", 9, "h"), at(1)), None);
-    assert_eq!(own.may_hold(&entry.uid, at(0)).count(), UNANSWERED_MAX - 1, "the state has it");
 }
 
 #[test]
@@ -87,9 +85,11 @@ fn a_lost_write_may_arrive_after_later_ones_until_no_api_server_is_at_work_on_it
     own.stored("n1", 6, at(2));
     own.seen(&mut state("n1", 6, "without"), at(3));
     own.clear(at(4));
-    assert_eq!((holders(&own, 4), holders(&own, 119), holders(&own, 120)), (1, 1, 0));
     own.seen(&mut state("n1", 7, "with"), at(5));
-    assert_eq!(holders(&own, 5), 0, "it has arrived");
+    assert_eq!(holders(&own, 5), 1, "this may be the same spec of a later write");
+    assert_eq!((holders(&own, 119), holders(&own, 120)), (1, 0));
+    own.seen(&mut state("n1", 8, "without"), at(120));
+    assert!(own.writes.is_empty());
 }
 
 #[test]
