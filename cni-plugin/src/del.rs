@@ -49,7 +49,13 @@ pub fn del(call: &Call, attachment: &Deletion) -> Result<(), CniError> {
         }
     };
     let leased = Leased { delegate, note, document: &leasing.document };
-    let deleted = delete(call, attachment, &leased);
+    let mut deleted = delete(call, attachment, &leased);
+    // A plugin that never answered ADD may be one that cannot: then the configuration that replaced its own decides.
+    if deleted.is_err() && releasing.is_some() && leased.note.mark().is_some() {
+        let delegate = call.document.ipam(&call.settings).and_then(|ipam| find(call, ipam.as_ref()));
+        let corrected = Leased { delegate, document: &call.document, ..leased };
+        deleted = delete(call, attachment, &corrected).or(deleted);
+    }
     follow::mend(&call.paths);
     deleted
 }

@@ -198,11 +198,13 @@ fn present<K: Kernel>(
         let is_new_to_ipv6 = link.mtu < IPV6_MTU_MIN && mtu >= IPV6_MTU_MIN;
         if is_new_to_ipv6 {
             kernel.change(wanted.index, Change::Down)?;
-        }
-        kernel.change(wanted.index, Change::Mtu(mtu))?;
-        if is_new_to_ipv6 {
-            kernel.change(wanted.index, Change::NoAutoconfiguration)?;
+            let changed = kernel.change(wanted.index, Change::Mtu(mtu));
+            let changed = changed.and_then(|()| kernel.change(wanted.index, Change::NoAutoconfiguration));
+            // A pod uses it, whatever failed.
             kernel.change(wanted.index, Change::Up)?;
+            changed?;
+        } else {
+            kernel.change(wanted.index, Change::Mtu(mtu))?;
         }
         link.mtu = mtu;
     }

@@ -49,7 +49,12 @@ pub struct PodAges {
     own: Option<PodName>,
     node: Option<String>,
     since: Mutex<BTreeMap<PodName, Instant>>,
+    /// When this kubelet was first seen.
+    kubelet_since: Mutex<Option<Instant>>,
 }
+
+/// How long a kubelet must be up for its list to be believed: it admits its pods one after the other.
+pub const WARM_UP: Duration = Duration::from_mins(1);
 
 /// A kubelet lists a pod a moment before it allocates the pod's devices. That moment is never so long.
 const ADMISSION: Duration = Duration::from_mins(1);
@@ -57,7 +62,8 @@ const ADMISSION: Duration = Duration::from_mins(1);
 impl PodAges {
     /// No pod has been listed yet. `own` is the agent's own pod, if known, `node` the name of the node.
     pub fn new(own: Option<PodName>, node: Option<String>) -> Self {
-        Self { own, node, since: Mutex::default() }
+        let (since, kubelet_since) = (Mutex::default(), Mutex::new(Some(Instant::now())));
+        Self { own, node, since, kubelet_since }
     }
 
     /// Returns the name of the node, if known: names of static pods end with it.
@@ -65,8 +71,13 @@ impl PodAges {
         self.node.as_deref()
     }
 
-    /// Whether the kubelet has heard from the API server, as far as that can be told: before, it lists its static pods alone.
-    pub fn is_complete(&self, listing: &Listing) -> bool {
+    /// Whether the kubelet has heard from the API server and admitted its pods, as far as that can be told: at first it lists
+    /// its static pods alone, and then one pod after the other.
+    pub fn is_complete(&self, listing: &Listing, now: Instant) -> bool {
+        let since = *self.kubelet_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if since.is_some_and(|since| now.saturating_duration_since(since) < WARM_UP) {
+            return false;
+        }
         let is_heard = |pod: &PodName| self.node().is_none_or(|node| !is_static(pod, node));
         self.own.as_ref().is_none_or(|own| listing.pods.contains(own) && listing.pods.iter().any(is_heard))
     }
@@ -84,7 +95,8 @@ impl PodAges {
     }
 
     /// Forgets all pods: a kubelet that has just started may allocate for any of them.
-    pub fn forget(&self) {
+    pub fn forget(&self, now: Instant) {
+        *self.kubelet_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         self.lock().clear();
     }
 
@@ -130,11 +142,18 @@ mod tests {
             ..Listing::default()
         };
         let ages = |own: &str| PodAges::new(Some(pod(own)), Some("Node-1".into()));
-        assert!(ages("agent-x7k2p").is_complete(&list(&["agent-x7k2p"])));
-        assert!(!ages("agent-x7k2p").is_complete(&list(&["etcd-node-1"])));
-        assert!(!ages("agent-node-1").is_complete(&list(&["agent-node-1", "etcd-node-1"])));
-        assert!(ages("agent-node-1").is_complete(&list(&["agent-node-1", "vm"])));
-        assert!(PodAges::default().is_complete(&list(&[])), "nobody told the agent its own pod");
+        let later = Instant::now() + WARM_UP + Duration::from_secs(1);
+        let is_complete = |own: &str, pods: &[&str]| ages(own).is_complete(&list(pods), later);
+        assert!(is_complete("agent-x7k2p", &["agent-x7k2p"]));
+        assert!(!is_complete("agent-x7k2p", &["etcd-node-1"]));
+        assert!(!is_complete("agent-node-1", &["agent-node-1", "etcd-node-1"]));
+        assert!(is_complete("agent-node-1", &["agent-node-1", "vm"]));
+        let untold = PodAges::new(None, None);
+        assert!(untold.is_complete(&list(&[]), later), "nobody told the agent its own pod");
+        let restarted = ages("agent-x7k2p");
+        restarted.forget(later);
+        let soon = later + Duration::from_secs(59);
+        assert!(!restarted.is_complete(&list(&["agent-x7k2p"]), soon), "it admits one pod after the other");
     }
 
     #[test]
@@ -162,7 +181,7 @@ mod tests {
         ages.observe(&listing(&["proxy", "agent"]), seconds(150));
         assert_eq!(admitted(&now, Some(seconds(151))), ["vm"]);
         ages.observe(&listing(&now), seconds(160));
-        ages.forget();
+        ages.forget(seconds(170));
         assert_eq!(admitted(&now, Some(seconds(300))), ["proxy", "vm"]);
     }
 }

@@ -90,7 +90,7 @@ impl Note {
     }
 
     /// Returns the mark of the processes of the plugin's ADD, if one of them may run.
-    pub(super) fn mark(&self) -> Option<String> {
+    pub(crate) fn mark(&self) -> Option<String> {
         self.read()?.mark
     }
 

@@ -17,6 +17,24 @@ fn what_a_plugin_leased_before_it_was_killed_is_given_back() {
 }
 
 #[test]
+fn a_network_whose_ipam_plugin_never_answered_can_be_corrected_under_a_pod_that_ends() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let before = node.traces();
+    std::fs::write(node.paths().cni_settings(), "{\"ipamTimeoutSeconds\": 1}").unwrap();
+    script(&node, "wrong", "exec sleep 600");
+    script(&node, "right", "echo $CNI_COMMAND >>/run/calls; [ $CNI_COMMAND = DEL ] || exit 1");
+    let of = |plugin: &str| {
+        let call = Call::new(&node, &pod, "c1").with(json!({"ipam": {"type": plugin}}));
+        call.var("CNI_PATH", "/run/plugins")
+    };
+    of("wrong").fails("ADD", 101);
+    of("wrong").fails("DEL", 101);
+    of("right").ok("DEL");
+    assert_eq!((node.sh("cat /run/calls"), node.traces()), ("DEL\n".to_owned(), before));
+    of("right").ok("DEL");
+}
+
+#[test]
 fn a_lease_whose_plugin_is_missing_in_a_del_is_given_back_when_it_is_back() {
     let Some((node, [pod, next])) = has_plugins().then(node_and_pods).flatten() else { return };
     let before = node.traces();

@@ -86,6 +86,8 @@ pub struct Start<'s> {
     pub kubelet: Option<&'s str>,
     /// UID of the container's pod, by the kubelet's checkpoint.
     pub pod_uid: Option<&'s str>,
+    /// This moment.
+    pub now: Instant,
 }
 
 impl Start<'_> {
@@ -148,10 +150,12 @@ fn listed_of<'l>(noted: &TapNote, listing: &'l Listing) -> Option<&'l PodName> {
 /// node, which a router on their wire would configure.
 pub fn ignore_routers(paths: &Paths) -> Result<(), TapOnlyError> {
     let mut kernel = Rtnl::node()?;
+    let mut outcome = Ok(());
     for record in records::list(paths)?.records.iter().filter(|record| record.holder == Holder::Host) {
-        attach::ignore_routers(&mut kernel, record)?;
+        // One that ends meanwhile must not keep the others from it.
+        outcome = outcome.and(attach::ignore_routers(&mut kernel, record).map_err(TapOnlyError::from));
     }
-    Ok(())
+    outcome
 }
 
 /// Makes sure that the device has a link: its network's, or else one in the namespace of the node. A link of a former pod,
@@ -251,7 +255,7 @@ fn whose(record: &Attachment, noted: Option<&TapNote>, listing: &Listing, start:
         _ => listed_of(noted, listing),
     };
     let Some(holder) = holder else {
-        let is_over = start.kubelet_knew(record) || start.ages.is_complete(listing);
+        let is_over = start.kubelet_knew(record) || start.ages.is_complete(listing, start.now);
         return if is_over { Whose::Nobodys } else { Whose::Unclear };
     };
     let is_another = noted.pod_uid.is_some() && start.pod_uid.is_some();
@@ -281,7 +285,8 @@ mod tests {
     }
 
     fn start<'s>(ages: &'s PodAges, allocated: Option<Instant>, pod_uid: Option<&'s str>) -> Start<'s> {
-        Start { former: None, listing: None, ages, allocated, kubelet: Some("k"), pod_uid }
+        let now = Instant::now() + Duration::from_mins(2);
+        Start { former: None, listing: None, ages, allocated, kubelet: Some("k"), pod_uid, now }
     }
 
     #[test]
@@ -355,5 +360,8 @@ mod tests {
         assert_eq!(judge(candidates(), &["first", "next"]), Whose::Former(pod("first")));
         assert_eq!(judge(candidates(), &["agent-node-1", "etcd-node-1"]), Whose::Unclear);
         assert_eq!(judge(candidates(), &["agent-node-1", "next"]), Whose::Nobodys);
+        // It admits its pods one after the other, and starts the first ones meanwhile.
+        ages.forget(Instant::now() + Duration::from_mins(2));
+        assert_eq!(judge(candidates(), &["agent-node-1", "next"]), Whose::Unclear);
     }
 }

@@ -1,5 +1,6 @@
 //! What may be believed before something is removed: proofs that only exist if their conditions hold.
 
+use crate::pods::WARM_UP;
 use std::time::Duration;
 
 /// How long the kubelet must have left out a pod, or have listed another one.
@@ -9,9 +10,6 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// that is still terminating once its successor is there, or that was deleted by force: longer than containers are given to
 /// end.
 pub const RECREATED: Duration = Duration::from_mins(10);
-
-/// How long a kubelet must be up for its list to be believed.
-pub const WARM_UP: Duration = Duration::from_mins(1);
 
 /// Proof that the kubelet has not listed a pod for [`PATIENCE`].
 #[derive(Debug)]

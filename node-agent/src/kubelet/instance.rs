@@ -5,10 +5,15 @@ use macvtap::kubelet_id::{self, ServingKubelet};
 use macvtap::paths::Paths;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use tracing::warn;
+
+/// Held while the note is replaced: containers start at once, and each start may be the first to see a new kubelet.
+static NOTING: Mutex<()> = Mutex::new(());
 
 /// Returns the kubelet that serves, and notes it if it was not seen before. None while no kubelet has a socket.
 pub fn observe(paths: &Paths, plugins: &Path) -> Option<ServingKubelet> {
+    let _noting = NOTING.lock().unwrap_or_else(PoisonError::into_inner);
     let id = version(&plugins.join(KUBELET_SOCKET))?;
     if let Some(noted) = kubelet_id::read(paths).filter(|noted| noted.id == id) {
         return Some(noted);

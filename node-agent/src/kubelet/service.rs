@@ -273,8 +273,15 @@ impl DevicePlugin for Service {
         let shared = Arc::clone(&self.shared);
         let made = tokio::task::spawn_blocking(move || -> Result<(), TapOnlyError> {
             let kubelet = instance::observe(&shared.paths, &shared.plugins);
-            // Written after Allocate, before the kubelet calls this.
-            let memory = checkpoint::memory(&shared.plugins, kubelet.as_ref());
+            // Written after Allocate, before the kubelet calls this. A pod with a network has its link already.
+            let has_network = |device: &DeviceId| {
+                matches!(taps::holder(&shared.paths, device), Ok(Some(Holder::Pod { .. })))
+            };
+            let memory = if devices.iter().all(has_network) {
+                None
+            } else {
+                checkpoint::memory(&shared.plugins, kubelet.as_ref())
+            };
             devices.iter().try_for_each(|device| {
                 let former = shared.ledger.former(device);
                 let start = Start {
@@ -284,6 +291,7 @@ impl DevicePlugin for Service {
                     allocated: shared.ledger.unstarted(device),
                     kubelet: kubelet.as_ref().map(|kubelet| kubelet.id.as_str()),
                     pod_uid: memory.as_ref().and_then(|memory| memory.holder(device)),
+                    now: Instant::now(),
                 };
                 taps::ensure(&shared.paths, device, start)?;
                 shared.ledger.note_started(device);

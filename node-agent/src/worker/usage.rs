@@ -124,7 +124,7 @@ impl Look {
         let starts = self.happened.borrow().kubelet_starts;
         if std::mem::replace(&mut self.kubelet_starts, starts) != starts {
             self.kubelet_since = now;
-            self.shared.ages.forget();
+            self.shared.ages.forget(now);
         }
         let names = Arc::clone(&self.shared.nics.borrow());
         let (paths, plugins) = (self.shared.paths.clone(), self.shared.plugins.clone());

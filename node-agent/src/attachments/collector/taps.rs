@@ -39,6 +39,8 @@ impl<L: Liveness> Pass<'_, L> {
                 self.ask_for_checkpoint(record);
                 None
             }
+            // A kubelet that admits its pods one after the other may forget one of them for good, which still runs.
+            Recollection::Forgot if is_pod_listed && !self.is_moved(record, &note, listing) => None,
             Recollection::Forgot => self
                 .forgotten(record, is_pod_listed, waited)
                 .and_then(|proof| Orphan::of_forgotten_pod(record, proof)),
@@ -68,7 +70,10 @@ impl<L: Liveness> Pass<'_, L> {
             pod_uid: noted().or_else(|| remembered.clone()),
         };
         let note = match (before, listed) {
-            (Some(before), Some(pod)) if before.pods.contains(pod) => owner(pod),
+            // The list names a pod, not which of that name: while its container has not started, that is PreStart's to judge.
+            (Some(before), Some(pod)) if before.pods.contains(pod) && !self.is_disputed(before, record) => {
+                owner(pod)
+            }
             // The checkpoint says that it is the noted pod, and the list how that is called.
             (Some(before), Some(pod)) if before.pod_uid.is_some() && before.pod_uid == remembered => {
                 owner(pod)
@@ -88,6 +93,23 @@ impl<L: Liveness> Pass<'_, L> {
             self.plan.tap_notes.push(NewNote { record, before, after });
         }
         note
+    }
+
+    /// Whether the device may have been given to another pod than the noted one.
+    fn is_disputed(&self, before: &TapNote, record: &Attachment) -> bool {
+        let remembered = self.seen.memory.and_then(|memory| memory.holder(&record.device));
+        let is_another = before.pod_uid.as_deref().zip(remembered).is_some_and(|(before, now)| before != now);
+        is_another || self.seen.allocated.contains(&record.device)
+    }
+
+    /// Whether it can be told that a listed pod is not the one that had the device: this kubelet saw that it had it, or says
+    /// who has it now, or that the pod has another one.
+    fn is_moved(&self, record: &Attachment, note: &TapNote, listing: &Listing) -> bool {
+        let is_given = self.seen.memory.is_some_and(|memory| memory.holders.contains_key(&record.device));
+        let mut devices = listing.devices.iter();
+        let has_other = devices
+            .any(|(device, pod)| note.pods.contains(pod) && device.resource() == record.device.resource());
+        self.kubelet_knew(record) || is_given || has_other
     }
 
     fn recollection(&self, record: &Attachment, note: &TapNote) -> Recollection {
