@@ -12,6 +12,7 @@ use macvtap_node_agent::links::inventory::Inventory;
 use macvtap_node_agent::pools::pool::{Naming, Pool};
 use macvtap_node_agent::pools::selection::{self, Holding, Holdings, Selection};
 use macvtap_operator::catalog::Catalog;
+use macvtap_operator::clock;
 use macvtap_operator::node_state::render::{Target, render};
 use macvtap_operator::states::{Interner, KnownState};
 use std::collections::BTreeSet;
@@ -127,7 +128,8 @@ fn told(node: &Node, state: &MacvtapNodeState, catalog: &Catalog) -> Vec<NodePoo
     let raw = serde_json::to_value(state).and_then(serde_json::from_value).unwrap_or_default();
     let known = KnownState::read(&raw, &mut Interner::default());
     let name = node.name_any();
-    let target = Target { name: &name, labels: node.labels(), silent: false, current: Some(&known) };
+    let now = clock::now();
+    let target = Target { name: &name, labels: node.labels(), silent: false, current: Some(&known), now };
     render(target, catalog, |_| true).iter().map(|entry| NodePool::clone(entry)).collect()
 }
 
