@@ -57,15 +57,16 @@ fn of_two_pools_with_one_resource_name_the_older_keeps_it_until_it_goes() -> Res
     let scene = Scene::new(&["n1"], true)?;
     scene.pool("first", &json!({"resourceName": "dp"}))?;
     scene.says("first", "Accepted", "True", "Valid")?;
-    scene.pool("another", &json!({"resourceName": "dp", "resourcePrefix": "example.com"}))?;
-    let message = scene.says("another", "Accepted", "False", "ResourceNameConflict")?;
+    // Of pools that were created within one second, the one whose name comes first counts as the older.
+    scene.pool("second", &json!({"resourceName": "dp", "resourcePrefix": "example.com"}))?;
+    let message = scene.says("second", "Accepted", "False", "ResourceNameConflict")?;
     ensure!(message.contains("pool first"), "{message}");
-    scene.says("another", "Ready", "False", "NotAccepted")?;
+    scene.says("second", "Ready", "False", "NotAccepted")?;
     scene.told("n1", &[("first", "Active")])?;
-    scene.event("another", "ResourceNameConflict")?;
+    scene.event("second", "ResourceNameConflict")?;
     scene.api.kubectl.run(&["delete", "mrp", "first"])?;
-    scene.says("another", "Accepted", "True", "Valid")?;
-    scene.told("n1", &[("another", "Active")])
+    scene.says("second", "Accepted", "True", "Valid")?;
+    scene.told("n1", &[("second", "Active")])
 }
 
 #[test]
