@@ -12,11 +12,11 @@ use rustix::process::Signal;
 
 use super::history::History;
 use super::judge::Judge;
+use super::load::Pools;
 use super::numbers::Numbers;
 use super::observe;
 use super::plan::{Kind, Step};
 use super::processes::{self, Process};
-use super::run::Pools;
 use crate::{Cluster, Node, install, namespaces, process};
 
 /// The lower link that loses its name, its carrier, itself. The first pool's link stays, so that nothing excuses its pods.

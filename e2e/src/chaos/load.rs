@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::history::History;
 use super::numbers::Numbers;
-use super::observe::{NAMESPACE, PREFIX};
+use super::observe::{NAMESPACE, POOLS, PREFIX};
 use crate::{Kubectl, images, process};
 
 /// More pods than these are not kept at a time.
@@ -150,6 +150,40 @@ fn retried(history: &History, stop: &AtomicBool, mut what: impl FnMut() -> Resul
             return history.note(format_args!("not done at the end: {error:#}"));
         }
         thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// How the pools of the load are configured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pools {
+    /// Devices on each node.
+    pub(super) devices: u64,
+    mtu: u32,
+}
+
+impl Pools {
+    pub(super) const NORMAL: Self = Self { devices: 20, mtu: 1500 };
+    /// Fewer devices, with another MTU for new pods.
+    pub(super) const EDITED: Self = Self { devices: 16, mtu: 1400 };
+
+    pub(super) fn apply(self, kubectl: &Kubectl) -> Result<()> {
+        let Self { devices, mtu } = self;
+        let range = "{raw: {type: host-local, ranges: [[{subnet: 192.0.2.0/24}]]}}";
+        let names = format!("namespaces: {{names: [{NAMESPACE}]}}");
+        let addressed = format!(", {{name: chaos-addressed, {names}, ipam: {range}}}");
+        let pool = |name: &str, link: &str, tap_only: &str, more: &str| {
+            format!(
+                "apiVersion: {PREFIX}/v1alpha1\nkind: MacvtapResourcePool\nmetadata: {{name: {name}}}\nspec:\n  \
+                 links: [{{names: [{link}]}}]\n  capacity: {{perLink: {devices}}}\n  tapOnly: {tap_only}\n  \
+                 macvtap: {{mtu: {mtu}}}\n  networks: [{{name: {name}, {names}}}{more}]\n---\n"
+            )
+        };
+        let [first, second] = POOLS;
+        kubectl.apply(&format!(
+            "{}{}",
+            pool(first, "dp0", "Forbidden", &addressed),
+            pool(second, "dp1", "Allowed", "")
+        ))
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::faults::{Breaker, Excuses};
 use super::history::History;
 use super::judge::Judge;
-use super::load;
+use super::load::{self, Pools};
 use super::observe::{self, NAMESPACE, POOLS, PREFIX};
 use super::plan::{self, Kind, Step};
 use super::settle::{self, Fates};
@@ -43,40 +43,6 @@ pub struct Settings {
     pub minutes: u64,
     /// Only these faults; all kinds when empty.
     pub only: Vec<Kind>,
-}
-
-/// How the pools of the load are configured.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pools {
-    /// Devices on each node.
-    devices: u64,
-    mtu: u32,
-}
-
-impl Pools {
-    pub(super) const NORMAL: Self = Self { devices: 20, mtu: 1500 };
-    /// Fewer devices, with another MTU for new pods.
-    pub(super) const EDITED: Self = Self { devices: 16, mtu: 1400 };
-
-    pub(super) fn apply(self, kubectl: &Kubectl) -> Result<()> {
-        let Self { devices, mtu } = self;
-        let range = "{raw: {type: host-local, ranges: [[{subnet: 192.0.2.0/24}]]}}";
-        let names = format!("namespaces: {{names: [{NAMESPACE}]}}");
-        let addressed = format!(", {{name: chaos-addressed, {names}, ipam: {range}}}");
-        let pool = |name: &str, link: &str, tap_only: &str, more: &str| {
-            format!(
-                "apiVersion: {PREFIX}/v1alpha1\nkind: MacvtapResourcePool\nmetadata: {{name: {name}}}\nspec:\n  \
-                 links: [{{names: [{link}]}}]\n  capacity: {{perLink: {devices}}}\n  tapOnly: {tap_only}\n  \
-                 macvtap: {{mtu: {mtu}}}\n  networks: [{{name: {name}, {names}}}{more}]\n---\n"
-            )
-        };
-        let [first, second] = POOLS;
-        kubectl.apply(&format!(
-            "{}{}",
-            pool(first, "dp0", "Forbidden", &addressed),
-            pool(second, "dp1", "Allowed", "")
-        ))
-    }
 }
 
 /// Runs it, prints what came of it, and fails with seed, history and violation when a rule did not hold.

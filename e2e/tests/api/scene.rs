@@ -40,7 +40,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Starts the operator anew: of what it finds not ready it believes since when that is, of other nodes it trusts its own
+    /// Starts the operator again: of what it finds not ready it believes since when that is, of other nodes it trusts its own
     /// clock.
     pub(crate) fn restart(&mut self) -> Result<()> {
         if let Some(operator) = self.operator.take() {

@@ -2,7 +2,7 @@
 //! to be had, and before they are. It lags behind when devices become free, never when they are taken.
 
 use super::answer::{self, LowerLinks};
-use super::instance;
+use super::{CHECKPOINT, instance};
 use crate::devices::nics::{self, Names};
 use crate::pods::KubeletMemory;
 use base64::Engine as _;
@@ -14,9 +14,7 @@ use macvtap_proto::deviceplugin::ContainerAllocateResponse;
 use prost::Message as _;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-
-const FILE: &str = "kubelet_internal_checkpoint";
+use std::path::Path;
 
 /// Devices that the kubelet has given to one container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +52,7 @@ pub fn given(plugins: &Path) -> Vec<Given> {
 /// Returns what the kubelet remembers of the pods that hold macvtaps, of which pod resources lack init containers and UIDs.
 /// None when that cannot be read.
 pub fn memory(plugins: &Path, kubelet: Option<&ServingKubelet>) -> Option<KubeletMemory> {
-    let version = instance::version(&path(plugins))?;
+    let version = instance::version(&plugins.join(CHECKPOINT))?;
     let mut holders: BTreeMap<DeviceId, BTreeSet<String>> = BTreeMap::new();
     for Given { pod_uid, devices, .. } in read(plugins)? {
         for device in devices {
@@ -66,13 +64,8 @@ pub fn memory(plugins: &Path, kubelet: Option<&ServingKubelet>) -> Option<Kubele
     Some(KubeletMemory { holders, version, is_current })
 }
 
-/// The file in the kubelet's device plugin directory.
-pub(super) fn path(plugins: &Path) -> PathBuf {
-    plugins.join(FILE)
-}
-
 fn read(plugins: &Path) -> Option<Vec<Given>> {
-    let text = std::fs::read(path(plugins)).ok()?;
+    let text = std::fs::read(plugins.join(CHECKPOINT)).ok()?;
     let checkpoint: Value = serde_json::from_slice(&text).ok()?;
     let entries = checkpoint.get("Data")?.as_object()?.get("PodDeviceEntries").and_then(Value::as_array);
     let given = entries.into_iter().flatten().map(entry);
@@ -117,7 +110,7 @@ mod tests {
 
     fn read(text: &str) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(FILE), text).unwrap();
+        std::fs::write(dir.path().join(CHECKPOINT), text).unwrap();
         devices(dir.path(), &Names::default()).iter().map(ToString::to_string).collect()
     }
 
@@ -187,18 +180,19 @@ mod tests {
             {"PodUID":"u","ContainerName":"init","ResourceName":"x/a","DeviceIDs":{"-1":["aMvp7"]},"AllocResp":""},
             {"PodUID":"u","ContainerName":"c","ResourceName":"x/a","DeviceIDs":{"-1":["aMvp7"]},"AllocResp":""}
             ],"RegisteredDevices":{}},"Checksum":1}"#;
-        std::fs::write(path(dir.path()), text).unwrap();
-        let version = instance::version(&path(dir.path())).unwrap();
+        std::fs::write(dir.path().join(CHECKPOINT), text).unwrap();
+        let version = instance::version(&dir.path().join(CHECKPOINT)).unwrap();
         let kubelet = |checkpoint| ServingKubelet { id: "k".into(), checkpoint };
         let read = memory(dir.path(), Some(&kubelet(Some(version)))).unwrap();
         assert_eq!(read.holder(&"aMvp7".parse().unwrap()), Some("u"));
         assert!(!read.is_current, "it may have lost this one");
         assert!(memory(dir.path(), Some(&kubelet(None))).unwrap().is_current);
         // What Go writes when there is nothing.
-        std::fs::write(path(dir.path()), r#"{"Data":{"PodDeviceEntries":null},"Checksum":1}"#).unwrap();
+        std::fs::write(dir.path().join(CHECKPOINT), r#"{"Data":{"PodDeviceEntries":null},"Checksum":1}"#)
+            .unwrap();
         assert!(memory(dir.path(), None).unwrap().holders.is_empty());
         for damaged in ["", "{", "{}", r#"{"Data":null}"#] {
-            std::fs::write(path(dir.path()), damaged).unwrap();
+            std::fs::write(dir.path().join(CHECKPOINT), damaged).unwrap();
             assert_eq!(memory(dir.path(), None), None, "{damaged}");
         }
     }

@@ -1,6 +1,6 @@
 //! Which kubelet serves: known by the socket that it made, and noted for the records.
 
-use super::{KUBELET_SOCKET, checkpoint};
+use super::{CHECKPOINT, KUBELET_SOCKET};
 use macvtap::kubelet_id::{self, ServingKubelet};
 use macvtap::paths::Paths;
 use std::os::unix::fs::MetadataExt;
@@ -18,7 +18,7 @@ pub fn observe(paths: &Paths, plugins: &Path) -> Option<ServingKubelet> {
     if let Some(noted) = kubelet_id::read(paths).filter(|noted| noted.id == id) {
         return Some(noted);
     }
-    let kubelet = ServingKubelet { id, checkpoint: version(&checkpoint::path(plugins)) };
+    let kubelet = ServingKubelet { id, checkpoint: version(&plugins.join(CHECKPOINT)) };
     // Records keep the ID of the kubelet before, and so count as older than this one.
     if let Err(error) = kubelet_id::write(paths, &kubelet) {
         let reason = crate::error_chain(&error);
@@ -43,7 +43,7 @@ mod tests {
         let paths = Paths::new(run.path(), run.path());
         let observe = || observe(&paths, plugins.path());
         assert_eq!(observe(), None);
-        let (socket, checkpoint) = (plugins.path().join(KUBELET_SOCKET), checkpoint::path(plugins.path()));
+        let (socket, checkpoint) = (plugins.path().join(KUBELET_SOCKET), plugins.path().join(CHECKPOINT));
         std::fs::write(&socket, "").unwrap();
         let first = observe().unwrap();
         assert_eq!(first.checkpoint, None);
