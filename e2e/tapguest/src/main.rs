@@ -99,7 +99,7 @@ fn ping(tap: &Tap, guest: &Guest, target: IpAddr, count: u16, bytes: usize) -> R
     Ok(())
 }
 
-/// Pings one target after the other, each under a line with its label, and succeeds whoever answers.
+/// Pings one target after the other, each under a line with its label, and succeeds whether or not they answer.
 fn ask(tap: &Tap, guest: &Guest, count: &str, questions: &[&str]) -> Result<()> {
     let count = count.parse().context("COUNT")?;
     for question in questions {

@@ -51,7 +51,7 @@ fn a_kubelet_that_lists_static_pods_alone_has_not_heard_from_the_api_server() {
     assert_eq!(orphans_of(&scene(&["agent-node-1", "etcd-node-1"])), []);
     assert_eq!(orphans_of(&scene(&["agent-node-1", "other"])), [tap()]);
     let unknown = Scene { node: None, ..scene(&["agent-node-1", "other"]) };
-    assert_eq!(orphans_of(&unknown), [], "nobody told the agent the name of the node");
+    assert_eq!(orphans_of(&unknown), [], "the agent does not know the name of the node");
 }
 
 #[test]
