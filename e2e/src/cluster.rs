@@ -338,6 +338,7 @@ fn wait_ready(cluster: &Cluster, options: Options) -> Result<()> {
                 processes.map(|all| all.tail(&format!("{}-kubelet", node.name()), 10)).unwrap_or_default();
             format!("the last lines of its kubelet:\n{log}")
         })?;
+        node.wait_services()?;
     }
     let kind = "crd/network-attachment-definitions.k8s.cni.cncf.io";
     kubectl.wait_for("", kind, "condition=Established", Duration::from_secs(30))?;

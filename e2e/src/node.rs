@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
-use crate::layout::{self, API_ADDRESS, API_PORT, NodeLayout};
+use crate::layout::{self, API_ADDRESS, API_PORT, API_SERVICE, NodeLayout};
 use crate::pki::Pki;
 use crate::process::{self, Processes};
 use crate::{cgroups, images, namespaces, wait};
@@ -200,6 +200,15 @@ impl Node {
         command.arg(self.layout.cluster.checkout.bin().join("kube-proxy"));
         command.arg(format!("--config={}", self.layout.dir().join("kube-proxy.json").display()));
         self.start(&self.daemon("kube-proxy"), &command)
+    }
+
+    /// Waits until a process of the node reaches the API server by its Service address. A Node that was Ready before
+    /// its daemons died still is when they start again, long before kube-proxy has written its rules; until then a
+    /// packet to a Service ends on the link of the node, where nobody has that address.
+    pub fn wait_services(&self) -> Result<()> {
+        let connect = format!("exec 3<>/dev/tcp/{API_SERVICE}/443");
+        let connected = || Ok(self.exec(&["timeout", "1", "bash", "-c", &connect]).is_ok().then_some(()));
+        wait::until(&format!("the Services of {}", self.name()), Duration::from_secs(30), connected)
     }
 
     /// Runs containerd's command on the kubelet's containers.
