@@ -9,7 +9,7 @@ mod simulation;
 mod table_writer;
 mod usage;
 
-use crate::config::args::{LogFormat, Run};
+use crate::config::args::Run;
 use crate::config::{Source, SourceError};
 use crate::devices::assignment;
 use crate::devices::engine::Engine;
@@ -20,6 +20,7 @@ use crate::pods::{PodAges, PodName};
 use crate::process::install::PluginName;
 use crate::process::install::keep::{Keeper, Plugin, Presence};
 use crate::process::lock::{self, NodeLock, NodeLockError};
+use crate::process::log::Log;
 use crate::process::probe::{self, Readiness};
 use crate::process::sockets;
 use crate::process::supervisor::{self, Worker};
@@ -36,7 +37,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::ErrorCounter;
 
 /// Why the worker ends.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +85,8 @@ const SHUTDOWN: Duration = Duration::from_millis(1500);
 
 /// Serves until it is asked to end.
 pub fn run(arguments: Run, worker: Worker) -> Result<(), WorkerError> {
-    let _log = start_log(&arguments)?;
+    let level = || WorkerError::LogLevel(arguments.log_level.clone());
+    let log = Log::start(&arguments).map_err(|_| level())?;
     // Before anything is touched: a mistake is told within milliseconds, and nothing has happened.
     let source = Source::open(&arguments, worker)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -93,13 +95,13 @@ pub fn run(arguments: Run, worker: Worker) -> Result<(), WorkerError> {
         .thread_stack_size(256 << 10)
         .build()
         .map_err(WorkerError::Runtime)?;
-    let done = runtime.block_on(serve(arguments, source));
+    let done = runtime.block_on(serve(arguments, source, log.lost()));
     // A thread that waits for a lock or a disk does not hold up the end.
     runtime.shutdown_background();
     done
 }
 
-async fn serve(arguments: Run, source: Source) -> Result<(), WorkerError> {
+async fn serve(arguments: Run, source: Source, lost: ErrorCounter) -> Result<(), WorkerError> {
     let mut end = signal(SignalKind::terminate()).map_err(WorkerError::Runtime)?;
     // Before anything is waited for: what leads to the directory now is what this container mounted.
     let keeper = keeper(&arguments);
@@ -108,7 +110,7 @@ async fn serve(arguments: Run, source: Source) -> Result<(), WorkerError> {
     let served = tokio::select! {
         held = hold_node(&arguments, &readiness) => {
             let lock = held?;
-            lead(&arguments, source, keeper, &readiness, &mut end, lock).await
+            lead(&arguments, source, keeper, &readiness, &mut end, lock, lost).await
         }
         _ = end.recv() => Ok(()),
     };
@@ -158,6 +160,7 @@ async fn lead(
     readiness: &watch::Sender<Readiness>,
     end: &mut Signal,
     lock: NodeLock,
+    lost: ErrorCounter,
 ) -> Result<(), WorkerError> {
     let paths = Paths::new(&arguments.state_dir, &arguments.run_dir);
     let boot_id = boot::boot_id()?;
@@ -170,6 +173,7 @@ async fn lead(
     let (pod_resources, plugins) =
         (arguments.pod_resources_socket.clone(), arguments.device_plugin_dir.clone());
     let shared = Arc::new(Shared::new(paths, pod_resources, plugins, ages, nics));
+    shared.metrics.watch_log(lost);
     sockets::remove_dead(&arguments.device_plugin_dir, socket::PREFIX).await;
     let (happened_sender, happened) = watch::channel(directory::Happened::default());
     tokio::spawn(directory::watch(arguments.device_plugin_dir.clone(), happened_sender));
@@ -201,6 +205,12 @@ async fn lead(
         () = serving.run(news, pools, used, plugin) => {}
         _ = end.recv() => {}
     }
+    end_serving(arguments, serving, tasks).await;
+    Ok(())
+}
+
+/// Makes room for the successor, if one waits, and ends.
+async fn end_serving(arguments: &Run, mut serving: Serving, mut tasks: JoinSet<()>) {
     if lock::successor_waits(&arguments.state_dir) {
         info!("handing over to the agent that stands by");
         serving.hand_over().await;
@@ -223,7 +233,6 @@ async fn lead(
         std::process::exit(0);
     });
     serving.stop().await;
-    Ok(())
 }
 
 /// An engine with the stored table, or the best substitute.
@@ -257,22 +266,4 @@ fn set_aside(paths: &Paths, error: &TableFileError) {
             warn!(%error, "damaged device table not set aside");
         }
     }
-}
-
-/// Log lines that wait for whoever reads them; more are dropped.
-const LOG_LINES: usize = 4096;
-
-/// Starts the log. It ends when the returned value is dropped, which waits for the lines before it.
-fn start_log(arguments: &Run) -> Result<WorkerGuard, WorkerError> {
-    use tracing_subscriber::{EnvFilter, fmt};
-    let level = &arguments.log_level;
-    let filter = EnvFilter::try_new(level).map_err(|_| WorkerError::LogLevel(level.clone()))?;
-    let lines = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).lossy(true);
-    let (writer, guard) = lines.thread_name("log").finish(io::stderr());
-    let log = fmt().with_env_filter(filter).with_writer(writer).with_target(false);
-    match arguments.log_format {
-        LogFormat::Json => log.json().flatten_event(true).init(),
-        LogFormat::Text => log.with_ansi(false).init(),
-    }
-    Ok(guard)
 }

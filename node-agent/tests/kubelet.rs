@@ -342,3 +342,26 @@ fn an_agent_is_ready_when_everything_is_registered_or_another_one_serves_and_say
     says("ready", "not ready: resource dataplane");
     drop(first);
 }
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_nobody_and_its_lost_lines_are_counted() {
+    if !is_root() {
+        return;
+    }
+    let node = node_with_link();
+    let kubelet = Kubelet::start(&node);
+    let mut command = node.agent_command();
+    command.env("DP_MACVTAP_CONF", CONFIGURATION).args(["--log-level", "trace"]);
+    let mut agent = support::Agent::start_unread(command);
+    kubelet.await_healthy("dataplane", 50);
+    await_true("lines are lost", || {
+        kubelet.prefer("dataplane", &["dataplaneMvp0", "dataplaneMvp1"], 1);
+        metric(&node, "macvtap_log_lines_lost_total").is_some_and(|lost| lost > 0)
+    });
+    assert_eq!(kubelet.allocate("dataplane", &["dataplaneMvp7"]).unwrap().len(), 1);
+    node.sh("ip link set dp0 down");
+    kubelet.await_healthy("dataplane", 0);
+    let probe = node.agent_command().arg("probe").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&probe.stdout), "ready\n");
+    agent.terminate();
+}

@@ -8,7 +8,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tracing_appender::non_blocking::ErrorCounter;
 
 /// All metrics.
 pub struct Metrics {
@@ -31,8 +34,10 @@ pub struct Metrics {
     pub leftovers: Counter,
     /// Attached devices that the kubelet does not list for their pods.
     pub unlisted: Gauge,
-    /// Lost records of pods that still have their link, written anew.
+    /// Lost records of pods that still have their link, written again.
     pub adopted: Counter,
+    log_lines_lost: Counter,
+    log: OnceLock<ErrorCounter>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -86,6 +91,8 @@ impl Default for Metrics {
             leftovers: Counter::default(),
             unlisted: Gauge::default(),
             adopted: Counter::default(),
+            log_lines_lost: Counter::default(),
+            log: OnceLock::new(),
         };
         let registry = &mut metrics.registry;
         registry.register("devices", "Devices by resource and state", metrics.devices.clone());
@@ -116,7 +123,16 @@ impl Default for Metrics {
             "Attached devices that the kubelet does not list for their pods",
             metrics.unlisted.clone(),
         );
-        registry.register("records_adopted", "Lost attachment records written anew", metrics.adopted.clone());
+        registry.register(
+            "records_adopted",
+            "Lost attachment records written again",
+            metrics.adopted.clone(),
+        );
+        registry.register(
+            "log_lines_lost",
+            "Log lines dropped because nobody read the log",
+            metrics.log_lines_lost.clone(),
+        );
         metrics
     }
 }
@@ -169,8 +185,16 @@ impl Metrics {
         self.registrations.remove(&ResourceLabels { resource: resource.to_string() });
     }
 
+    /// Counts from now on what the log loses.
+    pub fn watch_log(&self, lost: ErrorCounter) {
+        // There is one log; it was started before anything that counts.
+        let _ = self.log.set(lost);
+    }
+
     /// All of them as `OpenMetrics` text.
     pub fn text(&self) -> String {
+        let lost = self.log.get().map_or(0, ErrorCounter::dropped_lines);
+        self.log_lines_lost.inner().store(lost.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
         let mut text = String::new();
         // Writing into a String does not fail.
         let _ = text::encode(&mut text, &self.registry);
@@ -211,7 +235,7 @@ mod tests {
         let text = metrics.text();
         let names: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
-        assert_eq!(names.len(), 12, "{text}");
+        assert_eq!(names.len(), 13, "{text}");
         for name in names {
             let said = [format!("`{name}`"), format!("`{name}_total`")];
             assert!(

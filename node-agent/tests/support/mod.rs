@@ -169,6 +169,12 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    /// Starts an agent whose log nobody reads.
+    pub(crate) fn start_unread(mut command: Command) -> Self {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        Self { child: command.spawn().unwrap(), log: Arc::default() }
+    }
+
     pub(crate) fn start(mut command: Command) -> Self {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
