@@ -10,13 +10,14 @@ use crate::attachments::Lost;
 use futures::StreamExt;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher::{self, DefaultBackoff};
 use kube::{Client, Config};
 use macvtap_crds::v1alpha1::{MacvtapNodeStateSpec, MacvtapNodeStateStatus};
 use reporter::{State, Stored};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 /// The last spec.
@@ -93,33 +94,50 @@ impl Cluster {
         stored: watch::Sender<Option<Stored>>,
     ) {
         let api: Api<State> = Api::all(client);
-        let seen = watcher::watch_object(api, &self.node).default_backoff();
-        futures::pin_mut!(seen);
-        let mut told = false;
-        while let Some(state) = seen.next().await {
-            let wanted = match state {
-                Ok(state) => {
-                    told = false;
-                    state
-                }
-                Err(problem) => {
-                    if !std::mem::replace(&mut told, true) {
-                        let reason = crate::error_chain(&problem);
-                        warn!(%reason, "node state not read, the last configuration stays in force");
+        let (mut backoff, mut logged) = (DefaultBackoff::default(), false);
+        loop {
+            // Every time with a list first. A watch that goes on at the last version waits for ever after etcd was restored
+            // from a backup: its versions are lower.
+            let since = Instant::now();
+            let mut seen = std::pin::pin!(watcher::watch_object(api.clone(), &self.node));
+            while let Some(state) = seen.next().await {
+                match state {
+                    Ok(state) => {
+                        logged = false;
+                        stored.send_replace(state.as_ref().map(|state| Stored::of(state, since)));
+                        if !self.take(state, &mut served, &pools).await {
+                            return;
+                        }
                     }
-                    continue;
+                    Err(problem) => {
+                        if !std::mem::replace(&mut logged, true) {
+                            let reason = crate::error_chain(&problem);
+                            warn!(%reason, "node state not read, the last configuration stays in force");
+                        }
+                        break;
+                    }
                 }
-            };
-            stored.send_replace(wanted.as_ref().map(Stored::from));
-            let Some(next) = served.next(wanted) else { continue };
-            if pools.send(next).await.is_err() {
-                return;
             }
-            // Afterwards: the kubelet does not wait for the disk.
-            if let (Some(spec), None) = (&served.spec, &served.problem) {
-                self.save(spec).await;
-            }
+            tokio::time::sleep(backoff.next().unwrap_or(RETRY)).await;
         }
+    }
+
+    /// Sends what follows from a node state. Returns whether anybody receives it.
+    async fn take(
+        &self,
+        state: Option<State>,
+        served: &mut Served,
+        pools: &mpsc::Sender<Configuration>,
+    ) -> bool {
+        let Some(next) = served.next(state) else { return true };
+        if pools.send(next).await.is_err() {
+            return false;
+        }
+        // Afterwards: the kubelet does not wait for the disk.
+        if let (Some(spec), None) = (&served.spec, &served.problem) {
+            self.save(spec).await;
+        }
+        true
     }
 
     fn load(&self) -> Option<MacvtapNodeStateSpec> {

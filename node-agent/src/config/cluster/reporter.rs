@@ -32,6 +32,8 @@ pub(super) struct Stored {
     /// Whether the status is known: an object of another release cannot be read.
     is_readable: bool,
     status: Option<MacvtapNodeStateStatus>,
+    /// It is not older than this: when the list before it was requested, or the write was answered.
+    since: Instant,
 }
 
 /// What has been written, and when the next write is due.
@@ -59,13 +61,15 @@ struct Next<'n> {
     at: Instant,
 }
 
-impl From<&State> for Stored {
-    fn from(DeserializeGuard(state): &State) -> Self {
+impl Stored {
+    /// Returns what an object of the API server contains that is not older than `since`.
+    pub(super) fn of(DeserializeGuard(state): &State, since: Instant) -> Self {
         let of = |metadata: &ObjectMeta, is_readable, status| Self {
             uid: metadata.uid.clone(),
             version: metadata.resource_version.as_ref().and_then(|version| version.parse().ok()),
             is_readable,
             status,
+            since,
         };
         match state {
             Ok(state) => of(&state.metadata, true, state.status.clone()),
@@ -76,10 +80,12 @@ impl From<&State> for Stored {
 
 impl Written {
     /// Whether the API server no longer holds what was written: the object was recreated, or its status was replaced by
-    /// somebody else, for example from a backup. An earlier version only means that the watch is behind.
+    /// somebody else, for example from a backup. An earlier version only means that the watch is behind, unless its list
+    /// was requested after the write: then all versions went back, as when etcd itself was restored.
     fn is_lost(&self, seen: &Stored) -> bool {
         let replaced = seen.is_readable && self.stored.is_readable && seen.status != self.stored.status;
-        seen.uid != self.stored.uid || (seen.version > self.stored.version && replaced)
+        let is_later = seen.version > self.stored.version || seen.since > self.stored.since;
+        seen.uid != self.stored.uid || (is_later && replaced)
     }
 }
 
@@ -170,7 +176,7 @@ async fn write(api: &Api<State>, node: &str, status: &MacvtapNodeStateStatus) ->
     let parameters =
         PatchParams { field_manager: Some(AGENT_FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let stored = api.patch_status(node, &parameters, &Patch::<()>::Json(operations)).await?;
-    Ok(Stored::from(&stored))
+    Ok(Stored::of(&stored, Instant::now()))
 }
 
 /// Whether nothing changed but numbers of devices in use, and carrier and speed of links whose state is as before.

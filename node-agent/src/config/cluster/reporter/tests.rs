@@ -5,14 +5,17 @@ fn status(hash: &str) -> MacvtapNodeStateStatus {
     MacvtapNodeStateStatus { observed_hash: Some(hash.into()), ..MacvtapNodeStateStatus::default() }
 }
 
+/// An object of a watch that began before anything was written.
 fn stored(uid: &str, version: u64, status: Option<MacvtapNodeStateStatus>) -> Stored {
-    Stored { uid: Some(uid.into()), version: Some(version), is_readable: true, status }
+    let since = Instant::now() - Duration::from_secs(1);
+    Stored { uid: Some(uid.into()), version: Some(version), is_readable: true, status, since }
 }
 
 /// A writer whose status is stored in the object `a` at version 5.
 fn written() -> Progress {
     let mut progress = Progress { tried_at: Some(Instant::now()), ..Progress::default() };
-    progress.succeeded(&status("h1"), stored("a", 5, Some(status("h1"))));
+    let stored = Stored { since: Instant::now(), ..stored("a", 5, Some(status("h1"))) };
+    progress.succeeded(&status("h1"), stored);
     progress
 }
 
@@ -44,6 +47,14 @@ fn a_status_that_is_no_longer_stored_is_written_again() {
     ] {
         assert!(is_due(&mut written(), &seen), "{seen:?}");
     }
+}
+
+#[test]
+fn a_status_from_before_a_restore_of_etcd_is_replaced_although_its_version_is_lower() {
+    let mut progress = written();
+    let listed_later = |status| Stored { since: Instant::now(), ..stored("a", 3, Some(status)) };
+    assert!(!is_due(&mut progress, &listed_later(status("h1"))));
+    assert!(is_due(&mut progress, &listed_later(status("h0"))));
 }
 
 #[test]

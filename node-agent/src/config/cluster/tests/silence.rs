@@ -99,34 +99,69 @@ async fn pass(
     }
 }
 
-#[tokio::test]
-async fn a_silent_connection_is_given_up_and_a_later_configuration_is_served_over_another() {
-    let (version, served) = watch::channel(1);
-    let (deaf, is_deaf) = watch::channel(0);
-    let (count, connections) = watch::channel(0);
-    let address = relay(api_server(served).await, is_deaf, count).await;
-    // The agent waits for SILENCE_MAX; how long is no matter, it has to pass.
-    let config = attentive(Config::new(format!("http://{address}").parse().unwrap()), Duration::from_secs(1));
-    let client = Client::try_from(config).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (pools, mut configurations) = mpsc::channel(1);
-    let ((_status, status), (_lost, lost)) = (watch::channel(None), watch::channel(Lost::new()));
-    let cluster = Cluster::new("n1".into(), dir.path());
-    let agent = tokio::spawn(cluster.follow_through(client, Served::default(), pools, status, lost));
+/// An agent behind a relay, and the configurations that it applies.
+struct Scene {
+    version: watch::Sender<u64>,
+    deaf: watch::Sender<u64>,
+    connections: watch::Receiver<u64>,
+    configurations: mpsc::Receiver<Configuration>,
+    _inputs: (watch::Sender<Option<MacvtapNodeStateStatus>>, watch::Sender<Lost>, tempfile::TempDir),
+    agent: tokio::task::JoinHandle<()>,
+}
 
-    let mut served = async |hash: &str| {
-        let next = tokio::time::timeout(DEADLINE, configurations.recv()).await;
+impl Scene {
+    async fn new(first: u64) -> Self {
+        let (version, served) = watch::channel(first);
+        let (deaf, is_deaf) = watch::channel(0);
+        let (count, connections) = watch::channel(0);
+        let address = relay(api_server(served).await, is_deaf, count).await;
+        // The agent waits for SILENCE_MAX; how long is no matter, it has to pass.
+        let config =
+            attentive(Config::new(format!("http://{address}").parse().unwrap()), Duration::from_secs(1));
+        let client = Client::try_from(config).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (pools, configurations) = mpsc::channel(1);
+        let ((status_sender, status), (lost_sender, lost)) =
+            (watch::channel(None), watch::channel(Lost::new()));
+        let cluster = Cluster::new("n1".into(), dir.path());
+        let agent = tokio::spawn(cluster.follow_through(client, Served::default(), pools, status, lost));
+        Self { version, deaf, connections, configurations, _inputs: (status_sender, lost_sender, dir), agent }
+    }
+
+    async fn serves(&mut self, hash: &str) {
+        let next = tokio::time::timeout(DEADLINE, self.configurations.recv()).await;
         let next = next.unwrap_or_else(|_| panic!("{hash} was not served in {DEADLINE:?}"));
         assert_eq!(next.unwrap().hash.as_deref(), Some(hash));
-    };
-    served("h1").await;
-    version.send_replace(2);
-    served("h2").await;
+    }
+}
 
-    let before = *connections.borrow();
-    deaf.send_replace(before);
-    version.send_replace(3);
-    served("h3").await;
-    assert!(*connections.borrow() > before, "the agent made a connection of its own accord");
-    agent.abort();
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.agent.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_given_up_and_a_later_configuration_is_served_over_another() {
+    let mut scene = Scene::new(1).await;
+    scene.serves("h1").await;
+    scene.version.send_replace(2);
+    scene.serves("h2").await;
+    let before = *scene.connections.borrow();
+    scene.deaf.send_replace(before);
+    scene.version.send_replace(3);
+    scene.serves("h3").await;
+    assert!(*scene.connections.borrow() > before, "the agent made a connection of its own accord");
+}
+
+#[tokio::test]
+async fn a_configuration_of_a_restored_etcd_is_served_although_its_version_is_lower() {
+    let mut scene = Scene::new(5).await;
+    scene.serves("h5").await;
+    let before = *scene.connections.borrow();
+    scene.deaf.send_replace(before);
+    scene.version.send_replace(2);
+    scene.serves("h2").await;
+    scene.version.send_replace(3);
+    scene.serves("h3").await;
 }
