@@ -23,8 +23,10 @@ use tracing::warn;
 pub struct Configuration {
     /// The pools, in the order in which they choose links.
     pub pools: Vec<Pool>,
-    /// Pools that this agent cannot serve.
+    /// Pools that this agent cannot serve as they are now.
     pub refused: Vec<RefusedPool>,
+    /// The pools as the API has them; one that is refused with its former settings, if it has any.
+    pub in_force: Vec<NodePool>,
     /// The hash the operator gave it; none standalone.
     pub hash: Option<String>,
     /// The generation of the node state it comes from; none standalone, and while it comes from the disk.
@@ -148,19 +150,29 @@ impl From<Standalone> for Configuration {
 }
 
 impl Configuration {
-    /// Checks every pool by itself: one that cannot be served does not stop the others.
-    pub fn compile(pools: Vec<NodePool>, hash: String) -> Self {
+    /// Checks every pool by itself: one that cannot be served does not stop the others. It keeps the settings that are in
+    /// force, so that a slip of the hand takes no devices away.
+    pub fn compile(pools: Vec<NodePool>, in_force: &[NodePool], hash: String) -> Self {
         let mut configuration = Self { hash: Some(hash), ..Self::default() };
         for pool in pools {
-            let (name, generation) = (pool.name.clone(), pool.generation);
-            match Pool::compile(pool) {
-                Ok(pool) => configuration.pools.push(pool),
-                Err(error) => {
-                    let message = crate::error_chain(&error);
-                    warn!(pool = %name, reason = %message, "pool cannot be served");
-                    configuration.refused.push(RefusedPool { name, generation, message });
+            let error = match Pool::compile(pool.clone()) {
+                Ok(compiled) => {
+                    configuration.pools.push(compiled);
+                    configuration.in_force.push(pool);
+                    continue;
                 }
+                Err(error) => error,
+            };
+            let NodePool { name, uid, generation, phase, .. } = pool;
+            let message = crate::error_chain(&error);
+            warn!(pool = %name, reason = %message, "pool cannot be served");
+            let former = in_force.iter().find(|former| former.uid == uid);
+            let former = former.map(|former| NodePool { generation, phase, ..former.clone() });
+            if let Some((former, compiled)) = former.and_then(|f| Some((f.clone(), Pool::compile(f).ok()?))) {
+                configuration.pools.push(compiled);
+                configuration.in_force.push(former);
             }
+            configuration.refused.push(RefusedPool { name, generation, message });
         }
         configuration
     }

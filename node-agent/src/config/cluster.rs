@@ -12,7 +12,7 @@ use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, DefaultBackoff};
 use kube::{Client, Config};
-use macvtap_crds::v1alpha1::{MacvtapNodeStateSpec, MacvtapNodeStateStatus};
+use macvtap_crds::v1alpha1::{MacvtapNodeStateSpec, MacvtapNodeStateStatus, NodePool};
 use reporter::{State, Stored};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,6 +45,8 @@ struct Served {
     generation: Option<i64>,
     /// Why it is not what the state says now, if so.
     problem: Option<String>,
+    /// Its pools, with the former settings of those that cannot be served.
+    in_force: Vec<NodePool>,
 }
 
 impl Cluster {
@@ -58,7 +60,7 @@ impl Cluster {
         status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
         lost: watch::Receiver<Lost>,
     ) {
-        let served = Served { spec: self.load(), ..Served::default() };
+        let mut served = Served { spec: self.load(), ..Served::default() };
         if let Some(spec) = &served.spec {
             info!(hash = spec.config_hash, "last configuration served until the API server answers");
             let _ = pools.send(served.configuration()).await;
@@ -135,7 +137,8 @@ impl Cluster {
         }
         // Afterwards: the kubelet does not wait for the disk.
         if let (Some(spec), None) = (&served.spec, &served.problem) {
-            self.save(spec).await;
+            let (config_hash, pools) = (spec.config_hash.clone(), served.in_force.clone());
+            self.save(&MacvtapNodeStateSpec { config_hash, pools }).await;
         }
         true
     }
@@ -196,9 +199,10 @@ impl Served {
         Some(self.configuration())
     }
 
-    fn configuration(&self) -> Configuration {
+    fn configuration(&mut self) -> Configuration {
         let Some(spec) = self.spec.clone() else { return Configuration::default() };
-        let compiled = Configuration::compile(spec.pools, spec.config_hash);
+        let compiled = Configuration::compile(spec.pools, &self.in_force, spec.config_hash);
+        self.in_force.clone_from(&compiled.in_force);
         Configuration { generation: self.generation, ..compiled }
     }
 }

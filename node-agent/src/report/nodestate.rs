@@ -53,7 +53,9 @@ pub struct View<'v> {
 pub fn status(view: &View<'_>) -> MacvtapNodeStateStatus {
     let (links, truncated_links) = links::listed(view);
     let served = view.engine.pools.iter().enumerate().map(|(index, pool)| pools::status(view, index, pool));
-    let refused = view.configuration.refused.iter().map(|refused| {
+    let is_served = |name: &str| view.engine.pools.iter().any(|pool| pool.name == name);
+    let refused = view.configuration.refused.iter().filter(|refused| !is_served(&refused.name));
+    let refused = refused.map(|refused| {
         let finding = [unready(NodePoolReason::NotSupported, refused.message.clone())];
         let before = view.conditions_before(&refused.name);
         NodePoolStatus {

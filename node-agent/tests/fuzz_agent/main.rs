@@ -41,7 +41,7 @@ fn every_seed_is_one_that_its_reader_accepts() {
                 "checkpoint" => !readers::given(seed).is_empty(),
                 "pod resources" => ListPodResourcesResponse::decode(&seed[..]).is_ok(),
                 "node state" => serde_json::from_slice::<MacvtapNodeStateSpec>(seed).is_ok_and(|spec| {
-                    Configuration::compile(spec.pools, spec.config_hash).refused.is_empty()
+                    Configuration::compile(spec.pools, &[], spec.config_hash).refused.is_empty()
                 }),
                 "DP_MACVTAP_CONF" => Standalone::parse(&text).is_ok(),
                 "devices to allocate" => true,

@@ -140,7 +140,7 @@ pub(super) fn node_state(bytes: &[u8]) {
         assert_eq!(again, spec);
     }
     let wanted = spec.pools.len();
-    let configuration = Configuration::compile(spec.pools, spec.config_hash);
+    let configuration = Configuration::compile(spec.pools, &[], spec.config_hash);
     assert_eq!(configuration.pools.len() + configuration.refused.len(), wanted);
     assert!(configuration.refused.iter().all(|refused| refused.message.contains(&refused.name)));
     let empty = DeviceTable {

@@ -67,3 +67,29 @@ fn a_state_that_can_be_read_again_ends_the_trouble_also_when_it_says_the_same() 
     let healed = served.next(Some(sound())).unwrap();
     assert_eq!((healed.hash.as_deref(), healed.problem), (Some("h1"), None));
 }
+
+#[tokio::test]
+async fn a_pool_that_cannot_be_served_keeps_its_former_settings_also_over_a_restart() {
+    let state = |hash, pattern, phase| {
+        let pool = json!({
+            "name": "dp", "uid": "u", "generation": 2, "phase": phase, "links": [{"names": [pattern]}],
+        });
+        let spec = json!({"configHash": hash, "pools": [pool]});
+        DeserializeGuard(Ok(MacvtapNodeState::new("n1", serde_json::from_value(spec).unwrap())))
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::new("n1".into(), dir.path());
+    let (pools, mut configurations) = mpsc::channel(1);
+    let mut served = Served::default();
+    for (hash, pattern) in [("h1", "dp*"), ("h2", "dp[0")] {
+        assert!(cluster.take(Some(state(hash, pattern, "Active")), &mut served, &pools).await);
+        let next = configurations.recv().await.unwrap();
+        let kept: Vec<_> = next.pools.iter().map(|pool| pool.settings.links[0].names.clone()).collect();
+        assert_eq!(kept, [Some(vec!["dp*".to_owned()])], "{hash}");
+        assert_eq!((next.hash.as_deref(), next.refused.len()), (Some(hash), usize::from(hash == "h2")));
+    }
+    let mut restarted = Served { spec: cluster.load(), ..Served::default() };
+    assert_eq!(restarted.configuration().pools.len(), 1);
+    let deleted = restarted.next(Some(state("h3", "dp[0", "Draining"))).unwrap();
+    assert!(deleted.pools[0].draining);
+}

@@ -91,6 +91,10 @@ fn ready(
             unready(NodePoolReason::Draining, format!("{} devices are in use", status.allocated))
         };
     }
+    if let Some(refused) = view.configuration.refused.iter().find(|refused| refused.name == pool.name) {
+        let message = format!("{}; its former settings stay in force", refused.message);
+        return unready(NodePoolReason::NotSupported, message);
+    }
     if pool.is_dry_run() {
         return unready(NodePoolReason::DryRun, format!("would have {} links", outcome.links.len()));
     }

@@ -192,15 +192,23 @@ fn the_same_state_is_the_same_status_whenever_it_is_asked_for() {
 #[test]
 fn a_pool_that_cannot_be_read_does_not_hide_the_others() {
     let mut scene = Scene::new(vec![pool("a", &json!({}))], vec![veth(2, "dp0")]);
-    scene.configuration.refused.push(crate::config::RefusedPool {
-        name: "b".into(),
-        generation: 2,
-        message: "pool b has no resourceName".into(),
-    });
+    let refuse = |scene: &mut Scene, name: &str| {
+        scene.configuration.refused.push(crate::config::RefusedPool {
+            name: name.into(),
+            generation: 2,
+            message: format!("pool {name}: name pattern"),
+        });
+    };
+    refuse(&mut scene, "b");
     let status = scene.status();
     assert_eq!(says(&status, 0, ConditionType::Ready), (true, "Serving"));
     assert_eq!(says(&status, 1, ConditionType::Ready), (false, "NotSupported"));
     assert_eq!(status.totals.pools, "1/2");
+    // One that is served with its former settings.
+    refuse(&mut scene, "a");
+    let kept = scene.status();
+    assert_eq!((kept.pools.len(), says(&kept, 0, ConditionType::Ready)), (2, (false, "NotSupported")));
+    assert_eq!(kept.pools[0].capacity, status.pools[0].capacity);
     assert_eq!(condition::find(&status.conditions, ConditionType::Ready).unwrap().reason, "PoolsNotReady");
 }
 
