@@ -1,8 +1,8 @@
 //! Probes and metrics over HTTP.
 
 use crate::context::Context;
+use crate::controllers::{Controller, Networks, NodeStates, Pools};
 use crate::leader::term::Term;
-use crate::metrics::Controller;
 use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
@@ -97,9 +97,9 @@ pub async fn serve(
     let (live, ready) = (health.clone(), health);
     let metrics = move || {
         let metrics = &context.metrics;
-        metrics.queue_depth(Controller::Pools, context.queues.pools.depth());
-        metrics.queue_depth(Controller::Nodes, context.queues.nodes.depth());
-        metrics.queue_depth(Controller::Networks, context.queues.networks.depth());
+        metrics.queue_depth(Pools::NAME, context.queues.pools.depth());
+        metrics.queue_depth(NodeStates::NAME, context.queues.nodes.depth());
+        metrics.queue_depth(Networks::NAME, context.queues.networks.depth());
         let text = metrics.text();
         async {
             ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)

@@ -105,7 +105,7 @@ pub struct Context {
     /// What was written of pools.
     pub published: Published,
     /// Turns in staged rollouts.
-    pub grants: Grants,
+    pub grants: RwLock<Arc<Grants>>,
     /// What the pools come to.
     pub catalog: RwLock<Arc<Catalog>>,
 }
@@ -125,12 +125,30 @@ impl Context {
             pools.iter().filter_map(|pool| pool.0.as_ref().err()).map(|invalid| &invalid.metadata);
         *catalog = Arc::new(Catalog::new(readable(&pools)).with_unreadable(unreadable));
         let uids: HashSet<&str> = pools.iter().filter_map(|pool| pool.meta().uid.as_deref()).collect();
-        self.grants.retain(&uids);
+        self.change_grants(|grants| grants.retain(&uids));
+    }
+
+    /// The turns that were given in staged rollouts.
+    pub fn grants(&self) -> Arc<Grants> {
+        Arc::clone(&self.grants.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes them.
+    pub fn change_grants(&self, change: impl FnOnce(&mut Grants)) {
+        change(Arc::make_mut(&mut self.grants.write().unwrap_or_else(PoisonError::into_inner)));
+    }
+
+    /// Forgets what was known of a pool that is gone.
+    pub fn forget_pool(&self, name: &str) {
+        self.pace.forget(name);
+        self.published.forget(name);
+        self.reports.forget(name);
+        self.metrics.forget(name);
     }
 
     /// Forgets what it has done itself: another operator leads now.
     pub fn forget_own(&self) {
-        self.grants.forget_all();
+        self.change_grants(|grants| *grants = Grants::default());
         self.states.forget_own(clock::now());
         self.published.forget_all();
         self.reports.forget_all();
@@ -143,23 +161,16 @@ impl Context {
     }
 
     /// What is known of a node, by a watch that has shown everything until `seen_until`.
-    pub fn view<'v>(
-        &self,
-        node: &'v Node,
-        state: Option<&'v KnownState>,
-        seen_until: Timestamp,
-    ) -> NodeView<'v> {
+    pub fn view(&self, node: Arc<Node>, seen_until: Timestamp) -> NodeView {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         NodeView {
-            name,
-            labels: node.labels(),
-            not_ready_since: self.nodes_not_ready.not_ready_since(node),
+            state: self.states.get(name),
+            not_ready_since: self.nodes_not_ready.not_ready_since(&node),
             agent_down: self.agents.down(name),
             runs_agent: self.agents.runs_on(name),
             now: clock::now(),
             seen_until,
-            is_terminating: node.metadata.deletion_timestamp.is_some(),
-            state,
+            node,
         }
     }
 
@@ -230,13 +241,10 @@ impl Context {
     }
 
     /// The networks the pool has made; none while nobody knows, or when the cluster has no such kind.
-    pub fn networks_of(&self, pool: &MacvtapResourcePool) -> Option<Vec<NetworkAttachmentDefinition>> {
+    pub fn networks_of(&self, pool: &MacvtapResourcePool) -> Option<Vec<Arc<NetworkAttachmentDefinition>>> {
         let present = *self.network_kind.borrow() == NetworkKind::Present;
         let (name, uid) = (pool.name_any(), pool.uid().unwrap_or_default());
-        present.then(|| {
-            let ours = self.networks.state_filter(|network| is_ours(network, &name, &uid));
-            ours.iter().map(|network| NetworkAttachmentDefinition::clone(network)).collect()
-        })
+        present.then(|| self.networks.state_filter(|network| is_ours(network, &name, &uid)))
     }
 
     /// With `resourcePer: Link`, the resources that nodes report for the pool, and whether these are all.

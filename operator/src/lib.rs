@@ -2,9 +2,10 @@
 //!
 //! Everything that decides is a pure function over values (`acceptance`, `catalog`, `node`, `node_state`, `network`,
 //! `pool`, `relevance`, `rollout`, `leader::lease`, `migrate::plan`). `run` elects a leader, keeps caches of the cluster
-//! (`watches`, `states`, `context`) and calls the `controllers`. They and the modules named `apply` are the only ones that
-//! write, `overwrite` for them also where an object is not as its schema has it, through a gate that is open only for the
-//! leader. `webhook` is a program of its own in the same executable: it shares none of this.
+//! (`watches`, `states`, `context`) and runs the `controllers`: each observes what one key depends on, has a pure function
+//! decide, and performs that. They and the modules named `apply` are the only ones that write, `overwrite` for them also where
+//! an object is not as its schema has it, through a gate that is open only for the leader. `webhook` is a program of its own in
+//! the same executable: it shares none of this.
 
 pub mod acceptance;
 pub mod admin;

@@ -34,17 +34,6 @@ pub struct Metrics {
     pool_dry_run: Family<PoolLabel, Gauge>,
 }
 
-/// Who reconciles.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Controller {
-    /// Pools: status, rollout and drain.
-    Pools,
-    /// Nodes: the spec of their states.
-    Nodes,
-    /// The networks of pools.
-    Networks,
-}
-
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ControllerLabels {
     controller: &'static str,
@@ -76,17 +65,6 @@ struct PoolLabel {
 struct ConditionLabels {
     pool: String,
     condition: &'static str,
-}
-
-impl Controller {
-    fn labels(self) -> ControllerLabels {
-        let controller = match self {
-            Self::Pools => "pools",
-            Self::Nodes => "nodes",
-            Self::Networks => "networks",
-        };
-        ControllerLabels { controller }
-    }
 }
 
 /// The conditions that have a gauge.
@@ -175,17 +153,18 @@ impl Metrics {
     }
 
     /// Notes a reconcile that ended.
-    pub fn reconciled(&self, controller: Controller, took: Duration, failed: bool) {
-        self.reconcile_seconds.get_or_create(&controller.labels()).observe(took.as_secs_f64());
+    pub fn reconciled(&self, controller: &'static str, took: Duration, failed: bool) {
+        let labels = ControllerLabels { controller };
+        self.reconcile_seconds.get_or_create(&labels).observe(took.as_secs_f64());
         if failed {
-            self.reconcile_failures.get_or_create(&controller.labels()).inc();
+            self.reconcile_failures.get_or_create(&labels).inc();
         }
     }
 
     /// Sets how many wait.
-    pub fn queue_depth(&self, controller: Controller, depth: usize) {
+    pub fn queue_depth(&self, controller: &'static str, depth: usize) {
         let depth = i64::try_from(depth).unwrap_or(i64::MAX);
-        self.queue_depth.get_or_create(&controller.labels()).set(depth);
+        self.queue_depth.get_or_create(&ControllerLabels { controller }).set(depth);
     }
 
     /// A method as a label.
@@ -299,8 +278,8 @@ mod tests {
     /// Everything that a running operator could show.
     fn full() -> Metrics {
         let metrics = Metrics::default();
-        metrics.reconciled(Controller::Pools, Duration::from_millis(1), true);
-        metrics.queue_depth(Controller::Nodes, 3);
+        metrics.reconciled("pools", Duration::from_millis(1), true);
+        metrics.queue_depth("nodes", 3);
         metrics.api_request("PATCH", Some(409));
         metrics.watch_error("nodes");
         metrics.unreadable("pool");

@@ -3,19 +3,22 @@
 use crate::agents::Down;
 use crate::states::KnownState;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a node may be silent before it counts as unreachable.
 pub const SILENCE: Duration = Duration::from_secs(90);
 
 /// What is known of a node.
-#[derive(Clone, Copy, Debug)]
-pub struct NodeView<'v> {
-    /// Its name.
-    pub name: &'v str,
-    /// Its labels.
-    pub labels: &'v BTreeMap<String, String>,
+#[derive(Clone, Debug)]
+pub struct NodeView {
+    /// The Node.
+    pub node: Arc<Node>,
+    /// Its state, if it has one.
+    pub state: Option<Arc<KnownState>>,
     /// Since when the Node is not Ready, if it is not.
     pub not_ready_since: Option<Timestamp>,
     /// Whether and since when no agent of it is ready.
@@ -26,18 +29,36 @@ pub struct NodeView<'v> {
     pub now: Timestamp,
     /// Until when the watch has surely shown every change of node states.
     pub seen_until: Timestamp,
+}
+
+impl NodeView {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.node.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// Its labels.
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        self.node.labels()
+    }
+
     /// Whether the Node is being deleted.
-    pub is_terminating: bool,
+    pub fn is_terminating(&self) -> bool {
+        self.node.metadata.deletion_timestamp.is_some()
+    }
+
     /// Its state, if it has one.
-    pub state: Option<&'v KnownState>,
+    pub fn state(&self) -> Option<&KnownState> {
+        self.state.as_deref()
+    }
 }
 
 /// Returns since when the node's agent has been unreachable, or else how soon it will be if it stays silent. A missing
 /// answer is held against the agent only as far as the operator would have seen it. An agent that runs, and has reported
 /// why it is not ready, answers.
-pub fn silent(node: &NodeView<'_>) -> Result<Timestamp, Option<Duration>> {
-    let unanswered = node.state.filter(|state| !state.applied()).and_then(|state| state.unanswered_since);
-    let is_explained = |down: &Down| down.runs && node.state.is_some_and(KnownState::explains_unready);
+pub fn silent(node: &NodeView) -> Result<Timestamp, Option<Duration>> {
+    let unanswered = node.state().filter(|state| !state.applied()).and_then(|state| state.unanswered_since);
+    let is_explained = |down: &Down| down.runs && node.state().is_some_and(KnownState::explains_unready);
     let agent_down = node.agent_down.filter(|down| !is_explained(down)).map(|down| down.since);
     let down = node.not_ready_since.into_iter().chain(agent_down).min();
     let judged = [(down, node.now), (unanswered, node.seen_until)];

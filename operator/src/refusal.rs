@@ -36,14 +36,16 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controllers::pools::PoolError;
     use kube::core::Status;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("write the status of pool dp")]
+    struct WriteError(#[source] Box<Error>);
 
     #[test]
     fn the_answer_of_the_server_is_told_once_and_as_text() {
         let status = Status { code: 404, message: "pool \"dp\" not found".into(), ..Default::default() };
-        let source = Box::new(Error::Api(Box::new(status)));
-        let error = PoolError::Status { pool: "dp".into(), source };
+        let error = WriteError(Box::new(Error::Api(Box::new(status))));
         assert_eq!(chain(&error), "write the status of pool dp: pool \"dp\" not found");
     }
 }

@@ -67,7 +67,7 @@ mod tests {
     use crate::pool::assess::{Subject, assess};
     use crate::rollout::Grants;
     use crate::states::{KnownPool, KnownStatus, Verdict};
-    use crate::testing::{at, pool};
+    use crate::testing::{at, node, pool};
     use macvtap_crds::v1alpha1::MacvtapResourcePool;
     use proptest::prelude::*;
     use serde_json::json;
@@ -141,17 +141,14 @@ mod tests {
     }
 
     fn said(pool: &MacvtapResourcePool, catalog: &Catalog, state: &KnownState) -> String {
-        let labels = BTreeMap::new();
         let node = NodeView {
-            name: "n1",
-            labels: &labels,
+            node: Arc::new(node("n1", BTreeMap::new())),
+            state: Some(Arc::new(state.clone())),
             not_ready_since: None,
             agent_down: None,
             now: at(NOW).0,
             runs_agent: false,
             seen_until: at(NOW).0,
-            is_terminating: false,
-            state: Some(state),
         };
         let grants = Grants::default();
         let subject = Subject::new(pool, catalog, &grants);

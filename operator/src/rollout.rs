@@ -11,7 +11,7 @@ use macvtap_crds::v1alpha1::MacvtapResourcePoolStatus;
 use macvtap_crds::v1alpha1::pool::{NodeSample, SAMPLES_MAX, Staged};
 use macvtap_crds::v1alpha1::reason::{PoolReason, SampleReason};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// A node that the pool selects.
 #[derive(Clone, Copy, Debug)]
@@ -166,10 +166,10 @@ pub struct Edited {
     is_way_back: Option<bool>,
 }
 
-/// How a staged rollout goes on.
+/// How a rollout goes on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// Whose turn it is now, besides those whose it was.
+pub struct RolloutStep {
+    /// The nodes whose turn it is now, in addition to those that had it already.
     pub next: Vec<String>,
     /// How far it has come with that.
     pub progress: Progress,
@@ -184,7 +184,7 @@ pub struct Plan {
 /// turn when it does: what it was told is not why it is silent; and one that could do nothing with it gets it when it can.
 /// A turn ends when the node was told, cannot be told or is not meant any more: one that comes back later waits like
 /// others.
-pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> Plan {
+pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> RolloutStep {
     let mut progress = match past {
         Past::Known(progress) => progress,
         Past::Edited(edited) => Progress::begin(members, edited),
@@ -206,7 +206,7 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> Plan {
             waiting.push(member);
         }
     }
-    let mut plan = Plan { waiting: waiting.len(), ..Plan::default() };
+    let mut step = RolloutStep { waiting: waiting.len(), ..RolloutStep::default() };
     let allowed = usize::try_from(staged.max_degraded).unwrap_or(usize::MAX);
     // Nodes that cannot receive it now are not waited for: they get their turn when they can. On the way back, what stays
     // broken is not held against the next change either.
@@ -214,29 +214,29 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> Plan {
     let is_received = members.iter().any(|member| member.told);
     progress.is_through |= is_done && is_received && (worse <= allowed || progress.is_way_back);
     if !waiting.is_empty() && worse > allowed && !progress.is_way_back {
-        plan.halted = Some(worse);
+        step.halted = Some(worse);
     } else if busy == 0 {
         waiting.retain(|member| member.can_hear());
         waiting.sort_unstable_by_key(|member| member.node);
         for member in waiting.into_iter().take(batch(&staged.batch, members.len())) {
-            plan.next.push(member.node.to_owned());
+            step.next.push(member.node.to_owned());
             progress.turns.insert(member.node.to_owned());
             // What an earlier change broke, which did not come through, this one has yet to mend.
             let before = progress.before.entry(member.node.to_owned()).or_insert(member.health);
             *before = member.health.min(*before);
         }
     }
-    plan.progress = progress;
-    plan
+    step.progress = progress;
+    step
 }
 
 /// Returns the plan of a pool that all nodes change to at once: nobody waits for a turn, and the content has come through
 /// once every node that can receive it has applied it.
-pub fn all_at_once(members: &[Member<'_>]) -> Plan {
+pub fn all_at_once(members: &[Member<'_>]) -> RolloutStep {
     let has_applied = |member: &Member<'_>| member.told && member.standing != Standing::Updating;
     let mut reached = members.iter().filter(|member| member.told || member.can_hear()).peekable();
     let is_through = reached.peek().is_some() && reached.all(has_applied);
-    Plan { progress: Progress { is_through, ..Progress::default() }, ..Plan::default() }
+    RolloutStep { progress: Progress { is_through, ..Progress::default() }, ..RolloutStep::default() }
 }
 
 /// How many of so many nodes change together: at least one.
@@ -251,10 +251,10 @@ fn batch(batch: &IntOrString, all: usize) -> usize {
     nodes.unwrap_or(1).max(1)
 }
 
-/// How far the rollouts of all pools have come.
-#[derive(Debug, Default)]
+/// How far the rollouts of all pools have come, by the UID of the pool.
+#[derive(Clone, Debug, Default)]
 pub struct Grants {
-    pools: Mutex<HashMap<String, Rollout>>,
+    pools: HashMap<String, Arc<Rollout>>,
 }
 
 /// The rollout of a pool.
@@ -267,24 +267,23 @@ struct Rollout {
 }
 
 impl Grants {
-    /// From now on the rollout of this content has come so far, and that of any other content of the pool has ended.
-    pub fn set(&self, entry: &Arc<Entry>, progress: Progress) {
-        let mut pools = self.lock();
-        let through = pools.remove(&entry.uid).and_then(|rollout| rollout.through);
-        let through = if progress.is_through { Some(Arc::clone(entry)) } else { through };
-        pools.insert(entry.uid.clone(), Rollout { entry: Arc::clone(entry), progress, through });
+    /// Records how far the rollout of this content has come. That of any other content of the pool has ended.
+    pub fn set(&mut self, entry: &Arc<Entry>, progress: Progress) {
+        let before = self.pools.get(&entry.uid).and_then(|rollout| rollout.through.clone());
+        let through = if progress.is_through { Some(Arc::clone(entry)) } else { before };
+        let rollout = Rollout { entry: Arc::clone(entry), progress, through };
+        self.pools.insert(entry.uid.clone(), Arc::new(rollout));
     }
 
     /// Whether it is the node's turn to hear this.
     pub fn has(&self, entry: &Entry, node: &str) -> bool {
-        let pools = self.lock();
-        let current = pools.get(&entry.uid).filter(|rollout| rollout.entry.says_the_same(entry));
+        let current = self.pools.get(&entry.uid).filter(|rollout| rollout.entry.says_the_same(entry));
         current.is_some_and(|rollout| rollout.progress.turns.contains(node))
     }
 
     /// What is known of the past of the rollout of this content; `former` is what the pool's status says of it.
     pub fn past(&self, entry: &Entry, former: impl FnOnce() -> Former) -> Past {
-        match self.lock().get(&entry.uid) {
+        match self.pools.get(&entry.uid) {
             Some(rollout) if rollout.entry.says_the_same(entry) => Past::Known(rollout.progress.clone()),
             Some(rollout) => Past::Edited(Edited {
                 before: if rollout.progress.is_through {
@@ -301,29 +300,13 @@ impl Grants {
     /// Whether this is the content that came through last.
     #[cfg(test)]
     fn is_through(&self, entry: &Entry) -> bool {
-        let pools = self.lock();
-        let through = pools.get(&entry.uid).and_then(|rollout| rollout.through.as_ref());
+        let through = self.pools.get(&entry.uid).and_then(|rollout| rollout.through.as_ref());
         through.is_some_and(|through| through.says_the_same(entry))
     }
 
-    /// Forgets a pool that is gone.
-    pub fn forget(&self, uid: &str) {
-        self.lock().remove(uid);
-    }
-
     /// Forgets every pool that is not one of these.
-    pub fn retain(&self, uids: &HashSet<&str>) {
-        self.lock().retain(|uid, _| uids.contains(uid.as_str()));
-    }
-
-    /// Forgets everything: another operator leads.
-    pub fn forget_all(&self) {
-        self.lock().clear();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Rollout>> {
-        // Sets of names are whole at any time, also after a panic elsewhere.
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn retain(&mut self, uids: &HashSet<&str>) {
+        self.pools.retain(|uid, _| uids.contains(uid.as_str()));
     }
 }
 

@@ -4,17 +4,16 @@ use crate::admin::{self, Health};
 use crate::agents::Agents;
 use crate::args::Serve;
 use crate::context::{Context, NetworkKind, Queues};
-use crate::controllers::{networks, node_states, pools};
+use crate::controllers::{Controller, Networks, NodeStates, Pools, work};
 use crate::gate::Gate;
 use crate::leader::Elector;
 use crate::leader::term::Term;
-use crate::metrics::{Controller, Metrics};
+use crate::metrics::Metrics;
 use crate::network::reports::Reports;
 use crate::pace::Pace;
 use crate::pool::published::Published;
 use crate::queue::Lane;
 use crate::refresh::Refresh;
-use crate::rollout::Grants;
 use crate::states::States;
 use crate::trouble;
 use crate::watches;
@@ -32,7 +31,6 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How many nodes' states are written at once; how many of an edit may be under way sets [`States::room`].
@@ -155,7 +153,7 @@ fn follow(
         pace: Pace::default(),
         published: Published::default(),
         reports: Reports::default(),
-        grants: Grants::default(),
+        grants: RwLock::default(),
         catalog: RwLock::default(),
     });
     let (end, with) = (|| shutdown.clone().cancelled_owned(), || Arc::clone(&context));
@@ -262,46 +260,21 @@ fn start(context: &Arc<Context>, shutdown: &CancellationToken, workers: &mut Joi
     context.every_pool();
     context.every_network();
     context.every_node();
-    let pools = std::iter::repeat_n((Controller::Pools, Lane::Later), POOLS_AT_ONCE);
-    let nodes = std::iter::repeat_n((Controller::Nodes, Lane::Later), NODES_AT_ONCE);
-    let urgent = std::iter::repeat_n((Controller::Nodes, Lane::Urgent), URGENT_NODES_AT_ONCE);
-    let networks = std::iter::repeat_n((Controller::Networks, Lane::Later), NETWORKS_AT_ONCE);
-    for (controller, last) in pools.chain(nodes).chain(urgent).chain(networks) {
-        workers.spawn(work(controller, last, Arc::clone(context), shutdown.clone()));
-    }
+    spawn::<NodeStates>(workers, Lane::Later, NODES_AT_ONCE, context, shutdown);
+    spawn::<NodeStates>(workers, Lane::Urgent, URGENT_NODES_AT_ONCE, context, shutdown);
+    spawn::<Pools>(workers, Lane::Later, POOLS_AT_ONCE, context, shutdown);
+    spawn::<Networks>(workers, Lane::Later, NETWORKS_AT_ONCE, context, shutdown);
 }
 
-/// Reconciles one key after the other, of this lane and more urgent ones, until the shutdown.
-async fn work(controller: Controller, last: Lane, context: Arc<Context>, shutdown: CancellationToken) {
-    let queue = match controller {
-        Controller::Pools => &context.queues.pools,
-        Controller::Nodes => &context.queues.nodes,
-        Controller::Networks => &context.queues.networks,
-    };
-    // A node that has to wait until earlier specs are answered waits in the queue, where it may become urgent.
-    let next = async || match (controller, last) {
-        (Controller::Nodes, Lane::Later) => queue.next_when(context.states.room()).await,
-        _ => queue.next(last).await,
-    };
-    while let Some((key, lane)) = shutdown.run_until_cancelled(next()).await {
-        let start = Instant::now();
-        let result = match controller {
-            Controller::Pools => {
-                pools::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
-            }
-            Controller::Nodes => {
-                node_states::reconcile(&key, &context).await.map_err(|error| refusal::chain(&error))
-            }
-            Controller::Networks => Ok(networks::reconcile(&key, &context).await),
-        };
-        context.metrics.reconciled(controller, start.elapsed(), result.is_err());
-        match result {
-            Ok(again) => queue.done(&key, lane, again),
-            Err(error) => {
-                let pause = queue.failed(&key, lane);
-                tracing::warn!(error, ?pause, "reconcile failed, trying again");
-            }
-        }
+fn spawn<C: Controller>(
+    workers: &mut JoinSet<()>,
+    last: Lane,
+    count: usize,
+    context: &Arc<Context>,
+    shutdown: &CancellationToken,
+) {
+    for _ in 0..count {
+        workers.spawn(work::<C>(last, Arc::clone(context), shutdown.clone()));
     }
 }
 
@@ -355,6 +328,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::time::Instant;
 
     /// An API server that answers every request with 429 and takes the lease away before it does.
     async fn overloaded(term: Arc<Term>, requests: Arc<AtomicUsize>) -> std::net::SocketAddr {

@@ -2,7 +2,8 @@
 
 use crate::entry::{Entry, config_hash};
 use crate::states::{Interner, KnownState, RawState};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, Time};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, ObjectMeta, Time};
 use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateSpec, MacvtapResourcePool, NodePool};
 use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_FINALIZER};
 use serde_json::{Value, json};
@@ -42,6 +43,12 @@ pub(crate) fn at(second: i64) -> Time {
 
 pub(crate) fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
     labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+/// A Node with these labels.
+pub(crate) fn node(name: &str, labels: BTreeMap<String, String>) -> Node {
+    let metadata = ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..ObjectMeta::default() };
+    Node { metadata, ..Node::default() }
 }
 
 /// A spec of these entries.

@@ -1,10 +1,15 @@
 //! Reconciles network attachment definitions: one key is one pool.
 
+use super::{Again, Controller, ReconcileError};
 use crate::clock;
 use crate::context::{Context, Guarded, NetworkKind};
 use crate::network::kind::NetworkAttachmentDefinition;
-use crate::network::{NetworkReport, Problem, apply, plan};
+use crate::network::plan::{self, Desired, NetworkPlan};
+use crate::network::{NetworkReport, Problem, apply};
+use crate::queue::Queue;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ObjectMeta;
+use kube::core::PartialObjectMeta;
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt};
@@ -12,70 +17,151 @@ use macvtap_crds::POOL_FINALIZER;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::reason::{EventReason, PoolReason};
 use macvtap_crds::v1alpha1::settings::Advertisement;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
 
-/// How soon what no event announces is tried again: foreign networks that are in the way, a kind that is missing.
+/// How soon to try again what no event announces: a foreign network in the way, a kind that is missing.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Brings the networks of the pool of this name up to date, apart from its status, which may have to wait for nobody's
-/// webhooks; says when to look again although nothing happens.
-pub async fn reconcile(name: &str, context: &Context) -> Option<Duration> {
-    let turn = context.reports.turn(name);
-    let _at_work = turn.lock().await;
-    let found = context.pools.get(&ObjectRef::<Guarded<MacvtapResourcePool>>::new(name));
-    let pool = found.as_ref().and_then(|pool| pool.0.as_ref().ok())?;
-    let is_ending = pool.metadata.deletion_timestamp.is_some();
-    // Its networks come with the finalizer, and until then nothing is said of them: none made is not all made.
-    if !is_ending && !pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER) {
-        return None;
-    }
-    // A pool that is not accepted keeps what it has: its networks work as long as its devices do. Nobody has compared them,
-    // so there is nothing to report when it is accepted again.
-    if is_ending || context.catalog().verdict(name).is_err() {
-        context.reports.withdraw(name);
-        return None;
-    }
-    let Some(report) = update(pool, context).await else {
-        tracing::debug!(pool = name, "pool changed while its networks were being written, beginning again");
-        return Some(Duration::ZERO);
-    };
-    let retry = report.retry().then_some(RETRY);
-    let (uid, generation) = (pool.uid().unwrap_or_default(), pool.metadata.generation.unwrap_or_default());
-    if context.reports.set(name, &uid, generation, report) {
-        context.queues.pools.add(name);
-    }
-    retry
+/// Reconciles the networks of pools, apart from pools' status, which never waits for the webhooks of others.
+#[derive(Debug)]
+pub struct Networks;
+
+/// What the networks of a pool depend on.
+#[derive(Debug)]
+pub struct NetworkSnapshot {
+    pool: MacvtapResourcePool,
+    /// Whether it is accepted and not being deleted.
+    has_effect: bool,
+    kind: NetworkKind,
+    /// Those that the pool has made, if that is known.
+    ours: Option<Vec<Arc<NetworkAttachmentDefinition>>>,
+    namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
+    /// With `resourcePer: Link`, the resources that nodes report, and whether these are all.
+    links: (BTreeSet<String>, bool),
+    /// Held while networks are written.
+    _turn: OwnedMutexGuard<()>,
 }
 
-/// Compares the pool's networks with what is there and writes the difference. A dry run only compares. Returns none if
-/// the pool has changed meanwhile.
-async fn update(pool: &MacvtapResourcePool, context: &Context) -> Option<NetworkReport> {
-    let Some(ours) = context.networks_of(pool) else {
-        return Some(without_kind(pool, *context.network_kind.borrow()));
-    };
-    let namespaces = context.namespaces.state();
-    let (links, are_all_links) = context.link_resources(pool);
-    let desired = plan::desired(pool, namespaces.iter().map(Arc::as_ref), &links);
-    let mut plan = plan::plan(&desired, &ours);
-    if !are_all_links && !plan.delete.is_empty() {
-        plan.delete.clear();
-        // No event tells when a node is no longer waited for.
-        context.queues.networks.add_within(&pool.name_any(), RETRY);
+/// What to do about the networks of a pool.
+#[derive(Debug)]
+pub enum NetworkAction {
+    /// Report nothing: nobody has compared them.
+    Withdraw,
+    /// Report this.
+    Report(NetworkReport),
+    /// Write the difference and report what became of it.
+    Write(Desired, NetworkPlan),
+    /// Reconcile again after this time.
+    Recheck(Duration),
+}
+
+impl Controller for Networks {
+    const NAME: &'static str = "networks";
+    type Snapshot = NetworkSnapshot;
+    type Action = NetworkAction;
+
+    fn queue(context: &Context) -> &Queue {
+        &context.queues.networks
     }
-    if pool.spec.settings.advertisement == Advertisement::DryRun {
-        let (wanted, ready) = (desired.networks.len(), plan.keep.len());
-        return Some(NetworkReport { desired: wanted, ready, ..NetworkReport::default() });
+
+    async fn observe(name: &str, context: &Context) -> Result<NetworkSnapshot, Again> {
+        let turn = context.reports.turn(name).lock_owned().await;
+        let found = context.pools.get(&ObjectRef::<Guarded<MacvtapResourcePool>>::new(name));
+        let pool = found.as_ref().and_then(|pool| pool.0.as_ref().ok()).ok_or(None)?;
+        let is_ending = pool.metadata.deletion_timestamp.is_some();
+        // Its networks come with the finalizer. Until then nothing is reported: none made does not mean all made.
+        if !is_ending && !pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER) {
+            return Err(None);
+        }
+        Ok(NetworkSnapshot {
+            pool: pool.clone(),
+            has_effect: !is_ending && context.catalog().verdict(name).is_ok(),
+            kind: *context.network_kind.borrow(),
+            ours: context.networks_of(pool),
+            namespaces: context.namespaces.state(),
+            links: context.link_resources(pool),
+            _turn: turn,
+        })
     }
+
+    fn decide(snapshot: &NetworkSnapshot) -> Vec<NetworkAction> {
+        let NetworkSnapshot { pool, has_effect, kind, ours, namespaces, links, .. } = snapshot;
+        // A pool that is not accepted keeps what it has: its networks work as long as its devices do. Nobody has compared
+        // them, so there is nothing to report when it is accepted again.
+        if !has_effect {
+            return vec![NetworkAction::Withdraw];
+        }
+        let Some(ours) = ours else {
+            return vec![NetworkAction::Report(without_kind(pool, *kind))];
+        };
+        let (links, are_all_links) = links;
+        let desired = plan::desired(pool, namespaces.iter().map(Arc::as_ref), links);
+        let mut plan = plan::plan(&desired, ours.iter().map(Arc::as_ref));
+        let mut actions = Vec::new();
+        if !are_all_links && !plan.delete.is_empty() {
+            plan.delete.clear();
+            // No event announces that a node is no longer waited for.
+            actions.push(NetworkAction::Recheck(RETRY));
+        }
+        actions.push(if pool.spec.settings.advertisement == Advertisement::DryRun {
+            let (desired, ready) = (desired.networks.len(), plan.keep.len());
+            NetworkAction::Report(NetworkReport { desired, ready, ..NetworkReport::default() })
+        } else {
+            NetworkAction::Write(desired, plan)
+        });
+        actions
+    }
+
+    async fn perform(
+        action: NetworkAction,
+        snapshot: &NetworkSnapshot,
+        context: &Context,
+    ) -> Result<Again, ReconcileError> {
+        let pool = &snapshot.pool;
+        let report = match action {
+            NetworkAction::Withdraw => {
+                context.reports.withdraw(&pool.name_any());
+                return Ok(None);
+            }
+            NetworkAction::Recheck(wait) => return Ok(Some(wait)),
+            NetworkAction::Report(report) => report,
+            NetworkAction::Write(desired, plan) => match write(pool, desired, plan, context).await {
+                Some(report) => report,
+                None => return Ok(Some(Duration::ZERO)),
+            },
+        };
+        let retry = report.retry().then_some(RETRY);
+        let (name, uid) = (pool.name_any(), pool.uid().unwrap_or_default());
+        if context.reports.set(&name, &uid, pool.metadata.generation.unwrap_or_default(), report) {
+            context.queues.pools.add(&name);
+        }
+        Ok(retry)
+    }
+}
+
+/// Writes the networks of a pool. Returns none if the pool has changed meanwhile.
+async fn write(
+    pool: &MacvtapResourcePool,
+    desired: Desired,
+    plan: NetworkPlan,
+    context: &Context,
+) -> Option<NetworkReport> {
+    let name = pool.name_any();
     let pools = context.pools.state().iter().filter_map(|pool| pool.meta().uid.clone()).collect();
     let is_current = || is_as_it_was(pool, context);
     let pass = apply::apply(&context.client, desired, plan, &pools, is_current).await;
     if pass.has_lost {
-        context.reports.lost(&pool.name_any(), clock::now());
+        context.reports.lost(&name, clock::now());
     }
-    let report = pass.is_complete.then_some(pass.report)?;
-    announce(pool, &report, context).await;
-    Some(report)
+    if !pass.is_complete {
+        tracing::debug!(pool = name, "pool changed while its networks were being written, beginning again");
+        return None;
+    }
+    announce(pool, &pass.report, context).await;
+    Some(pass.report)
 }
 
 /// Whether the watch shows the pool with the spec that was read, and not deleted.

@@ -1,7 +1,7 @@
 //! Writes and removes network attachment definitions; never touches one that is not ours.
 
 use super::kind::NetworkAttachmentDefinition;
-use super::plan::{Desired, Key, Plan, is_orphan, is_ours, is_written_by_us, key, same};
+use super::plan::{Desired, Key, NetworkPlan, is_orphan, is_ours, is_written_by_us, key, same};
 use super::{NetworkReport, Problem};
 use crate::refusal;
 use futures::{StreamExt, stream};
@@ -53,7 +53,7 @@ struct Failure {
 pub async fn apply(
     client: &Client,
     desired: Desired,
-    plan: Plan,
+    plan: NetworkPlan,
     pools: &BTreeSet<String>,
     is_current: impl Fn() -> bool,
 ) -> Pass {
@@ -275,7 +275,7 @@ mod tests {
         let run = async |until: usize| {
             let [requests, answers] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
             let desired = Desired { networks: (0..100).map(network).collect(), problems: Vec::new() };
-            let plan = Plan { create: (0..100).map(key).collect(), ..Plan::default() };
+            let plan = NetworkPlan { create: (0..100).map(key).collect(), ..NetworkPlan::default() };
             let is_current = || requests.load(Ordering::SeqCst) < until;
             let client = creating(&requests, &answers);
             let pass = apply(&client, desired, plan, &BTreeSet::new(), is_current).await;
@@ -297,7 +297,7 @@ mod tests {
             let mut network =
                 NetworkAttachmentDefinition::new("net", NetworkAttachmentDefinitionSpec::default());
             network.metadata.namespace = Some("tenant".to_owned());
-            let plan = Plan { create: vec![key(&network)], ..Plan::default() };
+            let plan = NetworkPlan { create: vec![key(&network)], ..NetworkPlan::default() };
             let desired = Desired { networks: [(key(&network), network)].into(), problems: Vec::new() };
             apply(&client, desired, plan, &BTreeSet::new(), || true).await.has_lost
         };

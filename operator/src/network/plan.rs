@@ -29,7 +29,7 @@ pub struct Desired {
 
 /// What must be done.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct NetworkPlan {
     /// Not there, or not ours: to be made if nobody else has the name.
     pub create: Vec<Key>,
     /// Ours, but changed by hand or by a new spec.
@@ -77,8 +77,11 @@ pub fn desired<'n>(
 }
 
 /// What separates the pool's networks that are there from those it wants.
-pub fn plan<'n>(desired: &Desired, ours: impl IntoIterator<Item = &'n NetworkAttachmentDefinition>) -> Plan {
-    let mut plan = Plan::default();
+pub fn plan<'n>(
+    desired: &Desired,
+    ours: impl IntoIterator<Item = &'n NetworkAttachmentDefinition>,
+) -> NetworkPlan {
+    let mut plan = NetworkPlan::default();
     let mut missing: BTreeSet<&Key> = desired.networks.keys().collect();
     for network in ours {
         let key = key(network);
@@ -322,7 +325,7 @@ mod tests {
         let key = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
         assert_eq!(
             plan(&desired, &ours),
-            Plan {
+            NetworkPlan {
                 create: vec![key("b", "new")],
                 repair: vec![key("a", "kept"), key("b", "kept")],
                 delete: vec![(key("a", "old"), None)],

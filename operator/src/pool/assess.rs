@@ -101,33 +101,45 @@ impl<'v> Assessment<'v> {
     }
 }
 
+/// Returns how all nodes that the pool selects stand to it.
+pub fn assess_all<'v>(subject: &Subject<'_>, nodes: &'v [NodeView]) -> Vec<Assessment<'v>> {
+    nodes.iter().filter_map(|node| assess(subject, node)).collect()
+}
+
+/// Returns after what time a node may have become unreachable, which no event tells.
+pub fn recheck(assessments: &[Assessment<'_>]) -> Option<Duration> {
+    let silent_in = assessments.iter().filter_map(|assessment| assessment.silent_in).min();
+    silent_in.map(|wait| wait + Duration::from_secs(1))
+}
+
 /// How the node stands to the pool; none when the pool does not mean it.
 ///
 /// A pool means nodes that run the agent: one that never reported, such as a virtual node, is not meant.
-pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>) -> Option<Assessment<'v>> {
-    let answered = node.state.is_some_and(KnownState::answered);
-    if !subject.nodes.as_ref()?.selects(node.labels) || !(answered || node.runs_agent) {
+pub fn assess<'v>(subject: &Subject<'_>, node: &'v NodeView) -> Option<Assessment<'v>> {
+    let (name, state) = (node.name(), node.state());
+    let answered = state.is_some_and(KnownState::answered);
+    if !subject.nodes.as_ref()?.selects(node.labels()) || !(answered || node.runs_agent) {
         return None;
     }
-    let told = node.state.and_then(|state| told(state, subject));
+    let told = state.and_then(|state| told(state, subject));
     let silent = silent(node);
     let obstacle = obstacle(subject, node, told, silent.is_ok());
-    let status = if answered { node.state.and_then(|state| state.pool(subject.name)) } else { None };
-    let sample = |reason: &str, message: &str| Some(sample(node.name, reason, message));
+    let status = if answered { state.and_then(|state| state.pool(subject.name)) } else { None };
+    let sample = |reason: &str, message: &str| Some(sample(name, reason, message));
 
     let mut assessment = Assessment {
-        node: node.name,
+        node: name,
         told: told == Some(Told::Current),
         obstacle,
-        is_terminating: node.is_terminating,
+        is_terminating: node.is_terminating(),
         standing: Standing::Updating,
         ready: false,
         sample: None,
         status,
         silent_in: silent.err().flatten(),
     };
-    let entry = node.state.and_then(|state| state.entry(&subject.uid));
-    let applied = node.state.zip(entry).is_some_and(|(state, entry)| state.applied_entry(entry));
+    let entry = state.and_then(|state| state.entry(&subject.uid));
+    let applied = state.zip(entry).is_some_and(|(state, entry)| state.applied_entry(entry));
     if obstacle == Some(Obstacle::Terminating) {
         let message = "the Node is being deleted and did not hear of the last change";
         assessment.sample = sample(SampleReason::NodeTerminating.as_str(), message);
@@ -159,7 +171,7 @@ pub fn assess<'v>(subject: &Subject<'_>, node: &NodeView<'v>) -> Option<Assessme
                 }
             }
         };
-    } else if let (Some(Told::Current), Some(trouble)) = (told, unreadable(node.state)) {
+    } else if let (Some(Told::Current), Some(trouble)) = (told, unreadable(state)) {
         assessment.standing = Standing::NotReady;
         assessment.sample = sample(SampleReason::StatusNotReadable.as_str(), trouble);
     } else if told != Some(Told::Current) && subject.wanted.is_some_and(|pool| pool.staged) {
@@ -200,17 +212,12 @@ fn told(state: &KnownState, subject: &Subject<'_>) -> Option<Told> {
     }
 }
 
-fn obstacle(
-    subject: &Subject<'_>,
-    node: &NodeView<'_>,
-    told: Option<Told>,
-    is_silent: bool,
-) -> Option<Obstacle> {
+fn obstacle(subject: &Subject<'_>, node: &NodeView, told: Option<Told>, is_silent: bool) -> Option<Obstacle> {
     let wanted = subject.wanted.filter(|_| told != Some(Told::Current))?;
-    if node.is_terminating && (wanted.staged || node.state.is_none()) {
+    if node.is_terminating() && (wanted.staged || node.state.is_none()) {
         return Some(Obstacle::Terminating);
     }
-    let state = node.state.filter(|state| state.entry(&subject.uid).is_none())?;
+    let state = node.state().filter(|state| state.entry(&subject.uid).is_none())?;
     let resource = wanted.entry.resource();
     let has_name =
         |old: &Entry| old.name == subject.name || (resource.is_some() && old.resource() == resource);
@@ -218,8 +225,8 @@ fn obstacle(
         return Some(Obstacle::NameTaken);
     }
     let is_full = state.pools.len() >= POOLS_MAX;
-    let NodeView { name, labels, now, .. } = *node;
-    let target = Target { name, labels, silent: is_silent, current: Some(state), now };
+    let (name, labels) = (node.name(), node.labels());
+    let target = Target { name, labels, silent: is_silent, current: Some(state), now: node.now };
     let granted = |pool: &ActivePool| subject.grants.has(&pool.entry, name);
     // Whether lower ones could make room is asked of a staged pool only: every other has asked them already.
     let can_have_room = || wanted.staged && turn_matters(target, subject.catalog, wanted, granted);

@@ -1,11 +1,10 @@
 //! Pure: everything known of a pool to its status.
 
-use super::assess::{Assessment, Obstacle, Subject, assess};
+use super::assess::{Assessment, Obstacle};
 use crate::acceptance::Rejection;
-use crate::catalog::Catalog;
 use crate::network::NetworkReport;
 use crate::node::{NodeView, silent};
-use crate::rollout::{self, Former, Grants, Member, Plan, Standing};
+use crate::rollout::{RolloutStep, Standing};
 use crate::states::KnownPool;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -17,56 +16,41 @@ use macvtap_crds::v1alpha1::pool::{
 use macvtap_crds::v1alpha1::reason::{PoolReason, SampleReason};
 use macvtap_crds::v1alpha1::settings::Advertisement;
 use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus, network::LINK_PLACEHOLDER};
-use std::time::Duration;
 
 /// How many nodes a message names.
 const NAMED_IN_MESSAGE: usize = 3;
 
-/// Everything known of a pool.
-#[derive(Debug)]
+/// Everything that a pool's status is made of.
+#[derive(Clone, Copy, Debug)]
 pub struct Observed<'o> {
     /// The pool.
     pub pool: &'o MacvtapResourcePool,
     /// Whether it has an effect.
     pub verdict: &'o Result<(), Rejection>,
     /// All nodes of the cluster.
-    pub nodes: &'o [NodeView<'o>],
-    /// All pools as nodes are told of them.
-    pub catalog: &'o Catalog,
-    /// The turns that were given in staged rollouts.
-    pub grants: &'o Grants,
+    pub nodes: &'o [NodeView],
+    /// How the nodes that it selects stand to it.
+    pub assessments: &'o [Assessment<'o>],
+    /// How its rollout goes on.
+    pub rollout: &'o RolloutStep,
     /// What became of its networks.
     pub networks: &'o NetworkReport,
     /// The time.
     pub now: Timestamp,
 }
 
-/// What to say.
-#[derive(Debug)]
-pub struct Report {
-    /// The status.
-    pub status: MacvtapResourcePoolStatus,
-    /// When to look again although nothing happened.
-    pub recheck: Option<Duration>,
-    /// How a staged rollout goes on.
-    pub rollout: Plan,
-}
-
-/// The status of a pool.
-pub fn report(observed: &Observed<'_>) -> Report {
-    let Observed { pool, nodes, networks, now, .. } = observed;
-    let subject = Subject::new(pool, observed.catalog, observed.grants);
-    let assessments: Vec<Assessment<'_>> = nodes.iter().filter_map(|node| assess(&subject, node)).collect();
-    let rollout = plan_rollout(observed, &subject, &assessments);
-    let counts = count_nodes(&assessments);
-    let mut samples = samples(&assessments);
+/// Returns the status of a pool.
+pub fn status(observed: &Observed<'_>) -> MacvtapResourcePoolStatus {
+    let Observed { pool, assessments, networks, now, .. } = observed;
+    let counts = count_nodes(assessments);
+    let mut samples = samples(assessments);
     if pool.metadata.deletion_timestamp.is_some() {
         // No node has a change of it left to apply.
         samples.retain(|sample| sample.reason != SampleReason::Updating.as_str());
     }
     let old = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    let findings = findings(observed, &assessments, &counts, &samples, &rollout);
-    let status = MacvtapResourcePoolStatus {
+    let findings = findings(observed, &counts, &samples);
+    MacvtapResourcePoolStatus {
         observed_generation: pool.metadata.generation,
         resource: Some(format!(
             "{}/{}",
@@ -75,46 +59,19 @@ pub fn report(observed: &Observed<'_>) -> Report {
         )),
         conditions: condition::conditions(old, &findings, pool.metadata.generation, &Time(*now)),
         nodes: counts,
-        links: count_links(&assessments),
-        devices: count_devices(&assessments),
+        links: count_links(assessments),
+        devices: count_devices(assessments),
         networks: NetworkCounts { desired: small(networks.desired), ready: small(networks.ready) },
         samples,
-    };
-    let silent_in = assessments.iter().filter_map(|assessment| assessment.silent_in).min();
-    let recheck = silent_in.map(|wait| wait + Duration::from_secs(1));
-    Report { status, recheck, rollout }
-}
-
-fn plan_rollout(observed: &Observed<'_>, subject: &Subject<'_>, assessments: &[Assessment<'_>]) -> Plan {
-    let Some(wanted) = subject.wanted else {
-        return Plan::default();
-    };
-    // How a node ends that is being deleted tells nothing about the change.
-    let staying = assessments.iter().filter(|assessment| !assessment.is_terminating);
-    let members: Vec<Member<'_>> = staying.map(Assessment::member).collect();
-    if !wanted.staged {
-        return rollout::all_at_once(&members);
     }
-    let settings = observed.pool.spec.rollout.staged.clone().unwrap_or_default();
-    let former = || {
-        let status = observed.pool.status.as_ref();
-        status.map_or_else(Former::default, |status| Former::new(status, observed.pool.metadata.generation))
-    };
-    rollout::plan(&members, &settings, observed.grants.past(&wanted.entry, former))
 }
 
-fn findings(
-    observed: &Observed<'_>,
-    assessments: &[Assessment<'_>],
-    counts: &NodeCounts,
-    samples: &[NodeSample],
-    rollout: &Plan,
-) -> Vec<Finding> {
+fn findings(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]) -> Vec<Finding> {
     let mut findings = vec![
         accepted(observed.verdict),
         ready(observed, counts, samples),
-        available(assessments),
-        progressing(observed, counts, samples, rollout),
+        available(observed.assessments),
+        progressing(observed, counts, samples),
         degraded(counts, samples),
         networks_ready(observed),
     ];
@@ -192,12 +149,7 @@ fn ready(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]) -
     }
 }
 
-fn progressing(
-    observed: &Observed<'_>,
-    counts: &NodeCounts,
-    samples: &[NodeSample],
-    rollout: &Plan,
-) -> Finding {
+fn progressing(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]) -> Finding {
     if observed.pool.metadata.deletion_timestamp.is_some() {
         return finding(
             ConditionType::Progressing,
@@ -206,10 +158,10 @@ fn progressing(
             "the pool is being deleted",
         );
     }
-    if let Some(bad) = rollout.halted {
+    if let Some(bad) = observed.rollout.halted {
         let message = format!(
             "the rollout stopped before the last {} nodes, for {bad} of those that have the change got worse{}; heal them, or change the pool",
-            rollout.waiting,
+            observed.rollout.waiting,
             named(samples)
         );
         return finding(ConditionType::Progressing, false, PoolReason::RolloutHalted, message);
@@ -271,12 +223,12 @@ fn networks_ready(observed: &Observed<'_>) -> Finding {
 
 /// Names the nodes that a pool being deleted waits for, those with most devices in use first. Its metadata is enough,
 /// so it also works for a pool that cannot be read.
-pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView<'_>]) -> Finding {
+pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView]) -> Finding {
     let (name, uid) = (meta.name.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default());
-    let mut holders: Vec<(u32, &NodeView<'_>)> = nodes
+    let mut holders: Vec<(u32, &NodeView)> = nodes
         .iter()
         .filter_map(|node| {
-            let state = node.state.filter(|state| state.entry(uid).is_some())?;
+            let state = node.state().filter(|state| state.entry(uid).is_some())?;
             Some((state.pool(name).map_or(0, |entry| entry.allocated), node))
         })
         .collect();
@@ -284,10 +236,10 @@ pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView<'_>]) -> Finding {
         let message = "no node has the pool any more; its networks are being removed";
         return finding(ConditionType::Terminating, true, PoolReason::RemovingNetworks, message);
     }
-    holders.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.name.cmp(b.1.name)));
-    let named = |holders: &[(u32, &NodeView<'_>)]| {
+    holders.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.name().cmp(b.1.name())));
+    let named = |holders: &[(u32, &NodeView)]| {
         let named = holders.iter().take(SAMPLES_MAX).map(|(allocated, node)| {
-            let name = node.name;
+            let name = node.name();
             match (allocated, silent(node)) {
                 (0, Err(_)) => name.to_owned(),
                 (0, Ok(since)) => format!("{name} (no answer since {since})"),

@@ -18,12 +18,11 @@ use macvtap_operator::agents::Agents;
 use macvtap_operator::catalog::ActivePool;
 use macvtap_operator::clock;
 use macvtap_operator::context::{Context, Guarded, NetworkKind, Queues};
-use macvtap_operator::controllers::{networks, node_states, pools};
+use macvtap_operator::controllers::{Networks, NodeStates, Pools, reconcile};
 use macvtap_operator::network::kind::NetworkAttachmentDefinition;
 use macvtap_operator::network::reports::Reports;
 use macvtap_operator::pace::Pace;
 use macvtap_operator::pool::published::Published;
-use macvtap_operator::rollout::Grants;
 use macvtap_operator::states::{KnownState, RawState, States};
 use macvtap_operator::{trouble, watches};
 use serde_json::json;
@@ -93,7 +92,7 @@ impl Operator {
             pace: Pace::default(),
             reports: Reports::default(),
             published: Published::default(),
-            grants: Grants::default(),
+            grants: RwLock::default(),
             catalog: RwLock::default(),
         });
         let heard = World::default();
@@ -261,7 +260,7 @@ impl Cluster {
         let catalog = self.operator.context.catalog();
         let context = &self.operator.context;
         // A write that is refused is tried again.
-        let _ = self.operator.runtime.block_on(node_states::reconcile(name, context));
+        let _ = self.operator.runtime.block_on(reconcile::<NodeStates>(name, context));
         let Some(after) = self.operator.state(name) else { return };
         for pool in catalog.active.iter().filter(|pool| pool.staged) {
             self.take_turn(pool, name, before.as_deref(), &after.pools);
@@ -270,7 +269,7 @@ impl Cluster {
 
     pub(crate) fn look_at_networks(&mut self, pool: &str) {
         let context = &self.operator.context;
-        self.operator.runtime.block_on(networks::reconcile(pool, context));
+        let _ = self.operator.runtime.block_on(reconcile::<Networks>(pool, context));
     }
 
     /// Looks at a pool so long after the last time that nothing need wait.
@@ -289,7 +288,7 @@ impl Cluster {
         // The first look of a pool with networks may wait for those.
         for _ in 0..2 {
             let context = &self.operator.context;
-            let _ = self.operator.runtime.block_on(pools::reconcile(name, context));
+            let _ = self.operator.runtime.block_on(reconcile::<Pools>(name, context));
         }
         if let Some(pool) = pool.filter(|_| is_there) {
             self.judge_release(pool);
@@ -305,7 +304,8 @@ impl Cluster {
     /// The nodes whose turn it is.
     fn turns(&self, pool: &ActivePool) -> Vec<String> {
         let mut nodes: Vec<_> = self.operator.views().into_iter().map(|view| view.name).collect();
-        nodes.retain(|node| self.operator.context.grants.has(&pool.entry, node));
+        let grants = self.operator.context.grants();
+        nodes.retain(|node| grants.has(&pool.entry, node));
         nodes
     }
 

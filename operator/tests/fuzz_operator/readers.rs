@@ -9,18 +9,19 @@ use kube::core::PartialObjectMeta;
 use macvtap_crds::v1alpha1::{MacvtapNodeStateSpec, MacvtapResourcePool};
 use macvtap_operator::acceptance;
 use macvtap_operator::catalog::Catalog;
+use macvtap_operator::controllers::{
+    Controller, Drain, NodeSnapshot, NodeStates, PoolAction, PoolSnapshot, Pools,
+};
 use macvtap_operator::migrate::plan::{self as migration, Group};
 use macvtap_operator::migrate::{self, source};
 use macvtap_operator::network::kind::NetworkAttachmentDefinition;
 use macvtap_operator::network::{NetworkReport, plan};
 use macvtap_operator::node::NodeView;
-use macvtap_operator::node_state::{Snapshot, decide};
 use macvtap_operator::pool::difference::{Change, change};
-use macvtap_operator::pool::report::{Observed, report};
-use macvtap_operator::rollout::Grants;
 use macvtap_operator::states::{Interner, KnownState, RawState};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 const NODE: &str = "n1";
 
@@ -61,18 +62,19 @@ fn decisions(pools: &[MacvtapResourcePool], state: Option<&RawState>) {
             "{name}: rejected without a reason"
         );
     }
-    let (catalog, grants, node) = (Catalog::new(pools.iter()), Grants::default(), node());
-    let known = state.map(|state| KnownState::read(state, &mut Interner::default()));
-    let current = known.as_ref();
-    if let Some(spec) = decide(&Snapshot {
-        node: &node,
-        current,
+    let catalog = Arc::new(Catalog::new(pools.iter()));
+    let known = state.map(|state| Arc::new(KnownState::read(state, &mut Interner::default())));
+    let (node, current) = (Arc::new(node()), known.as_ref());
+    let snapshot = NodeSnapshot {
+        node: Arc::clone(&node),
+        current: known.clone(),
         deleted: None,
         silent: false,
-        catalog: &catalog,
-        grants: &grants,
+        catalog: Arc::clone(&catalog),
+        grants: Arc::default(),
         now: macvtap_operator::clock::now(),
-    }) {
+    };
+    for spec in NodeStates::decide(&snapshot) {
         let entries: Vec<Value> =
             spec.pools.iter().map(|entry| serde_json::to_value(&***entry).unwrap()).collect();
         let told = current.iter().flat_map(|state| &state.pools).map(|entry| &entry.settings);
@@ -88,32 +90,38 @@ fn decisions(pools: &[MacvtapResourcePool], state: Option<&RawState>) {
         assert!(read.is_ok() || !links, "an agent cannot read what it is sent: {read:?}");
     }
     let view = NodeView {
-        name: NODE,
-        labels: node.labels(),
+        node,
+        state: known,
         not_ready_since: None,
         agent_down: None,
         now: now(),
         runs_agent: true,
         seen_until: now(),
-        is_terminating: false,
-        state: current,
     };
-    for pool in pools {
-        let observed = Observed {
-            pool,
-            verdict: &catalog.verdict(&pool.name_any()),
-            nodes: &[view],
-            catalog: &catalog,
-            grants: &grants,
-            networks: &NetworkReport::default(),
+    let report = |pool: &MacvtapResourcePool| {
+        let snapshot = PoolSnapshot {
+            name: pool.name_any(),
+            pool: Some(Ok(pool.clone())),
+            nodes: vec![view.clone()],
+            catalog: Arc::clone(&catalog),
+            grants: Arc::default(),
+            networks: NetworkReport::default(),
+            drain: Drain::default(),
             now: now(),
         };
-        let first = report(&observed).status;
+        Pools::decide(&snapshot).into_iter().find_map(|action| match action {
+            PoolAction::Publish(status) => Some(*status),
+            _ => None,
+        })
+    };
+    for pool in pools {
+        networks(pool);
+        // A pool without the finalizer gets that first, and of one that is released nothing is said.
+        let Some(first) = report(pool) else { continue };
         assert!(first.conditions.iter().all(|condition| !condition.reason.is_empty()));
         let again = MacvtapResourcePool { status: Some(first), ..pool.clone() };
-        let second = report(&Observed { pool: &again, ..observed }).status;
+        let second = report(&again).expect("a pool that was reported on before");
         assert_eq!(change(again.status.as_ref(), &second), Change::Nothing, "a report is repeated for ever");
-        networks(pool);
     }
 }
 

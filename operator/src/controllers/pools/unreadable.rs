@@ -1,7 +1,8 @@
 //! A pool that cannot be read: another release or a looser schema let it in. Nodes keep what they were told of it.
 
-use super::PoolError;
+use super::STATUS;
 use crate::context::{Context, pool_reference};
+use crate::controllers::ReconcileError;
 use crate::overwrite::{self, Part};
 use crate::pool::announce;
 use jiff::Timestamp;
@@ -13,7 +14,6 @@ use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::reason::PoolReason;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::time::Duration;
 
 /// Reports it in the pool's conditions, or at least in an event. `terminating` is what a pool being deleted waits for.
 pub(super) async fn say(
@@ -21,28 +21,28 @@ pub(super) async fn say(
     problem: &str,
     terminating: Option<Finding>,
     context: &Context,
-) -> Result<Option<Duration>, PoolError> {
+) -> Result<(), ReconcileError> {
     let name = meta.name.clone().unwrap_or_default();
     let (uid, generation) = (meta.uid.as_deref().unwrap_or_default(), meta.generation.unwrap_or_default());
     context.metrics.unreadable_pool(&name, terminating.is_some());
     let waits = terminating.as_ref().map_or("", |finding| &finding.message);
     let trouble = format!("{uid} of generation {generation}: {problem}; {waits}");
     if context.pace.has_said(&name, &trouble) {
-        return Ok(None);
+        return Ok(());
     }
     tracing::warn!(pool = name, error = problem, "pool cannot be read and is left as it was");
     context.metrics.unreadable("pool");
     let kind = ApiResource::erase::<MacvtapResourcePool>(&());
     let pools: Api<DynamicObject> = Api::all_with(context.client.clone(), &kind);
-    let failed = |source| PoolError::Status { pool: name.clone(), source: Box::new(source) };
+    let failed = |source| ReconcileError::new(STATUS, &name, source);
     let Some(pool) = pools.get_opt(&name).await.map_err(failed)? else {
-        return Ok(None);
+        return Ok(());
     };
     let before = known_conditions(&pool.data);
     let after = conditions(&before, problem, terminating, pool.metadata.generation, Timestamp::now());
     if before == after {
         context.pace.say(&name, trouble);
-        return Ok(None);
+        return Ok(());
     }
     let body = json!({
         "apiVersion": MacvtapResourcePool::api_version(&()),
@@ -54,14 +54,14 @@ pub(super) async fn say(
         Ok(_) => {}
         // Its schema may refuse the object as it is, whoever changes it; the event must do.
         Err(kube::Error::Api(status)) if status.code == 422 => {}
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
         Err(error) => return Err(failed(error)),
     }
     for event in announce::events(&before, &after) {
         context.announce_on(&event, &pool_reference(&pool.metadata)).await;
     }
     context.pace.say(&name, trouble);
-    Ok(None)
+    Ok(())
 }
 
 fn conditions(

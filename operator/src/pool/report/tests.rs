@@ -6,14 +6,17 @@ use crate::catalog::Catalog;
 use crate::network::Problem;
 use crate::node::silent;
 use crate::node_state::render::{self, Target};
-use crate::states::KnownState;
-use crate::testing::{deleted, known, labels, pool, spec, state};
+use crate::pool::advance::advance;
+use crate::pool::assess::{Subject, assess_all, recheck};
+use crate::rollout::Grants;
+use crate::testing::{deleted, known, labels, node, pool, spec, state};
 use kube::ResourceExt;
 use macvtap_crds::condition::find;
 use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateStatus, NodePoolStatus};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 mod availability;
 mod kstatus;
@@ -33,19 +36,26 @@ struct TestNode {
 }
 
 impl TestNode {
-    fn view<'v>(&'v self, state: Option<&'v KnownState>) -> NodeView<'v> {
+    fn view(&self) -> NodeView {
+        let mut node = node(self.name, self.labels.clone());
+        node.metadata.deletion_timestamp = self.is_terminating.then(|| crate::testing::at(NOW));
         NodeView {
-            name: self.name,
-            labels: &self.labels,
+            node: Arc::new(node),
+            state: self.state.as_ref().map(known).map(Arc::new),
             not_ready_since: self.not_ready_since,
             agent_down: self.agent_down,
             now: Timestamp::from_second(NOW).unwrap(),
             runs_agent: self.runs_agent,
             seen_until: Timestamp::from_second(NOW).unwrap(),
-            is_terminating: self.is_terminating,
-            state,
         }
     }
+}
+
+/// What comes of a look at a pool.
+struct Report {
+    status: MacvtapResourcePoolStatus,
+    recheck: Option<Duration>,
+    rollout: RolloutStep,
 }
 
 /// A node that was told of the pool so many seconds ago and has not answered.
@@ -109,12 +119,24 @@ fn status_after(
     networks: &NetworkReport,
     grants: &Grants,
 ) -> Report {
-    let states: Vec<_> = nodes.iter().map(|node| node.state.as_ref().map(known)).collect();
-    let views: Vec<NodeView<'_>> =
-        nodes.iter().zip(&states).map(|(node, state)| node.view(state.as_ref())).collect();
+    let nodes: Vec<NodeView> = nodes.iter().map(TestNode::view).collect();
+    report(pool, &nodes, verdict, networks, &Catalog::new([pool].into_iter()), grants)
+}
+
+fn report(
+    pool: &MacvtapResourcePool,
+    nodes: &[NodeView],
+    verdict: &Result<(), Rejection>,
+    networks: &NetworkReport,
+    catalog: &Catalog,
+    grants: &Grants,
+) -> Report {
     let now = Timestamp::from_second(NOW).unwrap();
-    let catalog = Catalog::new([pool].into_iter());
-    report(&Observed { pool, verdict, nodes: &views, catalog: &catalog, grants, networks, now })
+    let subject = Subject::new(pool, catalog, grants);
+    let assessments = &assess_all(&subject, nodes);
+    let rollout = advance(pool, &subject, assessments, grants);
+    let observed = Observed { pool, verdict, nodes, assessments, rollout: &rollout, networks, now };
+    Report { status: super::status(&observed), recheck: recheck(assessments), rollout }
 }
 
 fn status(pool: &MacvtapResourcePool, nodes: &[TestNode]) -> MacvtapResourcePoolStatus {
@@ -202,12 +224,10 @@ fn a_silent_node_is_unreachable_after_ninety_seconds_and_does_not_take_readiness
         status_with(&dp, &[healthy("a", &dp), told("b", &dp, 30)], &Ok(()), &NetworkReport::default());
     assert_eq!(waiting.recheck, Some(Duration::from_secs(61)));
     says(&waiting.status, Ready, false, PoolReason::NodesNotReady);
-    let mut late = known(told("b", &dp, 100).state.as_ref().unwrap());
-    late.unanswered_since = Timestamp::from_second(NOW - 100).ok();
     let node = told("b", &dp, 100);
     let seen_until = |seconds_ago| NodeView {
         seen_until: Timestamp::from_second(NOW - seconds_ago).unwrap(),
-        ..node.view(Some(&late))
+        ..node.view()
     };
     assert!(silent(&seen_until(10)).is_ok());
     let late = "its answer may be on its way in a watch that is late";
@@ -224,7 +244,7 @@ fn a_silent_node_is_unreachable_after_ninety_seconds_and_does_not_take_readiness
 /// The status of a staged pool whose first node got worse by the edit.
 fn halted(before: &MacvtapResourcePool, after: &MacvtapResourcePool) -> MacvtapResourcePoolStatus {
     let bad = json!({"conditions": conditions(&[("Ready", "False", "MtuTooSmall")])});
-    let grants = Grants::default();
+    let mut grants = Grants::default();
     let [_, halted] = [healthy("n1", before), answered("n1", after, &bad)].map(|n1| {
         let nodes = [healthy("n2", before), n1];
         let report = status_after(after, &nodes, &Ok(()), &NetworkReport::default(), &grants);
@@ -334,8 +354,8 @@ fn the_answer_of_a_pool_that_was_drained_is_none_of_its_successor() {
 fn a_staged_rollout_says_who_waits_who_is_next_and_why_it_stopped() {
     let before = pool("dp", json!({}));
     let after = edited(&json!({"type": "Staged", "staged": {"batch": 1, "maxDegraded": 0}}));
-    let grants = Grants::default();
-    let status_with = |nodes: &[TestNode]| {
+    let mut grants = Grants::default();
+    let mut status_with = |nodes: &[TestNode]| {
         let report = status_after(&after, nodes, &Ok(()), &NetworkReport::default(), &grants);
         let catalog = Catalog::new([&after].into_iter());
         grants.set(&catalog.active[0].entry, report.rollout.progress.clone());

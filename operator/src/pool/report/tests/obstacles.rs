@@ -13,19 +13,8 @@ fn a_node_that_cannot_have_the_pool_holds_up_no_rollout_and_says_why() {
         full.state = Some(state("n1", spec(&entries), NOW));
         let all: Vec<_> = others.iter().chain([&after]).collect();
         let catalog = Catalog::new(all.iter().copied());
-        let states = [&full, &empty].map(|node| known(node.state.as_ref().unwrap()));
-        let views =
-            [&full, &empty].map(|node| node.view(states.iter().find(|state| state.name == node.name)));
-        let observed = Observed {
-            pool: &after,
-            verdict: &Ok(()),
-            nodes: &views,
-            catalog: &catalog,
-            grants: &Grants::default(),
-            networks: &NetworkReport::default(),
-            now: Timestamp::from_second(NOW).unwrap(),
-        };
-        report(&observed)
+        let views = [full.view(), empty.view()];
+        report(&after, &views, &Ok(()), &NetworkReport::default(), &catalog, &Grants::default())
     };
     let found = look(&others);
     assert_eq!(found.rollout.next, ["n2"]);
