@@ -4,7 +4,6 @@
 //! given and not written yet, and how well each node was before its turn.
 
 use crate::entry::Entry;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use macvtap_crds::condition::{self, ConditionType};
 use macvtap_crds::v1alpha1::MacvtapResourcePoolStatus;
@@ -26,6 +25,8 @@ pub struct Member<'m> {
     pub standing: Standing,
     /// How well it is with what it has of the pool, be that current or not.
     pub health: Health,
+    /// Whether it has links or devices of the pool.
+    pub serves: bool,
 }
 
 /// How a node stands, the worst first.
@@ -71,11 +72,34 @@ pub struct Progress {
     /// The nodes whose turn it is and that were not told yet.
     turns: HashSet<String>,
     /// How well nodes were when they got their turn, or have been since: only what got worse is held against the change.
-    before: HashMap<String, Health>,
+    before: HashMap<String, Baseline>,
     /// Whether the content is that of the rollout which came through last: it takes a change back.
     is_way_back: bool,
     /// Whether every node that can receive the change has applied it, and no more got worse by it than may.
     is_through: bool,
+}
+
+/// The best that a node has been since it got its turn, or was then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Baseline {
+    health: Health,
+    served: bool,
+}
+
+impl Baseline {
+    fn new(member: &Member<'_>) -> Self {
+        Self { health: member.health, served: member.serves }
+    }
+
+    fn improve(&mut self, member: &Member<'_>) {
+        self.health = self.health.min(member.health);
+        self.served |= member.serves;
+    }
+
+    /// Whether the node is less well now. One that never had a link for the pool lost nothing.
+    fn is_better_than(self, member: &Member<'_>) -> bool {
+        member.health > self.health && (self.served || member.standing != Standing::WithoutLinks)
+    }
 }
 
 impl Progress {
@@ -91,28 +115,33 @@ impl Progress {
     fn adopt(members: &[Member<'_>], former: &Former) -> Self {
         let before = |member: &Member<'_>| {
             let is_changing = member.standing == Standing::Updating;
-            if is_changing || former.went_on_with(member) { member.health } else { Health::Well }
+            if is_changing || former.went_on_with(member) {
+                Baseline::new(member)
+            } else {
+                Baseline { health: Health::Well, served: true }
+            }
         };
         let told = members.iter().filter(|member| member.told);
         let before = told.map(|member| (member.node.to_owned(), before(member)));
-        Self { before: before.collect(), ..Self::default() }
+        let is_through = former.was(PoolReason::UpToDate) && members.iter().any(|member| member.told);
+        Self { before: before.collect(), is_through, ..Self::default() }
     }
 
     /// Whether the node is less well than it was without the change.
     fn is_worse(&mut self, member: &Member<'_>) -> bool {
         let Some(before) = self.before.get_mut(member.node) else { return false };
         if member.standing == Standing::Ready {
-            *before = Health::Well;
+            before.improve(member);
         }
-        member.health > *before
+        before.is_better_than(member)
     }
 }
 
 /// What another operator reported in the status of the pool.
 #[derive(Clone, Debug, Default)]
 pub struct Former {
-    /// Whether it had stopped the rollout.
-    was_halted: bool,
+    /// The reason of condition Progressing, if it is of this generation.
+    progress: Option<String>,
     /// The nodes that it reported as not well.
     unwell: HashSet<String>,
     /// Whether there may be nodes that it had no room to report: of those that count apart, and of all.
@@ -124,13 +153,13 @@ impl Former {
     /// Reads the status. That of an earlier generation shows the nodes as they were before the change.
     pub fn new(status: &MacvtapResourcePoolStatus, generation: Option<i64>) -> Self {
         let progressing = condition::find(&status.conditions, ConditionType::Progressing);
-        let is_halted = |found: &Condition| found.reason == PoolReason::RolloutHalted.as_str();
+        let progressing = progressing.filter(|_| status.observed_generation == generation);
         let waits = [SampleReason::Updating, SampleReason::Waiting, SampleReason::NodeTerminating];
         let is_unwell = |sample: &&NodeSample| !waits.iter().any(|reason| reason.as_str() == sample.reason);
         let unwell: HashSet<_> =
             status.samples.iter().filter(is_unwell).map(|sample| sample.node.clone()).collect();
         Self {
-            was_halted: status.observed_generation == generation && progressing.is_some_and(is_halted),
+            progress: progressing.map(|found| found.reason.clone()),
             // Samples have the worst nodes first, those that wait after them, and those without links last.
             has_more_without_links: status.samples.len() >= SAMPLES_MAX,
             has_more: unwell.len() >= SAMPLES_MAX,
@@ -138,10 +167,14 @@ impl Former {
         }
     }
 
+    fn was(&self, reason: PoolReason) -> bool {
+        self.progress.as_deref() == Some(reason.as_str())
+    }
+
     fn went_on_with(&self, member: &Member<'_>) -> bool {
         let may_be_unnamed =
             self.has_more || self.has_more_without_links && member.standing == Standing::WithoutLinks;
-        !self.was_halted && (may_be_unnamed || self.unwell.contains(member.node))
+        !self.was(PoolReason::RolloutHalted) && (may_be_unnamed || self.unwell.contains(member.node))
     }
 }
 
@@ -161,7 +194,7 @@ pub enum Past {
 pub struct Edited {
     /// How well nodes were when they got their turn: some may have the content from an earlier rollout, which did not come
     /// through.
-    before: HashMap<String, Health>,
+    before: HashMap<String, Baseline>,
     /// Whether the content is the one that came through last, if that is known.
     is_way_back: Option<bool>,
 }
@@ -180,7 +213,8 @@ pub struct RolloutStep {
 }
 
 /// Gives the next nodes their turn, in the order of their names, once all before them have applied the change and none has
-/// got worse by it, except for as many as may. The way back is not stopped by that. A node that does not answer gets its
+/// got worse by it, except for as many as may. Neither the way back nor, once the change has come through, a node that joins
+/// later is stopped by that. A node that does not answer gets its
 /// turn when it does: what it was told is not why it is silent; and one that could do nothing with it gets it when it can.
 /// A turn ends when the node was told, cannot be told or is not meant any more: one that comes back later waits like
 /// others.
@@ -213,7 +247,7 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> RolloutStep 
     let is_done = busy == 0 && !waiting.iter().any(|member| member.can_hear());
     let is_received = members.iter().any(|member| member.told);
     progress.is_through |= is_done && is_received && (worse <= allowed || progress.is_way_back);
-    if !waiting.is_empty() && worse > allowed && !progress.is_way_back {
+    if !waiting.is_empty() && worse > allowed && !progress.is_way_back && !progress.is_through {
         step.halted = Some(worse);
     } else if busy == 0 {
         waiting.retain(|member| member.can_hear());
@@ -222,8 +256,8 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> RolloutStep 
             step.next.push(member.node.to_owned());
             progress.turns.insert(member.node.to_owned());
             // What an earlier change broke, which did not come through, this one has yet to mend.
-            let before = progress.before.entry(member.node.to_owned()).or_insert(member.health);
-            *before = member.health.min(*before);
+            let before = progress.before.entry(member.node.to_owned());
+            before.or_insert_with(|| Baseline::new(member)).improve(member);
         }
     }
     step.progress = progress;

@@ -97,6 +97,7 @@ impl<'v> Assessment<'v> {
             is_blocked: self.obstacle.is_some(),
             standing: self.standing,
             health,
+            serves: self.status.is_some_and(|status| status.links > 0 || status.capacity > 0),
         }
     }
 }

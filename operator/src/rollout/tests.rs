@@ -14,11 +14,12 @@ fn staged(batch: IntOrString, max_degraded: u32) -> Staged {
 fn member(node: &'static str, told: bool, standing: Standing) -> Member<'static> {
     let health = match standing {
         Unreachable => Health::Unreachable,
-        NotReady => Health::NotReady,
+        NotReady | Standing::WithoutLinks => Health::NotReady,
         Degraded => Health::Degraded,
         _ => Health::Well,
     };
-    Member { node, told, is_blocked: false, standing, health }
+    let serves = standing != Standing::WithoutLinks;
+    Member { node, told, is_blocked: false, standing, health, serves }
 }
 
 /// A plan of which the rollout so far is known: it is these nodes' turn, and those that were told were well.
@@ -293,6 +294,33 @@ fn turns_are_for_one_content_of_the_pool_only() {
     assert!(!grants.has(&new, "b"), "a pool that went while nobody looked leaves no turns");
 }
 
+#[test]
+fn a_new_pool_passes_nodes_on_which_no_link_matches_and_stops_at_ones_that_lost_their_links() {
+    let without = |node| member(node, true, Standing::WithoutLinks);
+    let fresh = |node| Member { serves: false, ..member(node, false, Updating) };
+    let mut grants = Grants::default();
+    let mut look = |members: &[Member<'static>]| edit(&mut grants, 1500, members);
+    assert_eq!(look(&[fresh("a"), fresh("b"), fresh("c")]).0, ["a"]);
+    assert_eq!(look(&[without("a"), fresh("b"), fresh("c")]), (vec!["b".to_owned()], None));
+    assert_eq!(look(&[without("a"), without("b"), fresh("c")]), (vec!["c".to_owned()], None));
+    let mut grants = Grants::default();
+    let mut look = |members: &[Member<'static>]| edit(&mut grants, 1500, members);
+    assert_eq!(look(&[member("a", false, Ready), fresh("b")]).0, ["a"]);
+    assert_eq!(look(&[without("a"), fresh("b")]), (vec![], Some(1)));
+}
+
+#[test]
+fn a_node_that_joins_after_a_rollout_gets_its_turn_although_another_one_fell_ill() {
+    let mut grants = Grants::default();
+    edit(&mut grants, 1500, &[member("a", false, Ready)]);
+    assert_eq!(edit(&mut grants, 1500, &[member("a", true, Ready)]), (vec![], None));
+    let joined = [member("a", true, NotReady), member("new", false, Updating)];
+    assert_eq!(edit(&mut grants, 1500, &joined), (vec!["new".to_owned()], None));
+    let heir =
+        |reason| plan(&joined, &staged(IntOrString::Int(1), 0), Past::Unknown(former(&[], reason))).halted;
+    assert_eq!((heir("UpToDate"), heir("NodesUpdating")), (None, Some(1)));
+}
+
 proptest! {
     /// Nodes that take their turn and get well: every one is told, and never more than a batch at once.
     #[test]
@@ -302,7 +330,7 @@ proptest! {
         let limit = staged(IntOrString::Int(size), 0);
         for round in 0..=count {
             let members: Vec<_> = names.iter().zip(&told).map(|(node, told)| Member {
-                node, told: *told, is_blocked: false, standing: Ready, health: Health::Well,
+                node, told: *told, is_blocked: false, standing: Ready, health: Health::Well, serves: true,
             }).collect();
             let plan = plan(&members, &limit, Past::Unknown(Former::default()));
             prop_assert!(plan.next.len() <= usize::try_from(size).unwrap());

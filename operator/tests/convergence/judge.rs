@@ -20,6 +20,8 @@ pub(crate) struct Judge {
     well_before: BTreeSet<(String, String)>,
     /// UIDs of pools whose rollout brings back what some nodes never lost.
     ways_back: BTreeSet<String>,
+    /// UIDs of pools whose rollout has reached every node that can receive it.
+    through: BTreeSet<String>,
     /// What the operator did that it must never do.
     pub(crate) faults: Vec<String>,
 }
@@ -99,6 +101,15 @@ impl Cluster {
         let can_hear = |member: &&&View| !down.contains(&member.name) && !member.is_blocked(&wanted.entry);
         let able: BTreeSet<&str> = members.iter().filter(can_hear).map(|member| &*member.name).collect();
         turns.1.retain(|node| able.contains(node.as_str()));
+        let has_applied = |member: &&&View| {
+            let state = member.state.as_deref();
+            state.is_some_and(|state| {
+                said(state, &wanted.entry).is_some_and(|entry| state.applied_entry(&entry))
+            })
+        };
+        if !able.is_empty() && members.iter().filter(can_hear).all(|member| has_applied(&member)) {
+            self.judge.through.insert(uid.clone());
+        }
         if next.is_empty() {
             return;
         }
@@ -138,7 +149,10 @@ impl Cluster {
                 self.judge.well_before.remove(&of);
             }
         }
-        if unwell > usize::try_from(settings.max_degraded).unwrap() && !self.judge.ways_back.contains(uid) {
+        if unwell > usize::try_from(settings.max_degraded).unwrap()
+            && !self.judge.ways_back.contains(uid)
+            && !self.judge.through.contains(uid)
+        {
             let fault = format!("{name} goes on with {next:?} although {unwell} nodes are not well");
             self.judge.faults.push(fault);
         }
@@ -153,6 +167,7 @@ impl Cluster {
         };
         *turns = (Arc::clone(&wanted.entry), BTreeSet::new());
         judge.well_before.retain(|(of, _)| of != uid);
+        judge.through.remove(uid);
         let has_it =
             |member: &&View| member.state.as_ref().is_some_and(|state| said(state, &wanted.entry).is_some());
         if members.iter().any(has_it) {
