@@ -85,7 +85,7 @@ fn prepare(facts: &Facts, args: &Connectivity, namespace: String) -> Result<Run>
     spots.truncate(usize::from(args.nodes));
     ensure!(
         !spots.is_empty(),
-        "no node has two free devices of pool {name}; `kubectl macvtap explain pool {name}` tells why"
+        "no node has two free devices of pool {name}; `kubectl macvtap explain pool {name}` shows why"
     );
     let image = args.image.clone().or_else(|| image_beside(facts)).context(
         "the agent's image cannot be read, beside which tapguest is looked for; name an image with the program tapguest with --image",
@@ -190,7 +190,7 @@ impl Stage<'_> {
             let Some(late) = late else { return Ok(()) };
             if Instant::now() >= self.deadline {
                 let why = pods::why_not_ready(late);
-                // Removed at the end, so its story is told now.
+                // The pod is removed at the end, so the reason is reported now.
                 bail!(
                     "pod {} on node {} does not get ready: {why}; `kubectl macvtap check` names faults of the installation",
                     late.name_any(),

@@ -53,7 +53,7 @@ async fn read_pod(cluster: &Cluster, namespace: &str, name: &str) -> pod::Subjec
     let events: Api<Event> = Api::namespaced(cluster.client.clone(), namespace);
     let fields = match &pod {
         Ok(_) => format!("involvedObject.name={name}"),
-        // Whoever should have made the pod reports that it cannot.
+        // The controller that should have created the pod reports that it cannot.
         Err(_) => "reason=FailedCreate".to_owned(),
     };
     let events = list(events, ListParams::default().fields(&fields)).await.unwrap_or_default();

@@ -1,6 +1,6 @@
 //! `plan`: what pools would take, before they are applied.
 //!
-//! The operator's own functions decide which pools a node is told of, the agent's own which of them gets each link; only the
+//! The operator's own functions decide which pools a node gets, the agent's own which of them gets each link; only the
 //! links come from the node states instead of the kernel. What these do not report is named.
 
 mod links;
@@ -19,7 +19,7 @@ use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_operator::catalog::Catalog;
 use node::{NodePlan, Sums};
 
-/// So many nodes are told one by one.
+/// The most nodes that are listed one by one.
 const NODES_MAX: usize = 30;
 
 /// Plans, prints the report, and returns whether every pool would be served.
@@ -88,14 +88,14 @@ fn plan(facts: &Facts, planned: &[MacvtapResourcePool], mut judged: Vec<Diagnost
     // The nodes that lose or lack something first.
     plans.sort_by_key(|plan| std::cmp::Reverse(plan.worst()));
     let more = plans.len().saturating_sub(NODES_MAX);
-    let told = plans.into_iter().take(NODES_MAX);
-    sections.extend(told.map(|plan| Section::new(format!("node {}", plan.node), plan.diagnostics)));
+    let listed = plans.into_iter().take(NODES_MAX);
+    sections.extend(listed.map(|plan| Section::new(format!("node {}", plan.node), plan.diagnostics)));
     if more > 0 {
         sections.push(Section::new("further nodes", vec![Diagnostic::skipped(format!("{more} more nodes"))]));
     }
     if sums.nodes == 0 {
-        let found = Diagnostic::failed("no node with an agent would be told of these pools")
-            .because("NoMatchingNodes");
+        let found =
+            Diagnostic::failed("no node with an agent would get these pools").because("NoMatchingNodes");
         sections.push(Section::new(
             "nodes",
             vec![found.remedy("correct nodeSelector, or check the agents' DaemonSet")],
@@ -104,7 +104,7 @@ fn plan(facts: &Facts, planned: &[MacvtapResourcePool], mut judged: Vec<Diagnost
     unknown.sort();
     unknown.dedup();
     let unknown = unknown.into_iter().take(NODES_MAX).map(Diagnostic::skipped).collect();
-    sections.push(Section::new("what the node states do not tell", unknown));
+    sections.push(Section::new("what the node states do not contain", unknown));
     Report { sections, conclusion: sums.conclusion(&names) }
 }
 

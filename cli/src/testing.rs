@@ -15,7 +15,7 @@ pub(crate) fn object<K: DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).unwrap()
 }
 
-/// A pool on links dp0, with this besides.
+/// A pool on links dp0, with these further fields.
 pub(crate) fn pool(name: &str, spec: Value) -> MacvtapResourcePool {
     let mut full = json!({"links": [{"names": ["dp0"]}]});
     for (key, value) in spec.as_object().unwrap() {

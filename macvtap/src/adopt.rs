@@ -118,7 +118,7 @@ pub fn adopt<K: Kernel>(
     records::write(paths, &record)?;
     if let Some(number) = tap {
         let path = paths.device_node(lost.ifindex);
-        // Whoever made it may have given it to another owner.
+        // The program that made the node may have given it to another owner.
         if tap::node_at(&path).is_none_or(|node| node.number != number) {
             kernel.make_node(&path, Node { number, owner: lost.owner })?;
         }
@@ -127,7 +127,7 @@ pub fn adopt<K: Kernel>(
 }
 
 /// Removes a record that cannot be read, and the device's node, where nothing was found that could be adopted and no pod
-/// has the device: with such a record it could never be handed out again. Tells whether there was one.
+/// has the device: with such a record it could never be handed out again. Returns whether there was one.
 pub fn discard<K: Kernel>(
     paths: &Paths,
     kernel: &mut K,

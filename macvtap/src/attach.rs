@@ -124,7 +124,7 @@ fn begin_locked<'k, K: Kernel>(
         }
         detach::remove_parts(paths, kernel, existing)?;
     }
-    // Whoever was noted held an earlier link.
+    // The noted pods held an earlier link.
     tap_pods::forget(paths, &request.device).map_err(RecordError::from)?;
     let record = Attachment {
         version: record::VERSION,

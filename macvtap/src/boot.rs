@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Where the kernel tells it.
+/// The file in which the kernel publishes it.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The boot ID could not be read.

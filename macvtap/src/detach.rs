@@ -77,7 +77,7 @@ pub enum DetachError {
     },
 }
 
-/// Undoes the attachment of a device if it is the one the caller means. Waits for whoever works on the device.
+/// Undoes the attachment of a device if it is the one the caller means. Waits for the lock of the device.
 pub fn detach<K: Kernel>(
     paths: &Paths,
     kernel: &mut K,
@@ -107,7 +107,7 @@ pub enum DetachBegun<'k, K> {
     Absent,
 }
 
-/// Locks the device, and finds its attachment. Waits for whoever works on the device.
+/// Locks the device and finds its attachment. Waits while another process holds the lock.
 pub fn begin<'k, K: Kernel>(
     paths: &'k Paths,
     kernel: &'k mut K,
@@ -157,25 +157,25 @@ impl<K: Kernel> Detaching<'_, K> {
 pub fn collect<K: Kernel>(
     paths: &Paths,
     kernel: &mut K,
-    leftover: &Attachment,
+    orphan: &Attachment,
 ) -> Result<Detached, DetachError> {
-    collect_if(paths, kernel, leftover, || true)
+    collect_if(paths, kernel, orphan, || true)
 }
 
 /// The same, if `is_still_orphaned` says so once nobody else can change that.
 pub fn collect_if<K: Kernel>(
     paths: &Paths,
     kernel: &mut K,
-    leftover: &Attachment,
+    orphan: &Attachment,
     is_still_orphaned: impl FnOnce() -> bool,
 ) -> Result<Detached, DetachError> {
-    let device = &leftover.device;
+    let device = &orphan.device;
     let lock = lock::try_device(paths, device);
     let lock = lock.map_err(|source| DetachError::Lock { device: device.clone(), source })?;
     let Some(lock) = lock else {
-        return Ok(Detached::NotTheirs(leftover.clone()));
+        return Ok(Detached::NotTheirs(orphan.clone()));
     };
-    begin_locked(paths, kernel, device, lock, |record| record == leftover && is_still_orphaned())?.complete()
+    begin_locked(paths, kernel, device, lock, |record| record == orphan && is_still_orphaned())?.complete()
 }
 
 /// The link of an attachment and where it is; none when it is gone. Works for a namespace whose path is gone, and
@@ -192,7 +192,7 @@ pub fn link_of<K: Kernel>(
 
 /// Whether the link of an attachment is surely gone. What cannot be looked at counts as there.
 pub fn is_lost<K: Kernel>(kernel: &mut K, record: &Attachment) -> bool {
-    // One look into sysfs tells most of macvtaps. A number that is taken may be another link's by now; where several nodes share a
+    // For most macvtaps, one read of sysfs decides. A number that is taken may be another link's by now; where several nodes share a
     // kernel, that link may even have the same index, in a namespace of its own.
     if record.tap.is_some_and(|number| tap::link_with(number) != Some(record.ifindex)) {
         return true;
@@ -203,7 +203,7 @@ pub fn is_lost<K: Kernel>(kernel: &mut K, record: &Attachment) -> bool {
     }
 }
 
-/// Where the link of an attachment is, if that can be told.
+/// Returns where the link of an attachment is, if that is known.
 fn place_of<K: Kernel>(kernel: &mut K, record: &Attachment) -> Result<Option<Place>, NetlinkError> {
     match &record.holder {
         Holder::Host => Ok(Some(Place::Home(Home::Node))),
@@ -244,7 +244,7 @@ pub(crate) fn remove_parts<K: Kernel>(
         }
         return Ok(());
     }
-    // Before the link goes: whoever gets its minor next must not find it reserved by a pod that is dead.
+    // Before the link is deleted: the next holder of its minor must not find it reserved by a dead pod.
     records::release_tap(paths, record).map_err(|source| DetachError::Record { device: device(), source })?;
     let deleted = link_of(kernel, record).and_then(|found| match found {
         Some((place, link)) => kernel.delete(place, link.index),

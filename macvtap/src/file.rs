@@ -97,7 +97,7 @@ pub fn make_directory(path: &Path) -> Result<(), FileError> {
 }
 
 /// A hidden name beside `path`: always the same, so that a killed writer leaves one file at most, which the next
-/// writer overwrites. Whoever replaces a file holds a lock for it.
+/// writer overwrites. The caller holds a lock for the file that it replaces.
 pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.new"))

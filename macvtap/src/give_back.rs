@@ -253,7 +253,7 @@ fn substitute(links: &[NicLink], index: u32) -> Option<IfName> {
 }
 
 /// Gives a NIC on the node what it had there. Changes only what differs: since it came back somebody may have used it.
-/// Goes on after an error and tells the first one. Name and address must be restored, for by them others know the NIC; the
+/// Continues after an error and returns the first one. Name and address must be restored, because others know the NIC by them; the
 /// rest if the driver allows. `name` is absent when somebody else has it by now.
 fn restore(
     node: &mut impl Links,

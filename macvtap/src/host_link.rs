@@ -1,7 +1,7 @@
 //! A macvtap that somebody made on the node, moved into a pod: what `deviceID` meant before there were device tables.
 //!
-//! Allowed where the agent is standalone or the node's settings say so. There is no record and no node of ours: whoever
-//! made the link also gave the pod its tap, which is devtmpfs's, so that one gets the pod's owner. Links with our indexes
+//! Allowed where the agent is standalone or the node's settings say so. There is neither a record nor a device
+//! node of this project: the program that made the link also gave the pod its tap in devtmpfs, and that node gets the pod's owner. Links with our indexes
 //! are never moved.
 
 use crate::file::FileError;

@@ -60,7 +60,7 @@ pub trait Kernel {
     fn number(&mut self, path: &Path, inode: u64) -> Result<Option<NetnsId>, NetlinkError>;
     /// One link; none when there is no such link or no such namespace.
     fn find(&mut self, place: Place, by: &By) -> Result<Option<Link>, NetlinkError>;
-    /// All links with what tells NICs apart; none when there is no such namespace.
+    /// All links with what distinguishes NICs; none when there is no such namespace.
     fn nics(&mut self, place: Place) -> Result<Vec<NicLink>, NetlinkError>;
     /// Makes a link, down.
     fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError>;
@@ -286,7 +286,7 @@ impl Kernel for Rtnl {
             if let Some(number) = pod.announcements.as_mut().and_then(|announced| announced.tap(index)) {
                 return Ok(number);
             }
-            // A socket that has lost messages once does not tell of further losses.
+            // A socket that has lost messages once does not report further losses.
             pod.announcements = None;
             return pod.netns.enter(Sysfs::open)??.tap(name, index);
         }

@@ -1,7 +1,7 @@
 //! What the node agent and the CNI plugin share.
 //!
 //! Both programs act on the same devices without talking to each other: the agent writes the device table, the
-//! plugin reads it; whoever makes a link leaves an attachment record. This crate holds these two files' formats, the
+//! plugin reads it; the program that makes a link leaves an attachment record. This crate holds these two files' formats, the
 //! rules for names and numbers in them, and the only implementation of making and removing a macvtap.
 
 pub mod adopt;

@@ -65,9 +65,9 @@ pub struct Link {
     pub up: bool,
     /// Whether it is connected to something that is up.
     pub carrier: Carrier,
-    /// Whether it was told to take every frame.
+    /// Whether it is set to receive every frame.
     pub promiscuous: bool,
-    /// Whether it was told to take every multicast frame.
+    /// Whether it is set to receive every multicast frame.
     pub all_multicast: bool,
 }
 

@@ -11,7 +11,7 @@ use std::fmt::Display;
 
 /// The links of one namespace. `what` says what is asked for, for the error.
 pub trait Links {
-    /// Returns all links with what tells NICs apart.
+    /// Returns all links with what distinguishes NICs.
     fn nics(&mut self) -> Result<Vec<NicLink>, NetlinkError>;
     /// Changes what is set of a link.
     fn set(&mut self, index: u32, settings: Settings<'_>, what: &dyn Display) -> Result<(), NetlinkError>;

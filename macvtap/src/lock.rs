@@ -65,7 +65,7 @@ pub fn try_device(paths: &Paths, device: &DeviceId) -> Result<Option<Lock>, Lock
     }
 }
 
-/// Waits for the node-wide lock: whoever decides about tap minors holds it, for a few milliseconds.
+/// Waits for the node-wide lock, which every decision about tap minors holds for a few milliseconds.
 pub fn node(paths: &Paths) -> Result<Lock, LockError> {
     let (file, path) = open(paths, NODE)?;
     take(file, path, FlockOperation::LockExclusive)

@@ -174,7 +174,7 @@ impl WayBack {
 impl Drop for WayBack {
     fn drop(&mut self) {
         if let Some(own) = self.0.take() {
-            // What is told is the panic, or that it failed before.
+            // The panic or the earlier failure is what gets reported.
             let _ = move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network));
         }
     }

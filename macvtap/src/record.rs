@@ -15,7 +15,7 @@ use std::path::Path;
 /// The version this program writes, and the only one it reads.
 pub const VERSION: u32 = 1;
 
-/// Stands for a container ID or a pod's UID that nobody could tell when a lost record was rewritten. No runtime gives
+/// Stands for a container ID or a pod's UID that was unknown when a lost record was rewritten. No runtime gives
 /// a container an empty ID.
 pub const UNKNOWN: &str = "";
 
@@ -27,7 +27,7 @@ pub struct Attachment {
     pub version: u32,
     /// The device; also the file's name.
     pub device: DeviceId,
-    /// Where the link is and whose it is.
+    /// Where the link is and which pod holds it.
     pub holder: Holder,
     /// How far the attachment has come.
     pub state: State,
@@ -72,10 +72,10 @@ pub struct Nic {
     pub mtu: u32,
     /// Whether it was administratively up.
     pub up: bool,
-    /// Whether it was told to take every frame.
+    /// Whether it was set to receive every frame.
     #[serde(default)]
     pub promiscuous: bool,
-    /// Whether it was told to take every multicast frame.
+    /// Whether it was set to receive every multicast frame.
     #[serde(default)]
     pub all_multicast: bool,
     /// Its alias, if somebody had given it one.
@@ -97,7 +97,7 @@ pub enum Holder {
         container_id: String,
         /// `CNI_IFNAME`.
         ifname: String,
-        /// `K8S_POD_UID`; empty when the runtime does not tell it.
+        /// `K8S_POD_UID`; empty when the runtime does not pass it.
         pod_uid: String,
         /// `K8S_POD_NAMESPACE`.
         pod_namespace: String,

@@ -85,7 +85,7 @@ pub fn with_tap(paths: &Paths, tap: DeviceNumber) -> Result<Option<Attachment>, 
     Ok(read(paths, &device)?.filter(|record| record.tap == Some(tap)))
 }
 
-/// Gives up the tap number of a record whose containers are dead: a new link may have it. The caller holds the device's
+/// Releases the tap number of a record whose containers are dead: a new link may get it. The caller holds the device's
 /// lock and is about to remove link and record.
 pub fn release_tap(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
     let Some(tap) = record.tap else { return Ok(()) };

@@ -37,7 +37,7 @@ pub enum TableFileError {
     )]
     OtherBoot(PathBuf),
     /// This boot is unknown.
-    #[error("tell whether the device table is of this boot")]
+    #[error("find out whether the device table is of this boot")]
     BootId(#[from] BootIdError),
 }
 

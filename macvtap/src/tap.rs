@@ -42,7 +42,7 @@ pub struct Node {
     pub owner: Owner,
 }
 
-/// A tap cannot be told or reached.
+/// A tap cannot be found or reached.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// No view of sysfs.

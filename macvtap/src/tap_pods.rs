@@ -76,7 +76,7 @@ impl TapNote {
 /// Returns what is noted for a device, if anything is.
 pub fn read(paths: &Paths, device: &DeviceId) -> Option<TapNote> {
     let text = file::read(&path(paths, device), SIZE_MAX).ok()??;
-    // Before owners were told apart, a note was a list of pods.
+    // Before notes distinguished owners, a note was a list of pods.
     let candidates = || serde_json::from_slice(&text).map(TapPods::Candidates).map(TapNote::from);
     serde_json::from_slice(&text).or_else(|_| candidates()).ok()
 }
@@ -147,7 +147,7 @@ mod tests {
         };
         let note = TapNote { pods: TapPods::Owner(pod("a")), pod_uid: Some("u1".into()) };
         assert!(note.is_only(&holder("u1")) && !note.is_only(&holder("u2")));
-        assert!(note.is_only(&holder("")), "some runtimes do not tell UIDs");
+        assert!(note.is_only(&holder("")), "some runtimes do not pass UIDs");
         let many = TapPods::Candidates([pod("a"), pod("b")].into());
         let known = TapNote { pods: many.clone(), pod_uid: Some("u1".into()) };
         assert!(known.is_only(&holder("u1")) && !TapNote::from(many).is_only(&holder("u1")));

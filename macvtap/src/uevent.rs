@@ -29,9 +29,9 @@ pub(crate) struct Announcements {
     buffer: Vec<u8>,
 }
 
-/// What the messages say of one tap.
+/// What the messages contain about one tap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Told {
+enum Announced {
     #[default]
     Nothing,
     Once(DeviceNumber),
@@ -50,16 +50,16 @@ impl Announcements {
 
     /// The number of the tap with this index, if what came since the last question leaves no doubt.
     pub(crate) fn tap(&mut self, ifindex: u32) -> Option<DeviceNumber> {
-        let mut told = Told::Nothing;
+        let mut announced = Announced::Nothing;
         for _ in 0..MESSAGES_MAX {
             self.buffer.clear();
             match self.socket.recv_from(&mut self.buffer, 0) {
                 // From a process, to this socket alone.
                 Ok((_, sender)) if sender.port_number() != 0 => {}
-                Ok((length, _)) if length < MESSAGE_MAX => told = told.and(&self.buffer, ifindex),
+                Ok((length, _)) if length < MESSAGE_MAX => announced = announced.and(&self.buffer, ifindex),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let Told::Once(number) = told else { return None };
+                    let Announced::Once(number) = announced else { return None };
                     return (tap::link_with(number) == Some(ifindex)).then_some(number);
                 }
                 // ENOBUFS: messages were lost.
@@ -70,7 +70,7 @@ impl Announcements {
     }
 }
 
-impl Told {
+impl Announced {
     /// With one message more: `add@/devices/virtual/net/net1/macvtap/tap16777216`, then variables, each ending with 0.
     fn and(self, message: &[u8], ifindex: u32) -> Self {
         let mut lines = message.split(|byte| *byte == 0).map(|line| str::from_utf8(line).unwrap_or_default());
@@ -109,34 +109,34 @@ mod tests {
             .into_bytes()
     }
 
-    fn told(messages: &[(&str, u32, &str)]) -> Told {
+    fn announced(messages: &[(&str, u32, &str)]) -> Announced {
         let all = messages.iter().map(|(action, index, number)| message(action, *index, number));
-        all.fold(Told::Nothing, |told, message| told.and(&message, INDEX))
+        all.fold(Announced::Nothing, |announced, message| announced.and(&message, INDEX))
     }
 
     #[test]
     fn a_number_counts_when_the_tap_was_announced_exactly_once() {
         const NUMBER: &str = "MAJOR=246\0MINOR=5\0";
-        let once = Told::Once(DeviceNumber { major: 246, minor: 5 });
-        assert_eq!(told(&[("add", INDEX, NUMBER)]), once);
-        assert_eq!(told(&[("remove", INDEX, NUMBER), ("add", INDEX, NUMBER)]), once);
-        assert_eq!(told(&[("add", INDEX + 1, "MAJOR=1\0MINOR=3\0"), ("add", INDEX, NUMBER)]), once);
-        assert_eq!(told(&[]), Told::Nothing);
-        assert_eq!(told(&[("add", INDEX, NUMBER), ("add", INDEX, NUMBER)]), Told::Unclear);
-        assert_eq!(told(&[("add", INDEX, NUMBER), ("remove", INDEX, NUMBER)]), Told::Unclear);
+        let once = Announced::Once(DeviceNumber { major: 246, minor: 5 });
+        assert_eq!(announced(&[("add", INDEX, NUMBER)]), once);
+        assert_eq!(announced(&[("remove", INDEX, NUMBER), ("add", INDEX, NUMBER)]), once);
+        assert_eq!(announced(&[("add", INDEX + 1, "MAJOR=1\0MINOR=3\0"), ("add", INDEX, NUMBER)]), once);
+        assert_eq!(announced(&[]), Announced::Nothing);
+        assert_eq!(announced(&[("add", INDEX, NUMBER), ("add", INDEX, NUMBER)]), Announced::Unclear);
+        assert_eq!(announced(&[("add", INDEX, NUMBER), ("remove", INDEX, NUMBER)]), Announced::Unclear);
         assert_eq!(
-            told(&[("add", INDEX, NUMBER), ("remove", INDEX, ""), ("add", INDEX, NUMBER)]),
-            Told::Unclear
+            announced(&[("add", INDEX, NUMBER), ("remove", INDEX, ""), ("add", INDEX, NUMBER)]),
+            Announced::Unclear
         );
-        assert_eq!(told(&[("add", INDEX, "MAJOR=246\0")]), Told::Unclear);
-        assert_eq!(told(&[("add", INDEX, "MAJOR=246\0MINOR=-1\0")]), Told::Unclear);
+        assert_eq!(announced(&[("add", INDEX, "MAJOR=246\0")]), Announced::Unclear);
+        assert_eq!(announced(&[("add", INDEX, "MAJOR=246\0MINOR=-1\0")]), Announced::Unclear);
     }
 
     proptest! {
         #[test]
         fn no_message_makes_the_reader_panic_or_unsays_a_doubt(noise in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Told::Nothing.and(&noise, INDEX);
-            prop_assert_eq!(Told::Unclear.and(&noise, INDEX), Told::Unclear);
+            let _ = Announced::Nothing.and(&noise, INDEX);
+            prop_assert_eq!(Announced::Unclear.and(&noise, INDEX), Announced::Unclear);
         }
     }
 }

@@ -123,7 +123,7 @@ impl PodAges {
 pub(crate) fn is_theirs(holder: &Holder, pod: &PodName) -> bool {
     match holder {
         Holder::Host => true,
-        // Some runtimes do not tell the pod.
+        // Some runtimes do not pass the pod.
         Holder::Pod { pod_name, pod_namespace, .. } => {
             pod_name.is_empty() || (*pod_name == pod.name && *pod_namespace == pod.namespace)
         }

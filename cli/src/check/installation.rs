@@ -53,7 +53,7 @@ pub(super) fn multus(facts: &Facts) -> Option<Diagnostic> {
     let kinds = facts.kinds.as_ref();
     Some(match (kinds, facts.kind(NETWORK_KIND)) {
         (Err(unread), _) => {
-            // Whoever may not read kinds can still see that the objects exist.
+            // A user who may not read kinds can still see that the objects exist.
             return facts.networks.is_err().then(|| {
                 Diagnostic::skipped(format!("whether Multus' kind exists is not known: {}", unread.text()))
             });

@@ -80,7 +80,7 @@ impl Run {
         self.pod(&name, "answering", index, &["tapguest", "respond", "auto", "-", &v4, &v6])
     }
 
-    /// The pod that asks all of them from a node. It ends well whatever it finds: its log tells.
+    /// The pod that asks all of them from a node. It succeeds whatever it finds: the result is in its log.
     pub(super) fn asking(&self, index: usize) -> Result<Pod> {
         let (v4, v6) = addresses(index, 2);
         let mut command = ["tapguest", "ask", "auto", "-", &v4, &v6, "3"].map(str::to_owned).to_vec();

@@ -3,7 +3,7 @@
 use super::manifest::Run;
 use crate::output;
 
-/// Who reached whom.
+/// Which pods reached which others.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     rows: Vec<Row>,

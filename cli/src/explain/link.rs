@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 use macvtap_crds::v1alpha1::nodestate::NodeLink;
 use std::collections::BTreeSet;
 
-/// Tells it.
+/// Explains a link, on one node or on all nodes that have one of that name.
 pub(super) fn story(facts: &Facts, name: &str, node: Option<&str>) -> Report {
     let title = match node {
         Some(node) => format!("link {name} of node {node}"),

@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 use macvtap_crds::v1alpha1::MacvtapNodeState;
 use std::collections::BTreeMap;
 
-/// Tells it.
+/// Explains a node.
 pub(super) fn story(facts: &Facts, name: &str) -> Report {
     let title = format!("node {name}");
     let node = items(&facts.nodes).iter().find(|node| node.name_any() == name);

@@ -25,7 +25,7 @@ pub(super) struct Subject {
     pub(super) events: Vec<Event>,
 }
 
-/// Tells it.
+/// Explains a pod.
 pub(super) fn story(facts: &Facts, subject: &Subject) -> Report {
     let title = format!("pod {}/{}", subject.namespace, subject.name);
     let pod = match &subject.pod {

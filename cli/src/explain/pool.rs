@@ -12,10 +12,10 @@ use macvtap_crds::condition::{self, ConditionType};
 use macvtap_crds::v1alpha1::{MacvtapResourcePool, NodePoolStatus};
 use macvtap_operator::catalog::Nodes;
 
-/// So many nodes are told one by one.
+/// The most nodes that are listed one by one.
 const NODES_MAX: usize = 20;
 
-/// Tells it.
+/// Explains a pool.
 pub(super) fn story(facts: &Facts, name: &str) -> Report {
     let title = format!("pool {name}");
     let pool = match (&facts.pools, facts.pool(name)) {
@@ -62,10 +62,13 @@ fn selected(facts: &Facts, pool: &MacvtapResourcePool) -> Vec<String> {
 fn on_node(facts: &Facts, pool: &str, node: &str) -> Vec<Diagnostic> {
     let mut found: Vec<Diagnostic> = agent_trouble(facts, node).into_iter().collect();
     let Some(status) = facts.pool_status(node, pool) else {
-        let told =
+        let is_sent =
             facts.state(node).is_some_and(|state| state.spec.pools.iter().any(|entry| entry.name == pool));
-        let fact =
-            if told { "its agent has not reported on the pool yet" } else { "it was not told of the pool" };
+        let fact = if is_sent {
+            "its agent has not reported on the pool yet"
+        } else {
+            "the operator has not sent it the pool"
+        };
         found.push(Diagnostic::warning(fact));
         return found;
     };

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 /// Indexes of links that are known only because another one names them.
 const OTHERS: u32 = 1 << 20;
 
-/// The inventory of a node, as far as its state tells. The index of a link is its place in the list, from 1.
+/// The inventory of a node, as far as its state contains it. The index of a link is its place in the list, from 1.
 pub(super) fn inventory(status: &MacvtapNodeStateStatus) -> Inventory {
     let mut inventory = Inventory::default();
     let (mut routes, mut addressed) = (BTreeSet::new(), BTreeSet::new());

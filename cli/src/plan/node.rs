@@ -23,7 +23,7 @@ pub(super) struct NodePlan {
     pub(super) node: String,
     /// Pool by pool.
     pub(super) diagnostics: Vec<Diagnostic>,
-    /// What its state does not tell.
+    /// What its state does not contain.
     pub(super) unknown: Vec<String>,
     links: usize,
     devices: u32,
@@ -33,7 +33,7 @@ pub(super) struct NodePlan {
 /// All nodes together.
 #[derive(Default)]
 pub(super) struct Sums {
-    /// Nodes that would be told of the pools.
+    /// Nodes that would get the pools.
     pub(super) nodes: usize,
     serving: usize,
     links: usize,
@@ -89,9 +89,9 @@ pub(super) fn plan(facts: &Facts, node: &Node, catalog: &Catalog, names: &[Strin
     let name = node.name_any();
     let state = facts.state(&name)?;
     let status = state.status.clone().unwrap_or_default();
-    let told = told(node, state, catalog);
+    let sent = sent_pools(node, state, catalog);
     let planned = |pool: &NodePool| names.contains(&pool.name);
-    if !told.iter().any(planned) && !state.spec.pools.iter().any(planned) {
+    if !sent.iter().any(planned) && !state.spec.pools.iter().any(planned) {
         return None;
     }
     let inventory = links::inventory(&status);
@@ -105,7 +105,7 @@ pub(super) fn plan(facts: &Facts, node: &Node, catalog: &Catalog, names: &[Strin
         devices: 0,
         losers: BTreeSet::new(),
     };
-    match world(told, &inventory, &holdings) {
+    match world(sent, &inventory, &holdings) {
         Err(problem) => found.diagnostics.push(
             Diagnostic::failed(format!("the agent could not serve it: {problem}")).because("NotSupported"),
         ),
@@ -123,8 +123,8 @@ pub(super) fn plan(facts: &Facts, node: &Node, catalog: &Catalog, names: &[Strin
     Some(found)
 }
 
-/// The pools that the operator would tell the node of, once a staged rollout has reached it.
-fn told(node: &Node, state: &MacvtapNodeState, catalog: &Catalog) -> Vec<NodePool> {
+/// The pools that the operator would send to the node, once a staged rollout has reached it.
+fn sent_pools(node: &Node, state: &MacvtapNodeState, catalog: &Catalog) -> Vec<NodePool> {
     let raw = serde_json::to_value(state).and_then(serde_json::from_value).unwrap_or_default();
     let known = KnownState::read(&raw, &mut Interner::default());
     let name = node.name_any();
@@ -257,7 +257,7 @@ fn lost(found: &mut NodePlan, before: &World, after: &World, inventory: &Invento
     }
 }
 
-/// What the agent will know and the node state does not tell.
+/// What the agent will know and the node state does not contain.
 fn unknown(found: &mut NodePlan, after: &World, status: &MacvtapNodeStateStatus, name: &str) {
     let Some(index) = after.index(name) else { return };
     let (settings, node) = (&after.pools[index].settings, found.node.clone());
@@ -267,9 +267,9 @@ fn unknown(found: &mut NodePlan, after: &World, status: &MacvtapNodeStateStatus,
     let fresh: Vec<&str> =
         taken.iter().filter(|link| link.pools.is_empty()).map(|link| link.name.as_str()).collect();
     let has_groups = status.links.iter().any(|link| ["Bond", "Bridge", "Team"].contains(&link.kind.as_str()));
-    let mut tell = |text: String| found.unknown.push(text);
+    let mut note = |text: String| found.unknown.push(text);
     if !fresh.is_empty() && (settings.takes_whole_links() || settings.exclude_default_route) {
-        tell(format!(
+        note(format!(
             "node {node}: whether the host itself uses {} (default route, address, link built on it); the pool would not get such a link",
             fresh.join(", ")
         ));
@@ -280,7 +280,7 @@ fn unknown(found: &mut NodePlan, after: &World, status: &MacvtapNodeStateStatus,
         .map(|link| link.name.as_str())
         .collect();
     if has_groups && !ports.is_empty() {
-        tell(format!(
+        note(format!(
             "node {node}: whether {} is a port of a bond, bridge or team; the pool would not get such a link",
             ports.join(", ")
         ));
@@ -292,13 +292,13 @@ fn unknown(found: &mut NodePlan, after: &World, status: &MacvtapNodeStateStatus,
         None => entry.names.is_some() || entry.mac_addresses.is_some(),
     };
     if settings.links.iter().any(named) {
-        tell(format!("node {node}: links that are neither NIC, bond nor VLAN and that no pool matches yet"));
+        note(format!("node {node}: links that are neither NIC, bond nor VLAN and that no pool matches yet"));
     }
     if status.truncated_links > 0 {
-        tell(format!("node {node}: {} links that its status has no room for", status.truncated_links));
+        note(format!("node {node}: {} links that its status has no room for", status.truncated_links));
     }
     if status.pools.iter().any(|pool| pool.allocated > 0 && pool.links.len() > 1) {
-        tell(format!(
+        note(format!(
             "node {node}: on which of a pool's links devices are in use; each is taken as if some were"
         ));
     }

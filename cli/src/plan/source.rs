@@ -61,7 +61,7 @@ pub(super) fn merged(
         new.metadata.creation_timestamp = Some(Time(now));
         all.push(new);
     }
-    // The operator adds it before it tells nodes of a pool.
+    // The operator adds it before it sends a pool to nodes.
     for pool in &mut all {
         let finalizers = pool.finalizers_mut();
         if !finalizers.iter().any(|finalizer| finalizer == POOL_FINALIZER) {

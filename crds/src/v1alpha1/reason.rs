@@ -87,7 +87,7 @@ reasons! {
         Serving,
         /// It is applied, and nothing is wrong.
         AsExpected,
-        /// The kubelet is being told of its resource.
+        /// Its resource is being registered with the kubelet.
         Registering,
         /// It matches links and registers nothing, as asked.
         DryRun,
@@ -231,7 +231,7 @@ reasons! {
 }
 
 reasons! {
-    /// Reasons of the operator's Events about a pool, besides those of its conditions.
+    /// Reasons of the operator's Events about a pool, in addition to those of its conditions.
     pub enum EventReason {
         /// A network attachment definition of the pool had been changed, and is again as the pool has it.
         NetworkRepaired,

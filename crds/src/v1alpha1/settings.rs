@@ -117,7 +117,7 @@ impl PoolSettings {
         self.capacity.as_ref().and_then(|c| c.per_link).unwrap_or(default)
     }
 
-    /// The most devices of the pool on one node, if there is a limit besides that of each link.
+    /// The most devices of the pool on one node, if there is a limit in addition to that of each link.
     pub fn per_node(&self) -> Option<u32> {
         self.capacity.as_ref().and_then(|c| c.per_node)
     }

@@ -163,7 +163,7 @@ impl<K: Kernel> Attaching<'_, K> {
                         taken_by: taken.name,
                     });
                 }
-                // Kernels before 6.13 look for it in the namespace of whoever asks, too.
+                // Kernels before 6.13 also search the caller's namespace for it.
                 if let Some(taken) = self.kernel.find(Place::Home(Home::Node), &By::Index(link.index))? {
                     return Err(AttachError::IndexTakenOnNode {
                         device: request.device.clone(),

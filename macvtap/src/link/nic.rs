@@ -24,14 +24,14 @@ const FLAGS: std::ops::Range<usize> = 8..12;
 const IFF_NOARP: u32 = 0x80;
 const IFF_MULTICAST: u32 = 0x1000;
 
-/// A link with what tells whether it is a certain NIC, and what becomes of it in another namespace.
+/// A link with what identifies it as a certain NIC and decides what becomes of it in another namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NicLink {
     /// What every link has.
     pub link: Link,
     /// The address it was made with; kept by the kernel since 5.6.
     pub permanent_mac: Option<MacAddr>,
-    /// The device behind it; told by the kernel since 5.14.
+    /// The device behind it; reported by the kernel since 5.14.
     pub parent: Option<String>,
     /// Its alias.
     pub alias: Option<String>,
@@ -45,7 +45,7 @@ pub struct NicLink {
     pub lower_elsewhere: bool,
     /// The largest MTU it takes; none for no limit.
     pub max_mtu: Option<u32>,
-    /// Whether it asks for its neighbours' addresses and tells its own. A pod can turn that off.
+    /// Whether it resolves its neighbours' addresses and answers for its own. A pod can turn that off.
     pub arp: bool,
     /// Whether it sends to groups. A pod can turn that off.
     pub multicast: bool,
@@ -100,7 +100,7 @@ impl NicLink {
     fn is(&self, identity: &LinkIdentity) -> bool {
         match identity {
             LinkIdentity::Hardware { mac, parent } => {
-                // A kernel that tells only one of them is believed.
+                // A kernel that reports only one of them is believed.
                 let known = self.parent.is_some() || self.permanent_mac.is_some();
                 // An ipvlan or passthru macvlan on the NIC has its address, also as its permanent one.
                 let is_hardware = self.link.kind.is_none();
@@ -176,9 +176,9 @@ impl NicLink {
 
 /// Which of these links, all of one namespace, is the NIC that was at hand when this was noted.
 pub(crate) fn known<'l>(links: &'l [NicLink], identity: &LinkIdentity) -> Option<&'l NicLink> {
-    // A kernel that tells the device behind one link tells it of every link that has one.
-    let tells_parents = links.iter().any(|link| link.parent.is_some());
-    let needs_parent = tells_parents && matches!(identity, LinkIdentity::Hardware { .. });
+    // A kernel that reports the device behind one link reports it for every link that has one.
+    let reports_parents = links.iter().any(|link| link.parent.is_some());
+    let needs_parent = reports_parents && matches!(identity, LinkIdentity::Hardware { .. });
     links.iter().find(|link| link.is(identity) && (link.parent.is_some() || !needs_parent))
 }
 
@@ -292,7 +292,7 @@ mod tests {
         assert!(plugged.displaces(&hardware([2, 0, 0, 0, 0, 9], "virtio1")));
         assert!(!plugged.displaces(&hardware([2, 0, 0, 0, 0, 9], "virtio2")));
         assert!(!plugged.displaces(&hardware(PERMANENT, "virtio1")));
-        assert!(!nic(vec![parent()]).displaces(&hardware(PERMANENT, "virtio1")), "who it is nobody tells");
+        assert!(!nic(vec![parent()]).displaces(&hardware(PERMANENT, "virtio1")), "its identity is unknown");
     }
 
     #[test]

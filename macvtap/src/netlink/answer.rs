@@ -14,10 +14,10 @@ pub(super) const HEADER_LEN: usize = 16;
 /// `NLMSGERR_ATTR_MSG`: a sentence from the kernel.
 const ATTR_MSG: u16 = 1;
 
-/// What one datagram says to one request.
+/// What one datagram answers to one request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// Done, nothing to tell.
+    /// The request succeeded; the kernel returned nothing else.
     Acknowledged,
     /// Refused.
     Refused { errno: i32, said: Option<String> },
@@ -115,8 +115,8 @@ fn acknowledgement(message: &NetlinkBuffer<&[u8]>) -> Result<Answer, &'static st
     match i32::from_ne_bytes(*code) {
         0 => Ok(Answer::Acknowledged),
         code => {
-            let told = message.flags() & NLM_F_ACK_TLVS != 0;
-            let said = told.then(|| rest.get(HEADER_LEN..).and_then(sentence)).flatten();
+            let has_words = message.flags() & NLM_F_ACK_TLVS != 0;
+            let said = has_words.then(|| rest.get(HEADER_LEN..).and_then(sentence)).flatten();
             Ok(Answer::Refused { errno: errno(code)?, said })
         }
     }

@@ -68,7 +68,7 @@ fn a_conflict_of_resource_names_and_a_selector_without_nodes_are_named() {
     assert!(facts_of(&conflict, Level::Failed)[0].contains("belongs to pool old"), "{conflict:?}");
     let planned = pool("new", json!({"nodeSelector": {"matchLabels": {"zone": "a"}}}));
     let nowhere = report(&scene(0), &[planned], Vec::new());
-    assert_eq!(facts_of(&nowhere, Level::Failed), ["no node with an agent would be told of these pools"]);
+    assert_eq!(facts_of(&nowhere, Level::Failed), ["no node with an agent would get these pools"]);
 }
 
 #[test]
