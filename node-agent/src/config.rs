@@ -7,7 +7,7 @@ mod file;
 pub mod standalone;
 
 use crate::attachments::Lost;
-use crate::config::args::Run;
+use crate::config::args::RunArguments;
 use crate::config::standalone::{Standalone, StandaloneError};
 use crate::pools::pool::Pool;
 use crate::process::supervisor::Worker;
@@ -103,7 +103,7 @@ impl SourceError {
 
 impl Source {
     /// Finds out where, and reads what can be read at once.
-    pub fn open(arguments: &Run, worker: Worker) -> Result<Self, SourceError> {
+    pub fn open(arguments: &RunArguments, worker: Worker) -> Result<Self, SourceError> {
         match (&arguments.configuration, &arguments.config, &arguments.node_name) {
             (Some(_), Some(_), _) => Err(SourceError::Both),
             (Some(text), None, _) => {

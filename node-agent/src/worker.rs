@@ -9,11 +9,11 @@ mod simulation;
 mod table_writer;
 mod usage;
 
-use crate::config::args::Run;
+use crate::config::args::RunArguments;
 use crate::config::{Source, SourceError};
 use crate::devices::assignment;
 use crate::devices::engine::Engine;
-use crate::devices::nics::Names;
+use crate::devices::nics::NicNames;
 use crate::kubelet::{Shared, directory, socket};
 use crate::links::netlink::{self, News};
 use crate::pods::{PodAges, PodName};
@@ -84,7 +84,7 @@ const LINGER: Duration = Duration::from_secs(3);
 const SHUTDOWN: Duration = Duration::from_millis(1500);
 
 /// Serves until it is asked to end.
-pub fn run(arguments: Run, worker: Worker) -> Result<(), WorkerError> {
+pub fn run(arguments: RunArguments, worker: Worker) -> Result<(), WorkerError> {
     let level = || WorkerError::LogLevel(arguments.log_level.clone());
     let log = Log::start(&arguments).map_err(|_| level())?;
     // Before anything is touched: a mistake is told within milliseconds, and nothing has happened.
@@ -101,7 +101,7 @@ pub fn run(arguments: Run, worker: Worker) -> Result<(), WorkerError> {
     done
 }
 
-async fn serve(arguments: Run, source: Source, lost: ErrorCounter) -> Result<(), WorkerError> {
+async fn serve(arguments: RunArguments, source: Source, lost: ErrorCounter) -> Result<(), WorkerError> {
     let mut end = signal(SignalKind::terminate()).map_err(WorkerError::Runtime)?;
     // Before anything is waited for: what leads to the directory now is what this container mounted.
     let keeper = keeper(&arguments);
@@ -120,7 +120,7 @@ async fn serve(arguments: Run, source: Source, lost: ErrorCounter) -> Result<(),
 }
 
 /// What keeps the CNI plugin in its place, if this agent should.
-fn keeper(arguments: &Run) -> Option<Keeper> {
+fn keeper(arguments: &RunArguments) -> Option<Keeper> {
     let plugin = Plugin {
         file: arguments.cni_plugin.clone(),
         names: PluginName::wanted(arguments.ehost_device),
@@ -131,7 +131,10 @@ fn keeper(arguments: &Run) -> Option<Keeper> {
 }
 
 /// Waits until no other agent serves this node.
-async fn hold_node(arguments: &Run, readiness: &watch::Sender<Readiness>) -> Result<NodeLock, WorkerError> {
+async fn hold_node(
+    arguments: &RunArguments,
+    readiness: &watch::Sender<Readiness>,
+) -> Result<NodeLock, WorkerError> {
     if let Some(lock) = lock::try_take(&arguments.state_dir)? {
         return Ok(lock);
     }
@@ -154,7 +157,7 @@ async fn hold_node(arguments: &Run, readiness: &watch::Sender<Readiness>) -> Res
 
 /// Serves as the only agent of the node.
 async fn lead(
-    arguments: &Run,
+    arguments: &RunArguments,
     source: Source,
     keeper: Option<Keeper>,
     readiness: &watch::Sender<Readiness>,
@@ -165,7 +168,7 @@ async fn lead(
     let paths = Paths::new(&arguments.state_dir, &arguments.run_dir);
     let boot_id = boot::boot_id()?;
     let mut engine = engine(&paths, &arguments.device_plugin_dir, boot_id, source.is_standalone());
-    let nics = Names::of(engine.table());
+    let nics = NicNames::of(engine.table());
     let own_pod = arguments.pod_name.clone().zip(arguments.pod_namespace.clone());
     let own_pod = own_pod.map(|(name, namespace)| PodName { namespace, name });
     let node = arguments.node_name.clone().filter(|name| !name.is_empty());
@@ -210,7 +213,7 @@ async fn lead(
 }
 
 /// Makes room for the successor, if one waits, and ends.
-async fn end_serving(arguments: &Run, mut serving: Serving, mut tasks: JoinSet<()>) {
+async fn end_serving(arguments: &RunArguments, mut serving: Serving, mut tasks: JoinSet<()>) {
     if lock::successor_waits(&arguments.state_dir) {
         info!("handing over to the agent that stands by");
         serving.hand_over().await;

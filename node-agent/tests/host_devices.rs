@@ -13,11 +13,11 @@ use macvtap::{records, table_file};
 use macvtap_crds::v1alpha1::NodePool;
 use macvtap_node_agent::devices::assignment;
 use macvtap_node_agent::devices::engine::Engine;
-use macvtap_node_agent::devices::nics::{self, Names};
+use macvtap_node_agent::devices::nics::{self, NicNames};
 use macvtap_node_agent::devices::offer::Offer;
 use macvtap_node_agent::kubelet::checkpoint;
 use macvtap_node_agent::kubelet::directory::Happened;
-use macvtap_node_agent::kubelet::endpoint::{Registration, Resource};
+use macvtap_node_agent::kubelet::endpoint::{Registration, ResourceServer};
 use macvtap_node_agent::kubelet::{Shared, podresources};
 use macvtap_node_agent::links::link::{Hardware, Kind, Link};
 use macvtap_node_agent::pods::PodAges;
@@ -79,7 +79,7 @@ impl Agent {
             "/nonexistent".into(),
             "/nonexistent".into(),
             PodAges::default(),
-            Names::of(&table),
+            NicNames::of(&table),
         ));
         let mut pool = json!({
             "name": "nics", "uid": "u", "generation": 1, "phase": "Active", "resourceName": "nics",
@@ -94,7 +94,7 @@ impl Agent {
         let (offer, offered) = watch::channel(Arc::new(first));
         let (happened, happening) = watch::channel(Happened::default());
         let stop = CancellationToken::new();
-        let resource = Resource {
+        let resource = ResourceServer {
             name: "nics".parse().unwrap(),
             directory: node.plugins(),
             offer: offered,
@@ -133,7 +133,7 @@ fn decide(engine: &mut Engine, shared: &Shared) -> Offer {
     let mut step = engine.step(Instant::now());
     table_file::store(&shared.paths, &step.evolution.table).unwrap();
     engine.stored(step.evolution.table);
-    shared.nics.send_replace(Arc::new(Names::of(engine.table())));
+    shared.nics.send_replace(Arc::new(NicNames::of(engine.table())));
     step.offers.remove(&"nics".parse().unwrap()).unwrap()
 }
 

@@ -46,7 +46,7 @@ struct Visible {
 
 /// What is at the path of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum PathState {
     Same,
     Absent,
     Unclear,
@@ -74,7 +74,7 @@ impl Sandboxes {
         if number.is_some_and(|number| self.is_unassigned(number)) {
             return Fate::Gone(SandboxGone(()));
         }
-        if place(path, *inode) == Place::Same {
+        if place(path, *inode) == PathState::Same {
             return Fate::Alive;
         }
         let visible = self.visible.get_or_init(|| self.look());
@@ -84,7 +84,7 @@ impl Sandboxes {
         let gone = match number {
             // Another namespace has its number by now.
             Some(_) => visible.iter().any(|netns| netns.number == number),
-            None => place(path, *inode) == Place::Absent,
+            None => place(path, *inode) == PathState::Absent,
         };
         if gone { Fate::Gone(SandboxGone(())) } else { Fate::Unknown }
     }
@@ -106,12 +106,12 @@ impl Sandboxes {
 }
 
 /// What a path tells. A file that is no namespace is where one is or was mounted, and the mount may be hidden from here.
-fn place(path: &Path, inode: u64) -> Place {
+fn place(path: &Path, inode: u64) -> PathState {
     match std::fs::metadata(path) {
-        Ok(found) if found.ino() == inode => Place::Same,
-        Ok(_) if !path.starts_with(PROCESSES) && Netns::open(path).is_ok() => Place::Absent,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && shows_namespaces(path) => Place::Absent,
-        Ok(_) | Err(_) => Place::Unclear,
+        Ok(found) if found.ino() == inode => PathState::Same,
+        Ok(_) if !path.starts_with(PROCESSES) && Netns::open(path).is_ok() => PathState::Absent,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && shows_namespaces(path) => PathState::Absent,
+        Ok(_) | Err(_) => PathState::Unclear,
     }
 }
 

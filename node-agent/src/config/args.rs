@@ -18,7 +18,7 @@ pub struct Arguments {
     pub command: Option<Command>,
     /// How to serve.
     #[command(flatten)]
-    pub run: Run,
+    pub run: RunArguments,
 }
 
 /// What the program can do beside serving.
@@ -79,7 +79,7 @@ const PLUGIN: &str = "/opt/macvtap/bin/macvtap";
 
 /// How to serve.
 #[derive(Clone, Debug, Args)]
-pub struct Run {
+pub struct RunArguments {
     /// Resources as macvtap-cni's JSON; `[]` for every NIC and bond. Set: no API server is needed.
     #[arg(long = "conf", env = standalone::VARIABLE, hide = true, allow_hyphen_values = true)]
     pub configuration: Option<String>,

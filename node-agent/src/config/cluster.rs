@@ -13,7 +13,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, DefaultBackoff};
 use kube::{Client, Config};
 use macvtap_crds::v1alpha1::{MacvtapNodeStateSpec, MacvtapNodeStateStatus, NodePool};
-use reporter::{State, Stored};
+use reporter::{NodeStateObject, Stored};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -39,7 +39,7 @@ pub struct Cluster {
 
 /// What is served.
 #[derive(Debug, Default)]
-struct Served {
+struct LastServed {
     spec: Option<MacvtapNodeStateSpec>,
     /// The generation of the state that said it; none while it comes from the disk.
     generation: Option<i64>,
@@ -60,7 +60,7 @@ impl Cluster {
         status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
         lost: watch::Receiver<Lost>,
     ) {
-        let mut served = Served { spec: self.load(), ..Served::default() };
+        let mut served = LastServed { spec: self.load(), ..LastServed::default() };
         if let Some(spec) = &served.spec {
             info!(hash = spec.config_hash, "last configuration served until the API server answers");
             let _ = pools.send(served.configuration()).await;
@@ -72,7 +72,7 @@ impl Cluster {
     async fn follow_through(
         self,
         client: Client,
-        served: Served,
+        served: LastServed,
         pools: mpsc::Sender<Configuration>,
         status: watch::Receiver<Option<MacvtapNodeStateStatus>>,
         lost: watch::Receiver<Lost>,
@@ -91,11 +91,11 @@ impl Cluster {
     async fn serve(
         &self,
         client: Client,
-        mut served: Served,
+        mut served: LastServed,
         pools: mpsc::Sender<Configuration>,
         stored: watch::Sender<Option<Stored>>,
     ) {
-        let api: Api<State> = Api::all(client);
+        let api: Api<NodeStateObject> = Api::all(client);
         let (mut backoff, mut logged) = (DefaultBackoff::default(), false);
         loop {
             // Every time with a list first. A watch that goes on at the last version waits for ever after etcd was restored
@@ -127,8 +127,8 @@ impl Cluster {
     /// Sends what follows from a node state. Returns whether anybody receives it.
     async fn take(
         &self,
-        state: Option<State>,
-        served: &mut Served,
+        state: Option<NodeStateObject>,
+        served: &mut LastServed,
         pools: &mpsc::Sender<Configuration>,
     ) -> bool {
         let Some(next) = served.next(state) else { return true };
@@ -162,9 +162,9 @@ impl Cluster {
     }
 }
 
-impl Served {
+impl LastServed {
     /// What to serve from now on; nothing when that is what is served.
-    fn next(&mut self, state: Option<State>) -> Option<Configuration> {
+    fn next(&mut self, state: Option<NodeStateObject>) -> Option<Configuration> {
         let (spec, generation) = match state {
             // A slip of the hand must not take devices away: the operator writes the state again, and only it removes
             // pools from a node.

@@ -62,7 +62,7 @@ pub enum StandaloneError {
     #[error("{place}")]
     Entry {
         /// Which one.
-        place: Place,
+        place: EntryPlace,
         /// In what way.
         #[source]
         problem: Box<Problem>,
@@ -71,7 +71,7 @@ pub enum StandaloneError {
 
 /// Which entry is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct EntryPlace {
     /// From 1.
     number: usize,
     name: Option<String>,
@@ -187,7 +187,7 @@ impl Standalone {
         let (mut pools, mut warnings) = (Vec::new(), Vec::new());
         let mut numbers: BTreeMap<ResourceName, usize> = BTreeMap::new();
         for (index, object) in objects.iter().enumerate() {
-            let place = Place { number: index + 1, name: object.text("name").map(str::to_owned) };
+            let place = EntryPlace { number: index + 1, name: object.text("name").map(str::to_owned) };
             let at = |problem| StandaloneError::Entry { place: place.clone(), problem: Box::new(problem) };
             let entry = Entry::check(object, &place, &mut warnings).map_err(at)?;
             if let Some(first) = numbers.insert(entry.name.clone(), place.number) {
@@ -200,7 +200,7 @@ impl Standalone {
 }
 
 impl Entry {
-    fn check(object: &Object, place: &Place, warnings: &mut Vec<String>) -> Result<Self, Problem> {
+    fn check(object: &Object, place: &EntryPlace, warnings: &mut Vec<String>) -> Result<Self, Problem> {
         for (number, (key, _)) in object.0.iter().enumerate() {
             if !KNOWN.contains(&key.as_str()) {
                 return Err(Problem::UnknownKey { key: key.clone() });
@@ -215,7 +215,11 @@ impl Entry {
         Ok(Self { name, lower_device, device })
     }
 
-    fn lower_device(object: &Object, place: &Place, warnings: &mut Vec<String>) -> Result<String, Problem> {
+    fn lower_device(
+        object: &Object,
+        place: &EntryPlace,
+        warnings: &mut Vec<String>,
+    ) -> Result<String, Problem> {
         let name = match (string(object, "lowerDevice")?, string(object, "master")?) {
             (Some(lower_device), Some(master)) if lower_device != master => {
                 return Err(Problem::Master {
@@ -249,7 +253,7 @@ impl Entry {
 }
 
 impl Device {
-    fn check(object: &Object, place: &Place, warnings: &mut Vec<String>) -> Result<Self, Problem> {
+    fn check(object: &Object, place: &EntryPlace, warnings: &mut Vec<String>) -> Result<Self, Problem> {
         match string(object, "type")? {
             None | Some("Macvtap") => {}
             Some("HostDevice") if object.get("mode").is_some() => return Err(Problem::HostDeviceMode),
@@ -306,7 +310,7 @@ fn every_link() -> Result<Pool, StandaloneError> {
         LinkSelector { kinds: Some(vec![LinkKind::Physical, LinkKind::Bond]), ..LinkSelector::default() };
     let settings = PoolSettings { resource_per: ResourcePer::Link, ..pool_settings(selector) };
     Pool::compile(node_pool("every-link".to_owned(), settings)).map_err(|error| StandaloneError::Entry {
-        place: Place { number: 0, name: None },
+        place: EntryPlace { number: 0, name: None },
         problem: Box::new(Problem::Pool(error)),
     })
 }
@@ -345,7 +349,7 @@ fn pool_settings(selector: LinkSelector) -> PoolSettings {
     }
 }
 
-fn capacity(object: &Object, place: &Place, warnings: &mut Vec<String>) -> Result<Option<u32>, Problem> {
+fn capacity(object: &Object, place: &EntryPlace, warnings: &mut Vec<String>) -> Result<Option<u32>, Problem> {
     let Some(value) = object.get("capacity") else {
         return Ok(None);
     };
@@ -380,7 +384,7 @@ fn similar(key: &str) -> String {
     known.map(|known| format!(", is {known:?} meant?")).unwrap_or_default()
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for EntryPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "entry {}", self.number)?;
         match &self.name {

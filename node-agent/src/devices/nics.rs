@@ -43,7 +43,7 @@ pub struct InPod {
 
 /// What the kubelet calls NICs, and what they are called among ourselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Names(BTreeMap<(String, PciAddress), DeviceId>);
+pub struct NicNames(BTreeMap<(String, PciAddress), DeviceId>);
 
 /// The environment variable that tells a container its NICs.
 pub const VARIABLE: &str = "VIRT-PCI-ADDR";
@@ -119,7 +119,7 @@ impl InPod {
     }
 }
 
-impl Names {
+impl NicNames {
     /// Those of a table.
     pub fn of(table: &DeviceTable) -> Self {
         let names = of(table).into_iter().filter_map(|nic| {

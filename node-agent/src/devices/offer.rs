@@ -95,7 +95,7 @@ pub struct Granted {
 
 /// Why a device is not allocated. The kubelet shows the text as the pod's message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum Denial {
     /// Not even of the right form.
     #[error(transparent)]
     Id(#[from] DeviceIdError),
@@ -188,26 +188,26 @@ impl Offer {
     }
 
     /// Whether these devices may be allocated together, to one container. All or none.
-    pub fn grant(&self, ids: &[String]) -> Result<Vec<Granted>, Refusal> {
+    pub fn grant(&self, ids: &[String]) -> Result<Vec<Granted>, Denial> {
         let mut seen = BTreeSet::new();
         ids.iter()
             .map(|id| {
                 let granted = self.grant_one(id)?;
-                if seen.insert(granted.device.slot()) { Ok(granted) } else { Err(Refusal::Twice(id.clone())) }
+                if seen.insert(granted.device.slot()) { Ok(granted) } else { Err(Denial::Twice(id.clone())) }
             })
             .collect()
     }
 
-    fn grant_one(&self, id: &str) -> Result<Granted, Refusal> {
+    fn grant_one(&self, id: &str) -> Result<Granted, Denial> {
         let resource = || self.full_name.clone();
-        let unknown = || Refusal::Unknown { device: id.to_owned(), resource: resource() };
+        let unknown = || Denial::Unknown { device: id.to_owned(), resource: resource() };
         // Also devices withdrawn less than a minute ago and unhealthy ones: the kubelet may not have read the last
         // list yet, and a refusal would end the pod for good.
         let (offered, slot, ifindex) = match self.device_type {
             DeviceType::Macvtap => {
                 let device: DeviceId = id.parse()?;
                 if *device.resource() != self.resource {
-                    return Err(Refusal::OtherResource { device, resource: resource() });
+                    return Err(Denial::OtherResource { device, resource: resource() });
                 }
                 let (offered, ifindex) = self.find(device.slot()).ok_or_else(unknown)?;
                 (offered, device.slot(), ifindex)
@@ -219,7 +219,7 @@ impl Offer {
             }
         };
         if offered.state == LinkState::Unhealthy(LinkReason::LinkGone) {
-            return Err(Refusal::LinkGone { device: id.to_owned(), link: offered.link.clone() });
+            return Err(Denial::LinkGone { device: id.to_owned(), link: offered.link.clone() });
         }
         let lower = offered.identity.clone();
         Ok(Granted { device: DeviceId::new(self.resource.clone(), slot), ifindex, pci: offered.pci, lower })
@@ -227,7 +227,7 @@ impl Offer {
 
     /// Which of the available devices a container should get.
     pub fn prefer(&self, available: &[impl AsRef<str>], must: &[String], size: usize) -> Vec<String> {
-        let index = Index::of(self);
+        let index = DeviceIndex::of(self);
         let mut slots = vec![Vec::new(); self.runs.len()];
         let mut used: BTreeMap<u32, usize> = BTreeMap::new();
         for offered in self.runs.iter().filter(|offered| offered.run.advertised) {
@@ -295,7 +295,7 @@ impl Offer {
     }
 
     /// The device that the kubelet calls so. Makes no copy of the name: a kubelet names tens of thousands at a time.
-    fn named(&self, index: &Index<'_>, id: &str) -> Option<(usize, u32)> {
+    fn named(&self, index: &DeviceIndex<'_>, id: &str) -> Option<(usize, u32)> {
         match self.device_type {
             DeviceType::Macvtap => {
                 let slot = id.strip_prefix(self.resource.as_str()).and_then(device_id::slot)?;
@@ -323,12 +323,12 @@ impl Offer {
 }
 
 /// The devices of an offer by slot and by address.
-struct Index<'o> {
+struct DeviceIndex<'o> {
     by_slot: Vec<&'o OfferedRun>,
     by_address: BTreeMap<PciAddress, &'o OfferedRun>,
 }
 
-impl<'o> Index<'o> {
+impl<'o> DeviceIndex<'o> {
     fn of(offer: &'o Offer) -> Self {
         let mut by_slot: Vec<&OfferedRun> = offer.runs.iter().collect();
         by_slot.sort_by_key(|offered| offered.run.range.first_slot);

@@ -3,7 +3,7 @@
 
 use super::answer::{self, LowerLinks};
 use super::{CHECKPOINT, instance};
-use crate::devices::nics::{self, Names};
+use crate::devices::nics::{self, NicNames};
 use crate::pods::KubeletMemory;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -35,7 +35,7 @@ pub struct Given {
 }
 
 /// Devices of ours that the kubelet has given to pods.
-pub fn devices(plugins: &Path, names: &Names) -> BTreeSet<DeviceId> {
+pub fn devices(plugins: &Path, names: &NicNames) -> BTreeSet<DeviceId> {
     let given = given(plugins).into_iter();
     let devices = given.flat_map(|Given { resource, devices, nics, .. }| {
         let nics = nics.into_iter().filter_map(move |nic| names.device(&resource, &nic.to_string()));
@@ -111,7 +111,7 @@ mod tests {
     fn read(text: &str) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(CHECKPOINT), text).unwrap();
-        devices(dir.path(), &Names::default()).iter().map(ToString::to_string).collect()
+        devices(dir.path(), &NicNames::default()).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -202,6 +202,6 @@ mod tests {
         for text in ["", "{", "[]", r#"{"Data":{"PodDeviceEntries":[{"DeviceIDs":[1]},7]}}"#] {
             assert_eq!(read(text), [""; 0]);
         }
-        assert!(devices(Path::new("/nonexistent"), &Names::default()).is_empty());
+        assert!(devices(Path::new("/nonexistent"), &NicNames::default()).is_empty());
     }
 }

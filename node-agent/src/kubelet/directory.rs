@@ -73,13 +73,13 @@ async fn follow(directory: &Path, happened: &watch::Sender<Happened>, seen: &mut
 }
 
 /// A file's inode and the times of its last change: what tells it from the next one of its name.
-type Change = (u64, i64, i64);
+type FileChange = (u64, i64, i64);
 
 /// The directory as it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
-    socket: Option<Change>,
-    entries: Option<Change>,
+    socket: Option<FileChange>,
+    entries: Option<FileChange>,
 }
 
 impl Stamp {
@@ -88,7 +88,7 @@ impl Stamp {
     }
 }
 
-fn change(path: &Path) -> Option<Change> {
+fn change(path: &Path) -> Option<FileChange> {
     let metadata = std::fs::symlink_metadata(path).ok()?;
     Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
 }

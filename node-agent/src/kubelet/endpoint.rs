@@ -40,7 +40,7 @@ const BACKOFF_REFUSED: Duration = Duration::from_secs(30);
 const SETTLED: Duration = Duration::from_secs(5);
 
 /// One resource that the kubelet should know.
-pub struct Resource {
+pub struct ResourceServer {
     /// Its bare name.
     pub name: ResourceName,
     /// The kubelet's device plugin directory.
@@ -103,7 +103,7 @@ impl EndpointError {
 
 /// Why a socket is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum SessionEnd {
     Stopped,
     HandOver,
     KubeletStarted,
@@ -127,7 +127,7 @@ impl Terms {
 }
 
 /// A socket that is being served.
-struct Served {
+struct ServedSocket {
     path: PathBuf,
     /// Ends the streams.
     ended: CancellationToken,
@@ -137,7 +137,7 @@ struct Served {
     task: JoinHandle<()>,
 }
 
-impl Resource {
+impl ResourceServer {
     /// Keeps the resource registered until it is stopped. Leaves no socket.
     pub async fn run(mut self) {
         let mut failures: u32 = 0;
@@ -158,17 +158,17 @@ impl Resource {
                     if self.pause(&mut failures, before, max).await {
                         continue;
                     }
-                    End::Stopped
+                    SessionEnd::Stopped
                 }
             };
-            if end == End::Stopped {
+            if end == SessionEnd::Stopped {
                 return;
             }
             info!(resource = %self.name, reason = ?end, "registering again");
             self.tell(Registration::Pending);
-            if begun.elapsed() > SETTLED || end == End::KubeletStarted {
+            if begun.elapsed() > SETTLED || end == SessionEnd::KubeletStarted {
                 failures = 0;
-            } else if end == End::StreamLost || end == End::NeverAsked {
+            } else if end == SessionEnd::StreamLost || end == SessionEnd::NeverAsked {
                 // The first time at once: every millisecond without a list costs pods.
                 if failures > 0 && !self.pause(&mut failures, before, BACKOFF_MAX).await {
                     return;
@@ -179,33 +179,33 @@ impl Resource {
     }
 
     /// Makes a socket, registers it, and waits for the reason to make another one.
-    async fn once(&mut self, before: Happened) -> Result<End, EndpointError> {
+    async fn once(&mut self, before: Happened) -> Result<SessionEnd, EndpointError> {
         let terms = Terms::of(&self.offer.borrow());
         let mut served = self.serve()?;
         let stop = self.stop.clone();
         let hand_over = self.hand_over.clone();
         let mut end = tokio::select! {
             end = self.hold(&mut served, &terms, before) => end,
-            () = stop.cancelled() => Ok(End::Stopped),
-            () = hand_over.cancelled() => Ok(End::HandOver),
+            () = stop.cancelled() => Ok(SessionEnd::Stopped),
+            () = hand_over.cancelled() => Ok(SessionEnd::HandOver),
         };
-        if end.as_ref().is_ok_and(|end| *end == End::HandOver) {
+        if end.as_ref().is_ok_and(|end| *end == SessionEnd::HandOver) {
             self.make_room(&served).await;
             stop.cancelled().await;
-            end = Ok(End::Stopped);
+            end = Ok(SessionEnd::Stopped);
         }
         // A stream that ended by itself is gone already; others end here, before there is a successor whose connection
         // the kubelet would close in their place.
         served.ended.cancel();
         served.closed.cancel();
         let _ = std::fs::remove_file(&served.path);
-        if end.as_ref().is_ok_and(|end| *end == End::TermsChanged) {
+        if end.as_ref().is_ok_and(|end| *end == SessionEnd::TermsChanged) {
             let _ = tokio::time::timeout(REGISTER_TIMEOUT, &mut served.task).await;
         }
         end
     }
 
-    fn serve(&self) -> Result<Served, EndpointError> {
+    fn serve(&self) -> Result<ServedSocket, EndpointError> {
         let (path, listener) = socket::bind(&self.directory, &self.name)?;
         let ended = CancellationToken::new();
         let (sender, streams) = mpsc::unbounded_channel();
@@ -226,21 +226,21 @@ impl Resource {
                 warn!(resource = %name, %error, "socket served no longer");
             }
         });
-        Ok(Served { path, ended, closed, streams, task })
+        Ok(ServedSocket { path, ended, closed, streams, task })
     }
 
     async fn hold(
         &mut self,
-        served: &mut Served,
+        served: &mut ServedSocket,
         terms: &Terms,
         before: Happened,
-    ) -> Result<End, EndpointError> {
+    ) -> Result<SessionEnd, EndpointError> {
         let begun = Instant::now();
         let mut happened = self.happened.clone();
         tokio::select! {
             registered = self.register(&served.path, terms) => registered?,
             _ = happened.wait_for(|now| now.kubelet_starts != before.kubelet_starts) => {
-                return Ok(End::KubeletStarted);
+                return Ok(SessionEnd::KubeletStarted);
             }
         }
         debug!(resource = %self.name, "kubelet accepted the resource");
@@ -262,23 +262,23 @@ impl Resource {
                     Some(StreamEvent::Lost) => {
                         open = open.saturating_sub(1);
                         if open == 0 {
-                            return Ok(End::StreamLost);
+                            return Ok(SessionEnd::StreamLost);
                         }
                     }
-                    None => return Ok(End::StreamLost),
+                    None => return Ok(SessionEnd::StreamLost),
                 },
-                () = &mut deadline, if open == 0 => return Ok(End::NeverAsked),
+                () = &mut deadline, if open == 0 => return Ok(SessionEnd::NeverAsked),
                 _ = self.happened.changed() => {
                     if self.happened.borrow_and_update().kubelet_starts != before.kubelet_starts {
-                        return Ok(End::KubeletStarted);
+                        return Ok(SessionEnd::KubeletStarted);
                     }
                     if !served.path.exists() {
-                        return Ok(End::SocketRemoved);
+                        return Ok(SessionEnd::SocketRemoved);
                     }
                 }
                 _ = self.offer.changed() => {
                     if Terms::of(&self.offer.borrow_and_update()) != *terms {
-                        return Ok(End::TermsChanged);
+                        return Ok(SessionEnd::TermsChanged);
                     }
                 }
             }
@@ -288,7 +288,7 @@ impl Resource {
     /// Lets the kubelet forget by whom the resource was registered, so that the end of our stream does not take the
     /// successor's registration with it: the kubelet looks a lost stream's plugin up by the resource's name. A
     /// registration that fails removes that entry and nothing else; allocations still come here.
-    async fn make_room(&self, served: &Served) {
+    async fn make_room(&self, served: &ServedSocket) {
         if let Ok((path, listener)) = socket::bind(&self.directory, &self.name) {
             let refusing = Server::builder().add_service(DevicePluginServer::new(Decoy));
             let decoy = tokio::spawn(refusing.serve_with_incoming(UnixListenerStream::new(listener)));

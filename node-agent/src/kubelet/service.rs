@@ -5,7 +5,7 @@ use super::podresources::{self, PodResourcesError};
 use super::shared::Shared;
 use super::{checkpoint, instance};
 use crate::attachments::taps::{self, Start, TapOnlyError};
-use crate::devices::offer::{Granted, Offer, Refusal};
+use crate::devices::offer::{Denial, Granted, Offer};
 use crate::pods::Listing;
 use futures::Stream;
 use macvtap::device_id::{DeviceId, ResourceName};
@@ -66,7 +66,7 @@ impl Service {
         Arc::clone(&self.offer.borrow())
     }
 
-    fn refused(&self, refusal: &Refusal) -> Status {
+    fn refused(&self, refusal: &Denial) -> Status {
         warn!(resource = %self.resource, reason = %refusal, "allocation refused");
         self.shared.metrics.allocation(&self.resource, false);
         Status::invalid_argument(refusal.to_string())

@@ -1,7 +1,7 @@
 //! What the endpoints of all resources share with the worker.
 
 use crate::attachments::Lost;
-use crate::devices::nics::Names;
+use crate::devices::nics::NicNames;
 use crate::pods::{PodAges, PodName, is_theirs};
 use crate::process::metrics::Metrics;
 use macvtap::device_id::DeviceId;
@@ -41,7 +41,7 @@ pub struct Shared {
     /// Devices whose link vanished under a pod.
     pub lost: watch::Sender<Lost>,
     /// What the kubelet calls the NICs of the stored table.
-    pub nics: watch::Sender<Arc<Names>>,
+    pub nics: watch::Sender<Arc<NicNames>>,
     /// Calls that wait for the kernel or a device's lock. Few at a time: the device table needs threads too.
     pub slow: Semaphore,
 }
@@ -51,7 +51,13 @@ const SLOW: usize = 2;
 
 impl Shared {
     /// Nothing has happened yet.
-    pub fn new(paths: Paths, pod_resources: PathBuf, plugins: PathBuf, ages: PodAges, nics: Names) -> Self {
+    pub fn new(
+        paths: Paths,
+        pod_resources: PathBuf,
+        plugins: PathBuf,
+        ages: PodAges,
+        nics: NicNames,
+    ) -> Self {
         Self {
             paths,
             pod_resources,

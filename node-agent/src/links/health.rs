@@ -31,11 +31,11 @@ pub struct Sight {
 /// Remembers how each link of each policy did.
 #[derive(Debug)]
 pub struct Tracker<K> {
-    states: BTreeMap<K, State>,
+    states: BTreeMap<K, LinkHealth>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct State {
+struct LinkHealth {
     healthy: bool,
     was_healthy: bool,
     /// Since when the link has looked other than `healthy` says.
@@ -88,7 +88,7 @@ impl<K: Ord> Tracker<K> {
     /// Whether the link is healthy now, and when that may change by itself.
     pub fn observe(&mut self, key: K, policy: Policy, sight: Sight, now: Instant) -> (bool, Option<Instant>) {
         let up = policy.is_up(sight);
-        let first = State { healthy: up, was_healthy: up, differs_since: None, last_seen: now };
+        let first = LinkHealth { healthy: up, was_healthy: up, differs_since: None, last_seen: now };
         let state = self.states.entry(key).or_insert(first);
         state.last_seen = now;
         if up == state.healthy {

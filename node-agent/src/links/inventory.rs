@@ -9,7 +9,7 @@
 mod index;
 
 use crate::links::link::{Kind, Link};
-use index::Index;
+use index::LinkIndex;
 use macvtap::link::IfName;
 use macvtap::pci::PciAddress;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,11 +18,11 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     links: BTreeMap<u32, Link>,
-    index: Index,
+    index: LinkIndex,
     addressed: BTreeSet<u32>,
     default_routes: BTreeSet<u32>,
     in_pods: BTreeMap<u32, Link>,
-    in_pods_index: Index,
+    in_pods_index: LinkIndex,
     lacks_macvtap: bool,
 }
 
@@ -92,7 +92,7 @@ impl Inventory {
     /// Takes a full list in place of everything known.
     pub fn reset(&mut self, links: impl IntoIterator<Item = Link>) -> Change {
         let links = links.into_iter().map(|link| (link.ifindex, link)).collect::<BTreeMap<_, _>>();
-        self.index = Index::of(links.values());
+        self.index = LinkIndex::of(links.values());
         Change::from(std::mem::replace(&mut self.links, links) != self.links)
     }
 
@@ -120,7 +120,7 @@ impl Inventory {
     pub fn set_in_pods(&mut self, nics: impl IntoIterator<Item = Link>) {
         let nics = nics.into_iter().map(|nic| (nic.ifindex, nic));
         self.in_pods = nics.filter(|(ifindex, _)| !self.links.contains_key(ifindex)).collect();
-        self.in_pods_index = Index::of(self.in_pods.values());
+        self.in_pods_index = LinkIndex::of(self.in_pods.values());
     }
 
     /// Whether this is a NIC that is in a pod.

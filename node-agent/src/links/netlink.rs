@@ -114,9 +114,9 @@ pub async fn follow(news: mpsc::Sender<News>, metrics: Arc<Metrics>) {
     loop {
         let (lists, started) = (metrics.resyncs.get(), Instant::now());
         match follow_once(&news, &metrics, &mut reader, &listing).await {
-            Ok(End::Unheard) => return,
+            Ok(FollowEnd::Unheard) => return,
             // What the old socket still holds is older than what it lost: a link that is gone would be back.
-            Ok(End::Overflow) => {
+            Ok(FollowEnd::Overflow) => {
                 metrics.overflows.inc();
                 // A socket that overflows at once would have the kernel list all its links without pause.
                 tokio::time::sleep_until(started + RETRY).await;
@@ -136,7 +136,7 @@ pub async fn follow(news: mpsc::Sender<News>, metrics: Arc<Metrics>) {
 }
 
 /// Why one socket is no longer followed.
-enum End {
+enum FollowEnd {
     /// Nobody listens any more.
     Unheard,
     /// The kernel could not deliver an event.
@@ -148,7 +148,7 @@ async fn follow_once(
     metrics: &Metrics,
     reader: &mut Reader,
     listing: &Arc<Mutex<()>>,
-) -> Result<End, LinksError> {
+) -> Result<FollowEnd, LinksError> {
     // The handle keeps the connection open; nothing is asked here.
     let opened = rtnetlink::new_multicast_connection(&GROUPS).map_err(LinksError::Open)?;
     let (connection, _handle, mut events) = opened;
@@ -164,7 +164,7 @@ async fn follow_once(
         tokio::select! {
             biased;
             room = room(news, Some(resync_at)) => {
-                let Ok(room) = room else { return Ok(End::Unheard) };
+                let Ok(room) = room else { return Ok(FollowEnd::Unheard) };
                 let listed = tokio::time::timeout(ANSWER_TIMEOUT, list(listing)).await;
                 let links = reader.complete(listed.unwrap_or(Err(LinksError::Silent))?);
                 metrics.resyncs.inc();
@@ -178,7 +178,7 @@ async fn follow_once(
             }
             answer = finished(&mut running) => {
                 running = None;
-                if news.send(found(reader, answer?)).await.is_err() { return Ok(End::Unheard) }
+                if news.send(found(reader, answer?)).await.is_err() { return Ok(FollowEnd::Unheard) }
             }
             () = sleep_until(next.map(|(_, at)| at)) => if let Some((query, _)) = next {
                 due.remove(&query);
@@ -197,10 +197,10 @@ async fn follow_once(
                         match tell(news, change).await {
                             Ok(()) => {}
                             Err(TrySendError::Full(())) => resync_at = Instant::now(),
-                            Err(TrySendError::Closed(())) => return Ok(End::Unheard),
+                            Err(TrySendError::Closed(())) => return Ok(FollowEnd::Unheard),
                         }
                     }
-                    Taken::Overflow => return Ok(End::Overflow),
+                    Taken::Overflow => return Ok(FollowEnd::Overflow),
                 },
             },
         }

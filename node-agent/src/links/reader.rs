@@ -20,14 +20,14 @@ use tracing::debug;
 #[derive(Debug)]
 pub(super) struct Reader {
     sysfs: PathBuf,
-    devices: BTreeMap<u32, Device>,
+    devices: BTreeMap<u32, KnownDevice>,
     /// Links whose speed may have changed.
     outdated: BTreeSet<u32>,
 }
 
 /// What is known of a NIC or a bond.
 #[derive(Clone, Debug)]
-struct Device {
+struct KnownDevice {
     name: String,
     permanent_mac: Option<MacAddr>,
     carrier: bool,
@@ -157,7 +157,7 @@ impl Reader {
             link.permanent_mac = link.permanent_mac.or(known.permanent_mac);
             link.set_hardware(link.hardware.clone().or(&known.hardware));
         }
-        let device = Device {
+        let device = KnownDevice {
             name: link.name.clone(),
             permanent_mac: link.permanent_mac,
             carrier: link.carrier,
@@ -168,7 +168,7 @@ impl Reader {
     }
 }
 
-impl Device {
+impl KnownDevice {
     /// Whether this is the device of the link: an index can be another link's if events were lost. Kernels before 5.14
     /// do not announce devices.
     fn is_of(&self, link: &Link) -> bool {

@@ -46,7 +46,7 @@ pub enum Naming {
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
     kinds: Option<Vec<LinkKind>>,
-    names: Option<Names>,
+    names: Option<NamePatterns>,
     pci_addresses: Option<Vec<String>>,
     vendors: Option<Vec<String>>,
     drivers: Option<Vec<String>>,
@@ -57,7 +57,7 @@ pub struct Selector {
 
 /// The names that an entry selects.
 #[derive(Clone, Debug, Default)]
-struct Names {
+struct NamePatterns {
     /// Those without a wildcard: a node may have hundreds.
     exact: BTreeSet<String>,
     patterns: Vec<Pattern>,
@@ -209,10 +209,10 @@ impl Selector {
         let address = |text: &String| {
             text.parse().map_err(|source| PoolError::MacAddress { pool: pool.to_owned(), source })
         };
-        let names = |list: &Vec<String>| -> Result<Names, PoolError> {
+        let names = |list: &Vec<String>| -> Result<NamePatterns, PoolError> {
             let (patterns, exact): (Vec<_>, Vec<_>) = list.iter().partition(|text| text.contains(WILDCARDS));
             let patterns = patterns.into_iter().map(pattern).collect::<Result<_, _>>()?;
-            Ok(Names { exact: exact.into_iter().cloned().collect(), patterns })
+            Ok(NamePatterns { exact: exact.into_iter().cloned().collect(), patterns })
         };
         let names = entry.names.as_ref().map(names).transpose()?;
         let mac_addresses =
@@ -244,7 +244,7 @@ impl Selector {
     }
 }
 
-impl Names {
+impl NamePatterns {
     fn contain(&self, name: &str) -> bool {
         self.exact.contains(name) || self.patterns.iter().any(|pattern| pattern.matches(name))
     }

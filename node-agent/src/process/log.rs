@@ -1,7 +1,7 @@
 //! The log: lines are written on a thread of their own, because a pipe that nobody reads, or a disk that hangs, must not
 //! stop what answers the kubelet. Lines that find no room are counted.
 
-use crate::config::args::{LogFormat, Run};
+use crate::config::args::{LogFormat, RunArguments};
 use std::io;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::ParseError;
@@ -19,7 +19,7 @@ pub struct Log {
 
 impl Log {
     /// Starts the log on standard error.
-    pub fn start(arguments: &Run) -> Result<Self, ParseError> {
+    pub fn start(arguments: &RunArguments) -> Result<Self, ParseError> {
         let filter = EnvFilter::try_new(&arguments.log_level)?;
         let lines = NonBlockingBuilder::default().buffered_lines_limit(LINES).lossy(true);
         let (writer, guard) = lines.thread_name("log").finish(io::stderr());

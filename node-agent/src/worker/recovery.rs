@@ -82,7 +82,8 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
     table.next_ifindex = highest.saturating_add(1).min(IFINDEX_LAST);
     for record in records {
         if let Some(nic) = &record.nic {
-            let at = Place { ifindex: record.lower_ifindex, name: &nic.name, identity: nic.identity.clone() };
+            let at =
+                NicPlace { ifindex: record.lower_ifindex, name: &nic.name, identity: nic.identity.clone() };
             add_nic(&mut table, record.device.resource(), record.device.slot(), nic.pci, at);
         }
     }
@@ -93,7 +94,7 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
                 let taken = table.resources.get(&name).map_or(&[][..], |resource| &resource.links);
                 let slots = taken.iter().flat_map(|link| &link.ranges).map(|range| range.first_slot);
                 let slot = slots.max().map_or(0, |slot| slot.saturating_add(1));
-                let nowhere = Place { ifindex: 0, name: "", identity: assignment::nowhere() };
+                let nowhere = NicPlace { ifindex: 0, name: "", identity: assignment::nowhere() };
                 add_nic(&mut table, &name, slot, *address, nowhere);
             }
             // By its whole name the kubelet knows the NIC.
@@ -107,13 +108,13 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
 }
 
 /// Where a NIC is on the node, as far as anybody has noted.
-struct Place<'n> {
+struct NicPlace<'n> {
     ifindex: u32,
     name: &'n str,
     identity: LinkIdentity,
 }
 
-fn add_nic(table: &mut DeviceTable, resource: &ResourceName, slot: u32, pci: PciAddress, at: Place<'_>) {
+fn add_nic(table: &mut DeviceTable, resource: &ResourceName, slot: u32, pci: PciAddress, at: NicPlace<'_>) {
     if table.host_device(&pci).is_some() {
         return;
     }

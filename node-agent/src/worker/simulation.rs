@@ -40,7 +40,7 @@ enum Planted {
 }
 
 /// One event, with the chance by which it is decided.
-type Event = (Happening, u64);
+type TimedHappening = (Happening, u64);
 
 /// Events of a simulation.
 const EVENTS: usize = 120;
@@ -51,7 +51,7 @@ const SEEDS: u64 = 40;
 /// A planted mistake must be found within so many seeds.
 const SEEDS_TO_FIND: u64 = 200;
 
-fn events(seed: u64) -> Vec<Event> {
+fn events(seed: u64) -> Vec<TimedHappening> {
     let mut chance = Chance::new(seed);
     let weights: usize = HAPPENINGS.iter().map(|(_, weight)| weight).sum();
     let mut event = || {
@@ -67,7 +67,7 @@ fn events(seed: u64) -> Vec<Event> {
 }
 
 /// What was wrong, with everything that happened before, and how long it took on the played node.
-fn play(events: &[Event], planted: Option<Planted>) -> (Result<(), String>, Vec<String>, Duration) {
+fn play(events: &[TimedHappening], planted: Option<Planted>) -> (Result<(), String>, Vec<String>, Duration) {
     let (mut world, mut judge) = (World::new(planted), Judge::default());
     let mut verdict = judge.look(&world);
     for (what, chance) in events {
@@ -82,7 +82,7 @@ fn play(events: &[Event], planted: Option<Planted>) -> (Result<(), String>, Vec<
 }
 
 /// The shortest part of a history that still fails, as far as leaving out single events leads.
-fn shortest(mut events: Vec<Event>, planted: Option<Planted>) -> Vec<Event> {
+fn shortest(mut events: Vec<TimedHappening>, planted: Option<Planted>) -> Vec<TimedHappening> {
     let mut place = 0;
     while place < events.len() {
         let mut fewer = events.clone();

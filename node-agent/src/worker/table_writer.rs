@@ -15,7 +15,7 @@ const STACK: usize = 256 << 10;
 
 /// What became of a table.
 #[derive(Debug)]
-pub(super) enum Written {
+pub(super) enum WriteOutcome {
     /// It is on the disk, and survives a power cut.
     Stored(DeviceTable),
     /// The former one is still there; why.
@@ -26,7 +26,7 @@ pub(super) enum Written {
 #[derive(Debug)]
 pub(super) struct TableWriter {
     tables: Option<blocking::Sender<DeviceTable>>,
-    written: mpsc::UnboundedReceiver<Written>,
+    written: mpsc::UnboundedReceiver<WriteOutcome>,
     ended: oneshot::Receiver<()>,
     busy_since: Option<Instant>,
 }
@@ -40,8 +40,8 @@ impl TableWriter {
         let work = move || {
             for table in requests {
                 let outcome = match table_file::store(&paths, &table) {
-                    Ok(()) => Written::Stored(table),
-                    Err(error) => Written::Failed(crate::error_chain(&error)),
+                    Ok(()) => WriteOutcome::Stored(table),
+                    Err(error) => WriteOutcome::Failed(crate::error_chain(&error)),
                 };
                 if outcomes.send(outcome).is_err() {
                     break;
@@ -69,7 +69,7 @@ impl TableWriter {
     }
 
     /// Waits for what became of the table that is being written.
-    pub(super) async fn written(&mut self) -> Written {
+    pub(super) async fn written(&mut self) -> WriteOutcome {
         match self.written.recv().await {
             Some(written) => {
                 self.busy_since = None;

@@ -4,9 +4,9 @@ use crate::attachments::cleanup::{self, Troubles};
 use crate::attachments::collector::{Collector, Liveness, Observation};
 use crate::attachments::sandbox::{Fate, Sandboxes};
 use crate::attachments::{Lost, LostLink, taps};
-use crate::config::args::Run;
+use crate::config::args::RunArguments;
 use crate::devices::assignment::GRACE;
-use crate::devices::nics::Names;
+use crate::devices::nics::NicNames;
 use crate::kubelet::Shared;
 use crate::kubelet::directory::Happened;
 use crate::kubelet::podresources;
@@ -50,7 +50,7 @@ pub(super) struct Seen {
 }
 
 /// What is known before the kubelet was asked: enough never to move a device that a pod has.
-pub(super) fn at_start(paths: &Paths, plugins: &Path, names: &Names) -> BTreeSet<DeviceId> {
+pub(super) fn at_start(paths: &Paths, plugins: &Path, names: &NicNames) -> BTreeSet<DeviceId> {
     let mut in_use = checkpoint::devices(plugins, names);
     in_use.extend(recorded(paths).into_iter().map(|record| record.device));
     in_use
@@ -58,7 +58,7 @@ pub(super) fn at_start(paths: &Paths, plugins: &Path, names: &Names) -> BTreeSet
 
 /// Looks again and again, and tells every time. Removes what is left over.
 pub(super) async fn follow(
-    arguments: Run,
+    arguments: RunArguments,
     shared: Arc<Shared>,
     happened: watch::Receiver<Happened>,
     seen: mpsc::Sender<Seen>,
@@ -105,7 +105,7 @@ async fn kubelet_restarted(happened: &mut watch::Receiver<Happened>, starts: u64
 }
 
 struct Look {
-    arguments: Run,
+    arguments: RunArguments,
     shared: Arc<Shared>,
     collector: Collector,
     troubles: Troubles,
@@ -164,7 +164,7 @@ impl Look {
                 kubelet_since: since,
                 now,
             };
-            let mut plan = collector.plan(&seen, &Node::new(paths));
+            let mut plan = collector.plan(&seen, &NodeLiveness::new(paths));
             // The records were read a while ago: a pod that is ending has lost its link by right.
             plan.dead.retain(|(record, _)| records::stands(paths, record));
             let done = cleanup::clean(paths, &plan, &mut troubles);
@@ -222,7 +222,7 @@ impl Look {
         }
     }
 
-    async fn ask_kubelet(&mut self, names: &Names) -> Option<Listing> {
+    async fn ask_kubelet(&mut self, names: &NicNames) -> Option<Listing> {
         let socket = &self.arguments.pod_resources_socket;
         match podresources::list(socket, |resource, id| names.device(resource, id)).await {
             Ok(None) => {
@@ -248,12 +248,12 @@ impl Look {
 }
 
 /// This node's links and namespaces.
-struct Node<'n> {
+struct NodeLiveness<'n> {
     paths: &'n Paths,
     sandboxes: Sandboxes,
 }
 
-impl<'n> Node<'n> {
+impl<'n> NodeLiveness<'n> {
     fn new(paths: &'n Paths) -> Self {
         let opened = Rtnl::node().inspect_err(|error| {
             let reason = crate::error_chain(error);
@@ -263,7 +263,7 @@ impl<'n> Node<'n> {
     }
 }
 
-impl Liveness for Node<'_> {
+impl Liveness for NodeLiveness<'_> {
     fn link_exists(&self, record: &Attachment) -> bool {
         let lost = self.sandboxes.with_kernel(|kernel| detach::is_lost(kernel, record));
         !lost.unwrap_or_default()

@@ -8,7 +8,7 @@ use macvtap_crds::v1alpha1::MacvtapNodeStateSpec;
 use macvtap_node_agent::config::Configuration;
 use macvtap_node_agent::config::standalone::Standalone;
 use macvtap_node_agent::devices::engine::{Engine, Step};
-use macvtap_node_agent::devices::nics::Names;
+use macvtap_node_agent::devices::nics::NicNames;
 use macvtap_node_agent::devices::offer::Offer;
 use macvtap_node_agent::error_chain;
 use macvtap_node_agent::kubelet::checkpoint::{self, Given};
@@ -109,7 +109,7 @@ pub(super) fn record(bytes: &[u8]) {
 pub(super) fn given(bytes: &[u8]) -> Vec<Given> {
     DIRECTORY.with_borrow(|directory| {
         fs::write(directory.path().join("kubelet_internal_checkpoint"), bytes).unwrap();
-        let _ = checkpoint::devices(directory.path(), &Names::default());
+        let _ = checkpoint::devices(directory.path(), &NicNames::default());
         checkpoint::given(directory.path())
     })
 }

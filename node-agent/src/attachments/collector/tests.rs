@@ -4,14 +4,14 @@ use super::*;
 use crate::attachments::sandbox;
 
 #[derive(Clone)]
-struct World {
+struct Answers {
     link: bool,
     sandbox: fn(&Attachment) -> Fate,
     /// What is noted of a tap without a network.
     note: Option<TapNote>,
 }
 
-impl Liveness for World {
+impl Liveness for Answers {
     fn link_exists(&self, _: &Attachment) -> bool {
         self.link
     }
@@ -23,10 +23,10 @@ impl Liveness for World {
     }
 }
 
-const ALIVE: World = World { link: true, sandbox: |_| Fate::Alive, note: None };
-const LINK_LOST: World = World { link: false, ..ALIVE };
-const UNKNOWN: World = World { link: false, sandbox: |_| Fate::Unknown, ..ALIVE };
-const GONE: World = World { link: false, sandbox: |_| sandbox::tests::gone(), ..ALIVE };
+const ALIVE: Answers = Answers { link: true, sandbox: |_| Fate::Alive, note: None };
+const LINK_LOST: Answers = Answers { link: false, ..ALIVE };
+const UNKNOWN: Answers = Answers { link: false, sandbox: |_| Fate::Unknown, ..ALIVE };
+const GONE: Answers = Answers { link: false, sandbox: |_| sandbox::tests::gone(), ..ALIVE };
 
 /// The node at one moment.
 #[derive(Clone)]
@@ -39,12 +39,12 @@ struct Scene {
     own: Option<PodName>,
     kubelet: &'static str,
     node: Option<&'static str>,
-    world: World,
+    world: Answers,
 }
 
 impl Scene {
     /// A kubelet that lists these, asked by an agent that it lists.
-    fn of(records: &[Attachment], listing: &Listing, world: &World) -> Self {
+    fn of(records: &[Attachment], listing: &Listing, world: &Answers) -> Self {
         Self {
             records: records.to_vec(),
             damaged: Vec::new(),
@@ -147,7 +147,7 @@ fn records(plan: &Plan) -> Vec<Attachment> {
 }
 
 /// The records of these orphans in the second of two looks; there must be none in the first.
-fn orphans(record: &Attachment, listing: &Listing, world: &World) -> Vec<Attachment> {
+fn orphans(record: &Attachment, listing: &Listing, world: &Answers) -> Vec<Attachment> {
     orphans_of(&Scene::of(std::slice::from_ref(record), listing, world))
 }
 
@@ -238,7 +238,7 @@ fn a_record_of_a_former_pod_of_the_same_name_is_undone() {
     let successor = |record: &Attachment| {
         if record.device.slot() == 0 { sandbox::tests::gone() } else { Fate::Alive }
     };
-    let world = World { sandbox: successor, ..ALIVE };
+    let world = Answers { sandbox: successor, ..ALIVE };
     let former = record(State::Attached);
     let mut next = recorded("aMvp1");
     if let Holder::Pod { pod_uid, .. } = &mut next.holder {
@@ -314,7 +314,8 @@ fn what_is_left_of_a_pod_whose_device_another_one_has_is_removed() {
 #[test]
 fn a_sandbox_that_was_gone_stays_gone_although_its_number_is_another_ones_by_now() {
     let (record, listing) = (record(State::Attached), listing(&[], &["agent"]));
-    let scene = |record: &Attachment, world: &World| Scene::of(std::slice::from_ref(record), &listing, world);
+    let scene =
+        |record: &Attachment, world: &Answers| Scene::of(std::slice::from_ref(record), &listing, world);
     let mut story = Story::new();
     assert_eq!(records(&story.see(0, &scene(&record, &GONE))), []);
     assert_eq!(records(&story.see(10, &scene(&record, &UNKNOWN))), std::slice::from_ref(&record));

@@ -21,7 +21,7 @@ const COUNTS_PERIOD: Duration = Duration::from_secs(30);
 const PERIOD: Duration = Duration::from_millis(250);
 
 /// A node state of any release.
-pub(super) type State = DeserializeGuard<MacvtapNodeState>;
+pub(super) type NodeStateObject = DeserializeGuard<MacvtapNodeState>;
 
 /// A node state as the API server holds it, as far as the writer of its status needs to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +39,7 @@ pub(super) struct Stored {
 /// What has been written, and when the next write is due.
 #[derive(Default)]
 struct Progress {
-    written: Option<Written>,
+    written: Option<LastWrite>,
     /// When the last write began.
     tried_at: Option<Instant>,
     /// No write before this moment, whatever changes: the API server is not reachable, or refuses.
@@ -48,7 +48,7 @@ struct Progress {
 }
 
 /// A status that was written.
-struct Written {
+struct LastWrite {
     wanted: MacvtapNodeStateStatus,
     /// The object as the API server stored it: with another schema not everything is kept.
     stored: Stored,
@@ -63,7 +63,7 @@ struct Next<'n> {
 
 impl Stored {
     /// Returns what an object of the API server contains that is not older than `since`.
-    pub(super) fn of(DeserializeGuard(state): &State, since: Instant) -> Self {
+    pub(super) fn of(DeserializeGuard(state): &NodeStateObject, since: Instant) -> Self {
         let of = |metadata: &ObjectMeta, is_readable, status| Self {
             uid: metadata.uid.clone(),
             version: metadata.resource_version.as_ref().and_then(|version| version.parse().ok()),
@@ -78,7 +78,7 @@ impl Stored {
     }
 }
 
-impl Written {
+impl LastWrite {
     /// Whether the API server no longer holds what was written: the object was recreated, or its status was replaced by
     /// somebody else, for example from a backup. An earlier version only means that the watch is behind, unless its list
     /// was requested after the write: then all versions went back, as when etcd itself was restored.
@@ -109,7 +109,7 @@ impl Progress {
     }
 
     fn succeeded(&mut self, wanted: &MacvtapNodeStateStatus, stored: Stored) {
-        self.written = Some(Written { wanted: wanted.clone(), stored });
+        self.written = Some(LastWrite { wanted: wanted.clone(), stored });
         if self.blocked_until.take().is_some() {
             info!("status written again");
             self.backoff = DefaultBackoff::default();
@@ -168,7 +168,11 @@ pub(super) async fn report(
     }
 }
 
-async fn write(api: &Api<State>, node: &str, status: &MacvtapNodeStateStatus) -> Result<Stored, kube::Error> {
+async fn write(
+    api: &Api<NodeStateObject>,
+    node: &str,
+    status: &MacvtapNodeStateStatus,
+) -> Result<Stored, kube::Error> {
     // The agent is the only writer and knows the status whole, so it replaces what is there, even if that is not as the
     // schema has it. To apply it would need an object that the API server can compare with its schema.
     let operations = json!([{"op": "add", "path": "/status", "value": status.clone().brief()}]);

@@ -32,7 +32,7 @@ async fn when_it_is_ended_nobody_is_left_who_writes_to_the_api_server() {
     let (lost_sender, lost) = watch::channel(Lost::new());
     let (pools, _configurations) = mpsc::channel(1);
     let cluster = Cluster::new("n1".into(), dir.path());
-    let agent = tokio::spawn(cluster.follow_through(client, Served::default(), pools, status, lost));
+    let agent = tokio::spawn(cluster.follow_through(client, LastServed::default(), pools, status, lost));
     // One of them asks; none is answered.
     let _connection = listener.accept().await.unwrap();
     agent.abort();
@@ -43,14 +43,14 @@ async fn when_it_is_ended_nobody_is_left_who_writes_to_the_api_server() {
 #[test]
 fn what_is_served_already_is_not_served_again_and_a_state_that_is_gone_changes_nothing() {
     let state = |hash| DeserializeGuard(Ok(MacvtapNodeState::new("n1", spec(hash))));
-    let mut current = Served::default();
+    let mut current = LastServed::default();
     assert_eq!(current.next(Some(state("h1"))).unwrap().hash.as_deref(), Some("h1"));
     assert!(current.next(Some(state("h1"))).is_none());
     assert!(current.next(Some(state("h2"))).is_some());
     assert!(current.next(None).is_none(), "frozen until the operator writes another state");
     assert_eq!(current.spec, Some(spec("h2")));
     assert_eq!(current.next(Some(state("h3"))).unwrap().hash.as_deref(), Some("h3"));
-    let nothing = Served::default().next(None).unwrap();
+    let nothing = LastServed::default().next(None).unwrap();
     assert_eq!((nothing.pools.len(), nothing.hash), (0, None), "a node without state offers nothing");
 }
 
@@ -59,7 +59,7 @@ fn a_state_that_can_be_read_again_ends_the_trouble_also_when_it_says_the_same() 
     let sound = || DeserializeGuard(Ok(MacvtapNodeState::new("n1", spec("h1"))));
     let strange =
         || serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": {"pools": 7}})).unwrap();
-    let mut served = Served::default();
+    let mut served = LastServed::default();
     served.next(Some(sound()));
     let kept = served.next(Some(strange())).unwrap();
     assert_eq!((kept.hash.as_deref(), kept.problem.is_some()), (Some("h1"), true));
@@ -80,7 +80,7 @@ async fn a_pool_that_cannot_be_served_keeps_its_former_settings_also_over_a_rest
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::new("n1".into(), dir.path());
     let (pools, mut configurations) = mpsc::channel(1);
-    let mut served = Served::default();
+    let mut served = LastServed::default();
     for (hash, pattern) in [("h1", "dp*"), ("h2", "dp[0")] {
         assert!(cluster.take(Some(state(hash, pattern, "Active")), &mut served, &pools).await);
         let next = configurations.recv().await.unwrap();
@@ -88,7 +88,7 @@ async fn a_pool_that_cannot_be_served_keeps_its_former_settings_also_over_a_rest
         assert_eq!(kept, [Some(vec!["dp*".to_owned()])], "{hash}");
         assert_eq!((next.hash.as_deref(), next.refused.len()), (Some(hash), usize::from(hash == "h2")));
     }
-    let mut restarted = Served { spec: cluster.load(), ..Served::default() };
+    let mut restarted = LastServed { spec: cluster.load(), ..LastServed::default() };
     assert_eq!(restarted.configuration().pools.len(), 1);
     let deleted = restarted.next(Some(state("h3", "dp[0", "Draining"))).unwrap();
     assert!(deleted.pools[0].draining);

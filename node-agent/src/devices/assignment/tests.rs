@@ -38,7 +38,7 @@ fn nic(link: &str, number: u8) -> Known {
 }
 
 /// A node whose table evolves step by step.
-struct Node {
+struct EvolvingNode {
     table: DeviceTable,
     boot: String,
     links: BTreeMap<u32, Known>,
@@ -47,7 +47,7 @@ struct Node {
     now: Instant,
 }
 
-impl Node {
+impl EvolvingNode {
     fn new() -> Self {
         Self {
             table: empty("one", false),
@@ -113,7 +113,7 @@ fn advertised(evolution: &Evolution) -> Vec<u32> {
 
 #[test]
 fn growing_adds_a_range_and_moves_nothing() {
-    let mut node = Node::new().with(3, known("x"));
+    let mut node = EvolvingNode::new().with(3, known("x"));
     assert_eq!(advertised(&node.evolve(&[(3, 2)])), [0, 1]);
     let before = node.ifindex("aMvp1");
     assert_eq!(advertised(&node.evolve(&[(3, 4)])), [0, 1, 2, 3]);
@@ -123,7 +123,7 @@ fn growing_adds_a_range_and_moves_nothing() {
 
 #[test]
 fn shrinking_takes_free_devices_from_the_top_and_honours_them_for_a_minute() {
-    let mut node = Node::new().with(3, known("x"));
+    let mut node = EvolvingNode::new().with(3, known("x"));
     node.evolve(&[(3, 5)]);
     node.uses(&["aMvp4"]);
     assert_eq!(advertised(&node.evolve(&[(3, 2)])), [0, 4]);
@@ -139,7 +139,7 @@ fn shrinking_takes_free_devices_from_the_top_and_honours_them_for_a_minute() {
 
 #[test]
 fn a_withdrawn_device_is_not_honoured_again_because_the_table_without_it_was_not_stored() {
-    let mut node = Node::new().with(3, known("x"));
+    let mut node = EvolvingNode::new().with(3, known("x"));
     node.evolve(&[(3, 5)]);
     node.evolve(&[(3, 2)]);
     node.pass(60);
@@ -154,7 +154,7 @@ fn a_withdrawn_device_is_not_honoured_again_because_the_table_without_it_was_not
 
 #[test]
 fn a_withdrawn_device_that_is_allocated_after_all_stays() {
-    let mut node = Node::new().with(3, known("x"));
+    let mut node = EvolvingNode::new().with(3, known("x"));
     node.evolve(&[(3, 5)]);
     node.evolve(&[(3, 2)]);
     node.pass(30);
@@ -166,7 +166,7 @@ fn a_withdrawn_device_that_is_allocated_after_all_stays() {
 
 #[test]
 fn growing_back_within_the_minute_restores_the_same_devices_and_later_makes_new_indexes() {
-    let mut node = Node::new().with(3, known("x"));
+    let mut node = EvolvingNode::new().with(3, known("x"));
     node.evolve(&[(3, 3)]);
     node.evolve(&[(3, 1)]);
     node.pass(30);
@@ -181,7 +181,7 @@ fn growing_back_within_the_minute_restores_the_same_devices_and_later_makes_new_
 
 #[test]
 fn a_renamed_link_keeps_its_devices() {
-    let mut node = Node::new().with(3, nic("eth0", 1));
+    let mut node = EvolvingNode::new().with(3, nic("eth0", 1));
     node.evolve(&[(3, 2)]);
     node.links.insert(3, nic("ens7", 1));
     let evolution = node.evolve(&[(3, 2)]);
@@ -191,7 +191,7 @@ fn a_renamed_link_keeps_its_devices() {
 
 #[test]
 fn another_nic_under_the_old_name_gets_devices_of_its_own_while_the_old_ones_drain() {
-    let mut node = Node::new().with(3, nic("eth0", 1));
+    let mut node = EvolvingNode::new().with(3, nic("eth0", 1));
     node.evolve(&[(3, 2)]);
     node.uses(&["aMvp0"]);
     node.links = BTreeMap::from([(9, nic("eth0", 2))]);
@@ -207,7 +207,7 @@ fn another_nic_under_the_old_name_gets_devices_of_its_own_while_the_old_ones_dra
 
 #[test]
 fn a_link_that_was_made_anew_gets_its_devices_back() {
-    let mut node = Node::new().with(3, known("x"));
+    let mut node = EvolvingNode::new().with(3, known("x"));
     node.evolve(&[(3, 2)]);
     node.links.clear();
     assert_eq!(advertised(&node.evolve(&[])), [0; 0]);
@@ -219,7 +219,7 @@ fn a_link_that_was_made_anew_gets_its_devices_back() {
 
 #[test]
 fn devices_in_use_survive_a_reboot_with_their_indexes_whatever_index_their_link_has() {
-    let mut node = Node::new().with(3, nic("eth0", 1)).with(4, nic("eth1", 2));
+    let mut node = EvolvingNode::new().with(3, nic("eth0", 1)).with(4, nic("eth1", 2));
     node.evolve(&[(3, 2), (4, 2)]);
     let eth1 = node.ifindex("aMvp2");
     node.uses(&["aMvp2"]);
@@ -233,7 +233,7 @@ fn devices_in_use_survive_a_reboot_with_their_indexes_whatever_index_their_link_
 
 #[test]
 fn a_link_that_has_not_come_back_after_a_reboot_is_nobody_elses() {
-    let mut node = Node::new().with(3, nic("eth0", 1));
+    let mut node = EvolvingNode::new().with(3, nic("eth0", 1));
     node.evolve(&[(3, 1)]);
     node.uses(&["aMvp0"]);
     node.boot = "two".into();
@@ -245,7 +245,7 @@ fn a_link_that_has_not_come_back_after_a_reboot_is_nobody_elses() {
 
 #[test]
 fn a_changed_mode_waits_for_the_last_device() {
-    let mut node = Node::new().with(3, known("x"));
+    let mut node = EvolvingNode::new().with(3, known("x"));
     node.evolve(&[(3, 2)]);
     node.uses(&["aMvp0"]);
     assert_eq!(node.evolve_in(Mode::Private, &[(3, 2)]).mode_pending, [(name("a"), 3)].into());
@@ -257,7 +257,7 @@ fn a_changed_mode_waits_for_the_last_device() {
 
 #[test]
 fn a_resource_nobody_asks_for_drains_and_goes() {
-    let mut node = Node::new().with(3, known("x"));
+    let mut node = EvolvingNode::new().with(3, known("x"));
     node.evolve(&[(3, 2)]);
     node.uses(&["aMvp1"]);
     assert_eq!(advertised(&node.evolve_to(&BTreeMap::new())), [1]);
@@ -270,7 +270,7 @@ fn a_resource_nobody_asks_for_drains_and_goes() {
 
 #[test]
 fn running_out_of_indexes_is_told_and_breaks_nothing() {
-    let mut node = Node::new().with(3, known("x"));
+    let mut node = EvolvingNode::new().with(3, known("x"));
     node.table.next_ifindex = IFINDEX_LAST;
     let evolution = node.evolve(&[(3, 3)]);
     assert!(evolution.exhausted);
@@ -289,7 +289,7 @@ fn a_limit_for_the_node_is_shared_out_evenly() {
 
 #[test]
 fn devices_whose_link_is_not_known_are_on_the_only_link_there_is() {
-    let stray = |node: &mut Node| {
+    let stray = |node: &mut EvolvingNode| {
         let ranges = vec![SlotRange { first_slot: 5, count: 1, first_ifindex: IFINDEX_FIRST + 5 }];
         let link = LowerLink {
             ifindex: 0,
@@ -303,19 +303,19 @@ fn devices_whose_link_is_not_known_are_on_the_only_link_there_is() {
         node.table.next_ifindex = IFINDEX_FIRST + 100;
         node.uses(&["aMvp5"]);
     };
-    let mut node = Node::new().with(3, known("x"));
+    let mut node = EvolvingNode::new().with(3, known("x"));
     stray(&mut node);
     assert_eq!(advertised(&node.evolve(&[(3, 3)])), [0, 1, 5]);
     let found = node.table.device(&device("aMvp5")).unwrap();
     assert_eq!((found.link.ifindex, found.ifindex), (3, IFINDEX_FIRST + 5));
-    let mut node = Node::new().with(3, known("x")).with(4, known("y"));
+    let mut node = EvolvingNode::new().with(3, known("x")).with(4, known("y"));
     stray(&mut node);
     node.evolve(&[(3, 1), (4, 1)]);
     assert_eq!(node.table.device(&device("aMvp5")).unwrap().link.ifindex, 0);
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum TableEvent {
     Demand(Vec<u32>),
     Link(u32, u32),
     Unlink(u32),
@@ -325,15 +325,15 @@ enum Step {
     Reboot,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = TableEvent> {
     prop_oneof![
-        prop::collection::vec(0..5_u32, 4).prop_map(Step::Demand),
-        (1..5_u32, 0..4_u32).prop_map(|(ifindex, name)| Step::Link(ifindex, name)),
-        (1..5_u32).prop_map(Step::Unlink),
-        (0..12_u32).prop_map(Step::Use),
-        (0..12_u32).prop_map(Step::Free),
-        (1..100_u64).prop_map(Step::Pass),
-        Just(Step::Reboot),
+        prop::collection::vec(0..5_u32, 4).prop_map(TableEvent::Demand),
+        (1..5_u32, 0..4_u32).prop_map(|(ifindex, name)| TableEvent::Link(ifindex, name)),
+        (1..5_u32).prop_map(TableEvent::Unlink),
+        (0..12_u32).prop_map(TableEvent::Use),
+        (0..12_u32).prop_map(TableEvent::Free),
+        (1..100_u64).prop_map(TableEvent::Pass),
+        Just(TableEvent::Reboot),
     ]
 }
 
@@ -342,28 +342,28 @@ proptest! {
     /// and no link offers more than it should, devices in use apart.
     #[test]
     fn devices_keep_their_promises(steps in prop::collection::vec(step(), 1..60)) {
-        let mut node = Node::new().with(1, known("l0"));
+        let mut node = EvolvingNode::new().with(1, known("l0"));
         let mut wish = vec![3, 3, 3, 3];
         let mut owners: BTreeMap<u32, DeviceId> = BTreeMap::new();
         for step in steps {
             match step {
-                Step::Demand(counts) => wish = counts,
-                Step::Link(ifindex, name) => {
+                TableEvent::Demand(counts) => wish = counts,
+                TableEvent::Link(ifindex, name) => {
                     let known = known(&format!("l{name}"));
                     if !node.links.values().any(|other| *other == known) {
                         node.links.insert(ifindex, known);
                     }
                 }
-                Step::Unlink(ifindex) => { node.links.remove(&ifindex); }
-                Step::Use(slot) => {
+                TableEvent::Unlink(ifindex) => { node.links.remove(&ifindex); }
+                TableEvent::Use(slot) => {
                     let id = device(&format!("aMvp{slot}"));
                     if node.table.device(&id).is_some() {
                         node.in_use.insert(id);
                     }
                 }
-                Step::Free(slot) => { node.in_use.remove(&device(&format!("aMvp{slot}"))); }
-                Step::Pass(seconds) => node.pass(seconds),
-                Step::Reboot => {
+                TableEvent::Free(slot) => { node.in_use.remove(&device(&format!("aMvp{slot}"))); }
+                TableEvent::Pass(seconds) => node.pass(seconds),
+                TableEvent::Reboot => {
                     node.boot.push('x');
                     node.withdrawals.clear();
                 }

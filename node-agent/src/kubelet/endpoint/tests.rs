@@ -1,7 +1,7 @@
 //! A resource, and kubelets that are away, refuse it, or take it.
 
 use super::*;
-use crate::devices::nics::Names;
+use crate::devices::nics::NicNames;
 use crate::kubelet::directory;
 use crate::pods::PodAges;
 use futures::StreamExt;
@@ -48,9 +48,9 @@ impl Scene {
             path.join("none"),
             path.to_owned(),
             PodAges::default(),
-            Names::default(),
+            NicNames::default(),
         );
-        let resource = Resource {
+        let resource = ResourceServer {
             name: name.parse().unwrap(),
             directory: path.to_owned(),
             offer: offered,
@@ -70,7 +70,7 @@ impl Scene {
         let listener = UnixListener::bind(directory.join(KUBELET_SOCKET)).unwrap();
         let (asked, names) = mpsc::unbounded_channel();
         let server =
-            Server::builder().add_service(RegistrationServer::new(Kubelet { directory, takes, asked }));
+            Server::builder().add_service(RegistrationServer::new(TestKubelet { directory, takes, asked }));
         tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
         names
     }
@@ -94,14 +94,14 @@ fn offer(name: &str, prefix: &str) -> Offer {
 }
 
 /// Answers every registration alike, and reads the list of a resource that it takes.
-struct Kubelet {
+struct TestKubelet {
     directory: PathBuf,
     takes: bool,
     asked: mpsc::UnboundedSender<String>,
 }
 
 #[tonic::async_trait]
-impl Registrar for Kubelet {
+impl Registrar for TestKubelet {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
         let request = request.into_inner();
         self.asked.send(request.resource_name).unwrap();

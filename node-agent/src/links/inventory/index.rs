@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Indexes of links by other attributes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Index {
+pub(super) struct LinkIndex {
     by_function: BTreeMap<PciAddress, BTreeSet<u32>>,
     by_lower: BTreeMap<u32, BTreeSet<u32>>,
 }
 
-impl Index {
+impl LinkIndex {
     pub(super) fn of<'l>(links: impl IntoIterator<Item = &'l Link>) -> Self {
         let mut index = Self::default();
         links.into_iter().for_each(|link| index.add(link));

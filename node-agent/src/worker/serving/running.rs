@@ -3,7 +3,7 @@
 use super::Serving;
 use crate::devices::engine::Step;
 use crate::devices::offer::Offer;
-use crate::kubelet::endpoint::{Registration, Resource};
+use crate::kubelet::endpoint::{Registration, ResourceServer};
 use macvtap::device_id::ResourceName;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -57,7 +57,7 @@ impl Serving {
         let (offer, offered) = watch::channel(Arc::new(offer));
         let (registered, mut registration) = watch::channel(Registration::Pending);
         let (stop, hand_over) = (CancellationToken::new(), CancellationToken::new());
-        let resource = Resource {
+        let resource = ResourceServer {
             name,
             directory: self.directory.clone(),
             offer: offered,

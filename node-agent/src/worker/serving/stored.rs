@@ -2,9 +2,9 @@
 
 use super::{Serving, TABLE_RETRY};
 use crate::devices::engine::Step;
-use crate::devices::nics::Names;
+use crate::devices::nics::NicNames;
 use crate::devices::offer::Offer;
-use crate::worker::table_writer::Written;
+use crate::worker::table_writer::WriteOutcome;
 use macvtap::device_id::ResourceName;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use tracing::error;
 
 impl Serving {
     /// Takes note of what became of a table.
-    pub(super) fn note_written(&mut self, written: Written) {
+    pub(super) fn note_written(&mut self, written: WriteOutcome) {
         match written {
-            Written::Stored(table) => {
+            WriteOutcome::Stored(table) => {
                 self.shared.metrics.table_writes.inc();
                 self.engine.stored(table);
-                self.shared.nics.send_replace(Arc::new(Names::of(self.engine.table())));
+                self.shared.nics.send_replace(Arc::new(NicNames::of(self.engine.table())));
                 (self.table_error, self.table_retry) = (None, None);
             }
-            Written::Failed(reason) => {
+            WriteOutcome::Failed(reason) => {
                 self.shared.metrics.table_write_failures.inc();
                 if self.table_error.is_none() {
                     error!(%reason, "device table not written, the last list is served");

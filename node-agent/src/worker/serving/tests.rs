@@ -1,6 +1,6 @@
 use super::*;
 use crate::devices::assignment;
-use crate::devices::nics::Names;
+use crate::devices::nics::NicNames;
 use crate::devices::offer::Offer;
 use crate::links::inventory::tests::link;
 use crate::links::link::Kind;
@@ -27,7 +27,7 @@ fn serving_in(paths: Paths) -> Serving {
         "/nonexistent".into(),
         "/nonexistent".into(),
         PodAges::default(),
-        Names::default(),
+        NicNames::default(),
     );
     Serving::new(
         Engine::new(assignment::empty("one", true), "one".into(), true),

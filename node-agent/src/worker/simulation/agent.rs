@@ -3,7 +3,7 @@
 
 use super::Planted;
 use super::machine::{Hands, Machine, NODE};
-use super::node::{Clock, Kubelet};
+use super::node::{Clock, SimulatedKubelet};
 use crate::attachments::cleanup::{self, Troubles};
 use crate::attachments::collector::{Collector, Liveness, Observation};
 use crate::attachments::sandbox::{self, Fate};
@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-pub(super) struct Worker {
+pub(super) struct SimulatedWorker {
     pub(super) engine: Engine,
     collector: Collector,
     troubles: Troubles,
@@ -57,7 +57,7 @@ struct Heard {
     asked: Instant,
 }
 
-impl Worker {
+impl SimulatedWorker {
     pub(super) fn start(
         paths: &Paths,
         plugins: &Path,
@@ -71,7 +71,7 @@ impl Worker {
             engine = Engine::new(assignment::empty(boot, false), boot.to_owned(), false);
         }
         engine.in_use =
-            crate::worker::usage::at_start(paths, plugins, &crate::devices::nics::Names::default());
+            crate::worker::usage::at_start(paths, plugins, &crate::devices::nics::NicNames::default());
         Self {
             usage: engine.in_use.clone(),
             engine,
@@ -101,7 +101,7 @@ impl Worker {
         links: Vec<Link>,
         pools: Vec<Pool>,
         disk: Disk<'_>,
-        kubelet: &mut Kubelet,
+        kubelet: &mut SimulatedKubelet,
         now: Instant,
     ) {
         let _ = self.engine.inventory.reset(links);
@@ -139,7 +139,7 @@ impl Worker {
     }
 
     /// What of an offer is on the disk already.
-    fn serve_stored(&self, step: &Step, kubelet: &mut Kubelet) {
+    fn serve_stored(&self, step: &Step, kubelet: &mut SimulatedKubelet) {
         for (resource, offer) in &step.offers {
             let entry = self.engine.on_disk(resource);
             let stored = entry.map(|entry| Offer::of_table(resource, entry));
@@ -152,7 +152,7 @@ impl Worker {
         &mut self,
         paths: &Paths,
         machine: &mut Machine,
-        kubelet: &mut Kubelet,
+        kubelet: &mut SimulatedKubelet,
         clock: Clock<'_>,
     ) {
         self.look = match std::mem::replace(&mut self.look, Looking::Not) {
@@ -226,7 +226,7 @@ impl Worker {
         self.usage = match listing {
             Some(listing) => listing.devices.into_keys().collect(),
             None => {
-                crate::kubelet::checkpoint::devices(clock.plugins, &crate::devices::nics::Names::default())
+                crate::kubelet::checkpoint::devices(clock.plugins, &crate::devices::nics::NicNames::default())
             }
         };
         self.usage.extend(records::list(paths).unwrap().records.into_iter().map(|record| record.device));

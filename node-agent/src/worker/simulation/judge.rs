@@ -24,21 +24,21 @@ pub(super) struct Judge {
     tables_lost: u32,
 }
 
-type Verdict = Result<(), String>;
+type Judgement = Result<(), String>;
 
-fn must(holds: bool, what: impl FnOnce() -> String) -> Verdict {
+fn must(holds: bool, what: impl FnOnce() -> String) -> Judgement {
     if holds { Ok(()) } else { Err(what()) }
 }
 
 impl Judge {
-    pub(super) fn look(&mut self, world: &World) -> Verdict {
+    pub(super) fn look(&mut self, world: &World) -> Judgement {
         self.indexes_are_never_used_again(world)?;
         what_is_offered_is_on_the_disk(world)?;
         pods_have_what_they_got(world)?;
         no_tap_number_of_a_pod_is_anothers(world)
     }
 
-    fn indexes_are_never_used_again(&mut self, world: &World) -> Verdict {
+    fn indexes_are_never_used_again(&mut self, world: &World) -> Judgement {
         let seen = (world.boots, world.tables_lost);
         if (self.boots, self.tables_lost) != seen {
             (self.boots, self.tables_lost) = seen;
@@ -62,7 +62,7 @@ impl Judge {
     }
 }
 
-fn what_is_offered_is_on_the_disk(world: &World) -> Verdict {
+fn what_is_offered_is_on_the_disk(world: &World) -> Judgement {
     let offers = &world.kubelet.offered;
     if offers.values().all(|offer| offer.runs.is_empty()) {
         return Ok(());
@@ -83,7 +83,7 @@ fn what_is_offered_is_on_the_disk(world: &World) -> Verdict {
     Ok(())
 }
 
-fn pods_have_what_they_got(world: &World) -> Verdict {
+fn pods_have_what_they_got(world: &World) -> Judgement {
     let mut owners = BTreeMap::new();
     for (uid, pod) in world.kubelet.pods.iter().filter(|(_, pod)| !pod.ended && pod.is_up()) {
         let sandbox = pod.sandbox.as_ref().unwrap();
@@ -106,7 +106,7 @@ fn pods_have_what_they_got(world: &World) -> Verdict {
     Ok(())
 }
 
-fn no_tap_number_of_a_pod_is_anothers(world: &World) -> Verdict {
+fn no_tap_number_of_a_pod_is_anothers(world: &World) -> Judgement {
     for (uid, pod) in &world.kubelet.pods {
         let (Some(minor), Some(sandbox)) = (pod.opened, &pod.sandbox) else { continue };
         let Some((netns, index)) = world.machine.by_minor(minor) else { continue };
@@ -119,7 +119,7 @@ fn no_tap_number_of_a_pod_is_anothers(world: &World) -> Verdict {
 }
 
 /// Lets everything heal, and looks whether it did; then ends all pods, and looks whether anything is left.
-pub(super) fn settle(world: &mut World, judge: &mut Judge) -> Verdict {
+pub(super) fn settle(world: &mut World, judge: &mut Judge) -> Judgement {
     world.heal();
     rounds(world, judge)?;
     // Only a new pod gets a working link in place of one that went with its NIC.
@@ -146,7 +146,7 @@ pub(super) fn settle(world: &mut World, judge: &mut Judge) -> Verdict {
     nothing_is_left(world)
 }
 
-fn rounds(world: &mut World, judge: &mut Judge) -> Verdict {
+fn rounds(world: &mut World, judge: &mut Judge) -> Judgement {
     for _ in 0..ROUNDS {
         world.pass(Duration::from_secs(10));
         let waiting: Vec<u64> = world.kubelet.pods.keys().copied().collect();
@@ -167,7 +167,7 @@ fn rounds(world: &mut World, judge: &mut Judge) -> Verdict {
     Ok(())
 }
 
-fn everybody_is_up(world: &World) -> Verdict {
+fn everybody_is_up(world: &World) -> Judgement {
     for (uid, pod) in &world.kubelet.pods {
         // What was promised to a pod that had nothing yet, and was forgotten by who promised it, nobody can know.
         let forgotten = !world.kubelet.given.contains_key(&pod.device);
@@ -177,7 +177,7 @@ fn everybody_is_up(world: &World) -> Verdict {
     Ok(())
 }
 
-fn nothing_is_left(world: &World) -> Verdict {
+fn nothing_is_left(world: &World) -> Judgement {
     for directory in [world.paths.attachments(), world.paths.taps(), world.paths.run().join("tap-pods")] {
         let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
         let names: Vec<String> =

@@ -24,7 +24,7 @@ pub(super) struct Clock<'c> {
 }
 
 #[derive(Debug)]
-pub(super) struct Kubelet {
+pub(super) struct SimulatedKubelet {
     pub(super) starts: u64,
     /// Until then it has not heard from the API server.
     pub(super) deaf_until: Duration,
@@ -68,7 +68,7 @@ pub(super) fn agent() -> PodName {
     PodName { namespace: "kube-system".into(), name: "agent".into() }
 }
 
-impl Kubelet {
+impl SimulatedKubelet {
     pub(super) fn new() -> Self {
         Self {
             starts: 0,

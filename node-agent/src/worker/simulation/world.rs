@@ -1,9 +1,9 @@
 //! One node, and what may happen to it.
 
 use super::Planted;
-use super::agent::{Dies, Disk, Worker};
+use super::agent::{Dies, Disk, SimulatedWorker};
 use super::machine::{Hands, Machine, NODE, Trouble};
-use super::node::{Clock, Kubelet, Sandbox, Tenant};
+use super::node::{Clock, Sandbox, SimulatedKubelet, Tenant};
 use super::random::Chance;
 use crate::links::inventory::tests::nic;
 use crate::links::link::{Link, Master};
@@ -48,8 +48,8 @@ pub(super) struct World {
     pub(super) dir: tempfile::TempDir,
     pub(super) paths: Paths,
     pub(super) machine: Machine,
-    pub(super) kubelet: Kubelet,
-    pub(super) worker: Option<Worker>,
+    pub(super) kubelet: SimulatedKubelet,
+    pub(super) worker: Option<SimulatedWorker>,
     pub(super) nics: Vec<Nic>,
     wishes: [Wish; 2],
     pub(super) boots: u32,
@@ -84,7 +84,7 @@ impl World {
             paths: Paths::new(dir.path().join("state"), dir.path().join("run")),
             dir,
             machine,
-            kubelet: Kubelet::new(),
+            kubelet: SimulatedKubelet::new(),
             worker: None,
             nics,
             wishes: [
@@ -117,7 +117,8 @@ impl World {
     pub(super) fn start_agent(&mut self) {
         let (plugins, now) = (self.dir.path().join("plugins"), self.origin + self.since);
         let boot = self.boot();
-        let worker = Worker::start(&self.paths, &plugins, &boot, now, self.kubelet.starts, self.planted);
+        let worker =
+            SimulatedWorker::start(&self.paths, &plugins, &boot, now, self.kubelet.starts, self.planted);
         self.worker = Some(worker);
         self.decide(None);
     }

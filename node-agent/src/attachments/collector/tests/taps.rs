@@ -5,8 +5,8 @@ fn tap() -> Attachment {
     Attachment { holder: Holder::Host, ..record(State::Attached) }
 }
 
-fn noted(pods: TapPods, pod_uid: Option<&str>) -> World {
-    World { note: Some(TapNote { pods, pod_uid: pod_uid.map(str::to_owned) }), ..ALIVE }
+fn noted(pods: TapPods, pod_uid: Option<&str>) -> Answers {
+    Answers { note: Some(TapNote { pods, pod_uid: pod_uid.map(str::to_owned) }), ..ALIVE }
 }
 
 fn owner(name: &str) -> TapPods {
@@ -71,7 +71,7 @@ fn a_tap_without_a_network_is_its_pods_whatever_the_kubelet_says_of_the_device()
 #[test]
 fn the_pod_of_a_tap_is_noted_as_soon_as_it_is_known() {
     let record = tap();
-    let notes = |listing: &Listing, world: &World, memory: Option<KubeletMemory>, up: u64| {
+    let notes = |listing: &Listing, world: &Answers, memory: Option<KubeletMemory>, up: u64| {
         let scene = Scene::of(std::slice::from_ref(&record), listing, world);
         let notes = Story::new().see(up, &Scene { memory, ..scene }).tap_notes.into_iter();
         notes.map(|note| (note.after.pods, note.after.pod_uid)).collect::<Vec<_>>()
@@ -174,7 +174,7 @@ fn a_kubelet_that_lost_its_checkpoint_is_not_believed_about_taps_and_one_that_di
 fn a_tap_of_a_pod_that_was_created_again_is_removed_when_that_has_another_device() {
     let (record, vm) = (tap(), noted(owner("vm"), None));
     let again = listing(&[("aMvp1", "vm")], &["vm", "agent"]);
-    let orphans = |seconds: u64, record: &Attachment, listing: &Listing, world: &World| {
+    let orphans = |seconds: u64, record: &Attachment, listing: &Listing, world: &Answers| {
         let scene = Scene::of(std::slice::from_ref(record), listing, world);
         let [_, second] = twice([100, 100 + seconds], &scene);
         records(&second)

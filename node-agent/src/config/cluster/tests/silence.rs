@@ -124,7 +124,7 @@ impl Scene {
         let ((status_sender, status), (lost_sender, lost)) =
             (watch::channel(None), watch::channel(Lost::new()));
         let cluster = Cluster::new("n1".into(), dir.path());
-        let agent = tokio::spawn(cluster.follow_through(client, Served::default(), pools, status, lost));
+        let agent = tokio::spawn(cluster.follow_through(client, LastServed::default(), pools, status, lost));
         Self { version, deaf, connections, configurations, _inputs: (status_sender, lost_sender, dir), agent }
     }
 

@@ -3,7 +3,7 @@
 mod fates;
 
 use super::*;
-use crate::devices::nics::Names;
+use crate::devices::nics::NicNames;
 use crate::devices::nics::tests::in_pod;
 
 const A: &str = "0000:00:0a.0";
@@ -254,7 +254,7 @@ fn devices_in_use_survive_a_reboot_whatever_index_their_nics_have() {
 fn only_the_whole_name_of_the_resource_makes_a_pci_address_ours() {
     let mut engine = agent();
     list(&mut engine);
-    let names = Names::of(engine.table());
+    let names = NicNames::of(engine.table());
     let ours = Some(device(&engine, A));
     assert_eq!(names.device("macvtap.network.kubevirt.io/nics", A), ours);
     for (resource, id) in [

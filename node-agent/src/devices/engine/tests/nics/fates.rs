@@ -4,7 +4,7 @@ use super::*;
 
 /// What happens to one of three NICs. Indexes are few, so that they are used again.
 #[derive(Clone, Copy, Debug)]
-enum Fate {
+enum NicEvent {
     /// A pod gets it.
     Taken,
     /// It is on the node: plugged in, or back from its pod, which is gone.
@@ -21,29 +21,29 @@ enum Fate {
     Restart,
 }
 
-fn fate() -> impl Strategy<Value = Fate> {
+fn fate() -> impl Strategy<Value = NicEvent> {
     let index = || 2..7_u32;
     prop_oneof![
-        3 => Just(Fate::Taken),
-        3 => index().prop_map(Fate::Here),
-        1 => Just(Fate::Unplugged),
-        1 => index().prop_map(Fate::Exchanged),
-        1 => Just(Fate::Freed),
-        2 => (index(), any::<bool>()).prop_map(|(index, comes)| Fate::Stranger(index, comes)),
-        1 => Just(Fate::Restart),
+        3 => Just(NicEvent::Taken),
+        3 => index().prop_map(NicEvent::Here),
+        1 => Just(NicEvent::Unplugged),
+        1 => index().prop_map(NicEvent::Exchanged),
+        1 => Just(NicEvent::Freed),
+        2 => (index(), any::<bool>()).prop_map(|(index, comes)| NicEvent::Stranger(index, comes)),
+        1 => Just(NicEvent::Restart),
     ]
 }
 
 /// The node as it is, whatever the agent makes of it.
 #[derive(Default)]
-struct World {
+struct Nics {
     /// How often the NIC at a slot was exchanged.
     exchanged: BTreeMap<u8, u8>,
     /// The device that a pod has at an address.
     pods: BTreeMap<String, DeviceId>,
 }
 
-impl World {
+impl Nics {
     fn nic(&self, index: u32, slot: u8) -> Link {
         let mut link = nic(index, &format!("eth{slot}"), slot);
         let exchanged = self.exchanged.get(&slot).copied().unwrap_or_default();
@@ -51,7 +51,7 @@ impl World {
         link
     }
 
-    fn happens(&mut self, engine: &mut Engine, slot: u8, fate: Fate) {
+    fn happens(&mut self, engine: &mut Engine, slot: u8, fate: NicEvent) {
         let address = format!("0000:00:{slot:02x}.0");
         let here =
             engine.inventory.present().find(|link| link.hardware.pci_address.as_deref() == Some(&address));
@@ -63,40 +63,42 @@ impl World {
             engine.in_pods.retain(|_, in_pod| in_pod.nic.pci.to_string() != address);
         };
         match fate {
-            Fate::Taken => {
+            NicEvent::Taken => {
                 let offered = list(engine).contains(&(address.clone(), true));
                 if offered && here.is_some() && !self.pods.contains_key(&address) {
                     self.pods.insert(address.clone(), device(engine, &address));
                     take(engine, &address);
                 }
             }
-            Fate::Here(index) if here.is_none() && !engine.inventory.has(index) => {
+            NicEvent::Here(index) if here.is_none() && !engine.inventory.has(index) => {
                 leave(engine);
                 let _ = engine.inventory.apply(self.nic(index, slot));
             }
-            Fate::Exchanged(index) if !engine.inventory.has(index) => {
+            NicEvent::Exchanged(index) if !engine.inventory.has(index) => {
                 leave(engine);
                 *self.exchanged.entry(slot).or_default() += 1;
                 let _ = engine.inventory.apply(self.nic(index, slot));
             }
-            Fate::Unplugged => leave(engine),
-            Fate::Freed if !engine.in_pods.values().any(|in_pod| in_pod.nic.pci.to_string() == address) => {
+            NicEvent::Unplugged => leave(engine),
+            NicEvent::Freed
+                if !engine.in_pods.values().any(|in_pod| in_pod.nic.pci.to_string() == address) =>
+            {
                 if let Some(device) = self.pods.remove(&address) {
                     engine.in_use.remove(&device);
                 }
             }
-            Fate::Stranger(index, true) if !engine.inventory.has(index) => {
+            NicEvent::Stranger(index, true) if !engine.inventory.has(index) => {
                 let _ = engine.inventory.apply(link(index, &format!("veth{index}"), Kind::Veth));
             }
-            Fate::Stranger(index, false) => {
+            NicEvent::Stranger(index, false) => {
                 if engine.inventory.get(index).is_some_and(|link| link.kind == Kind::Veth) {
                     let _ = engine.inventory.remove(index);
                 }
             }
-            Fate::Restart => {
+            NicEvent::Restart => {
                 *engine = restarted(engine, "boot", engine.inventory.present().cloned());
             }
-            Fate::Here(_) | Fate::Exchanged(_) | Fate::Freed | Fate::Stranger(..) => {}
+            NicEvent::Here(_) | NicEvent::Exchanged(_) | NicEvent::Freed | NicEvent::Stranger(..) => {}
         }
     }
 }
@@ -109,7 +111,7 @@ proptest! {
         fates in prop::collection::vec((0xa..0xd_u8, fate()), 0..40)
     ) {
         let mut engine = engine(vec![pool("nics", &json!({"type": "HostDevice"}))]);
-        let mut world = World::default();
+        let mut world = Nics::default();
         for (slot, fate) in fates {
             world.happens(&mut engine, slot, fate);
             let listed = list(&mut engine);
