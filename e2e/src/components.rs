@@ -170,7 +170,7 @@ const KUBEVIRT: Family = Family {
     ],
     steps: &[Step {
         name: "KubeVirt",
-        seconds: 500,
+        seconds: 160,
         programs: &[
             Program("kubevirt.io/kubevirt/cmd/virt-operator", "virt-operator"),
             Program("kubevirt.io/kubevirt/cmd/virt-api", "virt-api"),

@@ -25,7 +25,9 @@ pub fn run() -> Result<()> {
     say("== build, and a cluster of two nodes; the first time KubeVirt is built too: a quarter of an hour");
     let cluster = Cluster::with_product(NAME, Options { kubevirt: true, ..Options::default() })?;
     say("== KubeVirt, and its binding for macvtaps: examples/kubevirt/binding.yaml");
+    let installing = Instant::now();
     kubevirt::install(&cluster)?;
+    say(format_args!("   ready for machines {:.0} s later", installing.elapsed().as_secs_f64()));
     cluster.explain(|| show(&cluster))?;
     say(format_args!("== done in {:.0} s", start.elapsed().as_secs_f64()));
     hint(&cluster);
@@ -64,11 +66,21 @@ fn show(cluster: &Cluster) -> Result<()> {
 
     say("\n== examples/kubevirt/migration.yaml, while both pods ping the machine ten times a second");
     let pings = NODES.map(|node| start_ping(kubectl, node));
+    let from = node_of_machine(kubectl)?;
+    let moving = Instant::now();
     migrate(kubectl, &examples.join("migration.yaml").display().to_string())?;
+    let (to, took) = (node_of_machine(kubectl)?, moving.elapsed().as_secs_f64());
+    say(format_args!("   moved from {from} to {to}, and the former pod has ended, after {took:.0} s"));
     for (node, ping) in NODES.iter().zip(pings) {
-        say(format_args!("   from {node}: {}", end_ping(kubectl, node, &ping?)?));
+        say(format_args!("   pod on {node}: {}", end_ping(kubectl, node, &ping?)?));
     }
+    say("   What is lost is QEMU's own pause, at the end of the copy: each ping stands for 0.1 s.");
     print(kubectl, "get vmi,vmim,pods -o wide")
+}
+
+fn node_of_machine(kubectl: &Kubectl) -> Result<String> {
+    let vmi = kubectl.get(NAMESPACE, MACHINE)?;
+    Ok(vmi["status"]["nodeName"].as_str().context("the machine is on no node")?.to_owned())
 }
 
 fn shell(kubectl: &Kubectl, node: &str, script: &str) -> Result<String> {
@@ -115,10 +127,10 @@ fn hint(cluster: &Cluster) {
         "
 The cluster stays up. Try it:
   export KUBECONFIG={}
-  {kubectl} exec peer-n1 -- ping -i 0.1 {ADDRESS}              # from a pod of either node; leave it running
-  {kubectl} create -f examples/kubevirt/migration.yaml         # again and again, the machine moves to and fro
+  {kubectl} exec peer-n1 -- ping -i 0.1 {ADDRESS}    # from the pod on n1, or on n2; leave it running
+  {kubectl} create -f examples/kubevirt/migration.yaml    # moves the machine to the other node, each time
   {kubectl} get vmim,vmi -w
-  {kubectl} logs -l app=macvtap-vm -c guest-console-log        # what the machine says
+  {kubectl} logs -l app=macvtap-vm -c guest-console-log    # what the machine printed
   {kubectl} delete vm macvtap-vm
 `make demo-kubevirt` again is quick; `make cluster-down` ends the cluster.",
         cluster.kubectl().kubeconfig().display(),
