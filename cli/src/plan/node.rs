@@ -267,9 +267,9 @@ fn unknown(found: &mut NodePlan, after: &World, status: &MacvtapNodeStateStatus,
     let fresh: Vec<&str> =
         taken.iter().filter(|link| link.pools.is_empty()).map(|link| link.name.as_str()).collect();
     let has_groups = status.links.iter().any(|link| ["Bond", "Bridge", "Team"].contains(&link.kind.as_str()));
-    let mut note = |text: String| found.unknown.push(text);
+    let mut add = |text: String| found.unknown.push(text);
     if !fresh.is_empty() && (settings.takes_whole_links() || settings.exclude_default_route) {
-        note(format!(
+        add(format!(
             "node {node}: whether the host itself uses {} (default route, address, link built on it); the pool would not get such a link",
             fresh.join(", ")
         ));
@@ -280,7 +280,7 @@ fn unknown(found: &mut NodePlan, after: &World, status: &MacvtapNodeStateStatus,
         .map(|link| link.name.as_str())
         .collect();
     if has_groups && !ports.is_empty() {
-        note(format!(
+        add(format!(
             "node {node}: whether {} is a port of a bond, bridge or team; the pool would not get such a link",
             ports.join(", ")
         ));
@@ -292,13 +292,13 @@ fn unknown(found: &mut NodePlan, after: &World, status: &MacvtapNodeStateStatus,
         None => entry.names.is_some() || entry.mac_addresses.is_some(),
     };
     if settings.links.iter().any(named) {
-        note(format!("node {node}: links that are neither NIC, bond nor VLAN and that no pool matches yet"));
+        add(format!("node {node}: links that are neither NIC, bond nor VLAN and that no pool matches yet"));
     }
     if status.truncated_links > 0 {
-        note(format!("node {node}: {} links that its status has no room for", status.truncated_links));
+        add(format!("node {node}: {} links that its status has no room for", status.truncated_links));
     }
     if status.pools.iter().any(|pool| pool.allocated > 0 && pool.links.len() > 1) {
-        note(format!(
+        add(format!(
             "node {node}: on which of a pool's links devices are in use; each is taken as if some were"
         ));
     }
