@@ -58,14 +58,16 @@ pub(super) fn adopt(
     links
 }
 
-/// A table that was rebuilt has a link twice: by index from records, and by identity from what containers were told.
+/// A table that was rebuilt has a link more than once: by its index of each record, which may be one that it had before it was
+/// plugged in again, and by identity from what containers were told.
 fn merge(links: &mut Vec<LowerLink>, around: Surroundings<'_>) {
     let mut place = 0;
     while let Some(link) = links.get(place) {
         let is_same = |other: &LowerLink| other.ifindex != 0 && other.identity == link.identity;
         let present = links.iter().position(|other| is_same(other) && around.links.has(other.ifindex));
-        let other = present.or_else(|| links.iter().position(is_same));
-        match other.filter(|_| link.ifindex == 0 && link.identity != nowhere()) {
+        let other = present.or_else(|| links.iter().position(is_same).filter(|_| link.ifindex == 0));
+        let is_lost = !around.links.has(link.ifindex) && link.identity != nowhere();
+        match other.filter(|_| is_lost) {
             Some(other) => {
                 let ranges = std::mem::take(&mut links[place].ranges);
                 links[other].ranges.extend(ranges);
@@ -116,10 +118,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_link_that_is_known_by_its_identity_alone_is_found_under_whatever_index_it_has() {
+    /// The indexes of links with the slots of each, after eth0 with index 7 and eth1 with index 12 were adopted.
+    fn adopted(before: &[LowerLink]) -> Vec<(u32, Vec<u32>)> {
         let known = |name: &str, number| Known { name: name.into(), identity: identity(number), pci: None };
-        // The second one was unplugged when the table was rebuilt, and has another index since.
         let links: KnownLinks = [(7, known("eth0", 1)), (12, known("eth1", 2))].into_iter().collect();
         let in_use = BTreeSet::new();
         let around = Surroundings {
@@ -129,12 +130,29 @@ mod tests {
             standalone: false,
             now: Instant::now(),
         };
+        let slots = |link: &LowerLink| link.ranges.iter().map(|range| range.first_slot).collect();
+        adopt(before, None, around, true).iter().map(|link| (link.ifindex, slots(link))).collect()
+    }
+
+    #[test]
+    fn a_link_that_is_known_by_its_identity_alone_is_found_under_whatever_index_it_has() {
+        // The second one was unplugged when the table was rebuilt, and has another index since.
         let before = [lower(7, 1, 0), lower(0, 1, 1), lower(0, 2, 2), lower(9, 2, 3)];
-        let adopted = adopt(&before, None, around, true);
-        let found: Vec<(u32, Vec<u32>)> = adopted
-            .iter()
-            .map(|link| (link.ifindex, link.ranges.iter().map(|range| range.first_slot).collect()))
-            .collect();
-        assert_eq!(found, [(7, vec![0, 1]), (12, vec![3, 2])]);
+        assert_eq!(adopted(&before), [(7, vec![0, 1]), (12, vec![3, 2])]);
+    }
+
+    #[test]
+    fn records_from_before_and_after_a_link_was_plugged_in_again_are_of_one_link() {
+        for before in [
+            [lower(9, 2, 3), lower(12, 2, 4), lower(0, 2, 5), lower(7, 1, 0)],
+            [lower(7, 1, 0), lower(0, 2, 5), lower(12, 2, 4), lower(9, 2, 3)],
+        ] {
+            let mut found = adopted(&before);
+            for (_, slots) in &mut found {
+                slots.sort_unstable();
+            }
+            found.sort_unstable();
+            assert_eq!(found, [(7, vec![0]), (12, vec![3, 4, 5])]);
+        }
     }
 }

@@ -56,6 +56,12 @@ pub(super) struct World {
     origin: Instant,
     pub(super) since: Duration,
     disk_full: bool,
+    /// Whether the agent hears no news of pools.
+    api_away: bool,
+    /// What it heard last.
+    heard: [Wish; 2],
+    /// Tables that were on the disk, the newest last: a disk may lose the newest when the power goes.
+    tables: Vec<Vec<u8>>,
     /// DELs that may come at any time, or again.
     late: Vec<(DeviceId, String)>,
     made: u64,
@@ -80,6 +86,10 @@ impl World {
             Nic { name, slot, index: Some(index), carrier: true, enslaved: false }
         });
         let nics = nics.collect();
+        let wishes = [
+            Wish { present: true, per_link: 3, nics: 1, mode: "Bridge" },
+            Wish { present: true, per_link: 2, nics: 2, mode: "Bridge" },
+        ];
         let mut world = Self {
             paths: Paths::new(dir.path().join("state"), dir.path().join("run")),
             dir,
@@ -87,10 +97,10 @@ impl World {
             kubelet: SimulatedKubelet::new(),
             worker: None,
             nics,
-            wishes: [
-                Wish { present: true, per_link: 3, nics: 1, mode: "Bridge" },
-                Wish { present: true, per_link: 2, nics: 2, mode: "Bridge" },
-            ],
+            wishes,
+            heard: wishes,
+            api_away: false,
+            tables: Vec::new(),
             boots: 1,
             origin: Instant::now(),
             since: Duration::ZERO,
@@ -131,10 +141,14 @@ impl World {
 
     /// Lets the agent decide, if there is one.
     pub(super) fn decide(&mut self, dies: Option<Dies>) {
+        if !self.api_away {
+            self.heard = self.wishes;
+        }
         let (links, pools, now) = (self.links(), self.pools(), self.origin + self.since);
         let Some(worker) = &mut self.worker else { return };
         let disk = Disk { paths: &self.paths, full: self.disk_full, dies };
         worker.decide(links, pools, disk, &mut self.kubelet, now);
+        self.note_table();
         if dies.is_some() {
             self.end_agent();
         }
@@ -168,7 +182,7 @@ impl World {
     }
 
     fn pools(&self) -> Vec<Pool> {
-        let wishes = RESOURCES.iter().zip(&self.wishes).filter(|(_, wish)| wish.present);
+        let wishes = RESOURCES.iter().zip(&self.heard).filter(|(_, wish)| wish.present);
         wishes
             .map(|(name, wish)| {
                 let names: Vec<&str> =
@@ -238,6 +252,9 @@ impl World {
         let attached = self.add(uid, &pod, &sandbox, trouble);
         let node = self.paths.device_node(pod.promised);
         let opened = self.machine.nodes.get(&node).copied().filter(|_| attached);
+        if matches!(trouble, Some(Trouble::Killed(_))) {
+            self.tear_record(&self.paths.attachments().join(pod.device.to_string()));
+        }
         if !attached {
             // The kubelet makes another sandbox; of this one DEL is called, now or later.
             self.late.push((pod.device.clone(), sandbox.container.clone()));
@@ -320,3 +337,4 @@ fn attach(paths: &Paths, hands: &mut Hands<'_>, request: Request) -> bool {
 }
 
 pub(super) mod faults;
+mod outages;

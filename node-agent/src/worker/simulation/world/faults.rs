@@ -32,12 +32,14 @@ pub(in crate::worker::simulation) enum Happening {
     Enslaved,
     PoolEdited,
     Rebooted,
+    PowerLost,
+    ApiAway,
 }
 
 use Happening as H;
 
 /// How often each happens, beside the others.
-pub(in crate::worker::simulation) const HAPPENINGS: [(Happening, usize); 20] = [
+pub(in crate::worker::simulation) const HAPPENINGS: [(Happening, usize); 22] = [
     (H::PodCreated, 16),
     (H::PodStarted, 22),
     (H::PodEnded, 10),
@@ -58,6 +60,8 @@ pub(in crate::worker::simulation) const HAPPENINGS: [(Happening, usize); 20] = [
     (H::Enslaved, 2),
     (H::PoolEdited, 6),
     (H::Rebooted, 1),
+    (H::PowerLost, 1),
+    (H::ApiAway, 3),
 ];
 
 impl World {
@@ -86,6 +90,8 @@ impl World {
             }
             H::TableLost => self.table_lost(chance),
             H::Rebooted => self.reboot(chance),
+            H::PowerLost => self.power_lost(chance),
+            H::ApiAway => self.api_fails(chance),
             H::KubeletRestarted | H::CheckpointLost | H::PodResourcesSilent => {
                 self.kubelet_fails(what, chance)
             }
@@ -299,7 +305,7 @@ impl World {
     }
 
     /// Everything ends at once: links, namespaces and `/run` are gone, the disk is as it was.
-    fn reboot(&mut self, chance: &mut Chance) -> String {
+    pub(super) fn reboot(&mut self, chance: &mut Chance) -> String {
         self.end_agent();
         let spaces: Vec<i32> = self.machine.spaces.keys().copied().collect();
         for number in spaces {
@@ -330,7 +336,7 @@ impl World {
 
     /// Ends every fault.
     pub(in crate::worker::simulation) fn heal(&mut self) {
-        self.disk_full = false;
+        (self.disk_full, self.api_away) = (false, false);
         self.kubelet.answers = true;
         for known in &mut self.nics {
             (known.carrier, known.enslaved) = (true, false);
