@@ -2,7 +2,7 @@
 
 use crate::operator::{KINDS, Kind};
 use crate::world::{
-    Cluster, Health, NAMES, Release, World, at, network_key, node_name, pool_name, touch, zone,
+    Cluster, End, Health, NAMES, Release, World, at, network_key, node_name, pool_name, touch, zone,
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
@@ -77,6 +77,11 @@ pub(crate) enum Event {
     LookAtPool(u8),
     /// Another operator leads.
     Leader,
+    /// The operator ends after so many writes, at the next one.
+    Ends {
+        writes: usize,
+        end: End,
+    },
 }
 
 /// A pool as somebody wants it.
@@ -129,6 +134,8 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         4 => name().prop_map(Event::LookAtNetworks),
         8 => name().prop_map(Event::LookAtPool),
         1 => Just(Event::Leader),
+        2 => (0usize..4, prop_oneof![Just(End::Before), Just(End::After)])
+            .prop_map(|(writes, end)| Event::Ends { writes, end }),
     ]
 }
 
@@ -199,6 +206,7 @@ impl Cluster {
                 }
             }
             Event::ForeignNetwork { space, pool } => server.foreign(&network_key(space, pool)),
+            Event::Ends { writes, end } => server.ends = Some((writes, end)),
             Event::Agent { node, away: true } => drop(server.down.insert(node_name(node))),
             Event::Agent { node, away: false } => drop(server.down.remove(&node_name(node))),
             _ => {
@@ -223,6 +231,7 @@ impl Cluster {
             Event::Leader => self.change_leader(),
             _ => {}
         }
+        self.is_restarted();
     }
 }
 

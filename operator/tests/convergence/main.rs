@@ -26,7 +26,7 @@ use operator::{Kind, namespace};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use world::{Cluster, Health, NAMES, Release, node_name, pool_name};
+use world::{Cluster, End, Health, NAMES, Release, node_name, pool_name};
 
 /// Every node that is meant has every pool as it is now, and nothing else.
 fn nodes_are_as_a_fresh_operator_makes_them(cluster: &mut Cluster) -> Result<(), TestCaseError> {
@@ -272,5 +272,52 @@ fn a_pool_that_only_a_deleted_state_holds_is_checked_again() -> Result<(), TestC
     context.queues.nodes.open();
     cluster.look_at_pool(&pool_name(STAGED.name));
     assert_eq!((cluster.server().pools.len(), context.queues.nodes.depth()), (1, 1));
+    Ok(())
+}
+
+/// Pools that are made, told to nodes, edited, repaired and deleted, so that an operator makes every kind of write.
+fn life_of_pools(cluster: &mut Cluster) -> Result<(), TestCaseError> {
+    let staged = Wish { spaces: 0, ..STAGED };
+    let other = Wish { name: 1, resource: 1, staged: None, ..staged };
+    (0..2).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));
+    (0..2).for_each(|name| cluster.happen(&Event::Space { name, zone: 0 }));
+    let chapters = [
+        vec![Event::Pool(staged), Event::Pool(other)],
+        vec![Event::Pool(Wish { mtu: 1, ..staged }), Event::Pool(Wish { mtu: 1, ..other })],
+        vec![Event::StateGone(0), Event::StatusGone(1), Event::NetworkGone { space: 0, pool: 0 }],
+        vec![Event::NetworkEdited { space: 1, pool: 1 }, Event::PoolGone(staged.name)],
+    ];
+    for chapter in &chapters {
+        for event in chapter {
+            cluster.happen(event);
+        }
+        cluster.settle()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn whichever_write_is_an_operators_last_the_next_operator_completes_it() -> Result<(), TestCaseError> {
+    for end in [End::Before, End::After] {
+        let mut writes = 0;
+        loop {
+            let mut cluster = Cluster::default();
+            cluster.server().ends = Some((writes, end));
+            life_of_pools(&mut cluster)?;
+            let has_ended = cluster.server().ends.is_none();
+            let what = format!("{end:?} write {writes}");
+            assert_eq!(cluster.operator.heard.pools.keys().collect::<Vec<_>>(), [&pool_name(1)], "{what}");
+            nodes_are_as_a_fresh_operator_makes_them(&mut cluster)?;
+            networks_are_as_a_fresh_operator_makes_them(&cluster)?;
+            rollouts_are_through_or_say_why_not(&cluster)?;
+            assert_eq!(cluster.judge.faults, Vec::<String>::new(), "{what}");
+            if !has_ended {
+                break;
+            }
+            writes += 1;
+        }
+        println!("an operator ended {end:?} each of {writes} writes");
+        assert!(writes > 25, "only {writes} writes");
+    }
     Ok(())
 }

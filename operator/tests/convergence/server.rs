@@ -1,6 +1,6 @@
 //! An API server, as far as the operator uses one.
 
-use crate::world::{World, at};
+use crate::world::{End, World, at};
 use axum::http::{Method, Request, Response};
 use kube::client::Body;
 use kube::{Client, ResourceExt};
@@ -25,15 +25,22 @@ pub(crate) fn client(world: &Arc<Mutex<World>>) -> Client {
             let body: Value = serde_json::from_slice(&body.collect_bytes().await?).unwrap_or_default();
             let path: Vec<&str> = parts.uri.path().split('/').filter(|part| !part.is_empty()).collect();
             let query = parts.uri.query().unwrap_or_default();
+            let is_write = parts.method != Method::GET && path[1] != "events.k8s.io";
             let mut world = world.lock().unwrap_or_else(PoisonError::into_inner);
+            let end = world.end(is_write);
+            if end == Some(End::Before) {
+                return Err(BoxError::from("the operator has ended"));
+            }
             let (code, answer) = match world.answer(&parts.method, &path[1..], query, body) {
                 Ok(answer) => {
-                    let is_write = parts.method != Method::GET && path[1] != "events.k8s.io";
                     world.writes += usize::from(is_write);
                     (200, answer)
                 }
                 Err(code) => (code, json!({"kind": "Status", "status": "Failure", "code": code})),
             };
+            if end == Some(End::After) {
+                return Err("the operator has ended".into());
+            }
             let answer = Body::from(serde_json::to_vec(&answer)?);
             Ok::<_, BoxError>(Response::builder().status(code).body(answer)?)
         }
@@ -42,6 +49,17 @@ pub(crate) fn client(world: &Arc<Mutex<World>>) -> Client {
 }
 
 impl World {
+    /// Whether the operator ends at this request, or has ended before it.
+    fn end(&mut self, is_write: bool) -> Option<End> {
+        if self.ended {
+            return Some(End::Before);
+        }
+        let (left, end) = self.ends.filter(|_| is_write)?;
+        self.ends = left.checked_sub(1).map(|left| (left, end));
+        self.ended = self.ends.is_none();
+        self.ended.then_some(end)
+    }
+
     #[expect(clippy::panic, reason = "the test does not know what that request does")]
     fn answer(&mut self, method: &Method, path: &[&str], query: &str, body: Value) -> Result<Value, Refused> {
         if path[0] == "events.k8s.io" {

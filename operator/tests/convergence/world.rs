@@ -42,6 +42,19 @@ pub(crate) struct World {
     pub(crate) second: i64,
     /// How often the operator has written.
     pub(crate) writes: usize,
+    /// The operator ends after so many further writes, at the next one.
+    pub(crate) ends: Option<(usize, End)>,
+    /// It has ended: what it still asks for is not done.
+    pub(crate) ended: bool,
+}
+
+/// When an operator ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Before its write reaches the API server.
+    Before,
+    /// When that is done, without having heard of it.
+    After,
 }
 
 /// How a node's devices are, as its agent says when it answers.
@@ -183,11 +196,25 @@ impl Cluster {
             (0..NAMES).for_each(|name| self.look_at_networks(&pool_name(name)));
             (0..NAMES).for_each(|name| self.look_at_pool(&pool_name(name)));
             (0..NAMES).for_each(|name| self.look_at_node(&node_name(name)));
-            if self.server().writes == 0 {
+            if !self.is_restarted() && self.server().writes == 0 {
                 return Ok(round);
             }
         }
         Err(TestCaseError::fail(format!("round {ROUNDS} still writes: {:#?}", self.server())))
+    }
+
+    /// Starts an operator in place of one that has ended. It knows what the API server has.
+    pub(crate) fn is_restarted(&mut self) -> bool {
+        let ended = std::mem::take(&mut self.server().ended);
+        if ended {
+            self.operator = Operator::new(&self.server);
+            // It lists what there is: of what was deleted before nobody tells it.
+            let deleted = self.server().deleted.clone();
+            self.operator.heard.deleted = deleted;
+            self.hear_all();
+            self.judge.forget();
+        }
+        ended
     }
 
     /// Every node is well again or gone, and every agent answers.
