@@ -88,8 +88,8 @@ fn pool(number: u32, settings: &Value) -> Pool {
 /// An engine that has served these pools for a while.
 fn engine(settings: &Value) -> Engine {
     let mut engine = Engine::new(assignment::empty("boot", false), "boot".into(), false);
-    engine.pools = (0..POOLS).map(|number| pool(number, settings)).collect();
-    let _ = engine.inventory.reset((0..NICS).map(nic));
+    engine.world.pools = (0..POOLS).map(|number| pool(number, settings)).collect();
+    let _ = engine.world.inventory.reset((0..NICS).map(nic));
     let step = engine.step(Instant::now());
     assert_eq!(step.offers.len(), POOLS as usize);
     engine.stored(step.evolution.table);
@@ -108,7 +108,7 @@ fn steps(engine: &mut Engine) -> Vec<Duration> {
 fn macvtaps() -> Vec<Duration> {
     let mut engine = engine(&json!({"capacity": {"perLink": 20}}));
     let in_use = (0..PODS).map(|pod| format!("pool{}Mvp{}", pod % 20, pod).parse().unwrap());
-    engine.in_use.extend(in_use);
+    engine.world.in_use.extend(in_use);
     steps(&mut engine)
 }
 
@@ -119,10 +119,10 @@ fn whole_nics() -> Vec<Duration> {
     let devices: Vec<_> = devices.step_by(2).collect();
     assert_eq!(devices.len(), NICS as usize / 2);
     for (device, ifindex) in devices {
-        let link = engine.inventory.get(ifindex).unwrap().clone();
-        let _ = engine.inventory.remove(ifindex);
-        engine.in_use.insert(device.clone());
-        engine.in_pods.insert(device, in_pod(&link));
+        let link = engine.world.inventory.get(ifindex).unwrap().clone();
+        let _ = engine.world.inventory.remove(ifindex);
+        engine.world.in_use.insert(device.clone());
+        engine.world.in_pods.insert(device, in_pod(&link));
     }
     steps(&mut engine)
 }
@@ -152,8 +152,8 @@ fn prefer(allocation: &str) -> Vec<Duration> {
         "capacity": {"perLink": 100, "perNode": DEVICES},
     });
     let mut engine = Engine::new(assignment::empty("boot", false), "boot".into(), false);
-    engine.pools = vec![pool(0, &settings)];
-    let _ = engine.inventory.reset((0..NICS).map(nic));
+    engine.world.pools = vec![pool(0, &settings)];
+    let _ = engine.world.inventory.reset((0..NICS).map(nic));
     let step = engine.step(Instant::now());
     let offer: &Offer = step.offers.values().next().unwrap();
     let available: Vec<String> = offer.devices().into_iter().map(|device| device.id).collect();

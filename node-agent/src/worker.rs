@@ -199,7 +199,7 @@ async fn lead(
         tasks.spawn(keeper.keep(presence));
     }
     let names = Arc::clone(&shared.nics.borrow());
-    engine.in_use = usage::at_start(&shared.paths, &arguments.device_plugin_dir, &names);
+    engine.world.in_use = usage::at_start(&shared.paths, &arguments.device_plugin_dir, &names);
     let directory = arguments.device_plugin_dir.clone();
     let table = TableWriter::start(shared.paths.clone(), Some(lock)).map_err(WorkerError::Runtime)?;
     let (shared, readiness) = (Arc::clone(&shared), readiness.clone());

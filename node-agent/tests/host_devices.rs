@@ -87,9 +87,9 @@ impl Agent {
         });
         pool.as_object_mut().unwrap().extend(says.as_object().unwrap().clone());
         let mut engine = Engine::new(table, BOOT.to_owned(), false);
-        engine.pools = vec![Pool::compile(serde_json::from_value::<NodePool>(pool).unwrap()).unwrap()];
-        engine.in_use = checkpoint::devices(&node.plugins(), &shared.nics.borrow());
-        let _ = engine.inventory.reset(links);
+        engine.world.pools = vec![Pool::compile(serde_json::from_value::<NodePool>(pool).unwrap()).unwrap()];
+        engine.world.in_use = checkpoint::devices(&node.plugins(), &shared.nics.borrow());
+        let _ = engine.world.inventory.reset(links);
         let first = decide(&mut engine, &shared);
         let (offer, offered) = watch::channel(Arc::new(first));
         let (happened, happening) = watch::channel(Happened::default());
@@ -127,9 +127,9 @@ impl Agent {
 }
 
 fn decide(engine: &mut Engine, shared: &Shared) -> Offer {
-    engine.in_use.extend(shared.ledger.recent(assignment::GRACE));
+    engine.world.in_use.extend(shared.ledger.recent(assignment::GRACE));
     let is_away = |nic: &LowerLink| engine.nic_on_node(nic).is_none();
-    engine.in_pods = nics::in_pods(&shared.paths, engine.table(), is_away);
+    engine.world.in_pods = nics::in_pods(&shared.paths, engine.table(), is_away);
     let mut step = engine.step(Instant::now());
     table_file::store(&shared.paths, &step.evolution.table).unwrap();
     engine.stored(step.evolution.table);
@@ -224,7 +224,7 @@ fn a_nic_in_a_pod_stays_allocatable_to_the_kubelet_over_a_restart_of_the_agent_a
     let told = kubelet.allocate_nics("nics", &[A]).unwrap();
     let record = record(&agent, A);
     records::write(&agent.shared.paths, &record).unwrap();
-    let _ = agent.engine.inventory.remove(3);
+    let _ = agent.engine.world.inventory.remove(3);
     let lists = kubelet.plugin("nics").unwrap().lists;
     agent.step();
     kubelet.await_plugin("nics", |plugin| plugin.lists > lists);
@@ -238,7 +238,7 @@ fn a_nic_in_a_pod_stays_allocatable_to_the_kubelet_over_a_restart_of_the_agent_a
     let listed: Vec<_> = list(&kubelet, 2).into_iter().map(|(id, health, _)| (id, health)).collect();
     assert_eq!(listed, [A, B].map(|id| (id.to_owned(), "Healthy".to_owned())));
     assert_eq!(*agent.table(), table);
-    assert_eq!(agent.engine.in_use, [record.device.clone()].into());
+    assert_eq!(agent.engine.world.in_use, [record.device.clone()].into());
 
     // Somebody unplugs it there: the plugin's record is gone with it.
     records::remove(&agent.shared.paths, &record).unwrap();
@@ -248,7 +248,7 @@ fn a_nic_in_a_pod_stays_allocatable_to_the_kubelet_over_a_restart_of_the_agent_a
     assert!(kubelet.allocate_nics("nics", &[A]).unwrap_err().message().contains("eth1"));
 
     // It comes back under another index and name; to the kubelet it is what it was.
-    let _ = agent.engine.inventory.apply(nic(9, "dev3", 0xa));
+    let _ = agent.engine.world.inventory.apply(nic(9, "dev3", 0xa));
     agent.step();
     list(&kubelet, 2);
     let (device, known) = agent.table().host_device(&A.parse().unwrap()).unwrap();

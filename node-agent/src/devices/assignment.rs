@@ -18,7 +18,7 @@ mod slots;
 
 pub use known::{Known, KnownLinks};
 pub use nics::{find as find_nic, is_same as is_nic};
-pub use slots::Run;
+pub use slots::{LinkRun, Run};
 
 use crate::links::link::{Kind, Link};
 use adopted::adopt;
@@ -79,7 +79,7 @@ pub struct Evolution {
     /// To be stored before anything new is advertised.
     pub table: DeviceTable,
     /// What to advertise, and what to honour besides, by resource.
-    pub offers: BTreeMap<ResourceName, Vec<Run>>,
+    pub offers: BTreeMap<ResourceName, Vec<LinkRun>>,
     /// Links (by resource and index) whose devices in use keep another mode than the resource's.
     pub mode_pending: BTreeSet<(ResourceName, u32)>,
     /// Links (by resource and name) that are gone while another one has their name.
@@ -254,7 +254,7 @@ impl Work<'_> {
         }
         link.ranges = split.ranges();
         let offer = self.next.offers.entry(self.name.clone()).or_default();
-        offer.extend(split.runs(link.ifindex));
+        offer.extend(split.runs(link));
     }
 
     /// Slots of the link that pods have.
@@ -291,12 +291,9 @@ impl Work<'_> {
             self.still_withdrawn.retain(|device, _| !again(device));
             if let Some(link) = links.get_mut(place) {
                 link.ranges.push(range);
+                let offer = self.next.offers.entry(self.name.clone()).or_default();
+                offer.push(LinkRun::of(link, range, true));
             }
-            self.next.offers.entry(self.name.clone()).or_default().push(Run {
-                range,
-                lower: ifindex,
-                advertised: true,
-            });
         }
     }
 

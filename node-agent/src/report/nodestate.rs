@@ -52,8 +52,9 @@ pub struct View<'v> {
 /// The status.
 pub fn status(view: &View<'_>) -> MacvtapNodeStateStatus {
     let (links, truncated_links) = links::listed(view);
-    let served = view.engine.pools.iter().enumerate().map(|(index, pool)| pools::status(view, index, pool));
-    let is_served = |name: &str| view.engine.pools.iter().any(|pool| pool.name == name);
+    let served =
+        view.engine.world.pools.iter().enumerate().map(|(index, pool)| pools::status(view, index, pool));
+    let is_served = |name: &str| view.engine.world.pools.iter().any(|pool| pool.name == name);
     let refused = view.configuration.refused.iter().filter(|refused| !is_served(&refused.name));
     let refused = refused.map(|refused| {
         let finding = [unready(NodePoolReason::NotSupported, refused.message.clone())];
@@ -110,14 +111,14 @@ impl View<'_> {
     }
 
     fn names(&self, links: &[u32]) -> Vec<String> {
-        let links = links.iter().filter_map(|ifindex| self.engine.inventory.get(*ifindex));
+        let links = links.iter().filter_map(|ifindex| self.engine.world.inventory.get(*ifindex));
         links.take(LINKS_MAX).map(|link| self.name_of(link)).collect()
     }
 
     /// The name under which the status lists a link: no two links have one. Another link can have the name of a NIC that
     /// is in a pod; the NIC is then named by its PCI address.
     fn name_of(&self, link: &Link) -> String {
-        let inventory = &self.engine.inventory;
+        let inventory = &self.engine.world.inventory;
         let has_namesake =
             || inventory.iter().any(|other| other.ifindex != link.ifindex && other.name == link.name);
         match link.pci_function() {

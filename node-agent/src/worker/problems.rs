@@ -1,6 +1,6 @@
 //! What the log says of pools and links: every change once.
 
-use crate::devices::engine::{Engine, Step};
+use crate::devices::engine::{Engine, Step, World};
 use crate::devices::offer::LinkState;
 use crate::pools::selection;
 use macvtap::device_id::ResourceName;
@@ -21,7 +21,7 @@ impl Findings {
     /// Says what changed. A pool without a link is not a failure, and nobody finds out why if nobody says so; where there
     /// is no API server, the log is all there is.
     pub(super) fn log(&mut self, engine: &Engine, step: &Step) {
-        let Engine { pools, inventory, .. } = engine;
+        let World { pools, inventory, .. } = &engine.world;
         let reasons = pools.iter().enumerate().filter_map(|(index, pool)| {
             Some((pool.name.clone(), selection::why_empty(pools, inventory, &step.selection, index)?))
         });

@@ -99,7 +99,7 @@ impl Serving {
         status: watch::Sender<Option<MacvtapNodeStateStatus>>,
     ) -> Self {
         let (registrations, registration_news) = mpsc::unbounded_channel();
-        let usage = Usage { in_use: engine.in_use.clone(), ..Usage::default() };
+        let usage = Usage { in_use: engine.world.in_use.clone(), ..Usage::default() };
         Self {
             engine,
             directory,
@@ -160,7 +160,7 @@ impl Serving {
                     }
                     let first = !std::mem::replace(&mut self.has_looked, true);
                     change = Change::from(first || usage != self.usage);
-                    self.engine.in_use.clone_from(&usage.in_use);
+                    self.engine.world.in_use.clone_from(&usage.in_use);
                     self.usage = usage;
                     // Not before: a device is known by the note of its allocation until it is known otherwise.
                     self.shared.ledger.confirm(listed.iter(), asked);
@@ -239,7 +239,7 @@ impl Serving {
             );
         }
         // Links would be withdrawn that are fast enough.
-        if lacks(Subject::Speeds) && self.engine.pools.iter().any(Pool::asks_for_speed) {
+        if lacks(Subject::Speeds) && self.engine.world.pools.iter().any(Pool::asks_for_speed) {
             return Some("speeds of the node's links not read yet");
         }
         None
@@ -262,11 +262,11 @@ impl Serving {
 
     /// Whether anything was decided by the link that has this index so far.
     fn concerned(&self, ifindex: u32) -> bool {
-        self.engine.inventory.get(ifindex).is_some_and(|link| self.engine.concerns(link))
+        self.engine.world.inventory.get(ifindex).is_some_and(|link| self.engine.concerns(link))
     }
 
     fn apply(&mut self, news: News) -> Change {
-        let inventory = &mut self.engine.inventory;
+        let inventory = &mut self.engine.world.inventory;
         match news {
             News::All(links) => {
                 let first = self.received.insert(Subject::Links);
@@ -297,7 +297,7 @@ impl Serving {
             hash = configuration.hash.as_deref(),
             "configuration applied"
         );
-        self.engine.pools.clone_from(&configuration.pools);
+        self.engine.world.pools.clone_from(&configuration.pools);
         self.configuration = Some(configuration);
     }
 
@@ -305,8 +305,8 @@ impl Serving {
     async fn step(&mut self) -> Option<Instant> {
         let now = Instant::now();
         // A pod that was admitted a moment ago: the next look is a second away.
-        self.engine.in_use.extend(self.shared.ledger.recent(GRACE));
-        self.engine.in_pods = self.in_pods();
+        self.engine.world.in_use.extend(self.shared.ledger.recent(GRACE));
+        self.engine.world.in_pods = self.in_pods();
         let mut step = self.engine.step(now);
         let mut wake = step.wake;
         if step.table_changed {

@@ -60,8 +60,8 @@ fn links() -> Vec<Link> {
 /// One step with these pools and that table; what it leads to is a table that the plugin takes.
 fn step(table: DeviceTable, pools: Vec<Pool>) -> Step {
     let mut engine = Engine::new(table, BOOT.to_owned(), false);
-    let _ = engine.inventory.reset(links());
-    engine.pools = pools;
+    let _ = engine.world.inventory.reset(links());
+    engine.world.pools = pools;
     let step = engine.step(Instant::now());
     let json = serde_json::to_vec(&step.evolution.table).unwrap();
     let stored = DeviceTable::parse(&json);

@@ -79,7 +79,7 @@ impl Work<'_> {
         }
         nic.ranges = split.ranges();
         let offer = self.next.offers.entry(self.name.clone()).or_default();
-        offer.extend(split.runs(nic.ifindex));
+        offer.extend(split.runs(nic));
     }
 
     /// Whether a NIC without a device may get one: no pod has, or has lost, another one at its address.

@@ -1,7 +1,8 @@
 //! Arithmetic on runs of slots.
 
 use macvtap::device_id::SLOT_MAX;
-use macvtap::table::SlotRange;
+use macvtap::pci::PciAddress;
+use macvtap::table::{LinkIdentity, LowerLink, SlotRange};
 
 /// Consecutive devices of one link that are all advertised, or all not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,27 @@ pub struct Run {
     pub lower: u32,
     /// Whether the kubelet is told of them. Those it is no longer told of are honoured for a while.
     pub advertised: bool,
+}
+
+/// Consecutive devices of one link, and what the table says of the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkRun {
+    /// The devices.
+    pub run: Run,
+    /// Name of the link.
+    pub link: String,
+    /// What it is known by across boots.
+    pub identity: LinkIdentity,
+    /// The PCI function of a NIC that is given away as a whole.
+    pub pci: Option<PciAddress>,
+}
+
+impl LinkRun {
+    /// Returns these devices of the link.
+    pub(super) fn of(link: &LowerLink, range: SlotRange, advertised: bool) -> Self {
+        let run = Run { range, lower: link.ifindex, advertised };
+        Self { run, link: link.name.clone(), identity: link.identity.clone(), pci: link.pci }
+    }
 }
 
 /// The devices of one link, sorted into advertised and withdrawn ones; fed in the order of slots.
@@ -29,8 +51,8 @@ impl Split {
         self.add(slot, ifindex, false);
     }
 
-    pub(super) fn runs(&self, lower: u32) -> impl Iterator<Item = Run> {
-        self.runs.iter().map(move |(range, advertised)| Run { range: *range, lower, advertised: *advertised })
+    pub(super) fn runs(&self, link: &LowerLink) -> impl Iterator<Item = LinkRun> {
+        self.runs.iter().map(|(range, advertised)| LinkRun::of(link, *range, *advertised))
     }
 
     /// As few ranges as possible: for the table it does not matter what is advertised.
@@ -57,8 +79,9 @@ impl Split {
 }
 
 /// How many devices of a link are advertised.
-pub(super) fn advertised(runs: &[Run], lower: u32) -> u32 {
-    runs.iter().filter(|run| run.lower == lower && run.advertised).map(|run| run.range.count).sum()
+pub(super) fn advertised(runs: &[LinkRun], lower: u32) -> u32 {
+    let runs = runs.iter().map(|offered| offered.run);
+    runs.filter(|run| run.lower == lower && run.advertised).map(|run| run.range.count).sum()
 }
 
 /// The lowest slot that is in none of the ranges, and how many follow it that are not either.

@@ -105,8 +105,8 @@ impl EvolvingNode {
 
 fn advertised(evolution: &Evolution) -> Vec<u32> {
     let runs = evolution.offers.get(&name("a")).map_or(&[][..], Vec::as_slice);
-    let mut slots: Vec<u32> =
-        runs.iter().filter(|run| run.advertised).flat_map(|run| run.range.slots()).collect();
+    let runs = runs.iter().map(|offered| offered.run).filter(|run| run.advertised);
+    let mut slots: Vec<u32> = runs.flat_map(|run| run.range.slots()).collect();
     slots.sort_unstable();
     slots
 }
@@ -376,7 +376,7 @@ proptest! {
                 prop_assert_eq!(node.table.device(&id).map(|d| d.ifindex), Some(ifindex));
             }
             let mut seen = BTreeSet::new();
-            for run in evolution.offers.values().flatten() {
+            for LinkRun { run, .. } in evolution.offers.values().flatten() {
                 for slot in run.range.slots() {
                     let id = DeviceId::new(name("a"), slot);
                     prop_assert!(seen.insert(slot), "slot {} twice", slot);

@@ -1,6 +1,6 @@
 //! The MTUs that pods were left with when the MTU of their link was lowered.
 
-use super::Engine;
+use super::{Memory, World};
 use crate::links::link::Link;
 
 /// The smallest MTU of a link while a device on it was in use.
@@ -12,12 +12,12 @@ pub(super) struct SmallestMtu {
     wanted: Option<u32>,
 }
 
-impl Engine {
+impl Memory {
     /// The kernel lowers the MTU of macvtaps with that of their link, and never raises it again.
-    pub(super) fn note_mtus(&mut self) {
-        let Self { smallest_mtus, in_use, table, inventory, .. } = self;
+    pub(super) fn note_mtus(&mut self, World { in_use, inventory, .. }: &World) {
+        let Self { smallest_mtus, table, .. } = self;
         smallest_mtus.retain(|device, _| in_use.contains(device));
-        for device in in_use.iter() {
+        for device in in_use {
             let Some(found) = table.device(device).filter(|found| found.link.pci.is_none()) else { continue };
             let Some(link) = inventory.get(found.link.ifindex) else { continue };
             let now = SmallestMtu { lower: link.ifindex, mtu: link.mtu, wanted: found.resource.mtu };
@@ -31,7 +31,7 @@ impl Engine {
     }
 
     /// The MTU that pods on the link were left with when the link's own was lowered and raised again.
-    pub fn lowered_mtu(&self, link: &Link) -> Option<u32> {
+    pub(super) fn lowered_mtu(&self, link: &Link) -> Option<u32> {
         let of_link = self.smallest_mtus.values().filter(|noted| noted.lower == link.ifindex);
         let lowered = of_link.filter(|noted| noted.mtu < noted.wanted.unwrap_or(link.mtu).min(link.mtu));
         lowered.map(|noted| noted.mtu).min()

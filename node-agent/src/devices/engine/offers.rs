@@ -1,80 +1,67 @@
 //! What is offered of a resource: its devices, and how the link of each looks.
 
-use super::Engine;
-use crate::devices::assignment::{Demand, Run, nowhere};
+use super::{Memory, World};
+use crate::devices::assignment::{LinkRun, Run};
 use crate::devices::offer::{LinkState, Offer, OfferedRun};
 use crate::links::health::{Policy, Sight};
 use crate::links::inventory::{self, Inventory};
 use crate::links::link::Link;
-use crate::pools::pool::{Naming, Pool};
-use crate::pools::selection::{self, Selection};
+use crate::pools::pool::Pool;
+use crate::pools::selection;
 use macvtap::device_id::ResourceName;
-use macvtap::table::{DeviceTable, DeviceType, LowerLink, SlotRange};
+use macvtap::table::{DeviceType, Resource, SlotRange};
 use macvtap_crds::v1alpha1::reason::LinkReason;
 use macvtap_crds::v1alpha1::settings::{Allocation, Topology};
-use std::collections::BTreeMap;
 use std::time::Instant;
 
-impl Engine {
-    #[expect(clippy::too_many_arguments, reason = "the results of the earlier parts of one step")]
+impl Memory {
+    /// Returns what is offered of a resource, and when a link may count as healthy or not without any other reason.
     pub(super) fn offer(
         &mut self,
+        world: &World,
         resource: &ResourceName,
-        runs: &[Run],
-        demands: &BTreeMap<ResourceName, Demand>,
-        table: &DeviceTable,
-        selection: &Selection,
+        entry: &Resource,
+        pool: Option<&Pool>,
+        runs: Vec<LinkRun>,
         now: Instant,
-        wake: &mut Option<Instant>,
-    ) -> Option<Offer> {
-        let stored = table.resources.get(resource);
-        let entry = stored.or_else(|| demands.get(resource).map(|demand| &demand.entry))?;
+    ) -> (Offer, Option<Instant>) {
+        let inventory = &world.inventory;
         let nics = entry.device_type == DeviceType::HostDevice;
-        let claimed = selection.resources.get(resource).and_then(|claim| self.pools.get(claim.pool));
-        let pool = claimed.or_else(|| {
-            let named = |pool: &&Pool| pool.naming == Naming::Fixed(resource.clone());
-            self.pools.iter().find(named)
-        });
-        let settings = pool.map(|pool| pool.settings.clone());
-        let mut offered = Vec::with_capacity(runs.len());
-        for run in runs {
-            let slot = run.range.first_slot;
-            let has = |link: &&LowerLink| link.ranges.iter().any(|range| range.ifindex_of(slot).is_some());
-            let known = stored.and_then(|stored| stored.links.iter().find(has));
-            let name = known.map(|link| link.name.clone()).unwrap_or_default();
-            let identity = known.map_or_else(nowhere, |link| link.identity.clone());
-            let pci = known.filter(|_| nics).and_then(|link| link.pci);
-            let hint = settings.as_ref().is_some_and(|s| s.topology == Topology::Hint);
-            let (state, numa_node) = match self.inventory.get(run.lower) {
-                None => (LinkState::Unhealthy(LinkReason::LinkGone), None),
-                Some(link) if self.inventory.is_in_pod(run.lower) => {
-                    (LinkState::Healthy, link.hardware.numa_node.filter(|_| hint))
-                }
+        let settings = pool.map(|pool| &pool.settings);
+        let hint = settings.is_some_and(|settings| settings.topology == Topology::Hint);
+        let policy = settings.map_or_else(Policy::default, |settings| Policy::from(&settings.health));
+        let (mut offered, mut wake) = (Vec::with_capacity(runs.len()), None);
+        for LinkRun { run, link: name, identity, pci } in runs {
+            let link = inventory.get(run.lower);
+            let state = match link {
+                None => LinkState::Unhealthy(LinkReason::LinkGone),
+                Some(_) if inventory.is_in_pod(run.lower) => LinkState::Healthy,
                 Some(link) => {
-                    let policy = settings.as_ref().map_or_else(Policy::default, |s| Policy::from(&s.health));
                     let sight = if nics { Sight::of_nic(link) } else { Sight::of(link) };
                     let key = (resource.clone(), run.lower);
                     let (healthy, due) = self.tracker.observe(key, policy, sight, now);
-                    *wake = (*wake).into_iter().chain(due).min();
-                    let state = link_state(&self.inventory, link, healthy, entry.mtu, entry.device_type);
-                    (state, link.hardware.numa_node.filter(|_| hint))
+                    wake = wake.into_iter().chain(due).min();
+                    link_state(inventory, link, healthy, entry.mtu, entry.device_type)
                 }
             };
-            let whole = OfferedRun { run: *run, link: name, identity, state, numa_node, pci };
+            let numa_node = link.and_then(|link| link.hardware.numa_node).filter(|_| hint);
+            let pci = pci.filter(|_| nics);
+            let whole = OfferedRun { run, link: name, identity, state, numa_node, pci };
             if state == LinkState::Healthy && !nics {
-                offered.extend(without_taken(&self.inventory, &whole));
+                offered.extend(without_taken(inventory, &whole));
             } else {
                 offered.push(whole);
             }
         }
-        Some(Offer {
+        let offer = Offer {
             resource: resource.clone(),
             full_name: format!("{}/{resource}", entry.prefix),
             tap_only: entry.tap_only,
             device_type: entry.device_type,
-            allocation: settings.as_ref().map_or(Allocation::default(), |s| s.allocation),
+            allocation: settings.map_or(Allocation::default(), |settings| settings.allocation),
             runs: offered,
-        })
+        };
+        (offer, wake)
     }
 }
 

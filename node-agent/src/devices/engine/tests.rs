@@ -1,11 +1,11 @@
 mod nics;
 
 use super::*;
-use crate::devices::offer::Counts;
-use crate::devices::offer::LinkState;
+use crate::devices::offer::{self, Counts, LinkState};
 use crate::links::inventory::tests::{link, nic};
 use crate::links::link::Kind;
 use crate::pools::selection::tests::pool;
+use macvtap::device_id::DeviceId;
 use macvtap::link::IfName;
 use macvtap_crds::v1alpha1::reason::LinkReason;
 use proptest::prelude::*;
@@ -14,17 +14,17 @@ use std::time::Duration;
 
 fn engine(pools: Vec<Pool>) -> Engine {
     let mut engine = Engine::new(assignment::empty("boot", false), "boot".into(), false);
-    engine.pools = pools;
+    engine.world.pools = pools;
     engine
 }
 
 /// An agent that starts with what the last one left: table, pods, and the same pools.
 fn restarted(last: &Engine, boot_id: &str, links: impl IntoIterator<Item = Link>) -> Engine {
     let mut engine = Engine::new(last.table().clone(), boot_id.to_owned(), false);
-    engine.pools.clone_from(&last.pools);
-    engine.in_use.clone_from(&last.in_use);
-    engine.in_pods.clone_from(&last.in_pods);
-    let _ = engine.inventory.reset(links);
+    engine.world.pools.clone_from(&last.world.pools);
+    engine.world.in_use.clone_from(&last.world.in_use);
+    engine.world.in_pods.clone_from(&last.world.in_pods);
+    let _ = engine.world.inventory.reset(links);
     engine
 }
 
@@ -48,22 +48,22 @@ fn a_resource_without_links_is_offered_empty() {
 fn a_link_that_comes_and_goes_brings_and_takes_its_devices_at_once() {
     let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 10}}))]);
     let now = Instant::now();
-    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    let _ = engine.world.inventory.apply(link(3, "dp0", Kind::Veth));
     assert_eq!(counts(&step(&mut engine, now), "a"), Counts { capacity: 10, allocatable: 10 });
     assert!(!engine.step(now).table_changed);
-    let _ = engine.inventory.remove(3);
+    let _ = engine.world.inventory.remove(3);
     assert_eq!(counts(&step(&mut engine, now), "a"), Counts::default());
-    let _ = engine.inventory.apply(link(9, "dp0", Kind::Veth));
+    let _ = engine.world.inventory.apply(link(9, "dp0", Kind::Veth));
     assert_eq!(counts(&step(&mut engine, now), "a"), Counts { capacity: 10, allocatable: 10 });
 }
 
 #[test]
 fn devices_in_use_on_a_link_that_is_gone_are_listed_unhealthy() {
     let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 10}}))]);
-    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    let _ = engine.world.inventory.apply(link(3, "dp0", Kind::Veth));
     step(&mut engine, Instant::now());
-    engine.in_use.insert("aMvp4".parse().unwrap());
-    let _ = engine.inventory.remove(3);
+    engine.world.in_use.insert("aMvp4".parse().unwrap());
+    let _ = engine.world.inventory.remove(3);
     assert_eq!(counts(&step(&mut engine, Instant::now()), "a"), Counts { capacity: 1, allocatable: 0 });
 }
 
@@ -71,11 +71,11 @@ fn devices_in_use_on_a_link_that_is_gone_are_listed_unhealthy() {
 fn a_loss_of_carrier_counts_after_its_delay_and_asks_to_be_woken() {
     let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 2}}))]);
     let now = Instant::now();
-    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    let _ = engine.world.inventory.apply(link(3, "dp0", Kind::Veth));
     step(&mut engine, now);
     let mut down = link(3, "dp0", Kind::Veth);
     down.carrier = false;
-    let _ = engine.inventory.apply(down);
+    let _ = engine.world.inventory.apply(down);
     let first = step(&mut engine, now);
     assert_eq!(counts(&first, "a").allocatable, 2);
     assert_eq!(first.wake, Some(now + Duration::from_secs(3)));
@@ -89,11 +89,11 @@ fn a_loss_of_carrier_counts_after_its_delay_and_asks_to_be_woken() {
 fn a_device_whose_index_another_link_of_the_node_has_is_unhealthy_until_that_goes() {
     let mut engine =
         engine(vec![pool("a", &json!({"links": [{"names": ["dp0"]}], "capacity": {"perLink": 10}}))]);
-    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    let _ = engine.world.inventory.apply(link(3, "dp0", Kind::Veth));
     let first =
         step(&mut engine, Instant::now()).offers[&"a".parse().unwrap()].runs[0].run.range.first_ifindex;
     for (slot, counted) in [(0, 9), (4, 8), (9, 7), (10, 7)] {
-        let _ = engine.inventory.apply(link(first + slot, &format!("stranger{slot}"), Kind::Veth));
+        let _ = engine.world.inventory.apply(link(first + slot, &format!("stranger{slot}"), Kind::Veth));
         let step = step(&mut engine, Instant::now());
         assert_eq!(counts(&step, "a"), Counts { capacity: 10, allocatable: counted }, "slot {slot}");
         assert!(!step.table_changed);
@@ -109,7 +109,7 @@ fn a_device_whose_index_another_link_of_the_node_has_is_unhealthy_until_that_goe
     let granted = offer.grant(&["aMvp5".to_owned()]).unwrap();
     assert_eq!(granted[0].ifindex, first + 5, "a cut moved an index");
     for slot in [0, 4, 9] {
-        let _ = engine.inventory.remove(first + slot);
+        let _ = engine.world.inventory.remove(first + slot);
     }
     assert_eq!(counts(&step(&mut engine, Instant::now()), "a").allocatable, 10);
 }
@@ -117,22 +117,22 @@ fn a_device_whose_index_another_link_of_the_node_has_is_unhealthy_until_that_goe
 #[test]
 fn the_tap_of_a_pod_without_network_takes_no_index() {
     let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 10}}))]);
-    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    let _ = engine.world.inventory.apply(link(3, "dp0", Kind::Veth));
     let first =
         step(&mut engine, Instant::now()).offers[&"a".parse().unwrap()].runs[0].run.range.first_ifindex;
     let mut tap = link(first + 4, IfName::tap_only(first + 4).as_str(), Kind::Macvtap);
     tap.lower = Some(3);
-    let _ = engine.inventory.apply(tap.clone());
+    let _ = engine.world.inventory.apply(tap.clone());
     assert_eq!(counts(&step(&mut engine, Instant::now()), "a").allocatable, 10);
     tap.lower = Some(4);
-    let _ = engine.inventory.apply(tap);
+    let _ = engine.world.inventory.apply(tap);
     assert_eq!(counts(&step(&mut engine, Instant::now()), "a").allocatable, 9, "on another link");
 }
 
 #[test]
 fn an_mtu_the_link_cannot_have_and_a_master_make_its_devices_unhealthy() {
     let mut engine = engine(vec![pool("a", &json!({"macvtap": {"mtu": 9000}}))]);
-    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    let _ = engine.world.inventory.apply(link(3, "dp0", Kind::Veth));
     let step = step(&mut engine, Instant::now());
     let offer = &step.offers[&"a".parse().unwrap()];
     assert_eq!(offer.runs[0].state, LinkState::Unhealthy(LinkReason::MtuTooSmall));
@@ -146,7 +146,7 @@ fn devices_carry_the_memory_node_of_their_link_unless_the_pool_says_none() {
             let mut engine = engine(vec![pool("a", &fields)]);
             let (mut near, far) = (nic(3, "eth1", 0xa), nic(4, "eth2", 0xb));
             near.hardware.numa_node = Some(1);
-            let _ = engine.inventory.reset([near, far]);
+            let _ = engine.world.inventory.reset([near, far]);
             let devices = step(&mut engine, Instant::now()).offers[&"a".parse().unwrap()].devices();
             let nodes = devices.into_iter().map(|device| {
                 device.topology.map(|topology| topology.nodes.iter().map(|node| node.id).collect::<Vec<_>>())
@@ -160,12 +160,12 @@ fn devices_carry_the_memory_node_of_their_link_unless_the_pool_says_none() {
 #[test]
 fn a_pool_that_is_gone_keeps_its_devices_in_use_and_offers_no_other() {
     let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 5}}))]);
-    let _ = engine.inventory.apply(link(3, "dp0", Kind::Veth));
+    let _ = engine.world.inventory.apply(link(3, "dp0", Kind::Veth));
     step(&mut engine, Instant::now());
-    engine.in_use.insert("aMvp4".parse().unwrap());
-    engine.pools.clear();
+    engine.world.in_use.insert("aMvp4".parse().unwrap());
+    engine.world.pools.clear();
     assert_eq!(counts(&step(&mut engine, Instant::now()), "a"), Counts { capacity: 1, allocatable: 1 });
-    engine.in_use.clear();
+    engine.world.in_use.clear();
     let now = Instant::now();
     step(&mut engine, now);
     let later = step(&mut engine, now + assignment::GRACE);
@@ -177,22 +177,22 @@ fn a_pool_that_is_gone_keeps_its_devices_in_use_and_offers_no_other() {
 fn a_pool_that_comes_before_another_one_does_not_get_its_resources_while_they_are_in_use() {
     let per_link = |name: &str| pool(name, &json!({"resourcePer": "Link", "resourcePrefix": name}));
     let mut engine = engine(vec![per_link("old")]);
-    let _ = engine.inventory.reset([link(1, "eth1", Kind::Physical)]);
+    let _ = engine.world.inventory.reset([link(1, "eth1", Kind::Physical)]);
     let now = Instant::now();
     step(&mut engine, now);
-    engine.in_use = ["eth1Mvp0".parse().unwrap()].into();
-    engine.pools.insert(0, per_link("new"));
+    engine.world.in_use = ["eth1Mvp0".parse().unwrap()].into();
+    engine.world.pools.insert(0, per_link("new"));
     let name = |step: &Step| step.offers[&"eth1".parse().unwrap()].full_name.clone();
     assert_eq!(name(&step(&mut engine, now)), "old/eth1");
     // The link goes and comes again.
-    let _ = engine.inventory.reset([]);
+    let _ = engine.world.inventory.reset([]);
     step(&mut engine, now);
-    let _ = engine.inventory.reset([link(1, "eth1", Kind::Physical)]);
+    let _ = engine.world.inventory.reset([link(1, "eth1", Kind::Physical)]);
     assert_eq!(name(&step(&mut engine, now)), "old/eth1");
     // An agent that starts has the table alone.
-    engine.owners.clear();
+    engine.memory.owners.clear();
     assert_eq!(name(&step(&mut engine, now)), "old/eth1");
-    engine.in_use.clear();
+    engine.world.in_use.clear();
     assert_eq!(name(&step(&mut engine, now)), "new/eth1");
 }
 
@@ -201,20 +201,24 @@ fn an_agent_that_starts_knows_whose_resource_it_is_although_two_pools_are_alike(
     let per_link = |name: &str| pool(name, &json!({"resourcePer": "Link"}));
     let mut engine = engine(vec![per_link("old")]);
     let eth1 = || [link(1, "eth1", Kind::Physical)];
-    let _ = engine.inventory.reset(eth1());
+    let _ = engine.world.inventory.reset(eth1());
     step(&mut engine, Instant::now());
-    engine.in_use = ["eth1Mvp0".parse().unwrap()].into();
-    engine.pools.insert(0, per_link("new"));
+    engine.world.in_use = ["eth1Mvp0".parse().unwrap()].into();
+    engine.world.pools.insert(0, per_link("new"));
     let name: ResourceName = "eth1".parse().unwrap();
     let mut next = restarted(&engine, "boot", eth1());
     let owner = |engine: &mut Engine| {
         let claimed = step(engine, Instant::now()).selection.resources[&name].pool;
         let told = engine.table().resources[&name].pool.clone();
-        assert_eq!(told.as_ref(), Some(&engine.pools[claimed].name), "the next agent would be told another");
+        assert_eq!(
+            told.as_ref(),
+            Some(&engine.world.pools[claimed].name),
+            "the next agent would be told another"
+        );
         told.unwrap()
     };
     assert_eq!(owner(&mut next), "old");
-    next.in_use.clear();
+    next.world.in_use.clear();
     assert_eq!(owner(&mut next), "new");
 }
 
@@ -222,7 +226,7 @@ fn an_agent_that_starts_knows_whose_resource_it_is_although_two_pools_are_alike(
 fn a_limit_for_the_node_holds_over_all_links() {
     let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 10, "perNode": 15}}))]);
     for ifindex in 1..=3 {
-        let _ = engine.inventory.apply(link(ifindex, &format!("e{ifindex}"), Kind::Physical));
+        let _ = engine.world.inventory.apply(link(ifindex, &format!("e{ifindex}"), Kind::Physical));
     }
     assert_eq!(counts(&step(&mut engine, Instant::now()), "a").capacity, 15);
 }
@@ -231,7 +235,7 @@ fn a_limit_for_the_node_holds_over_all_links() {
 fn no_more_devices_are_offered_than_a_kubelet_reads() {
     let mut engine = engine(vec![pool("a", &json!({"capacity": {"perLink": 4096}}))]);
     let links = (1..=30).map(|ifindex| link(ifindex, &format!("e{ifindex}"), Kind::Physical));
-    let _ = engine.inventory.reset(links);
+    let _ = engine.world.inventory.reset(links);
     let offered = counts(&step(&mut engine, Instant::now()), "a").capacity;
     assert_eq!(offered, offer::devices_max(&"a".parse().unwrap()));
     assert!(offered < 30 * 4096);
@@ -305,10 +309,10 @@ proptest! {
         let (mut followed, now) = (engine(pools()), Instant::now());
         for (happening, noticed) in happenings {
             let _ = match happening {
-                Happening::Link(link) => followed.inventory.apply(*link),
-                Happening::Gone(ifindex) => followed.inventory.remove(ifindex),
+                Happening::Link(link) => followed.world.inventory.apply(*link),
+                Happening::Gone(ifindex) => followed.world.inventory.remove(ifindex),
                 Happening::Ties(addressed, routes) => {
-                    followed.inventory.set_addressed(addressed) | followed.inventory.set_default_routes(routes)
+                    followed.world.inventory.set_addressed(addressed) | followed.world.inventory.set_default_routes(routes)
                 }
             };
             // Several events may be one step.
@@ -317,7 +321,7 @@ proptest! {
             }
         }
         let mut fresh = engine(pools());
-        fresh.inventory = followed.inventory.clone();
+        fresh.world.inventory = followed.world.inventory.clone();
         let (followed, fresh) = (step(&mut followed, now), step(&mut fresh, now));
         prop_assert_eq!(&followed.selection, &fresh.selection);
         prop_assert_eq!(offered(&followed), offered(&fresh));

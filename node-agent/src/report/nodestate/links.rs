@@ -13,6 +13,7 @@ use macvtap_crds::v1alpha1::reason::LinkReason;
 pub(super) fn listed(view: &View<'_>) -> (Vec<NodeLink>, u32) {
     let mut listed: Vec<NodeLink> = view
         .engine
+        .world
         .inventory
         .iter()
         .filter_map(|link| {
@@ -22,7 +23,7 @@ pub(super) fn listed(view: &View<'_>) -> (Vec<NodeLink>, u32) {
             let meant = candidate || (matched && !matches!(link.kind, Kind::Loopback | Kind::Macvtap));
             meant.then(|| {
                 let pools =
-                    outcome.pools.iter().map(|index| view.engine.pools[*index].name.clone()).collect();
+                    outcome.pools.iter().map(|index| view.engine.world.pools[*index].name.clone()).collect();
                 let refusal = if outcome.pools.is_empty() {
                     outcome
                         .refusals
@@ -92,7 +93,7 @@ fn trouble(view: &View<'_>, link: &Link) -> Option<Refusal> {
                 format!("the MTU of {name} is {}, smaller than the pool's", link.mtu)
             }
             LinkReason::IndexTaken => view.taken(|_, offered| offered.run.lower == link.ifindex),
-            _ => selection::macvtap_obstacle(&view.engine.inventory, link)
+            _ => selection::macvtap_obstacle(&view.engine.world.inventory, link)
                 .map_or_else(|| format!("devices of {name} are unhealthy"), |obstacle| obstacle.message),
         };
         return Some(Refusal { reason, message });
@@ -127,7 +128,7 @@ fn advice(view: &View<'_>, link: &Link) -> Option<Refusal> {
         return Some(Refusal { reason: LinkReason::MtuLowered, message });
     }
     let pools = view.step.selection.links.get(&link.ifindex).map_or(&[][..], |outcome| &outcome.pools);
-    let mut modes = pools.iter().map(|index| view.engine.pools[*index].mode());
+    let mut modes = pools.iter().map(|index| view.engine.world.pools[*index].mode());
     if link.tag == Tag::LeftInPlace && modes.clone().any(|mode| mode == Mode::Bridge) {
         let message = format!(
             "pods of this node cannot reach one another through {name}, a VLAN without header reordering; `ip link set \

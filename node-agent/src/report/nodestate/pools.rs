@@ -32,7 +32,7 @@ pub(super) fn status(view: &View<'_>, index: usize, pool: &Pool) -> NodePoolStat
         let ours = devices.iter().filter(|device| resources.contains(&device.resource()));
         u32::try_from(ours.count()).unwrap_or(u32::MAX)
     };
-    let pools = &view.engine.pools;
+    let pools = &view.engine.world.pools;
     let mut status = NodePoolStatus {
         name: pool.name.clone(),
         generation: pool.generation,
@@ -81,7 +81,7 @@ fn ready(
     status: &NodePoolStatus,
 ) -> Finding {
     if let Some(owner) = outcome.name_taken_by {
-        let message = format!("pool {} has this resource name", view.engine.pools[owner].name);
+        let message = format!("pool {} has this resource name", view.engine.world.pools[owner].name);
         return unready(NodePoolReason::ResourceNameTaken, message);
     }
     if pool.draining {
@@ -105,9 +105,9 @@ fn ready(
         return unready(NodePoolReason::PluginMissing, reason.clone());
     }
     if outcome.links.is_empty() {
-        let pools = &view.engine.pools;
+        let pools = &view.engine.world.pools;
         let index = pools.iter().position(|other| other.name == pool.name).unwrap_or_default();
-        let why = selection::why_empty(pools, &view.engine.inventory, &view.step.selection, index);
+        let why = selection::why_empty(pools, &view.engine.world.inventory, &view.step.selection, index);
         return unready(NodePoolReason::NoMatchingLink, why.unwrap_or_default());
     }
     let missing = resources.iter().find_map(|resource| match view.registrations.get(*resource) {

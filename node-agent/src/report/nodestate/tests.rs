@@ -25,10 +25,10 @@ struct Scene {
 impl Scene {
     fn new(pools: Vec<Pool>, links: Vec<Link>) -> Self {
         let mut engine = Engine::new(assignment::empty("boot", false), "boot".into(), false);
-        let _ = engine.inventory.reset(links);
+        let _ = engine.world.inventory.reset(links);
         let registered = |pool: &Pool| (pool.name.parse().unwrap(), Registration::Done);
         let registrations = pools.iter().map(registered).collect();
-        engine.pools = pools;
+        engine.world.pools = pools;
         let configuration = Configuration { hash: Some("h".into()), ..Configuration::default() };
         Self {
             engine,
@@ -48,7 +48,7 @@ impl Scene {
             step: &step,
             configuration: &self.configuration,
             registrations: &self.registrations,
-            in_use: &self.engine.in_use,
+            in_use: &self.engine.world.in_use,
             dead: &self.dead,
             table_error: self.table_error,
             plugin: &self.plugin,
@@ -76,7 +76,7 @@ fn veth(ifindex: u32, name: &str) -> Link {
 fn a_pool_that_serves_says_so_with_its_numbers() {
     let mut scene = Scene::new(vec![pool("a", &json!({"capacity": {"perLink": 5}}))], vec![veth(2, "dp0")]);
     scene.status();
-    scene.engine.in_use.insert("aMvp1".parse().unwrap());
+    scene.engine.world.in_use.insert("aMvp1".parse().unwrap());
     let status = scene.status();
     let entry = &status.pools[0];
     assert_eq!((entry.capacity, entry.allocatable, entry.allocated, entry.dead), (5, 5, 1, 0));
@@ -136,10 +136,10 @@ fn a_nic_that_is_in_a_pod_is_told_with_the_pod_and_counts_for_its_pool() {
     let mut scene = Scene::new(vec![pool("a", &json!({"type": "HostDevice"}))], vec![nic(2, "eth1", 0xa)]);
     scene.status();
     let device: DeviceId = "aMvp0".parse().unwrap();
-    let taken = scene.engine.inventory.get(2).unwrap().clone();
-    scene.engine.in_pods.insert(device.clone(), in_pod(&taken));
-    scene.engine.in_use.insert(device);
-    let _ = scene.engine.inventory.remove(2);
+    let taken = scene.engine.world.inventory.get(2).unwrap().clone();
+    scene.engine.world.in_pods.insert(device.clone(), in_pod(&taken));
+    scene.engine.world.in_use.insert(device);
+    let _ = scene.engine.world.inventory.remove(2);
     let status = scene.status();
     assert_eq!(says(&status, 0, ConditionType::Ready), (true, "Serving"));
     assert_eq!(says(&status, 0, ConditionType::Degraded), (false, "AsExpected"));
@@ -183,7 +183,7 @@ fn the_same_state_is_the_same_status_whenever_it_is_asked_for() {
     let mut scene = Scene::new(vec![pool("a", &json!({}))], vec![veth(2, "dp0")]);
     let first = scene.status_at(None, 10);
     assert_eq!(scene.status_at(Some(&first), 20), first);
-    let _ = scene.engine.inventory.remove(2);
+    let _ = scene.engine.world.inventory.remove(2);
     let later = scene.status_at(Some(&first), 30);
     let ready = condition::find(&later.pools[0].conditions, ConditionType::Ready).unwrap();
     assert_eq!(ready.last_transition_time, Time(Timestamp::from_second(30).unwrap()));
@@ -220,7 +220,7 @@ fn a_device_whose_index_is_taken_is_told_with_the_link_that_has_it_and_its_own_l
     );
     scene.status();
     let index = macvtap::table::IFINDEX_FIRST + 4;
-    let _ = scene.engine.inventory.apply(veth(index, "stranger"));
+    let _ = scene.engine.world.inventory.apply(veth(index, "stranger"));
     let status = scene.status();
     assert_eq!(says(&status, 0, ConditionType::Ready), (true, "Serving"));
     assert_eq!(says(&status, 0, ConditionType::Degraded), (true, "IndexTaken"));
@@ -233,7 +233,7 @@ fn a_device_whose_index_is_taken_is_told_with_the_link_that_has_it_and_its_own_l
     let link = status.links.iter().find(|link| link.name == "dp0").unwrap();
     assert_eq!(link.reason.as_deref(), Some("IndexTaken"));
     assert_eq!(link.message.as_deref(), Some(wanted.as_str()));
-    let _ = scene.engine.inventory.remove(index);
+    let _ = scene.engine.world.inventory.remove(index);
     assert_eq!(says(&scene.status(), 0, ConditionType::Degraded), (false, "AsExpected"));
 }
 
@@ -252,9 +252,9 @@ fn a_link_that_has_the_name_of_another_one_whose_devices_are_in_use_says_so() {
     one.mac = Some("02:00:00:00:00:01".parse().unwrap());
     let mut scene = Scene::new(vec![pool("a", &json!({"capacity": {"perLink": 10}}))], vec![one.clone()]);
     scene.status();
-    scene.engine.in_use.insert("aMvp4".parse().unwrap());
+    scene.engine.world.in_use.insert("aMvp4".parse().unwrap());
     (one.ifindex, one.mac) = (4, Some("02:00:00:00:00:02".parse().unwrap()));
-    let _ = scene.engine.inventory.reset([one]);
+    let _ = scene.engine.world.inventory.reset([one]);
     let status = scene.status();
     assert_eq!(status.links[0].reason.as_deref(), Some("LinkReplaced"));
     assert_eq!((status.pools[0].capacity, status.pools[0].allocatable), (11, 10));

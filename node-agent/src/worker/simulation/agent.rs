@@ -70,10 +70,10 @@ impl SimulatedWorker {
         if planted == Some(Planted::ForgottenTable) {
             engine = Engine::new(assignment::empty(boot, false), boot.to_owned(), false);
         }
-        engine.in_use =
+        engine.world.in_use =
             crate::worker::usage::at_start(paths, plugins, &crate::devices::nics::NicNames::default());
         Self {
-            usage: engine.in_use.clone(),
+            usage: engine.world.in_use.clone(),
             engine,
             collector: Collector::default(),
             troubles: Troubles::new(),
@@ -104,13 +104,13 @@ impl SimulatedWorker {
         kubelet: &mut SimulatedKubelet,
         now: Instant,
     ) {
-        let _ = self.engine.inventory.reset(links);
-        self.engine.pools = pools;
-        self.engine.in_use.clone_from(&self.usage);
+        let _ = self.engine.world.inventory.reset(links);
+        self.engine.world.pools = pools;
+        self.engine.world.in_use.clone_from(&self.usage);
         let recent = self.recent(now);
-        self.engine.in_use.extend(recent);
+        self.engine.world.in_use.extend(recent);
         if self.planted == Some(Planted::NothingInUse) {
-            self.engine.in_use.clear();
+            self.engine.world.in_use.clear();
         }
         let step = self.engine.step(now);
         if !step.table_changed {

@@ -12,7 +12,7 @@ const B: &str = "0000:00:0b.0";
 /// An agent with a pool of whole NICs and two of them: `eth1` (3) and `eth2` (4).
 fn agent() -> Engine {
     let mut engine = engine(vec![pool("nics", &json!({"type": "HostDevice"}))]);
-    let _ = engine.inventory.reset([nic(3, "eth1", 0xa), nic(4, "eth2", 0xb)]);
+    let _ = engine.world.inventory.reset([nic(3, "eth1", 0xa), nic(4, "eth2", 0xb)]);
     engine
 }
 
@@ -45,19 +45,19 @@ fn ifindex(engine: &Engine, address: &str) -> u32 {
 /// A pod takes a NIC: Allocate, record, and the NIC leaves the node.
 fn take(engine: &mut Engine, address: &str) -> Link {
     let device = device(engine, address);
-    engine.in_use.insert(device.clone());
-    let taken = engine.inventory.get(ifindex(engine, address)).unwrap().clone();
-    engine.in_pods.insert(device, in_pod(&taken));
-    let _ = engine.inventory.remove(taken.ifindex);
+    engine.world.in_use.insert(device.clone());
+    let taken = engine.world.inventory.get(ifindex(engine, address)).unwrap().clone();
+    engine.world.in_pods.insert(device, in_pod(&taken));
+    let _ = engine.world.inventory.remove(taken.ifindex);
     taken
 }
 
 /// The pod is gone, and its NIC is on the node again.
 fn bring_back(engine: &mut Engine, nic: Link, address: &str) {
     let device = device(engine, address);
-    engine.in_pods.remove(&device);
-    engine.in_use.remove(&device);
-    let _ = engine.inventory.apply(nic);
+    engine.world.in_pods.remove(&device);
+    engine.world.in_use.remove(&device);
+    let _ = engine.world.inventory.apply(nic);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn each_nic_is_one_device_that_the_kubelet_knows_by_its_pci_address() {
     assert_eq!(list(&mut engine), healthy(&[A, B]));
     let found = engine.table().device(&device(&engine, B)).unwrap();
     assert_eq!((found.link.name.as_str(), found.link.pci), ("eth2", B.parse().ok()));
-    engine.pools = vec![pool("nics", &json!({"type": "HostDevice", "capacity": {"perLink": 7}}))];
+    engine.world.pools = vec![pool("nics", &json!({"type": "HostDevice", "capacity": {"perLink": 7}}))];
     assert_eq!(list(&mut engine), healthy(&[A, B]), "more than one device of one NIC");
 }
 
@@ -89,7 +89,7 @@ fn a_nic_in_a_pod_is_still_the_one_its_pool_chose_by_another_name() {
     let mut engine =
         engine(vec![pool("nics", &json!({"type": "HostDevice", "links": [{"names": ["enp0s10"]}]}))]);
     let named = Link { altnames: vec!["enp0s10".into()], ..nic(3, "eth1", 0xa) };
-    let _ = engine.inventory.reset([named, nic(4, "eth2", 0xb)]);
+    let _ = engine.world.inventory.reset([named, nic(4, "eth2", 0xb)]);
     assert_eq!(list(&mut engine), healthy(&[A]));
     take(&mut engine, A);
     assert_eq!(list(&mut engine), healthy(&[A]));
@@ -113,11 +113,11 @@ fn a_nic_without_a_record_of_a_pod_was_unplugged() {
     let mut engine = agent();
     list(&mut engine);
     take(&mut engine, A);
-    engine.in_pods.clear();
+    engine.world.in_pods.clear();
     assert_eq!(list(&mut engine), [(A.to_owned(), false), (B.to_owned(), true)]);
     let refused = decided(&mut engine).grant(&[A.to_owned()]).unwrap_err();
     assert_eq!(refused.to_string(), format!("link eth1 of device {A} does not exist any more"));
-    engine.in_use.clear();
+    engine.world.in_use.clear();
     assert_eq!(list(&mut engine), healthy(&[B]));
     assert!(engine.table().host_device(&A.parse().unwrap()).is_none());
 }
@@ -127,7 +127,7 @@ fn an_agent_that_starts_while_a_nic_is_away_lists_it_with_its_memory_node() {
     let mut engine = agent();
     let mut first = nic(3, "eth1", 0xa);
     first.hardware.numa_node = Some(1);
-    let _ = engine.inventory.apply(first);
+    let _ = engine.world.inventory.apply(first);
     let before = decided(&mut engine);
     take(&mut engine, A);
     let mut restarted = restarted(&engine, "boot", [nic(4, "eth2", 0xb)]);
@@ -141,8 +141,8 @@ fn another_link_may_get_the_index_of_a_nic_that_is_away() {
     list(&mut engine);
     let mut taken = take(&mut engine, A);
     let second = nic(3, "eth2", 0xb);
-    let _ = engine.inventory.remove(4);
-    let _ = engine.inventory.apply(second);
+    let _ = engine.world.inventory.remove(4);
+    let _ = engine.world.inventory.apply(second);
     assert_eq!(list(&mut engine), healthy(&[A, B]));
     assert_eq!(
         (ifindex(&engine, B), engine.table().device(&device(&engine, A)).unwrap().link.pci),
@@ -159,13 +159,13 @@ fn another_nic_at_the_address_of_one_that_a_pod_lost_waits_for_the_pods_end() {
     let mut engine = agent();
     list(&mut engine);
     take(&mut engine, A);
-    engine.in_pods.clear();
+    engine.world.in_pods.clear();
     let mut other = nic(9, "eth1", 0xa);
     other.permanent_mac = Some([2, 0, 0, 0, 0, 0x99].try_into().unwrap());
-    let _ = engine.inventory.apply(other);
+    let _ = engine.world.inventory.apply(other);
     assert_eq!(list(&mut engine), [(A.to_owned(), false), (B.to_owned(), true)]);
     assert!(engine.step(Instant::now()).evolution.replaced.iter().any(|(_, name)| name == "eth1"));
-    engine.in_use.clear();
+    engine.world.in_use.clear();
     let both = list(&mut engine);
     assert_eq!((both.len(), both.iter().all(|(_, healthy)| *healthy)), (2, true));
     assert_eq!(ifindex(&engine, A), 9);
@@ -175,13 +175,13 @@ fn another_nic_at_the_address_of_one_that_a_pod_lost_waits_for_the_pods_end() {
 fn a_nic_the_node_begins_to_use_is_withdrawn_and_one_that_is_allocated_stays() {
     let mut engine = agent();
     list(&mut engine);
-    let _ = engine.inventory.set_addressed([3].into());
+    let _ = engine.world.inventory.set_addressed([3].into());
     assert_eq!(list(&mut engine), healthy(&[B]));
     assert!(engine.table().host_device(&A.parse().unwrap()).is_none(), "two pods could get it");
-    let _ = engine.inventory.set_addressed([].into());
+    let _ = engine.world.inventory.set_addressed([].into());
     list(&mut engine);
-    engine.in_use.insert(device(&engine, A));
-    let _ = engine.inventory.set_addressed([3].into());
+    engine.world.in_use.insert(device(&engine, A));
+    let _ = engine.world.inventory.set_addressed([3].into());
     assert!(list(&mut engine).contains(&(A.to_owned(), true)));
 }
 
@@ -189,9 +189,9 @@ fn a_nic_the_node_begins_to_use_is_withdrawn_and_one_that_is_allocated_stays() {
 fn between_allocate_and_add_no_other_pool_gets_the_nic() {
     let mut engine = agent();
     list(&mut engine);
-    engine.in_use.insert(device(&engine, A));
+    engine.world.in_use.insert(device(&engine, A));
     let shared = json!({"overlap": "Shared", "priority": 1000});
-    engine.pools = vec![pool("macvtaps", &shared)];
+    engine.world.pools = vec![pool("macvtaps", &shared)];
     let step = step(&mut engine, Instant::now());
     assert_eq!(counts(&step, "nics"), Counts { capacity: 1, allocatable: 1 });
     let links: Vec<u32> =
@@ -206,14 +206,14 @@ fn a_nic_that_is_off_is_offered_and_one_without_a_partner_is_not() {
     (off.admin_up, off.carrier) = (false, false);
     let mut alone = nic(4, "eth2", 0xb);
     alone.carrier = false;
-    let _ = engine.inventory.reset([off, alone]);
+    let _ = engine.world.inventory.reset([off, alone]);
     assert_eq!(list(&mut engine), [(A.to_owned(), true), (B.to_owned(), false)]);
 }
 
 #[test]
 fn a_limit_for_the_node_counts_nics_that_are_in_pods() {
     let mut engine = agent();
-    engine.pools = vec![pool("nics", &json!({"type": "HostDevice", "capacity": {"perNode": 1}}))];
+    engine.world.pools = vec![pool("nics", &json!({"type": "HostDevice", "capacity": {"perNode": 1}}))];
     assert_eq!(list(&mut engine), healthy(&[A]));
     take(&mut engine, A);
     assert_eq!(list(&mut engine), healthy(&[A]));
@@ -222,18 +222,19 @@ fn a_limit_for_the_node_counts_nics_that_are_in_pods() {
 #[test]
 fn a_resource_that_becomes_another_type_waits_for_its_pods() {
     let mut engine = agent();
-    let (nics, macvtaps) = (engine.pools.clone(), vec![pool("nics", &json!({"capacity": {"perLink": 2}}))]);
-    engine.pools.clone_from(&macvtaps);
+    let (nics, macvtaps) =
+        (engine.world.pools.clone(), vec![pool("nics", &json!({"capacity": {"perLink": 2}}))]);
+    engine.world.pools.clone_from(&macvtaps);
     decided(&mut engine);
-    engine.in_use.insert("nicsMvp1".parse().unwrap());
-    engine.pools = nics;
+    engine.world.in_use.insert("nicsMvp1".parse().unwrap());
+    engine.world.pools = nics;
     assert_eq!(list(&mut engine), [("nicsMvp1".to_owned(), true)]);
-    engine.in_use.clear();
+    engine.world.in_use.clear();
     assert_eq!(list(&mut engine), healthy(&[A, B]));
-    engine.in_use.insert(device(&engine, A));
-    engine.pools = macvtaps;
+    engine.world.in_use.insert(device(&engine, A));
+    engine.world.pools = macvtaps;
     assert_eq!(list(&mut engine), healthy(&[A]));
-    engine.in_use.clear();
+    engine.world.in_use.clear();
     assert_eq!(list(&mut engine).len(), 4);
 }
 
@@ -242,7 +243,7 @@ fn devices_in_use_survive_a_reboot_whatever_index_their_nics_have() {
     let mut engine = agent();
     list(&mut engine);
     let before = device(&engine, B);
-    engine.in_use.insert(before.clone());
+    engine.world.in_use.insert(before.clone());
     let mut next = restarted(&engine, "next boot", [nic(7, "eth2", 0xb), nic(4, "eth1", 0xa)]);
     let mut both = list(&mut next);
     both.sort();

@@ -17,10 +17,10 @@ fn two_links_of_one_name_are_listed_apart_and_the_present_one_keeps_the_name() {
     let mut scene = Scene::new(vec![pool("a", &json!({"type": "HostDevice"}))], vec![nic(2, "eth1", 0xa)]);
     scene.status();
     let device: DeviceId = "aMvp0".parse().unwrap();
-    let taken = scene.engine.inventory.get(2).unwrap().clone();
-    scene.engine.in_pods.insert(device.clone(), in_pod(&taken));
-    scene.engine.in_use.insert(device);
-    let _ = scene.engine.inventory.reset([nic(3, "eth1", 0xb)]);
+    let taken = scene.engine.world.inventory.get(2).unwrap().clone();
+    scene.engine.world.in_pods.insert(device.clone(), in_pod(&taken));
+    scene.engine.world.in_use.insert(device);
+    let _ = scene.engine.world.inventory.reset([nic(3, "eth1", 0xb)]);
     let status = scene.status();
     let names: Vec<&str> = status.links.iter().map(|link| link.name.as_str()).collect();
     assert_eq!(names, ["0000:00:0a.0", "eth1"]);
@@ -43,19 +43,19 @@ fn an_mtu_that_was_lowered_under_pods_is_named_until_they_are_gone() {
     let jumbo = |mtu| Link { mtu, ..veth(2, "dp0") };
     let mut scene = Scene::new(vec![bridge_pool()], vec![jumbo(9000)]);
     scene.status();
-    scene.engine.in_use.insert("aMvp1".parse().unwrap());
+    scene.engine.world.in_use.insert("aMvp1".parse().unwrap());
     for mtu in [9000, 1500] {
-        let _ = scene.engine.inventory.apply(jumbo(mtu));
+        let _ = scene.engine.world.inventory.apply(jumbo(mtu));
         assert_eq!(reason_of(&scene.status(), "dp0").0, None, "every pod has {mtu}");
     }
-    let _ = scene.engine.inventory.apply(jumbo(9000));
-    scene.engine.in_use.insert("aMvp2".parse().unwrap());
+    let _ = scene.engine.world.inventory.apply(jumbo(9000));
+    scene.engine.world.in_use.insert("aMvp2".parse().unwrap());
     let status = scene.status();
     let (reason, message) = reason_of(&status, "dp0");
     assert_eq!(reason, Some("MtuLowered"));
     assert!(message.contains("was 1500") && message.contains("is 9000 now"), "{message}");
     assert_eq!(says(&status, 0, ConditionType::Ready), (true, "Serving"));
-    scene.engine.in_use.remove(&"aMvp1".parse().unwrap());
+    scene.engine.world.in_use.remove(&"aMvp1".parse().unwrap());
     assert_eq!(reason_of(&scene.status(), "dp0").0, None);
 }
 
@@ -88,7 +88,7 @@ fn a_kernel_without_macvtap_offers_whole_nics_alone() {
         vec![bridge_pool(), pool("b", &json!({"type": "HostDevice", "links": [{"names": ["eth1"]}]}))];
     let mut scene = Scene::new(pools, vec![veth(2, "dp0"), nic(3, "eth1", 0xb)]);
     assert_eq!(says(&scene.status(), 0, ConditionType::Ready), (true, "Serving"));
-    let _ = scene.engine.inventory.set_macvtap(false);
+    let _ = scene.engine.world.inventory.set_macvtap(false);
     let status = scene.status();
     let (reason, message) = reason_of(&status, "dp0");
     assert_eq!(reason, Some("KernelWithoutMacvtap"));
@@ -118,7 +118,7 @@ fn pods_links_are_in_no_message_of_a_pool_that_matches_nothing() {
     let pods: Vec<Link> = (10..15).map(|index| veth(index, &format!("veth{index:08x}"))).collect();
     for pod in pods {
         assert!(!scene.engine.concerns(&pod), "a pod's link needs no decision");
-        let _ = scene.engine.inventory.apply(pod);
+        let _ = scene.engine.world.inventory.apply(pod);
     }
     assert_eq!(scene.status_at(Some(&before), 0), before);
     assert!(scene.engine.concerns(&link(20, "eth9", Kind::Physical)));

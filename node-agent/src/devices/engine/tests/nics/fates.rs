@@ -53,14 +53,17 @@ impl Nics {
 
     fn happens(&mut self, engine: &mut Engine, slot: u8, fate: NicEvent) {
         let address = format!("0000:00:{slot:02x}.0");
-        let here =
-            engine.inventory.present().find(|link| link.hardware.pci_address.as_deref() == Some(&address));
+        let here = engine
+            .world
+            .inventory
+            .present()
+            .find(|link| link.hardware.pci_address.as_deref() == Some(&address));
         let here = here.map(|link| link.ifindex);
         let leave = |engine: &mut Engine| {
             if let Some(index) = here {
-                let _ = engine.inventory.remove(index);
+                let _ = engine.world.inventory.remove(index);
             }
-            engine.in_pods.retain(|_, in_pod| in_pod.nic.pci.to_string() != address);
+            engine.world.in_pods.retain(|_, in_pod| in_pod.nic.pci.to_string() != address);
         };
         match fate {
             NicEvent::Taken => {
@@ -70,33 +73,33 @@ impl Nics {
                     take(engine, &address);
                 }
             }
-            NicEvent::Here(index) if here.is_none() && !engine.inventory.has(index) => {
+            NicEvent::Here(index) if here.is_none() && !engine.world.inventory.has(index) => {
                 leave(engine);
-                let _ = engine.inventory.apply(self.nic(index, slot));
+                let _ = engine.world.inventory.apply(self.nic(index, slot));
             }
-            NicEvent::Exchanged(index) if !engine.inventory.has(index) => {
+            NicEvent::Exchanged(index) if !engine.world.inventory.has(index) => {
                 leave(engine);
                 *self.exchanged.entry(slot).or_default() += 1;
-                let _ = engine.inventory.apply(self.nic(index, slot));
+                let _ = engine.world.inventory.apply(self.nic(index, slot));
             }
             NicEvent::Unplugged => leave(engine),
             NicEvent::Freed
-                if !engine.in_pods.values().any(|in_pod| in_pod.nic.pci.to_string() == address) =>
+                if !engine.world.in_pods.values().any(|in_pod| in_pod.nic.pci.to_string() == address) =>
             {
                 if let Some(device) = self.pods.remove(&address) {
-                    engine.in_use.remove(&device);
+                    engine.world.in_use.remove(&device);
                 }
             }
-            NicEvent::Stranger(index, true) if !engine.inventory.has(index) => {
-                let _ = engine.inventory.apply(link(index, &format!("veth{index}"), Kind::Veth));
+            NicEvent::Stranger(index, true) if !engine.world.inventory.has(index) => {
+                let _ = engine.world.inventory.apply(link(index, &format!("veth{index}"), Kind::Veth));
             }
             NicEvent::Stranger(index, false) => {
-                if engine.inventory.get(index).is_some_and(|link| link.kind == Kind::Veth) {
-                    let _ = engine.inventory.remove(index);
+                if engine.world.inventory.get(index).is_some_and(|link| link.kind == Kind::Veth) {
+                    let _ = engine.world.inventory.remove(index);
                 }
             }
             NicEvent::Restart => {
-                *engine = restarted(engine, "boot", engine.inventory.present().cloned());
+                *engine = restarted(engine, "boot", engine.world.inventory.present().cloned());
             }
             NicEvent::Here(_) | NicEvent::Exchanged(_) | NicEvent::Freed | NicEvent::Stranger(..) => {}
         }
@@ -121,10 +124,10 @@ proptest! {
                 prop_assert!(addresses.contains(address), "{} of a pod is in no list after {:?}", address, fate);
                 prop_assert_eq!(&device(&engine, address), had);
             }
-            for in_pod in engine.in_pods.values() {
+            for in_pod in engine.world.in_pods.values() {
                 prop_assert!(listed.contains(&(in_pod.nic.pci.to_string(), true)), "{:?}", listed);
             }
-            for link in engine.inventory.present().filter(|link| link.kind == Kind::Physical) {
+            for link in engine.world.inventory.present().filter(|link| link.kind == Kind::Physical) {
                 let address = link.hardware.pci_address.clone().unwrap();
                 if !world.pods.contains_key(&address) {
                     prop_assert!(listed.contains(&(address, true)), "{:?}", listed);
