@@ -21,7 +21,7 @@ pub(crate) mod anchor {
 pub(crate) fn of_pool(reason: &str) -> Option<&'static str> {
     Some(match reason {
         "ResourceNameConflict" => "delete this pool and apply it with another resourceName",
-        "InvalidSelector" => "correct operator and values of the label selector",
+        "InvalidSelector" => "correct the selector that the message names",
         "NotReadable" => "correct the object, or run the release of the operator that knows it",
         "Pending" => "if it stays so, check that the operator runs",
         "NoMatchingNodes" => "correct nodeSelector, or check the agents' DaemonSet",

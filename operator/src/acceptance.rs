@@ -1,8 +1,11 @@
 //! Which pools have an effect: the rules between pools, and those no schema can state.
 
+use glob::Pattern;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::ResourceExt;
 use kube::core::Selector;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
+use macvtap_crds::v1alpha1::links::LinkSelector;
 use macvtap_crds::v1alpha1::reason::PoolReason;
 use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, HashMap};
@@ -18,8 +21,8 @@ pub enum Rejection {
         /// The pool that has it.
         older: String,
     },
-    /// A label selector nothing can be compared with.
-    #[error("{field} is not a label selector: {problem}")]
+    /// A selector of nodes, namespaces or links that nothing can be compared with.
+    #[error("{field} is not a valid selector: {problem}")]
     InvalidSelector {
         /// Which.
         field: String,
@@ -88,10 +91,78 @@ fn check_selectors(pool: &MacvtapResourcePool) -> Result<(), Rejection> {
         Some((format!("networks[{}].namespaces.selector", network.name), selector))
     });
     for (field, selector) in nodes.into_iter().chain(networks) {
-        Selector::try_from(selector.clone())
-            .map_err(|problem| Rejection::InvalidSelector { field, problem: problem.to_string() })?;
+        let read = Selector::try_from(selector.clone()).map_err(|problem| problem.to_string());
+        read.and_then(|_| check_labels(selector))
+            .map_err(|problem| Rejection::InvalidSelector { field, problem })?;
+    }
+    let settings = &pool.spec.settings;
+    let links = settings.links.iter().zip(0..).map(|(links, index)| (format!("links[{index}]"), links));
+    let exclude = settings.exclude.iter().flatten().zip(0..);
+    let exclude = exclude.map(|(links, index)| (format!("exclude[{index}]"), links));
+    for (place, links) in links.chain(exclude) {
+        check_links(links).map_err(|(field, problem)| Rejection::InvalidSelector {
+            field: format!("{place}.{field}"),
+            problem,
+        })?;
     }
     Ok(())
+}
+
+/// Checks what agents refuse: they would withdraw every free device of the pool.
+fn check_links(links: &LinkSelector) -> Result<(), (&'static str, String)> {
+    for name in links.names.iter().flatten() {
+        Pattern::new(name).map_err(|problem| ("names", format!("\"{name}\": {problem}")))?;
+    }
+    let is_unicast = |address: &&String| {
+        let first = address.get(..2).and_then(|byte| u8::from_str_radix(byte, 16).ok());
+        let is_zero = address.chars().all(|digit| matches!(digit, '0' | ':'));
+        first.is_some_and(|first| first & 1 == 0) && !is_zero
+    };
+    match links.mac_addresses.iter().flatten().find(|address| !is_unicast(address)) {
+        Some(address) => Err(("macAddresses", format!("\"{address}\" is not a unicast MAC address"))),
+        None => Ok(()),
+    }
+}
+
+/// Checks keys and values as the API server does where a label selector is part of an object of its own.
+fn check_labels(selector: &LabelSelector) -> Result<(), String> {
+    let labels = selector.match_labels.iter().flatten();
+    let expressions = selector.match_expressions.iter().flatten();
+    let keys =
+        labels.clone().map(|(key, _)| key).chain(expressions.clone().map(|expression| &expression.key));
+    let values = labels.map(|(_, value)| value);
+    let mut values = values.chain(expressions.flat_map(|expression| expression.values.iter().flatten()));
+    if let Some(key) = keys.into_iter().find(|key| !is_label_key(key)) {
+        return Err(format!("\"{key}\" is not a label key"));
+    }
+    match values.find(|value| !(value.is_empty() || is_label_name(value))) {
+        Some(value) => Err(format!("\"{value}\" is not a label value")),
+        None => Ok(()),
+    }
+}
+
+fn is_label_key(key: &str) -> bool {
+    match key.split_once('/') {
+        None => is_label_name(key),
+        Some((prefix, name)) => {
+            let is_part = |part: &str| {
+                let is_lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+                part.bytes().all(is_lower) && has_ends(part)
+            };
+            prefix.len() <= 253 && prefix.split('.').all(is_part) && is_label_name(name)
+        }
+    }
+}
+
+fn is_label_name(name: &str) -> bool {
+    let is_inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    name.len() <= 63 && name.bytes().all(is_inner) && has_ends(name)
+}
+
+/// Whether the text begins and ends with a letter or digit.
+fn has_ends(text: &str) -> bool {
+    let is_end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    is_end(text.as_bytes().first()) && is_end(text.as_bytes().last())
 }
 
 #[cfg(test)]
@@ -141,6 +212,34 @@ mod tests {
             created(pool("a", json!({"networks": [{"name": "n", "namespaces": {"selector": selector}}]})), 1);
         let text = verdicts(&[bad])[0].1.as_ref().unwrap().to_string();
         assert!(text.contains("networks[n].namespaces.selector"), "{text}");
+    }
+
+    #[test]
+    fn what_agents_would_refuse_is_refused_before_they_receive_it() {
+        let labels = |key: &str, value: &str| json!({"nodeSelector": {"matchLabels": {key: value}}});
+        let links = |links| json!({"links": [{"names": ["dp0"]}, links]});
+        for (spec, place) in [
+            (links(json!({"names": ["eth*", "dp[0"]})), "links[1].names"),
+            (links(json!({"names": ["***"]})), "links[1].names"),
+            (links(json!({"macAddresses": ["01:00:5e:00:00:01"]})), "links[1].macAddresses"),
+            (links(json!({"macAddresses": ["00:00:00:00:00:00"]})), "links[1].macAddresses"),
+            (json!({"exclude": [{"names": ["dp[!]0"]}]}), "exclude[0].names"),
+            (labels("bad key!", "x"), "nodeSelector"),
+            (labels("Example.com/zone", "x"), "nodeSelector"),
+            (labels("zone", "-a"), "nodeSelector"),
+        ] {
+            let text = verdicts(&[pool("a", spec)])[0].1.as_ref().unwrap().to_string();
+            assert!(text.starts_with(&format!("{place} is not a valid selector: ")), "{text}");
+        }
+        for spec in [
+            links(
+                json!({"names": ["ens[0-9]f?", "bond*", "[!e]th0"], "macAddresses": ["02:00:5E:00:00:01"]}),
+            ),
+            labels("example.com/zone", "A.b_c-1"),
+            labels("zone", ""),
+        ] {
+            assert_eq!(verdicts(&[pool("a", spec)])[0].1, None);
+        }
     }
 
     #[test]
