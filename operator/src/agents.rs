@@ -2,11 +2,15 @@
 
 use crate::trouble;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodSpec, PodStatus};
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How soon a `DaemonSet` replaces a pod that was refused.
+const REPLACED_WITHIN: Duration = Duration::from_mins(1);
 
 /// Agents by node. Empty when agents are not pods of ours: then their silence shows in node states only.
 #[derive(Debug, Default)]
@@ -27,6 +31,8 @@ struct State {
     seen: bool,
     /// Nodes on which an agent has been started: a virtual node never starts one.
     started: HashSet<String>,
+    /// Nodes that have had an agent's pod and never started one, and since when.
+    unstarted: HashMap<String, Timestamp>,
 }
 
 /// By node and name.
@@ -54,10 +60,8 @@ impl Agents {
     /// Takes in an event; gives the node it is about, if it may change what is known of it.
     pub fn take(&self, event: &Event<Pod>, now: Timestamp) -> Option<String> {
         let mut state = self.lock();
-        if let Event::InitApply(pod) | Event::Apply(pod) = event
-            && let Some(node) = started_on(pod)
-        {
-            state.started.insert(node);
+        if let Event::InitApply(pod) | Event::Apply(pod) = event {
+            state.note_start(pod, matches!(event, Event::InitApply(_)), now);
         }
         match event {
             Event::Init => {
@@ -78,8 +82,9 @@ impl Agents {
                 for node in old.into_keys().filter(|node| !pods.contains_key(node)) {
                     gone.insert(node, now);
                 }
-                let State { pods, started, .. } = &mut *state;
+                let State { pods, started, unstarted, .. } = &mut *state;
                 started.retain(|node| pods.contains_key(node));
+                unstarted.retain(|node, _| pods.contains_key(node));
                 state.filled.get_or_insert(now);
                 state.seen |= !state.pods.is_empty();
                 None
@@ -111,6 +116,16 @@ impl Agents {
         state.started.contains(node) && state.pods.contains_key(node)
     }
 
+    /// Since when the node has been meant to run an agent and has not started any, if that is so. A pod that was refused is
+    /// soon replaced by another one.
+    pub fn unstarted_since(&self, node: &str, now: Timestamp) -> Option<Timestamp> {
+        let state = self.lock();
+        let is_gone = |gone: &Timestamp| *gone + REPLACED_WITHIN < now;
+        let is_meant =
+            state.pods.contains_key(node) || state.gone.get(node).is_some_and(|gone| !is_gone(gone));
+        state.unstarted.get(node).copied().filter(|_| is_meant)
+    }
+
     /// Whether and since when no agent of the node is ready.
     pub fn down(&self, node: &str) -> Option<Down> {
         let state = self.lock();
@@ -131,6 +146,19 @@ impl Agents {
 }
 
 impl State {
+    /// Notes whether an agent of the pod's node has ever been started.
+    fn note_start(&mut self, pod: &Pod, is_listed: bool, now: Timestamp) {
+        let Some((node, _)) = place(pod) else { return };
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        if phase == Some("Running") {
+            self.unstarted.remove(&node);
+            self.started.insert(node);
+        } else if !self.started.contains(&node) {
+            let since = trouble::since(not_ready(pod, now), None, is_listed, now).unwrap_or(now);
+            self.unstarted.entry(node).or_insert(since);
+        }
+    }
+
     fn known(&self, pod: &Pod, node: &str, name: &str, is_listed: bool, now: Timestamp) -> Known {
         let before = self.pods.get(node).and_then(|pods| pods.get(name)).map(|pod| pod.since);
         Known { since: trouble::since(not_ready(pod, now), before, is_listed, now), runs: runs(pod) }
@@ -143,8 +171,8 @@ pub fn prune(pod: &mut Pod) {
     pod.metadata.annotations = None;
     pod.metadata.labels = None;
     if let Some(spec) = &mut pod.spec {
-        let node_name = spec.node_name.take();
-        *spec = k8s_openapi::api::core::v1::PodSpec { node_name, ..Default::default() };
+        let node_name = spec.node_name.take().or_else(|| meant_for(spec));
+        *spec = PodSpec { node_name, ..PodSpec::default() };
     }
     if let Some(status) = &mut pod.status {
         let running = |container: ContainerStatus| {
@@ -163,13 +191,16 @@ pub fn prune(pod: &mut Pod) {
     }
 }
 
-/// The node on which the pod's containers have been started.
-fn started_on(pod: &Pod) -> Option<String> {
-    let phase = pod.status.as_ref()?.phase.as_deref()?;
-    pod.spec.as_ref()?.node_name.clone().filter(|_| phase == "Running")
+/// The node for which a `DaemonSet` made a pod that is not scheduled yet.
+fn meant_for(spec: &PodSpec) -> Option<String> {
+    let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+    let terms = &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+    let mut fields = terms.iter().flat_map(|term| term.match_fields.iter().flatten());
+    let name = fields.find(|field| field.key == "metadata.name" && field.operator == "In")?;
+    name.values.as_ref()?.first().cloned()
 }
 
-/// Node and name of a pod that has a node.
+/// Node and name of a pod that has a node, or is meant for one.
 fn place(pod: &Pod) -> Option<(String, String)> {
     Some((pod.spec.as_ref()?.node_name.clone()?, pod.name_any()))
 }
@@ -283,6 +314,41 @@ mod tests {
         assert!(agents.runs_on("fargate"));
         agents.take(&Event::Delete(phase("Running")), at(102));
         assert!(!agents.runs_on("fargate"));
+    }
+
+    #[test]
+    fn a_node_whose_agents_never_start_is_known_since_the_first_of_them() {
+        let pod = |name: &str, phase: &str| {
+            let mut pod = pod(name, "n1", false, 50);
+            pod.status.as_mut().unwrap().phase = Some(phase.to_owned());
+            pod
+        };
+        let agents = filled(vec![pod("a", "Pending")], 100);
+        assert_eq!(agents.unstarted_since("n1", at(100)), Some(at(50)));
+        // The kubelet refuses it, and the next one.
+        agents.take(&Event::Delete(pod("a", "Failed")), at(110));
+        assert_eq!(agents.unstarted_since("n1", at(111)), Some(at(50)));
+        agents.take(&Event::Apply(pod("b", "Pending")), at(112));
+        assert_eq!(agents.unstarted_since("n1", at(112)), Some(at(50)));
+        agents.take(&Event::Delete(pod("b", "Failed")), at(113));
+        assert_eq!(agents.unstarted_since("n1", at(300)), None, "it is not meant to run any more");
+        agents.take(&Event::Apply(pod("c", "Running")), at(301));
+        assert_eq!((agents.unstarted_since("n1", at(302)), agents.runs_on("n1")), (None, true));
+        agents.take(&Event::Apply(pod("d", "Pending")), at(303));
+        assert_eq!(agents.unstarted_since("n1", at(303)), None, "an upgrade is not a first start");
+    }
+
+    #[test]
+    fn a_pod_that_waits_for_its_node_is_of_that_node() {
+        let mut pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "a"}, "status": {"phase": "Pending"},
+            "spec": {"containers": [], "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}],
+            }}}},
+        }))
+        .unwrap();
+        prune(&mut pod);
+        assert_eq!(place(&pod), Some(("n1".to_owned(), "a".to_owned())));
     }
 
     #[test]

@@ -163,12 +163,14 @@ impl Context {
     /// What is known of a node, by a watch that has shown everything until `seen_until`.
     pub fn view(&self, node: Arc<Node>, seen_until: Timestamp) -> NodeView {
         let name = node.metadata.name.as_deref().unwrap_or_default();
+        let now = clock::now();
         NodeView {
+            unstarted_since: self.agents.unstarted_since(name, now),
             state: self.states.get(name),
             not_ready_since: self.nodes_not_ready.not_ready_since(&node),
             agent_down: self.agents.down(name),
             runs_agent: self.agents.runs_on(name),
-            now: clock::now(),
+            now,
             seen_until,
             node,
         }
@@ -257,6 +259,13 @@ impl Context {
                 let (resources, is_complete) =
                     links::link_resources(states.iter().map(Arc::as_ref), &name, &uid, now);
                 let deleted = self.states.all_deleted(now);
+                // An agent that runs and has not answered yet, or whose state is missing, may serve any link.
+                let is_unheard = |node: &Arc<Node>| {
+                    let name = node.name_any();
+                    let answered = self.states.get(&name).is_some_and(|state| state.answered());
+                    self.agents.runs_on(&name) && !answered
+                };
+                let is_complete = is_complete && !self.nodes.state().iter().any(is_unheard);
                 let may_hold = |state: &Arc<KnownState>| {
                     state.entry(&uid).is_some() && self.nodes.get(&ObjectRef::new(&state.name)).is_some()
                 };

@@ -12,6 +12,13 @@ use std::time::Duration;
 /// How long a node may be silent before it counts as unreachable.
 pub const SILENCE: Duration = Duration::from_secs(90);
 
+/// How long the first start of a node's agent may take: its image comes from a registry.
+const START: Duration = Duration::from_mins(3);
+
+/// Labels of nodes without a kubelet of their own, on which no agent can run.
+const VIRTUAL: [(&str, &str); 2] =
+    [("type", "virtual-kubelet"), ("eks.amazonaws.com/compute-type", "fargate")];
+
 /// What is known of a node.
 #[derive(Clone, Debug)]
 pub struct NodeView {
@@ -25,6 +32,8 @@ pub struct NodeView {
     pub agent_down: Option<Down>,
     /// Whether an agent of it has been started, also if it never reported.
     pub runs_agent: bool,
+    /// Since when it has been meant to run an agent and has never started one.
+    pub unstarted_since: Option<Timestamp>,
     /// The time. This and all others are of the operator's own clock.
     pub now: Timestamp,
     /// Until when the watch has surely shown every change of node states.
@@ -45,6 +54,18 @@ impl NodeView {
     /// Whether the Node is being deleted.
     pub fn is_terminating(&self) -> bool {
         self.node.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Returns since when the node's agent fails to start, or else how soon that will be said of it. A virtual node is not
+    /// meant to start one.
+    pub fn fails_to_start(&self) -> Result<Timestamp, Option<Duration>> {
+        let is_virtual =
+            |(label, value): &(&str, &str)| self.labels().get(*label).is_some_and(|is| is == value);
+        let runs = self.runs_agent || self.state().is_some_and(KnownState::answered);
+        let since = self.unstarted_since.filter(|_| !runs && !VIRTUAL.iter().any(is_virtual)).ok_or(None)?;
+        let left =
+            START.saturating_sub(Duration::try_from(self.now.duration_since(since)).unwrap_or_default());
+        if left.is_zero() { Ok(since) } else { Err(Some(left)) }
     }
 
     /// Its state, if it has one.

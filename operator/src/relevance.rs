@@ -148,6 +148,7 @@ mod tests {
             agent_down: None,
             now: at(NOW).0,
             runs_agent: false,
+            unstarted_since: None,
             seen_until: at(NOW).0,
         };
         let grants = Grants::default();

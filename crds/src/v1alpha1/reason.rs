@@ -217,6 +217,8 @@ reasons! {
     pub enum SampleReason {
         /// The agent of the node has not answered for 90 seconds.
         Unreachable,
+        /// The node should run an agent and has not started one for 3 minutes.
+        AgentNotStarted,
         /// The agent of the node has not applied the last change yet.
         Updating,
         /// A staged rollout has not reached the node yet, or an earlier pool of this name or resource is still there.

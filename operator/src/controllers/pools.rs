@@ -273,7 +273,7 @@ fn publish(snapshot: &PoolSnapshot, pool: &MacvtapResourcePool) -> (Vec<PoolActi
         networks,
         now: *now,
     });
-    let mut actions: Vec<_> = recheck(&assessments).map(PoolAction::Recheck).into_iter().collect();
+    let mut actions: Vec<_> = recheck(nodes, &assessments).map(PoolAction::Recheck).into_iter().collect();
     actions.push(PoolAction::Publish(Box::new(status)));
     (actions, step)
 }

@@ -107,19 +107,22 @@ pub fn assess_all<'v>(subject: &Subject<'_>, nodes: &'v [NodeView]) -> Vec<Asses
     nodes.iter().filter_map(|node| assess(subject, node)).collect()
 }
 
-/// Returns after what time a node may have become unreachable, which no event tells.
-pub fn recheck(assessments: &[Assessment<'_>]) -> Option<Duration> {
-    let silent_in = assessments.iter().filter_map(|assessment| assessment.silent_in).min();
-    silent_in.map(|wait| wait + Duration::from_secs(1))
+/// Returns after what time a node may have become unreachable, or its agent have failed to start, which no event announces.
+pub fn recheck(nodes: &[NodeView], assessments: &[Assessment<'_>]) -> Option<Duration> {
+    let silent_in = assessments.iter().filter_map(|assessment| assessment.silent_in);
+    let due_in = nodes.iter().filter_map(|node| node.fails_to_start().err().flatten());
+    silent_in.chain(due_in).min().map(|wait| wait + Duration::from_secs(1))
 }
 
 /// How the node stands to the pool; none when the pool does not mean it.
 ///
-/// A pool means nodes that run the agent: one that never reported, such as a virtual node, is not meant.
+/// A pool selects nodes that run the agent, or fail to: one that is not meant to, such as a virtual node, is not selected.
 pub fn assess<'v>(subject: &Subject<'_>, node: &'v NodeView) -> Option<Assessment<'v>> {
     let (name, state) = (node.name(), node.state());
     let answered = state.is_some_and(KnownState::answered);
-    if !subject.nodes.as_ref()?.selects(node.labels()) || !(answered || node.runs_agent) {
+    let failing_since = node.fails_to_start().ok();
+    let is_meant = answered || node.runs_agent || failing_since.is_some();
+    if !subject.nodes.as_ref()?.selects(node.labels()) || !is_meant {
         return None;
     }
     let told = state.and_then(|state| told(state, subject));
@@ -144,6 +147,10 @@ pub fn assess<'v>(subject: &Subject<'_>, node: &'v NodeView) -> Option<Assessmen
     if obstacle == Some(Obstacle::Terminating) {
         let message = "the Node is being deleted and did not hear of the last change";
         assessment.sample = sample(SampleReason::NodeTerminating.as_str(), message);
+    } else if let Some(since) = failing_since {
+        assessment.standing = Standing::Unreachable;
+        let message = format!("no agent has started on the node since {since}; see the events of its pod");
+        assessment.sample = sample(SampleReason::AgentNotStarted.as_str(), &message);
     } else if let Ok(since) = silent {
         let message = format!("no answer since {since}");
         assessment.standing = Standing::Unreachable;

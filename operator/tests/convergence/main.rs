@@ -259,6 +259,44 @@ fn the_networks_of_links_are_compared_again_when_a_node_goes_after_its_state() {
 }
 
 #[test]
+fn the_networks_of_links_stay_when_the_operator_restarts_while_a_state_is_missing() {
+    let mut cluster = Cluster::default();
+    for event in [Event::Node { name: 0, zone: 0 }, Event::Space { name: 0, zone: 0 }] {
+        cluster.happen(&event);
+    }
+    cluster.happen(&Event::Pool(Wish { spaces: 0, staged: None, ..STAGED }));
+    cluster.server().pools.values_mut().for_each(|pool| {
+        pool.spec.settings.resource_per = ResourcePer::Link;
+    });
+    cluster.hear_all();
+    cluster.look_at_pool(&pool_name(0));
+    cluster.hear_all();
+    cluster.look_at_node(&node_name(0));
+    cluster.answer(&node_name(0), 0);
+    cluster.server().states.values_mut().for_each(|state| {
+        state.status["pools"][0]["resources"] = serde_json::json!(["dp0"]);
+    });
+    cluster.hear_all();
+    cluster.look_at_networks(&pool_name(0));
+    assert_eq!(cluster.server().networks.len(), 1);
+
+    cluster.happen(&Event::StateGone(0));
+    cluster.restart();
+    cluster.hear_all();
+    let pod = serde_json::json!({
+        "metadata": {"name": "agent"}, "status": {"phase": "Running"},
+        "spec": {"nodeName": node_name(0), "containers": []},
+    });
+    let pod = kube::runtime::watcher::Event::Apply(serde_json::from_value(pod).unwrap());
+    cluster.operator.context.agents.take(&pod, clock::now());
+    cluster.look_at_networks(&pool_name(0));
+    cluster.look_at_node(&node_name(0));
+    cluster.hear_all();
+    cluster.look_at_networks(&pool_name(0));
+    assert_eq!(cluster.server().networks.len(), 1);
+}
+
+#[test]
 fn a_pool_that_only_a_deleted_state_holds_is_checked_again() -> Result<(), TestCaseError> {
     let mut cluster = Cluster::default();
     cluster.happen(&Event::Node { name: 0, zone: 0 });

@@ -176,6 +176,13 @@ impl Cluster {
         }
     }
 
+    /// The operator starts again, and knows nothing of what it saw before.
+    pub(crate) fn restart(&mut self) {
+        self.operator = Operator::new(&self.server);
+        let deleted = self.server().deleted.clone();
+        self.operator.heard.deleted = deleted;
+    }
+
     /// What a node's state really is.
     pub(crate) fn real(&self, node: &str) -> Option<KnownState> {
         Some(KnownState::read(self.server().states.get(node)?, &mut Interner::default()))

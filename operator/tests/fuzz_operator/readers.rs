@@ -96,6 +96,7 @@ fn decisions(pools: &[MacvtapResourcePool], state: Option<&RawState>) {
         agent_down: None,
         now: now(),
         runs_agent: true,
+        unstarted_since: None,
         seen_until: now(),
     };
     let report = |pool: &MacvtapResourcePool| {

@@ -31,6 +31,7 @@ struct TestNode {
     not_ready_since: Option<Timestamp>,
     agent_down: Option<Down>,
     runs_agent: bool,
+    unstarted_since: Option<Timestamp>,
     is_terminating: bool,
     state: Option<MacvtapNodeState>,
 }
@@ -46,6 +47,7 @@ impl TestNode {
             agent_down: self.agent_down,
             now: Timestamp::from_second(NOW).unwrap(),
             runs_agent: self.runs_agent,
+            unstarted_since: self.unstarted_since,
             seen_until: Timestamp::from_second(NOW).unwrap(),
         }
     }
@@ -70,6 +72,7 @@ fn told(name: &'static str, pool: &MacvtapResourcePool, seconds_ago: i64) -> Tes
         not_ready_since: None,
         agent_down: None,
         runs_agent: true,
+        unstarted_since: None,
         is_terminating: false,
         state,
     }
@@ -136,7 +139,7 @@ fn report(
     let assessments = &assess_all(&subject, nodes);
     let rollout = advance(pool, &subject, assessments, grants);
     let observed = Observed { pool, verdict, nodes, assessments, rollout: &rollout, networks, now };
-    Report { status: super::status(&observed), recheck: recheck(assessments), rollout }
+    Report { status: super::status(&observed), recheck: recheck(nodes, assessments), rollout }
 }
 
 fn status(pool: &MacvtapResourcePool, nodes: &[TestNode]) -> MacvtapResourcePoolStatus {
@@ -183,6 +186,29 @@ fn a_pool_that_no_node_matches_says_so() {
     }
     let labelled = pool("dp", json!({"nodeSelector": {"matchLabels": {"zone": "a"}}}));
     says(&status(&labelled, &[healthy("n1", &everywhere)]), Ready, false, PoolReason::NoMatchingNodes);
+}
+
+#[test]
+fn a_node_whose_agent_never_starts_counts_as_unreachable_after_minutes_unless_it_is_virtual() {
+    let dp = pool("dp", json!({}));
+    let failing = |seconds, labels: &[(&str, &str)]| TestNode {
+        runs_agent: false,
+        unstarted_since: Timestamp::from_second(NOW - seconds).ok(),
+        agent_down: Timestamp::from_second(NOW - seconds).ok().map(|since| Down { since, runs: false }),
+        labels: crate::testing::labels(labels),
+        ..told("n2", &dp, seconds)
+    };
+    let look = |node| status_with(&dp, &[healthy("n1", &dp), node], &Ok(()), &NetworkReport::default());
+    let starting = look(failing(170, &[]));
+    says(&starting.status, Ready, true, PoolReason::AllNodesReady);
+    assert_eq!((starting.status.nodes.matched, starting.recheck), (1, Some(Duration::from_secs(11))));
+    let failed = look(failing(181, &[]));
+    says(&failed.status, Degraded, true, PoolReason::NodesUnreachable);
+    assert_eq!((failed.status.nodes.summary.as_str(), failed.recheck), ("1/2", None));
+    assert_eq!(failed.status.samples[0].reason, "AgentNotStarted");
+    assert!(failed.status.samples[0].message.contains("no agent has started"));
+    let elsewhere = look(failing(900, &[("type", "virtual-kubelet")]));
+    assert_eq!((elsewhere.status.nodes.matched, elsewhere.recheck), (1, None));
 }
 
 #[test]
