@@ -1,7 +1,8 @@
 //! Probes and metrics over HTTP.
 
 use crate::context::Context;
-use crate::controllers::{Controller, Networks, NodeStates, Pools};
+use crate::controller::Controller;
+use crate::controllers::{Networks, NodeStates, Pools};
 use crate::leader::term::Term;
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -37,7 +38,7 @@ pub enum AdminError {
 
 /// What the probes tell.
 #[derive(Clone, Debug)]
-pub struct Health {
+pub struct Probes {
     /// Whether the caches are filled.
     pub filled: watch::Receiver<bool>,
     /// When the election went on last.
@@ -46,7 +47,7 @@ pub struct Health {
     pub term: Arc<Term>,
 }
 
-impl Health {
+impl Probes {
     fn live(&self) -> (StatusCode, &'static str) {
         // A start waits for the API server as long as it takes: to start again would not make it answer.
         if !*self.filled.borrow() || self.beat.borrow().elapsed() < STALLED {
@@ -90,7 +91,7 @@ fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
 /// Serves until the shutdown: alive while the election goes on, ready once the caches are filled, leading or not.
 pub async fn serve(
     listener: TcpListener,
-    health: Health,
+    health: Probes,
     context: Arc<Context>,
     shutdown: CancellationToken,
 ) -> Result<(), AdminError> {
@@ -145,7 +146,7 @@ mod tests {
         let long_ago = Instant::now().checked_sub(STALLED).unwrap();
         let (beat_sender, beat) = watch::channel(long_ago);
         let term = Arc::new(Term::default());
-        let health = Health { filled, beat, term: Arc::clone(&term) };
+        let health = Probes { filled, beat, term: Arc::clone(&term) };
         assert_eq!(health.live().0, StatusCode::OK);
         assert_eq!(health.ready(), (StatusCode::SERVICE_UNAVAILABLE, "filling caches\n"));
         beat_sender.send_replace(Instant::now());

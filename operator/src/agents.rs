@@ -15,11 +15,11 @@ const REPLACED_WITHIN: Duration = Duration::from_mins(1);
 /// Agents by node. Empty when agents are not pods of ours: then their silence shows in node states only.
 #[derive(Debug, Default)]
 pub struct Agents {
-    state: Mutex<State>,
+    state: Mutex<AgentPods>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct AgentPods {
     pods: Pods,
     /// The list that is being read.
     filling: Pods,
@@ -36,11 +36,11 @@ struct State {
 }
 
 /// By node and name.
-type Pods = HashMap<String, HashMap<String, Known>>;
+type Pods = HashMap<String, HashMap<String, AgentPod>>;
 
 /// What is known of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Known {
+struct AgentPod {
     /// Since when it is not ready, if it is not.
     since: Option<Timestamp>,
     /// Whether its container runs.
@@ -77,12 +77,12 @@ impl Agents {
             Event::InitDone => {
                 let new = std::mem::take(&mut state.filling);
                 let old = std::mem::replace(&mut state.pods, new);
-                let State { pods, gone, .. } = &mut *state;
+                let AgentPods { pods, gone, .. } = &mut *state;
                 gone.retain(|node, _| !pods.contains_key(node));
                 for node in old.into_keys().filter(|node| !pods.contains_key(node)) {
                     gone.insert(node, now);
                 }
-                let State { pods, started, unstarted, .. } = &mut *state;
+                let AgentPods { pods, started, unstarted, .. } = &mut *state;
                 started.retain(|node| pods.contains_key(node));
                 unstarted.retain(|node, _| pods.contains_key(node));
                 state.filled.get_or_insert(now);
@@ -140,12 +140,12 @@ impl Agents {
         Some(Down { since, runs: pods.values().any(|pod| pod.runs) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, AgentPods> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl AgentPods {
     /// Notes whether an agent of the pod's node has ever been started.
     fn note_start(&mut self, pod: &Pod, is_listed: bool, now: Timestamp) {
         let Some((node, _)) = place(pod) else { return };
@@ -159,9 +159,9 @@ impl State {
         }
     }
 
-    fn known(&self, pod: &Pod, node: &str, name: &str, is_listed: bool, now: Timestamp) -> Known {
+    fn known(&self, pod: &Pod, node: &str, name: &str, is_listed: bool, now: Timestamp) -> AgentPod {
         let before = self.pods.get(node).and_then(|pods| pods.get(name)).map(|pod| pod.since);
-        Known { since: trouble::since(not_ready(pod, now), before, is_listed, now), runs: runs(pod) }
+        AgentPod { since: trouble::since(not_ready(pod, now), before, is_listed, now), runs: runs(pod) }
     }
 }
 

@@ -91,7 +91,7 @@ pub struct Context {
     /// All agents.
     pub agents: Agents,
     /// Nodes that are not Ready.
-    pub nodes_not_ready: trouble::Nodes,
+    pub nodes_not_ready: trouble::UnreadyNodes,
     /// All namespaces.
     pub namespaces: Store<PartialObjectMeta<Namespace>>,
     /// Network attachment definitions with our label.

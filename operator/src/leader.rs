@@ -11,7 +11,7 @@ use crate::refusal;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, PostParams};
 use kube::{Client, Error};
-use lease::{Observed, Step};
+use lease::{SeenLease, Step};
 use std::sync::Arc;
 use std::time::Duration;
 use term::Term;
@@ -38,7 +38,7 @@ pub struct Elector {
     term: Arc<Term>,
     /// When the last attempt began: a sign of life.
     beat: watch::Sender<Instant>,
-    observed: Option<Observed>,
+    observed: Option<SeenLease>,
     /// The last trouble that was logged, so that each is told once.
     told: Option<String>,
     /// Whether the API server could not be heard since somebody asked.
@@ -172,7 +172,7 @@ impl Elector {
         };
         match written {
             Ok(lease) => {
-                self.observed = Some(Observed::new(lease, asked));
+                self.observed = Some(SeenLease::new(lease, asked));
                 self.term.hold(asked + RENEW_DEADLINE);
                 Ok(None)
             }
@@ -195,7 +195,7 @@ impl Elector {
         let now = Instant::now();
         self.observed = found.map(|lease| match self.observed.take() {
             Some(before) => before.seen(lease, now),
-            None => Observed::new(lease, now),
+            None => SeenLease::new(lease, now),
         });
         Ok(())
     }

@@ -14,6 +14,7 @@ pub mod args;
 pub mod catalog;
 pub mod clock;
 pub mod context;
+pub mod controller;
 pub mod controllers;
 pub mod entry;
 pub mod gate;

@@ -7,7 +7,7 @@ use crate::args::Migrate;
 use crate::refusal;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
-use plan::{Group, Plan};
+use plan::{Group, Migration};
 use source::{Found, SourceError};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -137,7 +137,7 @@ async fn from_cluster(
 }
 
 /// The pools as YAML that kubectl applies, with what is to know about each as a comment.
-pub fn print(plan: &Plan) -> Result<String, MigrateError> {
+pub fn print(plan: &Migration) -> Result<String, MigrateError> {
     let mut text = String::new();
     let comment = |text: &mut String, lines: &[String]| {
         for line in lines {

@@ -31,7 +31,7 @@ pub enum Lane {
 /// Keys by the time they are due. Closed it takes none: a standby has nothing to do.
 #[derive(Debug, Default)]
 pub struct Queue {
-    state: Mutex<State>,
+    state: Mutex<Lanes>,
     /// Wakes a worker that takes urgent keys only.
     urgent: Notify,
     /// Wakes a worker that takes all keys. One for both kinds of workers would be lost on those that cannot take the key.
@@ -39,7 +39,7 @@ pub struct Queue {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Lanes {
     open: bool,
     urgent: Line,
     later: Line,
@@ -91,7 +91,7 @@ impl Queue {
 
     /// Forgets everything and takes no more. Nobody may be at work.
     pub fn close(&self) {
-        *self.state() = State::default();
+        *self.state() = Lanes::default();
     }
 
     /// Asks for a reconcile as soon as possible.
@@ -184,7 +184,7 @@ impl Queue {
     }
 
     /// Has a worker of each kind look again that may find a key.
-    fn wake(&self, state: &State) {
+    fn wake(&self, state: &Lanes) {
         if !state.urgent.order.is_empty() {
             self.urgent.notify_one();
         }
@@ -193,13 +193,13 @@ impl Queue {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Lanes> {
         // Each change is whole before the lock is let go, also when a holder panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl Lanes {
     fn line(&mut self, lane: Lane) -> &mut Line {
         match lane {
             Lane::Urgent => &mut self.urgent,

@@ -84,15 +84,15 @@ mod tests {
 
     /// How one pool stands in a state.
     #[derive(Clone, Debug)]
-    struct Part {
+    struct PoolPart {
         in_spec: Option<(i64, bool)>,
         in_status: Option<(i64, u32, bool)>,
     }
 
-    fn part() -> impl Strategy<Value = Part> {
+    fn part() -> impl Strategy<Value = PoolPart> {
         let in_spec = prop::option::weighted(0.8, (1i64..3, prop::bool::weighted(0.2)));
         let in_status = prop::option::weighted(0.8, (1i64..3, 0u32..2, any::<bool>()));
-        (in_spec, in_status).prop_map(|(in_spec, in_status)| Part { in_spec, in_status })
+        (in_spec, in_status).prop_map(|(in_spec, in_status)| PoolPart { in_spec, in_status })
     }
 
     prop_compose! {
@@ -106,7 +106,7 @@ mod tests {
         }
     }
 
-    fn build(parts: &[Part], seconds_ago: i64, observed: Option<bool>, unreadable: bool) -> KnownState {
+    fn build(parts: &[PoolPart], seconds_ago: i64, observed: Option<bool>, unreadable: bool) -> KnownState {
         let all = pools();
         let entries = parts.iter().zip(&all).filter_map(|(part, pool)| {
             let (generation, draining) = part.in_spec?;
@@ -175,12 +175,13 @@ mod tests {
 
     #[test]
     fn an_edit_of_a_pool_and_its_answer_concern_that_pool_alone() {
-        let part = |generation, answered| Part {
+        let part = |generation, answered| PoolPart {
             in_spec: Some((generation, false)),
             in_status: Some((answered, 1, true)),
         };
         let others = [part(1, 1), part(1, 1)];
-        let with = |first: Part, observed| build(&[&[first], &others[..]].concat(), 1, Some(observed), false);
+        let with =
+            |first: PoolPart, observed| build(&[&[first], &others[..]].concat(), 1, Some(observed), false);
         let states = [with(part(1, 1), true), with(part(2, 1), false), with(part(2, 2), true)];
         for step in states.windows(2) {
             let change = Change::new(&step[0], &step[1], at(NOW).0);
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn an_answer_after_a_long_silence_concerns_every_pool() {
-        let part = Part { in_spec: Some((1, false)), in_status: Some((1, 1, true)) };
+        let part = PoolPart { in_spec: Some((1, false)), in_status: Some((1, 1, true)) };
         let parts = [part.clone(), part.clone(), part];
         let (silent, heard) = (build(&parts, 200, Some(false), false), build(&parts, 200, Some(true), false));
         let change = Change::new(&silent, &heard, at(NOW).0);

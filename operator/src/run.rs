@@ -1,10 +1,11 @@
 //! Wires everything up and runs it.
 
-use crate::admin::{self, Health};
+use crate::admin::{self, Probes};
 use crate::agents::Agents;
 use crate::args::Serve;
 use crate::context::{Context, NetworkKind, Queues};
-use crate::controllers::{Controller, Networks, NodeStates, Pools, work};
+use crate::controller::{Controller, work};
+use crate::controllers::{Networks, NodeStates, Pools};
 use crate::gate::Gate;
 use crate::leader::Elector;
 use crate::leader::term::Term;
@@ -71,7 +72,7 @@ pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()>
     let refresh = Refresh::new(BRIEFLY);
     let context = follow(client, metrics, &refresh, agents, &args.agent_selector, &shutdown, &mut tasks);
     let (filled_sender, filled) = watch::channel(false);
-    let health = Health { filled, beat, term };
+    let health = Probes { filled, beat, term };
     let admin = admin::serve(listener, health, Arc::clone(&context), shutdown.clone());
     tasks.spawn(async move { admin.await.map(|()| "probes").map_err(Into::into) });
     let lead = elect_and_lead(context, refresh, elector, filled_sender, shutdown.clone());
@@ -146,7 +147,7 @@ fn follow(
         nodes: nodes.store,
         states: States::default(),
         agents: Agents::default(),
-        nodes_not_ready: trouble::Nodes::default(),
+        nodes_not_ready: trouble::UnreadyNodes::default(),
         namespaces: namespaces.store,
         networks: networks.store,
         network_kind,

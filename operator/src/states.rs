@@ -5,48 +5,28 @@
 
 mod interner;
 mod known;
-mod metadata;
 mod own;
+mod raw;
+mod spec;
 
 pub use interner::Interner;
 pub use known::{KnownPool, KnownState, KnownStatus, Verdict, version};
-pub use own::{LOST_MAX, Spec};
+pub use own::LOST_MAX;
+pub use raw::RawState;
+pub use spec::Spec;
 
 use crate::clock;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
+use known::is_remembered;
 use kube::runtime::watcher::Event;
-use macvtap_crds::v1alpha1::MacvtapNodeState;
 use own::{Gone, Own};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// A node state as it comes over the wire.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, Resource)]
-#[resource(inherit = "MacvtapNodeState")]
-pub struct RawState {
-    /// Metadata, without managers.
-    #[serde(default, deserialize_with = "metadata::without_managers")]
-    pub metadata: ObjectMeta,
-    /// What the operator wrote, most likely.
-    #[serde(default)]
-    pub spec: Value,
-    /// What the agent wrote, most likely.
-    #[serde(default)]
-    pub status: Value,
-}
-
 /// How often a writer that waits for its turn looks whether an answer that is due was given up.
 const ROOM_CHECK: Duration = Duration::from_secs(1);
-
-/// For how long a state that was deleted, or the answer in a status that was removed, is remembered: what its node holds it
-/// still holds, and it is told of it again when the state is recreated.
-const REMEMBERED: Duration = Duration::from_mins(10);
 
 /// All node states by name, as the watch shows them and as the operator has written them since.
 #[derive(Debug, Default)]
@@ -277,10 +257,6 @@ impl Inner {
         state.wait_since(self.known.get(&state.name).map(Arc::as_ref), shown.then_some(now));
         (Arc::new(state), lag)
     }
-}
-
-fn is_remembered(since: Timestamp, now: Timestamp) -> bool {
-    Duration::try_from(now.duration_since(since)).unwrap_or_default() < REMEMBERED
 }
 
 #[cfg(test)]

@@ -24,22 +24,22 @@ pub fn since(said: Option<Timestamp>, before: Known, is_listed: bool, now: Times
 
 /// Nodes that are not Ready.
 #[derive(Debug, Default)]
-pub struct Nodes {
-    state: Mutex<State>,
+pub struct UnreadyNodes {
+    state: Mutex<NodeTimes>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct NodeTimes {
     known: HashMap<String, Option<Timestamp>>,
     /// The list that is being read.
     filling: HashMap<String, Option<Timestamp>>,
 }
 
-impl Nodes {
+impl UnreadyNodes {
     /// Takes in an event.
     pub fn take(&self, event: &Event<Node>, now: Timestamp) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = |state: &State, name: &str| state.known.get(name).copied();
+        let before = |state: &NodeTimes, name: &str| state.known.get(name).copied();
         match event {
             Event::Init => state.filling.clear(),
             Event::InitApply(node) => {
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn trouble_that_began_while_we_watched_is_as_old_as_our_clock_says() {
-        let nodes = Nodes::default();
+        let nodes = UnreadyNodes::default();
         for event in [Event::Init, Event::InitApply(node("True", 5)), Event::InitDone] {
             nodes.take(&event, at(1000));
         }
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn trouble_that_is_found_in_the_first_list_is_as_old_as_the_api_says_and_a_later_list_changes_nothing() {
-        let nodes = Nodes::default();
+        let nodes = UnreadyNodes::default();
         for (said, now) in [(5, 1000), (700, 1100)] {
             for event in [Event::Init, Event::InitApply(node("False", said)), Event::InitDone] {
                 nodes.take(&event, at(now));

@@ -1,8 +1,8 @@
 //! Reconciles network attachment definitions: one key is one pool.
 
-use super::{Again, Controller, ReconcileError};
 use crate::clock;
 use crate::context::{Context, Guarded, NetworkKind};
+use crate::controller::{Again, Controller, ReconcileError};
 use crate::network::kind::NetworkAttachmentDefinition;
 use crate::network::plan::{self, Desired, NetworkPlan};
 use crate::network::{NetworkReport, Problem, apply};

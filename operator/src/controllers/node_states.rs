@@ -1,9 +1,9 @@
 //! Reconciles node states: one key is one node.
 
-use super::{Again, Controller, ReconcileError};
 use crate::catalog::Catalog;
 use crate::clock;
 use crate::context::{Context, pool_reference};
+use crate::controller::{Again, Controller, ReconcileError};
 use crate::entry::{Entry, config_hash};
 use crate::node::silent;
 use crate::node_state::{apply, render};

@@ -3,10 +3,10 @@
 mod publish;
 mod unreadable;
 
-use super::{Again, Controller, ReconcileError};
 use crate::catalog::{Catalog, released};
 use crate::clock;
 use crate::context::{Context, Guarded, pool_reference};
+use crate::controller::{Again, Controller, ReconcileError};
 use crate::entry::Entry;
 use crate::network::{NetworkReport, apply};
 use crate::node::NodeView;
@@ -37,9 +37,6 @@ const NETWORKS: Duration = Duration::from_secs(2);
 
 /// How soon a pool that was changed meanwhile is reconciled again.
 const RETRY_CONFLICT: Duration = Duration::from_secs(1);
-
-/// What is attempted when a status is written.
-const STATUS: &str = "write the status of pool";
 
 /// Reconciles pools: status, rollout and drain.
 #[derive(Debug)]
@@ -178,7 +175,7 @@ impl Controller for Pools {
             (PoolAction::Publish(status), Some(Ok(pool))) => {
                 context.pace.unsay(name);
                 let written = publish::publish(pool, *status, context).await;
-                return written.map_err(|error| ReconcileError::new(STATUS, name, error));
+                return written.map_err(|error| ReconcileError::new("write the status of pool", name, error));
             }
             (PoolAction::Explain(terminating), Some(Err(invalid))) => {
                 unreadable::say(&invalid.metadata, &invalid.error, terminating, context).await?;

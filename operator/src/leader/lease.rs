@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 /// A lease, and since when it has been as it is.
 #[derive(Clone, Debug)]
-pub struct Observed {
+pub struct SeenLease {
     lease: Lease,
     since: Instant,
 }
@@ -25,7 +25,7 @@ pub enum Step {
     Replace(Lease),
 }
 
-impl Observed {
+impl SeenLease {
     /// A lease that is seen for the first time.
     pub fn new(lease: Lease, now: Instant) -> Self {
         Self { lease, since: now }
@@ -68,7 +68,7 @@ impl Observed {
 }
 
 /// What the candidate `identity` does about what it observed. `wall` is for people only.
-pub fn step(observed: Option<&Observed>, identity: &str, now: Instant, wall: Timestamp) -> Step {
+pub fn step(observed: Option<&SeenLease>, identity: &str, now: Instant, wall: Timestamp) -> Step {
     let Some(observed) = observed else {
         return Step::Create(Lease { spec: Some(spec(None, identity, wall)), ..Lease::default() });
     };
@@ -102,9 +102,9 @@ mod tests {
 
     const WALL: Timestamp = Timestamp::UNIX_EPOCH;
 
-    fn held(identity: &str, now: Instant) -> Observed {
+    fn held(identity: &str, now: Instant) -> SeenLease {
         match step(None, identity, now, WALL) {
-            Step::Create(lease) => Observed::new(lease, now),
+            Step::Create(lease) => SeenLease::new(lease, now),
             other => panic!("{other:?}"),
         }
     }
@@ -151,7 +151,7 @@ mod tests {
         let start = Instant::now();
         let observed = held("a", start);
         assert_eq!(observed.released("b"), None);
-        let free = Observed::new(observed.released("a").unwrap(), start);
+        let free = SeenLease::new(observed.released("a").unwrap(), start);
         assert!(matches!(step(Some(&free), "b", start, WALL), Step::Replace(_)));
     }
 }

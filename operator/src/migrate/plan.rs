@@ -30,7 +30,7 @@ pub struct Group {
 
 /// What must be printed.
 #[derive(Clone, Debug, Default)]
-pub struct Plan {
+pub struct Migration {
     /// About all pools.
     pub notes: Vec<String>,
     /// Entries that have no pool, and why.
@@ -50,7 +50,7 @@ pub struct Printed {
 
 /// One entry, checked.
 #[derive(Clone, Debug)]
-struct Entry {
+struct CheckedEntry {
     name: String,
     lower: String,
     mode: &'static str,
@@ -61,7 +61,7 @@ struct Entry {
 /// A resource: its entries of all groups.
 #[derive(Debug)]
 struct Resource {
-    first: Entry,
+    first: CheckedEntry,
     lowers: BTreeSet<String>,
     /// Labels of its nodes; none when it is for all.
     nodes: Option<BTreeSet<(String, String)>>,
@@ -69,8 +69,8 @@ struct Resource {
 }
 
 /// The pools for these configurations.
-pub fn plan(groups: &[Group]) -> Plan {
-    let mut plan = Plan { notes: general(groups), ..Plan::default() };
+pub fn plan(groups: &[Group]) -> Migration {
+    let mut plan = Migration { notes: general(groups), ..Migration::default() };
     let mut resources: Vec<Resource> = Vec::new();
     let mut automatic = None;
     let mut uses: BTreeMap<String, usize> = BTreeMap::new();
@@ -143,7 +143,7 @@ fn general(groups: &[Group]) -> Vec<String> {
 }
 
 /// Reads an entry as macvtap-cni does, which compares keys without case and leaves out what it does not know.
-fn check(object: &Map<String, Value>) -> Result<Entry, String> {
+fn check(object: &Map<String, Value>) -> Result<CheckedEntry, String> {
     let mut notes = Vec::new();
     let mut fields: BTreeMap<&str, &Value> = BTreeMap::new();
     for (key, value) in object {
@@ -191,7 +191,7 @@ fn check(object: &Map<String, Value>) -> Result<Entry, String> {
         },
     };
     let capacity = capacity(fields.get("capacity").copied(), mode, &mut notes)?;
-    Ok(Entry { name: name.to_owned(), lower: lower.to_owned(), mode, capacity, notes })
+    Ok(CheckedEntry { name: name.to_owned(), lower: lower.to_owned(), mode, capacity, notes })
 }
 
 fn capacity(value: Option<&Value>, mode: &str, notes: &mut Vec<String>) -> Result<Option<u64>, String> {
@@ -224,7 +224,7 @@ fn is_resource_name(name: &str) -> bool {
 }
 
 /// Adds an entry to its resource: the same resource of several configurations is one pool.
-fn add(resources: &mut Vec<Resource>, entry: Entry, group: &Group) -> Result<(), String> {
+fn add(resources: &mut Vec<Resource>, entry: CheckedEntry, group: &Group) -> Result<(), String> {
     if let Some(resource) = resources.iter_mut().find(|resource| resource.first.name == entry.name) {
         let first = &resource.first;
         if (first.mode, first.capacity) != (entry.mode, entry.capacity) {
@@ -264,7 +264,7 @@ fn merge_nodes(nodes: &mut Option<BTreeSet<(String, String)>>, group: &Group) {
 }
 
 fn print(resource: &Resource, shared: bool, names: &mut BTreeSet<String>) -> Printed {
-    let Entry { name, mode, capacity, .. } = &resource.first;
+    let CheckedEntry { name, mode, capacity, .. } = &resource.first;
     let mut notes = vec![format!("pods ask for {GROUP}/{name}, as before")];
     notes.extend(resource.notes.iter().cloned());
     let selector: Vec<String> = resource.lowers.iter().map(|lower| escape(lower)).collect();

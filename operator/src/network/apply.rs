@@ -1,8 +1,8 @@
 //! Writes and removes network attachment definitions; never touches one that is not ours.
 
-use super::kind::NetworkAttachmentDefinition;
-use super::plan::{Desired, Key, NetworkPlan, is_orphan, is_ours, is_written_by_us, key, same};
-use super::{NetworkReport, Problem};
+use super::kind::{NetworkAttachmentDefinition, NetworkKey};
+use super::plan::{Desired, NetworkPlan, is_orphan, is_ours, is_written_by_us, key, same};
+use super::report::{NetworkReport, Problem};
 use crate::refusal;
 use futures::{StreamExt, stream};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
@@ -15,10 +15,10 @@ use std::collections::BTreeSet;
 const AT_ONCE: usize = 8;
 
 /// One write of a plan.
-enum Step {
+enum NetworkWrite {
     Create(NetworkAttachmentDefinition),
     Repair(NetworkAttachmentDefinition),
-    Delete(Key, Option<String>),
+    Delete(NetworkKey, Option<String>),
 }
 
 /// What a pass came to.
@@ -35,8 +35,8 @@ pub struct Pass {
 /// What a write came to.
 enum Done {
     Ready,
-    Repaired(Key),
-    Adopted(Key),
+    Repaired(NetworkKey),
+    Adopted(NetworkKey),
     Removed,
 }
 
@@ -61,10 +61,10 @@ pub async fn apply(
     let mut report =
         NetworkReport { desired: networks.len(), ready: plan.keep.len(), ..NetworkReport::default() };
     let (mut is_complete, mut has_lost) = (true, false);
-    let mut steps: Vec<Step> =
-        plan.create.iter().filter_map(|key| networks.remove(key)).map(Step::Create).collect();
-    steps.extend(plan.repair.iter().filter_map(|key| networks.remove(key)).map(Step::Repair));
-    steps.extend(plan.delete.into_iter().map(|(key, uid)| Step::Delete(key, uid)));
+    let mut steps: Vec<NetworkWrite> =
+        plan.create.iter().filter_map(|key| networks.remove(key)).map(NetworkWrite::Create).collect();
+    steps.extend(plan.repair.iter().filter_map(|key| networks.remove(key)).map(NetworkWrite::Repair));
+    steps.extend(plan.delete.into_iter().map(|(key, uid)| NetworkWrite::Delete(key, uid)));
     let is_current = &is_current;
     let steps = stream::iter(steps).map(|step| async move {
         if is_current() { Some(perform(client, step, pools).await) } else { None }
@@ -93,17 +93,17 @@ pub async fn apply(
     Pass { report, is_complete, has_lost }
 }
 
-async fn perform(client: &Client, step: Step, pools: &BTreeSet<String>) -> Result<Done, Failure> {
+async fn perform(client: &Client, step: NetworkWrite, pools: &BTreeSet<String>) -> Result<Done, Failure> {
     match step {
-        Step::Create(network) => {
+        NetworkWrite::Create(network) => {
             let adopted = create(client, &network, pools).await?;
             Ok(if adopted { Done::Adopted(key(&network)) } else { Done::Ready })
         }
-        Step::Repair(network) => {
+        NetworkWrite::Repair(network) => {
             let needed = repair(client, &network).await?;
             Ok(if needed { Done::Repaired(key(&network)) } else { Done::Ready })
         }
-        Step::Delete(key, uid) => match delete_ours(client, &key, uid).await {
+        NetworkWrite::Delete(key, uid) => match delete_ours(client, &key, uid).await {
             Ok(()) => Ok(Done::Removed),
             Err(error) => Err(failed(&key, &error)),
         },
@@ -112,7 +112,7 @@ async fn perform(client: &Client, step: Step, pools: &BTreeSet<String>) -> Resul
 
 /// Deletes every network of a pool that the operator wrote. Asks the API server, not the cache: what the cache has not
 /// seen yet would remain for ever. Returns those that finalizers of others keep although they are deleted.
-pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<Vec<Key>, kube::Error> {
+pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<Vec<NetworkKey>, kube::Error> {
     let all: Api<NetworkAttachmentDefinition> = Api::all(client.clone());
     let mut found = match all.list(&ListParams::default().labels(&format!("{POOL_LABEL}={pool}"))).await {
         Ok(found) => found.items,
@@ -137,7 +137,7 @@ pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<Vec<Ke
 }
 
 /// Deletes a network unless only its labels are ours.
-async fn delete_ours(client: &Client, key: &Key, uid: Option<String>) -> Result<(), kube::Error> {
+async fn delete_ours(client: &Client, key: &NetworkKey, uid: Option<String>) -> Result<(), kube::Error> {
     let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &key.0);
     match api.get_metadata_opt(&key.1).await? {
         Some(there) if is_written_by_us(&there) => delete(client, key, uid).await,
@@ -146,7 +146,11 @@ async fn delete_ours(client: &Client, key: &Key, uid: Option<String>) -> Result<
 }
 
 /// Deletes a network if it still is the one with this UID.
-async fn delete(client: &Client, (namespace, name): &Key, uid: Option<String>) -> Result<(), kube::Error> {
+async fn delete(
+    client: &Client,
+    (namespace, name): &NetworkKey,
+    uid: Option<String>,
+) -> Result<(), kube::Error> {
     let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), namespace);
     let preconditions = Some(Preconditions { uid, resource_version: None });
     match api.delete(name, &DeleteParams { preconditions, ..Default::default() }).await {
@@ -221,14 +225,14 @@ fn same_owner(there: &NetworkAttachmentDefinition, wanted: &NetworkAttachmentDef
     is_ours(there, label(POOL_LABEL), label(macvtap_crds::POOL_UID_LABEL))
 }
 
-fn conflict((namespace, name): &Key) -> Failure {
+fn conflict((namespace, name): &NetworkKey) -> Failure {
     let message = format!(
         "NetworkAttachmentDefinition {namespace}/{name} was not made by this pool and is left alone; rename the network, or delete the other"
     );
     Failure { problem: Problem { reason: PoolReason::NADConflict, message }, is_lost: false }
 }
 
-fn failed((namespace, name): &Key, error: &kube::Error) -> Failure {
+fn failed((namespace, name): &NetworkKey, error: &kube::Error) -> Failure {
     let message = format!("NetworkAttachmentDefinition {namespace}/{name}: {}", refusal::text(error));
     let problem = Problem { reason: PoolReason::NetworkWriteFailed, message };
     Failure { problem, is_lost: !refusal::is_refused(error) }

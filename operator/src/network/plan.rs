@@ -1,7 +1,8 @@
 //! Pure: which network attachment definitions a pool wants, and what separates them from those that are there.
 
-use super::kind::{NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec};
-use super::{Problem, config};
+use super::config;
+use super::kind::{NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec, NetworkKey};
+use super::report::Problem;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::{PartialObjectMeta, Selector, SelectorExt};
 use kube::{Resource, ResourceExt};
@@ -15,14 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 /// How kube-ovn knows the providers of its own networks, whatever stands before it. A provider ends with its namespace.
 const KUBE_OVN_OWN: &str = "ovn";
 
-/// Namespace and name.
-pub type Key = (String, String);
-
 /// Everything a pool wants.
 #[derive(Debug, Default)]
 pub struct Desired {
     /// The objects, as they are applied.
-    pub networks: BTreeMap<Key, NetworkAttachmentDefinition>,
+    pub networks: BTreeMap<NetworkKey, NetworkAttachmentDefinition>,
     /// What cannot be had.
     pub problems: Vec<Problem>,
 }
@@ -31,13 +29,13 @@ pub struct Desired {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct NetworkPlan {
     /// Not there, or not ours: to be made if nobody else has the name.
-    pub create: Vec<Key>,
+    pub create: Vec<NetworkKey>,
     /// Ours, but changed by hand or by a new spec.
-    pub repair: Vec<Key>,
+    pub repair: Vec<NetworkKey>,
     /// Ours, and no longer wanted; with the UID, so that nobody's of the same name goes in its place.
-    pub delete: Vec<(Key, Option<String>)>,
+    pub delete: Vec<(NetworkKey, Option<String>)>,
     /// Ours, and as they should be.
-    pub keep: Vec<Key>,
+    pub keep: Vec<NetworkKey>,
 }
 
 /// What the pool wants, with the cluster's namespaces and the resources its nodes report (with `resourcePer: Link`).
@@ -82,7 +80,7 @@ pub fn plan<'n>(
     ours: impl IntoIterator<Item = &'n NetworkAttachmentDefinition>,
 ) -> NetworkPlan {
     let mut plan = NetworkPlan::default();
-    let mut missing: BTreeSet<&Key> = desired.networks.keys().collect();
+    let mut missing: BTreeSet<&NetworkKey> = desired.networks.keys().collect();
     for network in ours {
         let key = key(network);
         match desired.networks.get(&key) {
@@ -123,7 +121,7 @@ pub fn is_written_by_us(network: &impl Resource) -> bool {
 }
 
 /// Namespace and name of a network.
-pub fn key(network: &NetworkAttachmentDefinition) -> Key {
+pub fn key(network: &NetworkAttachmentDefinition) -> NetworkKey {
     (network.namespace().unwrap_or_default(), network.name_any())
 }
 

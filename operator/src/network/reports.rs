@@ -1,6 +1,6 @@
 //! What became of each pool's networks, for the pool's status; and who is at work on them.
 
-use super::NetworkReport;
+use super::report::NetworkReport;
 use crate::states::LOST_MAX;
 use jiff::Timestamp;
 use std::collections::HashMap;
@@ -11,11 +11,11 @@ use tokio::sync::Mutex as Turn;
 /// Reports by the name of their pool.
 #[derive(Debug, Default)]
 pub struct Reports {
-    pools: Mutex<HashMap<String, Known>>,
+    pools: Mutex<HashMap<String, PoolNetworks>>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct PoolNetworks {
     uid: String,
     generation: i64,
     report: Option<NetworkReport>,
@@ -79,7 +79,7 @@ impl Reports {
         self.pools().clear();
     }
 
-    fn pools(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+    fn pools(&self) -> MutexGuard<'_, HashMap<String, PoolNetworks>> {
         // Each entry is whole at any time, also after a panic elsewhere.
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,6 @@
 //! Pure: which changes of conditions are worth an event.
 
-use crate::network::plan::Key;
+use crate::network::kind::NetworkKey;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 use macvtap_crds::condition::{self, ConditionType};
@@ -67,7 +67,7 @@ pub fn events(before: &[Condition], after: &[Condition]) -> Vec<Event> {
 }
 
 /// The event about networks of a released pool that are deleted and that finalizers of others keep.
-pub fn kept_networks(kept: &[Key]) -> Option<Event> {
+pub fn kept_networks(kept: &[NetworkKey]) -> Option<Event> {
     let named: Vec<_> =
         kept.iter().take(NAMED).map(|(namespace, name)| format!("{namespace}/{name}")).collect();
     let more = if kept.len() > named.len() { ", ..." } else { "" };
@@ -159,9 +159,9 @@ mod tests {
 
     #[test]
     fn networks_that_finalizers_keep_are_named_up_to_three() {
-        let keys: Vec<Key> = (0..5).map(|i| ("tenant".to_owned(), format!("net-{i}"))).collect();
+        let keys: Vec<NetworkKey> = (0..5).map(|i| ("tenant".to_owned(), format!("net-{i}"))).collect();
         assert!(kept_networks(&[]).is_none());
-        let note = |kept: &[Key]| kept_networks(kept).unwrap().note.unwrap();
+        let note = |kept: &[NetworkKey]| kept_networks(kept).unwrap().note.unwrap();
         assert!(
             note(&keys[..1])
                 .ends_with("keep 1 of its NetworkAttachmentDefinitions, which are deleted: tenant/net-0")

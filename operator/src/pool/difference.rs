@@ -12,7 +12,7 @@ const NUMBERS_PER_NODE: Duration = Duration::from_millis(10);
 
 /// How a new status differs from the one that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum StatusChange {
     /// Not at all.
     Nothing,
     /// In numbers, in the words of conditions around them and in the samples: how far things are.
@@ -22,10 +22,10 @@ pub enum Change {
 }
 
 /// How `new` differs from `old`.
-pub fn change(old: Option<&MacvtapResourcePoolStatus>, new: &MacvtapResourcePoolStatus) -> Change {
-    let Some(old) = old else { return Change::Facts };
+pub fn change(old: Option<&MacvtapResourcePoolStatus>, new: &MacvtapResourcePoolStatus) -> StatusChange {
+    let Some(old) = old else { return StatusChange::Facts };
     if old == new {
-        return Change::Nothing;
+        return StatusChange::Nothing;
     }
     let mut with_numbers_of_new = MacvtapResourcePoolStatus {
         devices: new.devices.clone(),
@@ -38,7 +38,7 @@ pub fn change(old: Option<&MacvtapResourcePoolStatus>, new: &MacvtapResourcePool
     for (old, new) in with_numbers_of_new.conditions.iter_mut().zip(&new.conditions) {
         old.message.clone_from(&new.message);
     }
-    if with_numbers_of_new == *new { Change::Numbers } else { Change::Facts }
+    if with_numbers_of_new == *new { StatusChange::Numbers } else { StatusChange::Facts }
 }
 
 /// How often numbers alone are written: they change with every pod and every node, so the more nodes a pool has, the rarer.
@@ -76,16 +76,16 @@ mod tests {
         let devices = DeviceCounts { allocated: 1, ..Default::default() };
         let on = with(vec![condition("False", "NodesNotReady", "1 of 3 nodes not ready")]);
         let on = MacvtapResourcePoolStatus { nodes, devices, ..on };
-        assert_eq!(change(None, &old), Change::Facts);
-        assert_eq!(change(Some(&old), &old.clone()), Change::Nothing);
-        assert_eq!(change(Some(&old), &on), Change::Numbers);
+        assert_eq!(change(None, &old), StatusChange::Facts);
+        assert_eq!(change(Some(&old), &old.clone()), StatusChange::Nothing);
+        assert_eq!(change(Some(&old), &on), StatusChange::Numbers);
         for other in [
             with(vec![condition("True", "NodesNotReady", "2 of 3 nodes not ready")]),
             with(vec![condition("False", "NoMatchingNodes", "2 of 3 nodes not ready")]),
             with(vec![]),
             MacvtapResourcePoolStatus { observed_generation: Some(2), ..old.clone() },
         ] {
-            assert_eq!(change(Some(&old), &other), Change::Facts, "{other:?}");
+            assert_eq!(change(Some(&old), &other), StatusChange::Facts, "{other:?}");
         }
     }
 }

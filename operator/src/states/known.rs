@@ -1,7 +1,8 @@
 //! Pure: a node state as it was sent to what the operator needs of it.
 
-use super::own::Spec;
-use super::{Interner, RawState, is_remembered};
+use super::interner::Interner;
+use super::raw::RawState;
+use super::spec::Spec;
 use crate::entry::{Entry, Form};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -14,6 +15,16 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// For how long a state that was deleted, or the answer in a status that was removed, is remembered: what its node holds it
+/// still holds, and it is told of it again when the state is recreated.
+const REMEMBERED: Duration = Duration::from_mins(10);
+
+/// Whether what was lost at this time is remembered still.
+pub(super) fn is_remembered(since: Timestamp, now: Timestamp) -> bool {
+    Duration::try_from(now.duration_since(since)).unwrap_or_default() < REMEMBERED
+}
 
 /// What is known of a node's state.
 #[derive(Clone, Debug, Default, PartialEq)]

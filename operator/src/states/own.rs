@@ -1,11 +1,10 @@
 //! Pure: the operator's own writes of node states, how far the watch is behind them, and which of them wait for an
 //! agent's answer.
 
-use crate::entry::{Entry, Form};
-use crate::states::KnownState;
+use super::known::KnownState;
+use super::spec::Spec;
 use jiff::Timestamp;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How many specs may be unanswered at once. The rate at which the API server's watches pass them on limits the rate of
@@ -21,19 +20,6 @@ const UNSEEN_MAX: Duration = Duration::from_mins(5);
 /// How long a write whose answer was lost may still take effect: an API server gives up a request after a minute, unless it
 /// is told otherwise, and the request may have been late before.
 pub const LOST_MAX: Duration = Duration::from_mins(2);
-
-/// A spec as the operator writes it.
-#[derive(Clone, Debug, Default)]
-pub struct Spec {
-    /// UID of the Node that owns the state.
-    pub owner: Option<String>,
-    /// Hash of its pools.
-    pub config_hash: String,
-    /// Its pools.
-    pub pools: Vec<Arc<Entry>>,
-    /// How they are written.
-    pub form: Form,
-}
 
 /// Own writes by the name of their state.
 #[derive(Debug, Default)]
@@ -252,12 +238,6 @@ pub(super) enum Gone {
     Deleted(u64),
     /// A list that began at this time does not have it.
     NotListedSince(Timestamp),
-}
-
-impl Spec {
-    fn has(&self, uid: &str) -> bool {
-        self.pools.iter().any(|entry| entry.uid == uid)
-    }
 }
 
 fn between(earlier: Timestamp, later: Timestamp) -> Duration {

@@ -3,6 +3,8 @@
 use super::*;
 use crate::entry::entry_of;
 use crate::testing::{pool, raw, spec};
+use macvtap_crds::v1alpha1::MacvtapNodeState;
+use serde_json::Value;
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 

@@ -9,15 +9,15 @@ use std::collections::BTreeMap;
 pub struct Pod {
     /// Its metadata.
     #[serde(default)]
-    pub metadata: Metadata,
+    pub metadata: PodMetadata,
     /// Its specification.
     #[serde(default)]
-    pub spec: Spec,
+    pub spec: PodSpec,
 }
 
 /// The metadata of a pod.
 #[derive(Debug, Default, Deserialize)]
-pub struct Metadata {
+pub struct PodMetadata {
     /// Its annotations.
     #[serde(default)]
     pub annotations: Option<BTreeMap<String, String>>,
@@ -26,7 +26,7 @@ pub struct Metadata {
 /// The specification of a pod.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Spec {
+pub struct PodSpec {
     /// Its containers.
     #[serde(default)]
     pub containers: Option<Vec<Container>>,

@@ -8,8 +8,9 @@ use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
-use macvtap_operator::network::kind::{NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec};
-use macvtap_operator::network::plan::Key;
+use macvtap_operator::network::kind::{
+    NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec, NetworkKey,
+};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -308,7 +309,7 @@ impl World {
         }
     }
 
-    fn foreign(&mut self, key: &Key) {
+    fn foreign(&mut self, key: &NetworkKey) {
         if self.namespaces.contains_key(&key.0) {
             self.networks.entry(key.clone()).or_insert_with(|| {
                 let spec = NetworkAttachmentDefinitionSpec { config: "{\"type\": \"bridge\"}".to_owned() };

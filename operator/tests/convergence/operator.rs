@@ -18,7 +18,8 @@ use macvtap_operator::agents::Agents;
 use macvtap_operator::catalog::ActivePool;
 use macvtap_operator::clock;
 use macvtap_operator::context::{Context, Guarded, NetworkKind, Queues};
-use macvtap_operator::controllers::{Networks, NodeStates, Pools, reconcile};
+use macvtap_operator::controller::reconcile;
+use macvtap_operator::controllers::{Networks, NodeStates, Pools};
 use macvtap_operator::network::kind::NetworkAttachmentDefinition;
 use macvtap_operator::network::reports::Reports;
 use macvtap_operator::pace::Pace;
@@ -85,7 +86,7 @@ impl Operator {
             nodes: node_store,
             states: States::default(),
             agents: Agents::default(),
-            nodes_not_ready: trouble::Nodes::default(),
+            nodes_not_ready: trouble::UnreadyNodes::default(),
             namespaces: namespace_store,
             networks: network_store,
             network_kind,

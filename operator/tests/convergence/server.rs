@@ -5,8 +5,7 @@ use axum::http::{Method, Request, Response};
 use kube::client::Body;
 use kube::{Client, ResourceExt};
 use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_LABEL};
-use macvtap_operator::network::kind::NetworkAttachmentDefinition;
-use macvtap_operator::network::plan::Key;
+use macvtap_operator::network::kind::{NetworkAttachmentDefinition, NetworkKey};
 use macvtap_operator::states::RawState;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -128,7 +127,7 @@ impl World {
         Ok(write(pool))
     }
 
-    fn network(&mut self, method: &str, key: Key, body: &Value) -> Result<Value, Refused> {
+    fn network(&mut self, method: &str, key: NetworkKey, body: &Value) -> Result<Value, Refused> {
         let there = self.networks.get(&key);
         match method {
             "GET" => Ok(write(there.ok_or(404u16)?)),

@@ -7,8 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_operator::catalog::Catalog;
-use macvtap_operator::network::kind::NetworkAttachmentDefinition;
-use macvtap_operator::network::plan::Key;
+use macvtap_operator::network::kind::{NetworkAttachmentDefinition, NetworkKey};
 use macvtap_operator::states::{Interner, KnownState, RawState};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -31,7 +30,7 @@ pub(crate) struct World {
     /// Those that were deleted, in order: a watch shows each, also one that was made and deleted between two looks.
     pub(crate) deleted: Vec<RawState>,
     pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
-    pub(crate) networks: BTreeMap<Key, NetworkAttachmentDefinition>,
+    pub(crate) networks: BTreeMap<NetworkKey, NetworkAttachmentDefinition>,
     /// Nodes whose agents have been away for long.
     pub(crate) down: BTreeSet<String>,
     /// The UIDs of the pools whose devices pods have, by node: as the agents know, whatever stands in their states.
@@ -265,7 +264,7 @@ pub(crate) fn pool_name(number: u8) -> String {
     format!("pool-{number}")
 }
 
-pub(crate) fn network_key(space: u8, pool: u8) -> Key {
+pub(crate) fn network_key(space: u8, pool: u8) -> NetworkKey {
     (format!("space-{space}"), format!("net-pool-{pool}"))
 }
 

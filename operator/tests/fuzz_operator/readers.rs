@@ -9,15 +9,14 @@ use kube::core::PartialObjectMeta;
 use macvtap_crds::v1alpha1::{MacvtapNodeStateSpec, MacvtapResourcePool};
 use macvtap_operator::acceptance;
 use macvtap_operator::catalog::Catalog;
-use macvtap_operator::controllers::{
-    Controller, Drain, NodeSnapshot, NodeStates, PoolAction, PoolSnapshot, Pools,
-};
+use macvtap_operator::controller::Controller;
+use macvtap_operator::controllers::{Drain, NodeSnapshot, NodeStates, PoolAction, PoolSnapshot, Pools};
 use macvtap_operator::migrate::plan::{self as migration, Group};
 use macvtap_operator::migrate::{self, source};
 use macvtap_operator::network::kind::NetworkAttachmentDefinition;
 use macvtap_operator::network::{NetworkReport, plan};
 use macvtap_operator::node::NodeView;
-use macvtap_operator::pool::difference::{Change, change};
+use macvtap_operator::pool::difference::{StatusChange, change};
 use macvtap_operator::states::{Interner, KnownState, RawState};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,7 +121,11 @@ fn decisions(pools: &[MacvtapResourcePool], state: Option<&RawState>) {
         assert!(first.conditions.iter().all(|condition| !condition.reason.is_empty()));
         let again = MacvtapResourcePool { status: Some(first), ..pool.clone() };
         let second = report(&again).expect("a pool that was reported on before");
-        assert_eq!(change(again.status.as_ref(), &second), Change::Nothing, "a report is repeated for ever");
+        assert_eq!(
+            change(again.status.as_ref(), &second),
+            StatusChange::Nothing,
+            "a report is repeated for ever"
+        );
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::context::Context;
 use crate::overwrite::{self, Part};
 use crate::pool::announce;
-use crate::pool::difference::{Change, change, numbers_every};
+use crate::pool::difference::{StatusChange, change, numbers_every};
 use kube::api::Api;
 use kube::{Resource, ResourceExt};
 use macvtap_crds::v1alpha1::{MacvtapResourcePool, MacvtapResourcePoolStatus};
@@ -19,13 +19,13 @@ pub(super) async fn publish(
     let name = pool.name_any();
     context.metrics.pool(pool, &status);
     match change(pool.status.as_ref(), &status) {
-        Change::Nothing => return Ok(None),
-        Change::Numbers => {
+        StatusChange::Nothing => return Ok(None),
+        StatusChange::Numbers => {
             if let Some(wait) = context.pace.numbers(&name, numbers_every(status.nodes.matched)) {
                 return Ok(Some(wait));
             }
         }
-        Change::Facts => {}
+        StatusChange::Facts => {}
     }
     let body = json!({
         "apiVersion": MacvtapResourcePool::api_version(&()),

@@ -1,8 +1,7 @@
 //! A pool that cannot be read: another release or a looser schema let it in. Nodes keep what they were told of it.
 
-use super::STATUS;
 use crate::context::{Context, pool_reference};
-use crate::controllers::ReconcileError;
+use crate::controller::ReconcileError;
 use crate::overwrite::{self, Part};
 use crate::pool::announce;
 use jiff::Timestamp;
@@ -34,7 +33,7 @@ pub(super) async fn say(
     context.metrics.unreadable("pool");
     let kind = ApiResource::erase::<MacvtapResourcePool>(&());
     let pools: Api<DynamicObject> = Api::all_with(context.client.clone(), &kind);
-    let failed = |source| ReconcileError::new(STATUS, &name, source);
+    let failed = |source| ReconcileError::new("write the status of pool", &name, source);
     let Some(pool) = pools.get_opt(&name).await.map_err(failed)? else {
         return Ok(());
     };

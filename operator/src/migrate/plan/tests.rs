@@ -13,11 +13,11 @@ fn group(name: &str, nodes: Option<(&str, &str)>, entries: &Value) -> Group {
     }
 }
 
-fn pools(plan: &Plan) -> Vec<MacvtapResourcePool> {
+fn pools(plan: &Migration) -> Vec<MacvtapResourcePool> {
     plan.pools.iter().map(|pool| serde_json::from_value(pool.object.clone()).unwrap()).collect()
 }
 
-fn one(entries: &Value) -> (Plan, Vec<MacvtapResourcePool>) {
+fn one(entries: &Value) -> (Migration, Vec<MacvtapResourcePool>) {
     let plan = plan(&[group("config", None, entries)]);
     let pools = pools(&plan);
     (plan, pools)

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::states::KnownStatus;
+use std::sync::Arc;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()

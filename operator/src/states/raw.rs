@@ -1,9 +1,27 @@
-//! Metadata without its longest part: which fields each manager has is a third of a node state, and as a tree of values it
-//! takes more memory and time than all the rest.
+//! A node state as the API server sends it, without the longest part of its metadata: which fields each manager has is a third
+//! of a node state, and as a tree of values it takes more memory and time than all the rest.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use macvtap_crds::v1alpha1::MacvtapNodeState;
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+/// A node state as it comes over the wire.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, Resource)]
+#[resource(inherit = "MacvtapNodeState")]
+pub struct RawState {
+    /// Metadata, without managers.
+    #[serde(default, deserialize_with = "without_managers")]
+    pub metadata: ObjectMeta,
+    /// What the operator wrote, most likely.
+    #[serde(default)]
+    pub spec: Value,
+    /// What the agent wrote, most likely.
+    #[serde(default)]
+    pub status: Value,
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -15,7 +33,7 @@ struct Metadata {
 }
 
 /// Reads metadata without its managers.
-pub(super) fn without_managers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+fn without_managers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     Metadata::deserialize(deserializer).map(|metadata| metadata.rest)
 }
 
