@@ -136,6 +136,14 @@ impl Kubelet {
         self.state.lock().unwrap().losses
     }
 
+    /// Waits until the pods of this moment have been listed: from then on the list decides what is in use.
+    pub(crate) fn await_listed(&self) {
+        let asked = || self.state.lock().unwrap().askers.len();
+        let before = asked();
+        // The first answer may be to a question that was asked before.
+        await_true("pods are listed", || asked() >= before + 2);
+    }
+
     pub(crate) fn plugin(&self, resource: &str) -> Option<Plugin> {
         self.state.lock().unwrap().plugins.get(&format!("macvtap.network.kubevirt.io/{resource}")).cloned()
     }

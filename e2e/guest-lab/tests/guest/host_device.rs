@@ -123,6 +123,7 @@ fn nics_are_listed_by_pci_address_carry_pods_traffic_and_come_back_under_their_n
 
     // To the kubelet nothing has changed, and nobody else gets them.
     agent.await_devices("virt", "allocated", 2);
+    kubelet.await_listed();
     assert_eq!(offered(&kubelet, 4), all);
     assert_eq!(table_links("virt"), ["eth0", "eth1", "eth2", "eth3"]);
     let thief = Pod::new("thief", &pci_address(1));
@@ -169,6 +170,7 @@ fn a_nic_whose_pods_namespace_vanished_gets_its_name_back_and_is_offered_again()
         pod.ok("ADD");
         pod
     });
+    kubelet.await_listed();
     // The first comes back as net1, the second finds the name taken.
     for name in ["one", "two"] {
         ip(&format!("netns del {name}"));

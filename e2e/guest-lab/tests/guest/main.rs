@@ -13,6 +13,7 @@ mod host_device;
 mod inventory;
 mod lost_checkpoint;
 mod no_ipv6;
+mod no_macvtap;
 mod pools;
 mod recording;
 mod slow_carrier;

@@ -46,6 +46,7 @@ fn a_virtual_function_comes_back_with_its_name_and_address_whatever_its_driver_c
         let pod = Pod::new(round, &function).with(json!({"mac": "02:00:00:00:00:11"}));
         pod.ok("ADD");
         agent.await_devices("virt", "allocated", 1);
+        kubelet.await_listed();
         // The driver resets the function, and with that forgets what was permanent.
         ip(&format!("-n {round} link set net1 down"));
         ip(&format!("-n {round} link set net1 up"));

@@ -12,7 +12,7 @@ mod run;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A device that was given to a pod which the kubelet never listed counts as in use for a minute, and machines are emulated.
+/// An emulated machine is slow, and a busy host makes it slower.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(100);
 
 /// Whether this is the machine of a test, which the test needs.
