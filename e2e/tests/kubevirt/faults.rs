@@ -3,7 +3,7 @@
 
 use crate::machine::Machine;
 use crate::nodes::only_its_own_remain;
-use crate::stage::{NAMESPACE, PATIENCE, RESOURCE, Stage, play};
+use crate::stage::{NAMESPACE, PATIENCE, Place, RESOURCE, Stage, play};
 use crate::watch::{under, unnoticed};
 use anyhow::{Context, Result, ensure};
 use e2e::Node;
@@ -181,8 +181,10 @@ fn a_lower_link_that_goes_down_and_up_interrupts_a_machine_and_no_longer() -> Re
         let machine = Machine::on("lower", 72, "follow");
         stage.start(&machine)?;
         let node = stage.node(&stage.node_of(&machine)?)?;
-        under(stage, &machine, "lower link down and up", || {
+        under(stage, &machine, "lower link held down", || {
             node.exec(&["ip", "link", "set", "dp0", "down"])?;
+            let ping = format!("ping -c 1 -W 1 {}", machine.addresses()[0]);
+            ensure!(stage.shell(Place::Third, &ping).is_err(), "a third host reaches it without the link");
             node.exec(&["ip", "link", "set", "dp0", "up"]).map(drop)
         })
         .map(drop)

@@ -13,17 +13,24 @@ pub(crate) struct Machine {
     pub(crate) networks: Vec<&'static str>,
     pub(crate) mac: bool,
     pub(crate) cores: u8,
+    /// Addresses that it pings until there is an answer, and reports that.
+    pub(crate) asks: Vec<String>,
 }
 
 impl Machine {
     /// With one interface, of that network.
     pub(crate) fn on(name: &'static str, number: u8, network: &'static str) -> Self {
-        Self { name, number, networks: vec![network], mac: true, cores: 1 }
+        Self { name, number, networks: vec![network], mac: true, cores: 1, asks: Vec::new() }
     }
 
     /// Its addresses on the first network.
     pub(crate) fn addresses(&self) -> [String; 2] {
-        [format!("10.90.0.{}", self.number), format!("fd90::{}", self.number)]
+        self.addresses_on(0)
+    }
+
+    /// Its addresses on the network of that interface.
+    pub(crate) fn addresses_on(&self, interface: usize) -> [String; 2] {
+        [format!("10.9{interface}.0.{}", self.number), format!("fd9{interface}::{}", self.number)]
     }
 
     /// The address of an interface.
@@ -38,11 +45,14 @@ impl Machine {
                 if self.mac { format!(", macAddress: \"{}\"", self.mac_of(index)) } else { String::new() };
             let _ = write!(interfaces, "\n          - {{name: net{index}, binding: {{name: macvtap}}{mac}}}");
             let _ = write!(networks, "\n      - {{name: net{index}, multus: {{networkName: {network}}}}}");
-            let number = self.number;
-            let _ = write!(
-                arguments,
-                " guest.ip{index}=10.90.{index}.{number}/24 guest.ip6_{index}=fd9{index}::{number}/64"
-            );
+        }
+        // Also for a NIC that is plugged in later.
+        for index in 0..3 {
+            let [v4, v6] = self.addresses_on(index);
+            let _ = write!(arguments, " guest.ip{index}={v4}/24 guest.ip6_{index}={v6}/64");
+        }
+        if !self.asks.is_empty() {
+            let _ = write!(arguments, " guest.ping={}", self.asks.join(","));
         }
         format!(
             r#"apiVersion: kubevirt.io/v1

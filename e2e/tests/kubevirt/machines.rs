@@ -6,12 +6,16 @@ use anyhow::{Context, Result, ensure};
 
 /// What a guest reported of one of its interfaces when it found it.
 pub(crate) fn said_of(stage: &Stage, namespace: &str, machine: &str, interface: usize) -> Result<String> {
-    let wanted = format!("guest: eth{interface} ");
+    line(stage, namespace, machine, &format!("guest: eth{interface} "))
+}
+
+/// Waits for a line of a guest that contains this, and returns the last such one.
+fn line(stage: &Stage, namespace: &str, machine: &str, wanted: &str) -> Result<String> {
     let selector = format!("app={machine}");
-    e2e::wait::until(&format!("the guest's report of eth{interface}"), PATIENCE, || {
+    e2e::wait::until(&format!("a line of the guest with {wanted:?}"), PATIENCE, || {
         let words = ["-n", namespace, "logs", "-l", &selector, "-c", "guest-console-log", "--tail=-1"];
         let log = stage.kubectl.run(&words)?;
-        Ok(log.lines().rfind(|line| line.contains(&wanted)).map(|line| line.trim().to_owned()))
+        Ok(log.lines().rfind(|line| line.contains(wanted)).map(|line| line.trim().to_owned()))
     })
 }
 
@@ -77,6 +81,24 @@ fn a_machine_without_an_address_of_its_own_has_its_pods() -> Result<()> {
         let said = console(stage, &machine, 0)?;
         println!("{said}");
         ensure!(stage.node(&node)?.exec(&["sh", "-c", "ls /run/macvtap/follow | wc -l"])?.trim() == "0");
+        Ok(())
+    })
+}
+
+/// What KubeVirt's own test of this binding asks for, and a second network in both.
+#[test]
+fn two_machines_reach_each_other_on_both_of_their_networks() -> Result<()> {
+    play(|stage| {
+        let on_both =
+            |name, number| Machine { networks: vec!["follow", "second"], ..Machine::on(name, number, "") };
+        let asked = on_both("asked", 54);
+        stage.start(&asked)?;
+        let addresses = [asked.addresses_on(0), asked.addresses_on(1)].concat();
+        let asking = Machine { asks: addresses.clone(), ..on_both("asking", 55) };
+        stage.start(&asking)?;
+        for address in addresses {
+            println!("{}", line(stage, NAMESPACE, asking.name, &format!("guest: reached {address}"))?);
+        }
         Ok(())
     })
 }

@@ -13,11 +13,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 pub(crate) const RESOURCE: &str = "macvtap.network.kubevirt.io/machines";
 const STORAGE: &str = "macvtap.network.kubevirt.io/storage";
 
-/// The third host's address, on the switch between the nodes.
-const THIRD: [&str; 2] = ["10.90.0.9/24", "fd90::9/64"];
+/// The third host's addresses, on the switch between the nodes.
+const THIRD: [&str; 3] = ["10.90.0.9/24", "10.91.0.9/24", "fd90::9/64"];
 
 /// The pools of the examples, on the links `dp0` and `dp1`.
-const POOLS: [&str; 2] = ["pool.yaml", "pool-storage.yaml"];
+pub(crate) const POOLS: [&str; 2] = ["pool.yaml", "pool-storage.yaml"];
 
 /// A network written by hand, as those of a pool are made: the examples' pools make theirs in another namespace.
 fn network(name: &str, resource: &str, migration: &str) -> String {
@@ -103,6 +103,13 @@ impl Stage {
             own.filter(|pod| pod["status"]["phase"] != "Succeeded" && pod["status"]["phase"] != "Failed");
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         Ok(live.map(|pod| (text(&pod["spec"]["nodeName"]), text(&pod["metadata"]["name"]))).collect())
+    }
+
+    /// Starts the pod of a node that pings anew.
+    pub(crate) fn replace_peer(&self, node: &str) -> Result<()> {
+        let pod = format!("peer-{node}");
+        self.kubectl.run(&["-n", NAMESPACE, "delete", "pod", &pod, "--wait", "--timeout=170s"])?;
+        start_peers(self.kubectl)
     }
 
     /// Runs a shell command where it is said.
@@ -212,14 +219,20 @@ fn furnish(cluster: &Cluster) -> Result<()> {
     {
         kubectl.apply(&network(name, resource, migration))?;
     }
+    start_peers(kubectl)?;
+    for address in THIRD {
+        third_host(cluster, &format!("ip addr replace {address} dev data nodad"))?;
+    }
+    Ok(())
+}
+
+/// Starts the pods that ping, as far as they do not run.
+fn start_peers(kubectl: &Kubectl) -> Result<()> {
     for (number, node) in ["n1", "n2"].iter().enumerate() {
         kubectl.apply(&kubevirt::peer(NAMESPACE, node, number + 1, RESOURCE))?;
     }
     for node in ["n1", "n2"] {
         kubectl.wait_for(NAMESPACE, &format!("pod/peer-{node}"), "condition=Ready", PATIENCE)?;
-    }
-    for address in THIRD {
-        third_host(cluster, &format!("ip addr replace {address} dev data nodad"))?;
     }
     Ok(())
 }

@@ -28,10 +28,15 @@ pub(crate) struct Seen {
 }
 
 impl<'s> Watch<'s> {
-    /// Begins, and waits until each place has had an answer.
+    /// Begins everywhere.
     pub(crate) fn begin(stage: &'s Stage, address: &str) -> Result<Self> {
+        Self::from(stage, address, &Place::ALL)
+    }
+
+    /// Begins at these places.
+    pub(crate) fn from(stage: &'s Stage, address: &str, places: &[Place]) -> Result<Self> {
         let mut pids = Vec::new();
-        for place in Place::ALL {
+        for &place in places {
             // Not exec: the shell's own number would be another one.
             let script = format!("ping -i 0.1 -W 1 {address} >{} 2>&1 & echo $!", log(place, address));
             let pid = stage.shell(place, &script)?.trim().to_owned();
@@ -63,7 +68,18 @@ pub(crate) fn under(
     what: &str,
     fault: impl FnOnce() -> Result<()>,
 ) -> Result<Vec<Seen>> {
-    let watch = Watch::begin(stage, &machine.addresses()[0])?;
+    under_from(stage, machine, &Place::ALL, what, fault)
+}
+
+/// As [`under`], where not everybody can ping throughout.
+pub(crate) fn under_from(
+    stage: &Stage,
+    machine: &Machine,
+    places: &[Place],
+    what: &str,
+    fault: impl FnOnce() -> Result<()>,
+) -> Result<Vec<Seen>> {
+    let watch = Watch::from(stage, &machine.addresses()[0], places)?;
     fault().with_context(|| what.to_owned())?;
     stage.wait_reached(machine)?;
     let seen = watch.end()?;
