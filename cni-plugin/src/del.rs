@@ -50,10 +50,11 @@ pub fn del(call: &Call, attachment: &Deletion) -> Result<(), CniError> {
     };
     let leased = Leased { delegate, note, document: &leasing.document };
     let mut deleted = delete(call, attachment, &leased);
-    // A plugin that never answered ADD may be one that cannot: then the configuration that replaced its own decides.
+    // A plugin that never answered ADD may be one that cannot: then the configuration that replaced its own decides, and
+    // the note stays for a GC, by which the plugin is asked again.
     if deleted.is_err() && releasing.is_some() && leased.note.mark().is_some() {
         let delegate = call.document.ipam(&call.settings).and_then(|ipam| find(call, ipam.as_ref()));
-        let corrected = Leased { delegate, document: &call.document, ..leased };
+        let corrected = Leased { delegate, document: &call.document, note: leased.note.kept() };
         deleted = delete(call, attachment, &corrected).or(deleted);
     }
     follow::mend(&call.paths);

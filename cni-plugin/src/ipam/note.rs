@@ -27,6 +27,8 @@ pub(crate) struct Note {
     interface: String,
     /// Variables of a call for this attachment which the call being served does not have.
     variables: Vec<(&'static str, OsString)>,
+    /// Whether it stays whatever is released.
+    is_kept: bool,
 }
 
 /// What a note says. The first release wrote empty ones.
@@ -50,7 +52,12 @@ impl Note {
     pub(crate) fn of(paths: &Paths, container: &str, interface: &str) -> Self {
         let path = paths.unreturned().join(format!("{container}:{interface}"));
         let (container, interface) = (container.to_owned(), interface.to_owned());
-        Self { path, container, interface, variables: Vec::new() }
+        Self { path, container, interface, variables: Vec::new(), is_kept: false }
+    }
+
+    /// Returns the same note, which stays: what is released is not what it is about.
+    pub(crate) fn kept(self) -> Self {
+        Self { is_kept: true, ..self }
     }
 
     /// Returns the note of an attachment.
@@ -142,6 +149,7 @@ impl Note {
     /// Leaves a note, whatever it says, after a release that failed; removes it after one that succeeded.
     pub(crate) fn settle<E>(&self, document: &Document, released: &Result<(), E>) -> Result<(), FileError> {
         match (released, self.read()) {
+            (Ok(()), _) if self.is_kept => Ok(()),
             (Ok(()), _) => file::remove(&self.path),
             (Err(_), Some(_)) => Ok(()),
             (Err(_), None) => self.write(document, None),

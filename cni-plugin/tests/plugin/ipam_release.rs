@@ -30,8 +30,14 @@ fn a_network_whose_ipam_plugin_never_answered_can_be_corrected_under_a_pod_that_
     of("wrong").fails("ADD", 101);
     of("wrong").fails("DEL", 101);
     of("right").ok("DEL");
-    assert_eq!((node.sh("cat /run/calls"), node.traces()), ("DEL\n".to_owned(), before));
+    assert_eq!(node.sh("cat /run/calls"), "DEL\n");
     of("right").ok("DEL");
+    // It may have leased something nevertheless: a GC asks it again.
+    assert_ne!(node.traces(), before);
+    script(&node, "wrong", "echo $CNI_COMMAND >>/run/released");
+    let gc = json!({"cniVersion": "1.1.0", "ipam": null, "cni.dev/valid-attachments": []});
+    of("right").with(gc).ok("GC");
+    assert_eq!((node.sh("cat /run/released"), node.traces()), ("DEL\n".to_owned(), before));
 }
 
 #[test]
