@@ -120,8 +120,7 @@ fn names_nothing(variables: &impl Variables) -> bool {
         Ok(value) => value.is_some_and(|value| !value.is_empty() && !is_valid(&value)),
         Err(_) => true,
     };
-    refused("CNI_IFNAME", |name| name.parse::<IfName>().is_ok())
-        || refused("CNI_CONTAINERID", is_container_id)
+    refused("CNI_IFNAME", |name| interface(name).is_some()) || refused("CNI_CONTAINERID", is_container_id)
 }
 
 impl Attachment {
@@ -151,8 +150,8 @@ impl Deletion {
             return Err(invalid("CNI_CONTAINERID", &container_id, remedy));
         }
         let ifname = required(variables, "CNI_IFNAME")?;
-        let ifname = ifname.parse().map_err(|_| {
-            let remedy = "use 1 to 15 characters without '/', ':', '%' and white space, and not \"all\" or \"default\"";
+        let ifname = interface(&ifname).ok_or_else(|| {
+            let remedy = "use 1 to 15 characters without '/', ':', '%' and white space, and not \"all\", \"default\" or \"lo\"";
             invalid("CNI_IFNAME", &ifname, remedy)
         })?;
         Ok(Self { container_id, ifname, netns: netns(variables), args: Args::default() })
@@ -194,6 +193,11 @@ fn netns(variables: &impl Variables) -> Option<PathBuf> {
     let path = variables.get("CNI_NETNS").filter(|path| !path.is_empty()).map(PathBuf::from)?;
     // Later plugins compare the text with their own CNI_NETNS, so an absolute path stays as it is.
     Some(if path.is_absolute() { path } else { std::path::absolute(&path).unwrap_or(path) })
+}
+
+/// A name that an interface of a pod can be given. Every network namespace has its loopback interface.
+fn interface(name: &str) -> Option<IfName> {
+    name.parse().ok().filter(|_| name != "lo")
 }
 
 fn boolean(value: &str) -> Result<bool, CniError> {
@@ -287,9 +291,12 @@ mod tests {
             variables.insert("CNI_IFNAME", name);
             Command::read(&variables)
         };
-        assert_eq!((read("DEL", "a\u{1}"), read("DEL", "sixteencharacter")), (Ok(None), Ok(None)));
+        for name in ["a\u{1}", "sixteencharacter", "lo"] {
+            assert_eq!(read("DEL", name), Ok(None), "{name}");
+            assert_eq!(read("ADD", name).unwrap_err().code, 4, "{name}");
+        }
         assert!(matches!(read("DEL", "net1"), Ok(Some(Command::Del(_)))));
-        assert!(read("DEL", "").is_err() && read("ADD", "a\u{1}").is_err());
+        assert!(read("DEL", "").is_err());
         let mut variables = complete();
         variables.extend([("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "../x")]);
         assert_eq!(Command::read(&variables), Ok(None));
