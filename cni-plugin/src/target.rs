@@ -79,6 +79,13 @@ fn whole_nic(id: &DeviceId, device: &Device<'_>) -> CniError {
 
 /// The error for a device this node does not have.
 pub fn unknown_device(id: &DeviceId, table: &DeviceTable) -> CniError {
+    if let Some(reason) = table.left_out.get(id.resource()) {
+        let message = format!(
+            "resource {} of deviceID {id} is described in the device table as this release does not know it: {reason}; run agent and plugin of one release",
+            id.resource()
+        );
+        return CniError::new(Code::TryAgain, message);
+    }
     let problem = if table.resources.contains_key(id.resource()) {
         format!("resource {} has no slot {}", id.resource(), id.slot())
     } else {

@@ -8,6 +8,7 @@ use crate::mac::MacAddr;
 use crate::mode::Mode;
 use crate::pci::PciAddress;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The version this program writes, and the only one it reads. A field that readers can do without leaves it as it is:
@@ -38,6 +39,9 @@ pub struct DeviceTable {
     pub standalone: bool,
     /// Resources by bare name.
     pub resources: BTreeMap<ResourceName, Resource>,
+    /// Why resources, or lower links of them, were left out by [`DeviceTable::parse_known`].
+    #[serde(skip)]
+    pub left_out: BTreeMap<ResourceName, String>,
 }
 
 /// One resource of this node.
@@ -198,6 +202,38 @@ impl DeviceTable {
         }
         table.check()?;
         Ok(table)
+    }
+
+    /// Reads what this program knows of a table: a resource or a lower link with a value of another release is left out.
+    pub fn parse_known(json: &[u8]) -> Result<Self, TableError> {
+        match Self::parse(json) {
+            Err(TableError::Json(_)) => {}
+            parsed => return parsed,
+        }
+        let mut document: Value = serde_json::from_slice(json)?;
+        let mut left_out = BTreeMap::new();
+        let resources = document.get_mut("resources").and_then(Value::as_object_mut);
+        for (name, resource) in resources.into_iter().flatten() {
+            let Ok(name) = name.parse::<ResourceName>() else { continue };
+            let mut is_known = |problem: Option<serde_json::Error>| match problem {
+                Some(problem) => {
+                    left_out.insert(name.clone(), problem.to_string());
+                    false
+                }
+                None => true,
+            };
+            if let Some(links) = resource.get_mut("links").and_then(Value::as_array_mut) {
+                links.retain(|link| is_known(LowerLink::deserialize(link).err()));
+            }
+            if !is_known(Resource::deserialize(&*resource).err()) {
+                *resource = Value::Null;
+            }
+        }
+        if let Some(resources) = document.get_mut("resources").and_then(Value::as_object_mut) {
+            resources.retain(|_, resource| !resource.is_null());
+        }
+        let known = Self::parse(document.to_string().as_bytes())?;
+        Ok(Self { left_out, ..known })
     }
 
     /// The device with this ID, if the node has it.

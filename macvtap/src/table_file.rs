@@ -49,17 +49,24 @@ pub fn store(paths: &Paths, table: &DeviceTable) -> Result<(), TableFileError> {
 
 /// The stored table of whatever boot; none when there is no file.
 pub fn load(paths: &Paths) -> Result<Option<DeviceTable>, TableFileError> {
+    load_as(paths, DeviceTable::parse)
+}
+
+fn load_as(
+    paths: &Paths,
+    parse: fn(&[u8]) -> Result<DeviceTable, TableError>,
+) -> Result<Option<DeviceTable>, TableFileError> {
     let path = paths.table();
     let Some(json) = file::read(&path, SIZE_MAX)? else {
         return Ok(None);
     };
-    let table = DeviceTable::parse(&json).map_err(|source| TableFileError::Content { path, source })?;
-    Ok(Some(table))
+    parse(&json).map(Some).map_err(|source| TableFileError::Content { path, source })
 }
 
-/// The table of this boot: what may be acted on.
+/// What this program knows of the table of this boot: what may be acted on.
 pub fn load_current(paths: &Paths) -> Result<DeviceTable, TableFileError> {
-    let table = load(paths)?.ok_or_else(|| TableFileError::Missing(paths.table()))?;
+    let table =
+        load_as(paths, DeviceTable::parse_known)?.ok_or_else(|| TableFileError::Missing(paths.table()))?;
     if table.boot_id != boot::boot_id()? {
         return Err(TableFileError::OtherBoot(paths.table()));
     }

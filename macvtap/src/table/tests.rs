@@ -32,6 +32,7 @@ fn table(ranges: &[(u32, u32, u32)]) -> Vec<u8> {
         next_ifindex: IFINDEX_FIRST,
         standalone: false,
         resources,
+        left_out: BTreeMap::new(),
     };
     serde_json::to_vec(&table).unwrap()
 }
@@ -143,6 +144,55 @@ fn what_a_later_release_adds_is_passed_over() {
     later["resources"]["dataplane"]["links"][0]["added"] = "x".into();
     later["resources"]["dataplane"]["links"][0]["ranges"][0]["added"] = "x".into();
     assert_eq!(DeviceTable::parse(later.to_string().as_bytes()).unwrap(), known);
+}
+
+#[test]
+fn a_value_of_a_later_release_costs_its_own_entry_only() {
+    let json = table(&[(0, 2, IFINDEX_FIRST)]);
+    let known = DeviceTable::parse(&json).unwrap();
+    let later = |pointers: &[(&str, &str)]| {
+        let mut later: Value = serde_json::from_slice(&json).unwrap();
+        let resource = later["resources"]["dataplane"].clone();
+        later["resources"]["other"] = resource.clone();
+        let link = resource["links"][0].clone();
+        later["resources"]["other"]["links"].as_array_mut().unwrap().push(link);
+        later["resources"]["other"]["links"][0]["ranges"][0]["firstIfindex"] = (IFINDEX_FIRST + 10).into();
+        later["resources"]["other"]["links"][1]["ranges"][0]["firstIfindex"] = (IFINDEX_FIRST + 20).into();
+        later["resources"]["other"]["links"][1]["ranges"][0]["firstSlot"] = 2.into();
+        for (pointer, value) in pointers {
+            *later.pointer_mut(pointer).unwrap() = (*value).into();
+        }
+        later.to_string()
+    };
+    assert!(DeviceTable::parse(later(&[]).as_bytes()).is_ok());
+    let index =
+        |table: &DeviceTable, id: &str| table.device(&id.parse().unwrap()).map(|device| device.ifindex);
+    for (pointer, value) in [
+        ("/resources/other/type", "Queue"),
+        ("/resources/other/tapOnly", "Perhaps"),
+        ("/resources/other/links/0/mode", "hyper"),
+        ("/resources/other/links/0/identity/by", "address"),
+    ] {
+        let json = later(&[(pointer, value)]);
+        assert!(matches!(DeviceTable::parse(json.as_bytes()), Err(TableError::Json(_))), "{pointer}");
+        let table = DeviceTable::parse_known(json.as_bytes()).unwrap();
+        assert_eq!(index(&table, "dataplaneMvp1"), Some(IFINDEX_FIRST + 1), "{pointer}");
+        assert_eq!(
+            table.resources[&"dataplane".parse().unwrap()],
+            known.resources.values().next().unwrap().clone()
+        );
+        assert_eq!(index(&table, "otherMvp0"), None, "{pointer}");
+        let by_link = pointer.contains("links").then_some(IFINDEX_FIRST + 20);
+        assert_eq!(index(&table, "otherMvp2"), by_link, "{pointer}: the resource's other link");
+        let reasons: Vec<_> = table.left_out.iter().map(|(name, why)| (name.to_string(), why)).collect();
+        assert!(
+            matches!(&reasons[..], [(name, why)] if name == "other" && why.contains(value)),
+            "{reasons:?}"
+        );
+    }
+    let odd = later(&[("/resources/other/type", "Queue")]).replace("\"version\":1", "\"version\":2");
+    assert!(matches!(DeviceTable::parse_known(odd.as_bytes()), Err(TableError::Version(2))));
+    assert!(matches!(DeviceTable::parse_known(b"{"), Err(TableError::Json(_))));
 }
 
 #[test]

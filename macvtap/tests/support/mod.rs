@@ -193,6 +193,7 @@ impl Node {
             next_ifindex: self.first_ifindex + 4,
             standalone: false,
             resources: BTreeMap::from([("dataplane".parse().unwrap(), resource)]),
+            ..DeviceTable::default()
         }
     }
 

@@ -97,7 +97,7 @@ pub fn empty(boot_id: &str, standalone: bool) -> DeviceTable {
         boot_id: boot_id.to_owned(),
         next_ifindex: IFINDEX_FIRST,
         standalone,
-        resources: BTreeMap::new(),
+        ..DeviceTable::default()
     }
 }
 
