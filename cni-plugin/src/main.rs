@@ -4,6 +4,9 @@ use macvtap_cni::protocol::environment::ProcessVariables;
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 /// A configuration is a few kilobytes; nobody needs more than this.
 const STDIN_MAX: u64 = 4 << 20;
 
