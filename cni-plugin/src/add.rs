@@ -51,11 +51,11 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
     let target = target::resolve(call, &network, &table)?;
     // A missing plugin is found before anything is touched: a repeated ADD must not cost a running pod its link.
     let delegate = Delegate::new(call, network.ipam.as_ref())?;
-    if let Target::Device(id, _) = &target {
-        refuse_user_namespace(id, &netns)?;
-    }
     let holder = holder(attachment, &netns)?;
-    let mut kernel = Rtnl::with_pod(netns).map_err(|error| open_error(&error))?;
+    let (mut kernel, has_users) = Rtnl::with_pod_and_users(netns).map_err(|error| open_error(&error))?;
+    if let (Target::Device(id, _), true) = (&target, has_users) {
+        return Err(user_namespace(id));
+    }
     let netns_id = kernel.pod_id().map_err(|error| CniError::from_chain(Code::Attach, &error))?;
     let note = Note::about(&call.paths, attachment);
     let adding = Adding { call, attachment, network, delegate, note, holder, netns_id };
@@ -69,14 +69,11 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
 
 /// In a user namespace a runtime cannot make the tap's node: it shows the container what the node's own `/dev` has under
 /// that name, which nobody in the pod may open, and which may be another pod's.
-fn refuse_user_namespace(id: &DeviceId, netns: &Netns) -> Result<(), CniError> {
-    if !netns.is_in_user_namespace().map_err(|error| netns_error(&error))? {
-        return Ok(());
-    }
+fn user_namespace(id: &DeviceId) -> CniError {
     let message = format!(
         "the tap of device {id} cannot be opened in a pod with a user namespace of its own; remove hostUsers: false from the pod"
     );
-    Err(CniError::new(Code::Config, message))
+    CniError::new(Code::Config, message)
 }
 
 /// A macvtap is made for the pod.

@@ -115,6 +115,9 @@ pub fn adopt<K: Kernel>(
             .flatten()
             .map(|kubelet| kubelet.id),
     };
+    if let Some(number) = tap {
+        records::reserve_tap(paths, number, &lost.device)?;
+    }
     records::write(paths, &record)?;
     if let Some(number) = tap {
         let path = paths.device_node(lost.ifindex);

@@ -81,11 +81,14 @@ pub fn tap_only<K: Kernel>(
     match begin_locked(paths, kernel, request, existing.as_ref(), lock)? {
         Begun::Present(attached) => Ok(Some(attached)),
         Begun::New(mut attaching) => {
-            if let Some(note) = note {
-                tap_pods::write(paths, &attaching.request.device, note).map_err(RecordError::from)?;
-            }
+            let device = &attaching.request.device;
+            let noted = match note {
+                Some(note) => tap_pods::write(paths, device, note),
+                None => tap_pods::forget(paths, device),
+            };
+            noted.map_err(RecordError::from)?;
             attaching.create_link()?;
-            attaching.change(Change::NoAutoconfiguration)?;
+            attaching.no_autoconfiguration()?;
             attaching.change(Change::Up)?;
             attaching.finish().map(Some)
         }
@@ -96,7 +99,7 @@ pub fn tap_only<K: Kernel>(
 pub fn ignore_routers<K: Kernel>(kernel: &mut K, record: &Attachment) -> Result<(), AttachError> {
     match detach::link_of(kernel, record)? {
         Some((_, link)) if record.holder == Holder::Host => {
-            Ok(kernel.change(link.index, Change::NoAutoconfiguration)?)
+            Ok(kernel.no_autoconfiguration(link.index, &link.name)?)
         }
         Some(_) | None => Ok(()),
     }
@@ -123,9 +126,9 @@ fn begin_locked<'k, K: Kernel>(
             info!(from = %claim::describe(&existing.holder), "device taken over");
         }
         detach::remove_parts(paths, kernel, existing)?;
+        // The noted pods held that link.
+        tap_pods::forget(paths, &request.device).map_err(RecordError::from)?;
     }
-    // The noted pods held an earlier link.
-    tap_pods::forget(paths, &request.device).map_err(RecordError::from)?;
     let record = Attachment {
         version: record::VERSION,
         device: request.device.clone(),
@@ -199,7 +202,7 @@ fn present<K: Kernel>(
         if is_new_to_ipv6 {
             kernel.change(wanted.index, Change::Down)?;
             let changed = kernel.change(wanted.index, Change::Mtu(mtu));
-            let changed = changed.and_then(|()| kernel.change(wanted.index, Change::NoAutoconfiguration));
+            let changed = changed.and_then(|()| kernel.no_autoconfiguration(wanted.index, &link.name));
             // A pod uses it, whatever failed.
             kernel.change(wanted.index, Change::Up)?;
             changed?;

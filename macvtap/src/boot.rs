@@ -1,10 +1,14 @@
 //! Which boot of the machine this is: links, indexes and device numbers of another boot mean nothing.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 
 /// The file in which the kernel publishes it.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// A UUID and a line end are 37 bytes.
+const LENGTH_MAX: usize = 64;
 
 /// The boot ID could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -19,8 +23,10 @@ pub struct BootIdError {
 
 /// The ID of the running boot, as the kernel prints it (a UUID, no line end).
 pub fn boot_id() -> Result<String, BootIdError> {
-    let read = std::fs::read_to_string(BOOT_ID);
-    let text = read.map_err(|source| BootIdError { path: BOOT_ID.into(), source })?;
+    // One read gets all of it.
+    let mut text = String::with_capacity(LENGTH_MAX);
+    let read = File::open(BOOT_ID).and_then(|file| file.take(LENGTH_MAX as u64).read_to_string(&mut text));
+    read.map_err(|source| BootIdError { path: BOOT_ID.into(), source })?;
     Ok(text.trim_end().to_owned())
 }
 

@@ -281,6 +281,11 @@ impl<K: Kernel> Taking<'_, K> {
         Ok(self.kernel.change(self.record.ifindex, change)?)
     }
 
+    /// Turns off what IPv6 configures on the NIC without being asked.
+    pub fn no_autoconfiguration(&mut self) -> Result<(), TakeError> {
+        Ok(self.kernel.no_autoconfiguration(self.record.ifindex, self.request.ifname.as_str())?)
+    }
+
     /// The NIC as it is now, in the pod.
     pub fn link(&mut self) -> Result<Link, TakeError> {
         let found = give_back::find(self.kernel, TARGET, &self.nic)?;

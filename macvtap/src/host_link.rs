@@ -151,6 +151,12 @@ impl Moving<'_> {
         changed.map_err(|error| fit::explain(error, link.device_mac(), &self.lower_name))
     }
 
+    /// Turns off what IPv6 configures on the link without being asked.
+    pub fn no_autoconfiguration(&mut self) -> Result<(), MoveError> {
+        let link = self.link()?;
+        Ok(self.kernel.no_autoconfiguration(link.index, &link.name)?)
+    }
+
     /// The link stays in the pod, and its tap in devtmpfs becomes `owner`'s, if that is where the container has it from.
     pub fn finish(mut self, owner: Owner) -> Result<Link, MoveError> {
         let link = self.link()?;

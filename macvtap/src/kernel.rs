@@ -66,6 +66,9 @@ pub trait Kernel {
     fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError>;
     /// Changes a link in [`Home::Target`].
     fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError>;
+    /// Turns off what IPv6 configures on a link in [`Home::Target`] without being asked: addresses that the kernel makes
+    /// by itself, and addresses and routes that a router on the wire advertises.
+    fn no_autoconfiguration(&mut self, index: u32, name: &str) -> Result<(), NetlinkError>;
     /// Deletes a link; succeeds when there is none.
     fn delete(&mut self, place: Place, index: u32) -> Result<(), NetlinkError>;
     /// The device number of a macvtap's tap.
@@ -114,9 +117,23 @@ impl Rtnl {
 
     /// [`Home::Target`] is `netns`; the node's namespace is the calling thread's.
     pub fn with_pod(netns: Netns) -> Result<Self, OpenError> {
-        let (socket, announcements) = netns.enter(|| (Socket::open(), Announcements::open().ok()))?;
+        Ok(Self::entering(netns, || ())?.0)
+    }
+
+    /// The same, and whether the pod has a user namespace of its own (`hostUsers: false`).
+    pub fn with_pod_and_users(netns: Netns) -> Result<(Self, bool), OpenError> {
+        let path = netns.path().to_owned();
+        let (kernel, has_users) = Self::entering(netns, netns::is_in_user_namespace)?;
+        let failed = |errno| NetnsError::Failed { step: "look at", path, errno };
+        Ok((kernel, has_users.map_err(failed)?))
+    }
+
+    /// Opens what is needed in the pod's namespace, and does `also` there.
+    fn entering<T>(netns: Netns, also: impl FnOnce() -> T) -> Result<(Self, T), OpenError> {
+        let open = || (Socket::open(), Announcements::open().ok(), also());
+        let (socket, announcements, also) = netns.enter(open)?;
         let pod = Pod { netns, socket: socket?, announcements };
-        Ok(Self { pod: Some(pod), ..Self::node()? })
+        Ok((Self { pod: Some(pod), ..Self::node()? }, also))
     }
 
     /// The pod's namespace.
@@ -157,16 +174,15 @@ impl Rtnl {
     }
 
     /// Lets no router advertisement configure a link of the target namespace.
-    fn ignore_routers(&mut self, index: u32) -> Result<(), NetlinkError> {
-        let Some(link) = self.find(Place::Home(Home::Target), &By::Index(index))? else { return Ok(()) };
-        match self.set_switch(Family::Ipv6, &link.name, "accept_ra", "0") {
+    fn ignore_routers(&self, link: &str) -> Result<(), NetlinkError> {
+        match self.set_switch(Family::Ipv6, link, "accept_ra", "0") {
             // In a container whose /proc/sys is read-only and which has not the node's either: the agent's, or Multus'.
             Err(error) if error.is_forbidden() => {
-                warn!(link = link.name, %error, "router advertisements on this link can configure its namespace; mount the node's /proc/sys/net at /host/proc/sys/net");
+                warn!(link, %error, "router advertisements on this link can configure its namespace; mount the node's /proc/sys/net at /host/proc/sys/net");
                 Ok(())
             }
             Err(error) if !error.is_absent() => {
-                let what = format!("turn off router advertisements for {}", link.name);
+                let what = format!("turn off router advertisements for {link}");
                 Err(NetlinkError::Switch { what, source: std::io::Error::other(error) })
             }
             _ => Ok(()),
@@ -263,12 +279,16 @@ impl Kernel for Rtnl {
     fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError> {
         let message = link::change(index, change);
         let what = format_args!("{change} link with index {index}");
-        let changed = self.socket(Home::Target).act(Kind::SetLink, &message, 0, &what);
-        match (change, changed) {
+        self.socket(Home::Target).act(Kind::SetLink, &message, 0, &what)
+    }
+
+    fn no_autoconfiguration(&mut self, index: u32, name: &str) -> Result<(), NetlinkError> {
+        let what = format_args!("turn off IPv6 autoconfiguration of link with index {index}");
+        match self.socket(Home::Target).act(Kind::SetLink, &link::no_ipv6_address(index), 0, &what) {
+            Ok(()) => self.ignore_routers(name),
             // The kernel has no IPv6, or the link none, for its MTU is too small.
-            (Change::NoAutoconfiguration, Err(error)) if error.errno() == Some(Errno::AFNOSUPPORT) => Ok(()),
-            (Change::NoAutoconfiguration, Ok(())) => self.ignore_routers(index),
-            (_, changed) => changed,
+            Err(error) if error.errno() == Some(Errno::AFNOSUPPORT) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

@@ -6,7 +6,8 @@ mod nic;
 pub(crate) mod value;
 
 pub use message::{
-    change, create_macvtap, create_veth, delete, get, get_all, remove_names, settings, transfer,
+    change, create_macvtap, create_veth, delete, get, get_all, no_ipv6_address, remove_names, settings,
+    transfer,
 };
 pub use name::{BadIfName, IfName};
 pub use nic::NicLink;
@@ -125,9 +126,6 @@ pub struct Veth {
 /// What is done to a link after it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// No IPv6 address or route that the kernel makes by itself or a router on the wire advertises. Cannot be part of the
-    /// request that makes the link (`EAFNOSUPPORT`), and comes too late together with [`Change::Up`].
-    NoAutoconfiguration,
     /// Another address; the link is down.
     Mac(MacAddr),
     /// Another MTU.
@@ -187,7 +185,6 @@ impl fmt::Display for Change {
     /// The beginning of "... link with index 7".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoAutoconfiguration => f.write_str("turn off IPv6 autoconfiguration of"),
             Self::Mac(mac) => write!(f, "set MAC address {mac} of"),
             Self::Mtu(mtu) => write!(f, "set MTU {mtu} of"),
             Self::Up => f.write_str("set up"),

@@ -4,13 +4,14 @@
 //!
 //! Beside them, in [`Paths::taps`], a symbolic link per tap number names the device whose record has that number: a new
 //! link's number is looked up with every ADD, and must not cost reading every record. The link is made before the record
-//! that it points to, so a record with a number is always found; one that no record confirms counts as absent.
+//! has the number, so a record with a number is always found. One that no record confirms counts as absent; a record without
+//! a number that is being made confirms any, since its maker writes the number last.
 
 use crate::device_id::DeviceId;
 use crate::file::{self, Durability, FileError};
 use crate::lock;
 use crate::paths::Paths;
-use crate::record::{self, Attachment, DeviceNumber};
+use crate::record::{self, Attachment, DeviceNumber, State};
 use crate::tap_pods;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -56,7 +57,8 @@ pub struct Listing {
     pub damaged: Vec<(DeviceId, RecordError)>,
 }
 
-/// Replaces the record of its device. The caller holds the device's lock.
+/// Replaces the record of its device. The caller holds the device's lock, and has reserved the tap number if the record has
+/// one.
 pub fn write(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
     let json = serde_json::to_vec(record).map_err(RecordError::Json)?;
     let path = path(paths, &record.device);
@@ -65,13 +67,10 @@ pub fn write(paths: &Paths, record: &Attachment) -> Result<(), RecordError> {
         let too_long = io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {SIZE_MAX} bytes"));
         return Err(file::failed("write", &path)(too_long).into());
     }
-    if let Some(tap) = record.tap {
-        reserve_tap(paths, tap, &record.device)?;
-    }
     Ok(file::replace(&path, &json, Durability::Memory)?)
 }
 
-/// The record that has this tap number, whether its link still exists or not.
+/// The record that has this tap number, or whose maker may have it, whether its link still exists or not.
 pub fn with_tap(paths: &Paths, tap: DeviceNumber) -> Result<Option<Attachment>, RecordError> {
     let entry = paths.tap(tap);
     let target = match std::fs::read_link(&entry) {
@@ -82,7 +81,11 @@ pub fn with_tap(paths: &Paths, tap: DeviceNumber) -> Result<Option<Attachment>, 
     let Some(device) = target.to_str().and_then(|name| name.parse().ok()) else {
         return Ok(None);
     };
-    Ok(read(paths, &device)?.filter(|record| record.tap == Some(tap)))
+    let confirms = |record: &Attachment| match record.tap {
+        Some(own) => own == tap,
+        None => record.state == State::Creating && record.nic.is_none(),
+    };
+    Ok(read(paths, &device)?.filter(confirms))
 }
 
 /// Releases the tap number of a record whose containers are dead: a new link may get it. The caller holds the device's
@@ -116,21 +119,28 @@ pub(crate) fn sweep_taps(paths: &Paths) -> Result<(), RecordError> {
     Ok(())
 }
 
-fn reserve_tap(paths: &Paths, tap: DeviceNumber, device: &DeviceId) -> Result<(), FileError> {
+/// Reserves a tap number for a device, unless another device's record has it. Returns whether it did. The caller holds the
+/// node-wide lock.
+pub fn reserve_tap(paths: &Paths, tap: DeviceNumber, device: &DeviceId) -> Result<bool, FileError> {
     let entry = paths.tap(tap);
     let target = device.to_string();
     let link_at = |path: &Path| symlink(&target, path).map_err(file::failed("create", path));
     match file::within(&paths.taps(), || link_at(&entry)) {
         Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {}
-        made => return made,
+        made => return made.map(|()| true),
     }
     if std::fs::read_link(&entry).is_ok_and(|found| found.to_str() == Some(&target)) {
-        return Ok(());
+        return Ok(true);
+    }
+    // A record that cannot be read might have it.
+    if !matches!(with_tap(paths, tap), Ok(None)) {
+        return Ok(false);
     }
     let temporary = file::temporary_beside(&entry);
     file::remove_one(&temporary)?;
     link_at(&temporary)?;
-    std::fs::rename(&temporary, &entry).map_err(file::failed("rename to", &entry))
+    std::fs::rename(&temporary, &entry).map_err(file::failed("rename to", &entry))?;
+    Ok(true)
 }
 
 /// The record of a device; none when it is free.
@@ -319,16 +329,30 @@ mod tests {
         let paths = Paths::new(dir.path(), dir.path());
         let tap = DeviceNumber { major: 246, minor: 5 };
         let with = |device: &str| Attachment { tap: Some(tap), ..record(device) };
+        let [a, b] = [with("aMvp0"), with("bMvp0")];
         assert_eq!(with_tap(&paths, tap).unwrap(), None);
-        write(&paths, &with("aMvp0")).unwrap();
-        assert_eq!(with_tap(&paths, tap).unwrap(), Some(with("aMvp0")));
+        assert!(reserve_tap(&paths, tap, &a.device).unwrap());
+        assert_eq!(with_tap(&paths, tap).unwrap(), None, "no record");
+        let making = Attachment { state: State::Creating, ..record("aMvp0") };
+        write(&paths, &making).unwrap();
+        assert_eq!(
+            with_tap(&paths, tap).unwrap(),
+            Some(making),
+            "its maker may be about to write the number"
+        );
+        assert!(!reserve_tap(&paths, tap, &b.device).unwrap());
+        write(&paths, &a).unwrap();
+        assert_eq!(with_tap(&paths, tap).unwrap(), Some(a.clone()));
+        assert!(!reserve_tap(&paths, tap, &b.device).unwrap());
+        assert!(reserve_tap(&paths, tap, &a.device).unwrap(), "its own");
         // An entry whose record has another number by now means nothing.
-        write(&paths, &record("aMvp0")).unwrap();
+        write(&paths, &Attachment { tap: Some(DeviceNumber { minor: 6, ..tap }), ..a.clone() }).unwrap();
         assert_eq!(with_tap(&paths, tap).unwrap(), None);
-        write(&paths, &with("bMvp0")).unwrap();
-        release_tap(&paths, &with("aMvp0")).unwrap();
-        assert_eq!(with_tap(&paths, tap).unwrap(), Some(with("bMvp0")), "another's number was released");
-        remove(&paths, &with("bMvp0")).unwrap();
+        assert!(reserve_tap(&paths, tap, &b.device).unwrap());
+        write(&paths, &b).unwrap();
+        release_tap(&paths, &a).unwrap();
+        assert_eq!(with_tap(&paths, tap).unwrap(), Some(b.clone()), "another's number was released");
+        remove(&paths, &b).unwrap();
         assert_eq!(with_tap(&paths, tap).unwrap(), None);
         assert_eq!(std::fs::read_dir(paths.taps()).unwrap().count(), 0);
     }

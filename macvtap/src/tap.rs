@@ -130,33 +130,36 @@ fn not_opened(step: &'static str, errno: Errno) -> TapError {
     }
 }
 
-/// Makes the node, or replaces what is at `path`: made under another name, given its owner, renamed into place, so
-/// nobody finds a node that is not yet its owner's.
+/// Makes the node: root's until it is given its owner. Replaces what is at `path`, so that nobody finds it absent.
 pub fn make_node(path: &Path, node: Node) -> Result<(), FileError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let temporary = file::temporary_beside(path);
-    let device = makedev(node.number.major, node.number.minor);
-    let mode = Mode::from_raw_mode(NODE_MODE);
-    let make = || {
-        mknodat(CWD, &temporary, FileType::CharacterDevice, mode, device)
-            .map_err(|errno| file::failed("create device node", &temporary)(errno.into()))
-    };
-    match file::within(directory, make) {
-        // Of a maker that was killed.
-        Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {
-            file::remove_one(&temporary)?;
-            make()?;
-        }
-        outcome => outcome?,
+    match file::within(directory, || make_new(path, node)) {
+        Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {}
+        outcome => return outcome,
     }
-    let placed = lchown(&temporary, Some(node.owner.uid), Some(node.owner.gid))
-        .map_err(file::failed("give to its owner", &temporary))
-        .and_then(|()| fs::rename(&temporary, path).map_err(file::failed("rename to", path)));
+    let temporary = file::temporary_beside(path);
+    // Of a maker that was killed.
+    file::remove_one(&temporary)?;
+    make_new(&temporary, node)?;
+    let placed = fs::rename(&temporary, path).map_err(file::failed("rename to", path));
     if placed.is_err() {
         // The reason to report is the first one.
         let _ = fs::remove_file(&temporary);
     }
     placed
+}
+
+/// Makes a node where nothing is. On error nothing is there either.
+fn make_new(path: &Path, node: Node) -> Result<(), FileError> {
+    let device = makedev(node.number.major, node.number.minor);
+    let made = mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(NODE_MODE), device);
+    made.map_err(|errno| file::failed("create device node", path)(errno.into()))?;
+    let owned = lchown(path, Some(node.owner.uid), Some(node.owner.gid));
+    owned.map_err(|error| {
+        // The reason to report is the first one.
+        let _ = fs::remove_file(path);
+        file::failed("give to its owner", path)(error)
+    })
 }
 
 /// Gives an existing node to `owner`, and to nobody else.

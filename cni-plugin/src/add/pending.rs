@@ -22,7 +22,8 @@ pub(super) trait Pending: Sized {
     fn kernel(&mut self) -> &mut Rtnl;
     /// Whether the same holder had the device before, so that its addresses may still be leased.
     fn is_repeat(&self) -> bool;
-    /// Fails if the link cannot be placed, as far as that can be known, before anything costly is done.
+    /// Fails if the link cannot be placed, as far as that can be known: asked before an IPAM plugin is run. Otherwise
+    /// [`Pending::place`] or [`Pending::finish`] finds out.
     fn check(&mut self) -> Result<(), CniError>;
     /// Sets the address that the link gets when it is placed.
     fn wish_mac(&mut self, mac: MacAddr);
@@ -30,12 +31,10 @@ pub(super) trait Pending: Sized {
     fn place(&mut self) -> Result<(), CniError>;
     /// Returns the link as it is now, in the pod.
     fn link(&mut self) -> Result<Link, CniError>;
-    /// Changes the link in the pod.
-    fn change(&mut self, change: Change) -> Result<(), CniError>;
+    /// Turns off what IPv6 configures on the link without being asked.
+    fn no_autoconfiguration(&mut self) -> Result<(), CniError>;
     /// Sets the link up; the kernel finds here that its address is taken.
-    fn up(&mut self) -> Result<(), CniError> {
-        self.change(Change::Up)
-    }
+    fn up(&mut self) -> Result<(), CniError>;
     /// Completes the attachment: nothing is undone any more.
     fn finish(self) -> Result<Link, CniError>;
     /// Whether frames of ours may be sent from the link while it has no carrier.
@@ -82,8 +81,8 @@ impl Pending for NewLink<'_> {
         Ok(self.attaching.link()?)
     }
 
-    fn change(&mut self, change: Change) -> Result<(), CniError> {
-        Ok(self.attaching.change(change)?)
+    fn no_autoconfiguration(&mut self) -> Result<(), CniError> {
+        Ok(self.attaching.no_autoconfiguration()?)
     }
 
     /// A derived address that is taken is exchanged for the next candidate.
@@ -140,8 +139,12 @@ impl Pending for Taking<'_, Rtnl> {
         Ok(Taking::link(self)?)
     }
 
-    fn change(&mut self, change: Change) -> Result<(), CniError> {
-        Ok(Taking::change(self, change)?)
+    fn no_autoconfiguration(&mut self) -> Result<(), CniError> {
+        Ok(Taking::no_autoconfiguration(self)?)
+    }
+
+    fn up(&mut self) -> Result<(), CniError> {
+        Ok(self.change(Change::Up)?)
     }
 
     fn finish(self) -> Result<Link, CniError> {
@@ -190,8 +193,12 @@ impl Pending for HostLink<'_> {
         Ok(self.moving.link()?)
     }
 
-    fn change(&mut self, change: Change) -> Result<(), CniError> {
-        Ok(self.moving.change(change)?)
+    fn no_autoconfiguration(&mut self) -> Result<(), CniError> {
+        Ok(self.moving.no_autoconfiguration()?)
+    }
+
+    fn up(&mut self) -> Result<(), CniError> {
+        Ok(self.moving.change(Change::Up)?)
     }
 
     fn finish(self) -> Result<Link, CniError> {

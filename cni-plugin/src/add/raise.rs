@@ -6,7 +6,7 @@ use crate::config::{Announce, Dad};
 use crate::ipam::{self, Delegate, Lease, Note, Objections, configure};
 use crate::protocol::error::CniError;
 use macvtap::kernel::Rtnl;
-use macvtap::link::{Carrier, Change};
+use macvtap::link::Carrier;
 use macvtap::mac::MacAddr;
 use tracing::warn;
 
@@ -18,8 +18,8 @@ pub(super) fn raise<'a>(
     lease: &mut Option<Lease<'a>>,
 ) -> Result<(), CniError> {
     let (delegate, network) = (adding.delegate.as_ref(), &adding.network);
-    pending.check()?;
     if let Some(delegate) = delegate {
+        pending.check()?;
         if pending.is_repeat() {
             // Plugins refuse a second lease for the same container and interface.
             delegate.del(&adding.note)?;
@@ -36,7 +36,7 @@ pub(super) fn raise<'a>(
     pending.place()?;
     if !lease.as_ref().is_some_and(|lease| configure::has_ipv6(lease.result())) {
         // Nothing on the wire configures the link, and whoever is behind it has addresses of its own.
-        pending.change(Change::NoAutoconfiguration)?;
+        pending.no_autoconfiguration()?;
     }
     let mut objections = None;
     if let Some(lease) = lease {

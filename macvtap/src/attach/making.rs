@@ -10,7 +10,7 @@ use crate::mac::MacAddr;
 use crate::mode::Mode;
 use crate::park;
 use crate::paths::Paths;
-use crate::record::{Attachment, DeviceNumber, State};
+use crate::record::{Attachment, State};
 use crate::records;
 use crate::tap::Node;
 use rustix::io::Errno;
@@ -67,17 +67,19 @@ impl<K: Kernel> Attaching<'_, K> {
 
     /// Makes the link, down. Its tap has a minor that no record names.
     pub fn create_link(&mut self) -> Result<(), AttachError> {
+        if self.request.also_mac.is_some() {
+            // The kernel compares that address only when the link takes it, after the ADD.
+            self.check_lower()?;
+        }
         let _lock = lock::node(self.paths)?;
         for _ in 0..MINOR_ROUNDS {
             self.try_create()?;
             self.progress = Progress::Linked;
             let link = &self.request.link;
             let tap = self.kernel.tap(Home::Target, &link.name, link.index)?;
-            if self.is_free(tap) {
+            // Before the lock is free: the next link must not get this minor even if this one vanishes.
+            if records::reserve_tap(self.paths, tap, &self.record.device)? {
                 self.record.tap = Some(tap);
-                self.record.mac = link.mac;
-                // Before the lock is free: the next link must not get this minor even if this one vanishes.
-                records::write(self.paths, &self.record)?;
                 return self.address_in_passthru();
             }
             info!(%tap, "tap number belongs to a pod that lost its link, set aside");
@@ -102,12 +104,26 @@ impl<K: Kernel> Attaching<'_, K> {
         changed.map_err(|error| fit::explain(error, self.mac(), &self.request.lower_name))
     }
 
+    /// Turns off what IPv6 configures on the link without being asked.
+    pub fn no_autoconfiguration(&mut self) -> Result<(), AttachError> {
+        let link = &self.request.link;
+        Ok(self.kernel.no_autoconfiguration(link.index, link.name.as_str())?)
+    }
+
     /// The link as it is now.
     pub fn link(&mut self) -> Result<Link, AttachError> {
         let wanted = &self.request.link;
         let found = self.kernel.find(TARGET, &By::Index(wanted.index))?;
-        let same = |link: &Link| link.is_macvtap() && link.name == wanted.name.as_str();
-        found.filter(same).ok_or_else(|| AttachError::Changed { name: wanted.name.clone() })
+        let same = |link: &Link| {
+            link.is_macvtap() && link.name == wanted.name.as_str() && link.lower == Some(wanted.lower)
+        };
+        if let Some(link) = found.filter(same) {
+            return Ok(link);
+        }
+        // On a lower link of some kinds the kernel makes a macvtap of the link below that one.
+        let name = wanted.name.clone();
+        self.check_lower()?;
+        Err(AttachError::Changed { name })
     }
 
     /// Makes the device node, reads the link back and records that everything is in place.
@@ -131,14 +147,6 @@ impl<K: Kernel> Attaching<'_, K> {
     fn mac(&mut self) -> Option<MacAddr> {
         let known = self.request.link.mac;
         known.or_else(|| self.link().ok().and_then(|link| link.device_mac()))
-    }
-
-    /// Whether no other device's record names this number. One that cannot be read might.
-    fn is_free(&self, tap: DeviceNumber) -> bool {
-        match records::with_tap(self.paths, tap) {
-            Ok(record) => record.is_none_or(|record| record.device == self.record.device),
-            Err(_) => false,
-        }
     }
 
     fn try_create(&mut self) -> Result<(), AttachError> {
@@ -223,7 +231,6 @@ pub(super) fn check_lower<K: Kernel>(kernel: &mut K, request: &Request) -> Resul
         ifindex,
     })?;
     fit::judge(request.link.mtu, &lower)?;
-    // The kernel compares addresses only when the link takes this one, after the ADD.
     match request.also_mac.filter(|mac| lower.device_mac() == Some(*mac)) {
         Some(mac) => Err(UnfitError::MacInUse { mac, lower: request.lower_name.clone() }.into()),
         None => Ok(lower),

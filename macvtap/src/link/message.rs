@@ -124,10 +124,6 @@ pub fn change(index: u32, change: Change) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     match change {
-        Change::NoAutoconfiguration => {
-            let none = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
-            message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(none)]));
-        }
         Change::Mac(mac) => message.attributes.push(LinkAttribute::Address(mac.octets().to_vec())),
         Change::Mtu(mtu) => message.attributes.push(LinkAttribute::Mtu(mtu)),
         Change::Up | Change::Down => {
@@ -135,6 +131,16 @@ pub fn change(index: u32, change: Change) -> LinkMessage {
             message.header.change_mask = LinkFlags::Up;
         }
     }
+    message
+}
+
+/// Stops the kernel from giving one link in the namespace of the socket an IPv6 address of its own. Cannot be part of the
+/// request that makes the link (`EAFNOSUPPORT`), and comes too late together with [`Change::Up`].
+pub fn no_ipv6_address(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let none = vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)];
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(none)]));
     message
 }
 

@@ -122,6 +122,9 @@ impl Kernel for Faulty {
     fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError> {
         self.netlink("change").and_then(|()| self.kernel.change(index, change))
     }
+    fn no_autoconfiguration(&mut self, index: u32, name: &str) -> Result<(), NetlinkError> {
+        self.netlink("autoconfiguration").and_then(|()| self.kernel.no_autoconfiguration(index, name))
+    }
     fn delete(&mut self, place: Place, index: u32) -> Result<(), NetlinkError> {
         self.netlink("delete").and_then(|()| self.kernel.delete(place, index))
     }
@@ -188,7 +191,7 @@ pub(super) fn attach(
         Begun::Present(attached) => Ok(attached),
         Begun::New(mut attaching) => {
             attaching.create_link()?;
-            attaching.change(Change::NoAutoconfiguration)?;
+            attaching.no_autoconfiguration()?;
             attaching.change(Change::Up)?;
             attaching.finish()
         }

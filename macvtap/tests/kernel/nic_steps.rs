@@ -34,7 +34,7 @@ fn take(node: &Node, pod: &Holder, kernel: &mut impl Kernel) -> Result<Link, Tak
         TakeBegun::Present(link) => Ok(link),
         TakeBegun::New(mut taking) => {
             taking.move_in()?;
-            taking.change(Change::NoAutoconfiguration)?;
+            taking.no_autoconfiguration()?;
             taking.change(Change::Up)?;
             taking.finish()
         }

@@ -1,8 +1,10 @@
 //! Whether a pod has a user namespace of its own, as its network namespace tells.
 
 use crate::support::{is_root, pod};
+use macvtap::kernel::Rtnl;
 use macvtap::netns::Netns;
 use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -42,7 +44,8 @@ fn a_pod_with_a_user_namespace_is_told_from_one_without() {
         return;
     }
     let plain = pod();
-    assert!(!Netns::open(&plain.netns()).unwrap().is_in_user_namespace().unwrap());
+    let has_users = |path: &Path| Rtnl::with_pod_and_users(Netns::open(path).unwrap()).unwrap().1;
+    assert!(!has_users(&plain.netns()));
     // As a runtime does it: a user namespace first, with the pod's share of the node's users; the others belong to it.
     let users = Sleeper::start(&["unshare", "-U"]);
     users.namespace("user");
@@ -51,6 +54,5 @@ fn a_pod_with_a_user_namespace_is_told_from_one_without() {
         fs::write(format!("/proc/{pid}/{map}"), "0 100000 65536").unwrap();
     }
     let pod = Sleeper::start(&["nsenter", "-U", "-t", &pid, "-S", "0", "-G", "0", "--", "unshare", "-n"]);
-    let mapped = Netns::open(pod.namespace("net").as_ref()).unwrap();
-    assert!(mapped.is_in_user_namespace().unwrap());
+    assert!(has_users(pod.namespace("net").as_ref()));
 }

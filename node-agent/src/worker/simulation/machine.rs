@@ -329,9 +329,15 @@ impl Kernel for Hands<'_> {
             Change::Up => link.up = true,
             Change::Down => link.up = false,
             Change::Mtu(mtu) => link.mtu = mtu,
-            Change::NoAutoconfiguration | Change::Mac(_) => {}
+            Change::Mac(_) => {}
         }
         Ok(())
+    }
+
+    fn no_autoconfiguration(&mut self, index: u32, _: &str) -> Result<(), NetlinkError> {
+        self.call("no autoconfiguration")?;
+        let link = self.machine.links.get(&(self.target, index));
+        link.map(drop).ok_or_else(|| refused("change", Errno::NODEV))
     }
 
     fn delete(&mut self, place: Place, index: u32) -> Result<(), NetlinkError> {

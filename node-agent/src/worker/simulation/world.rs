@@ -328,7 +328,7 @@ fn attach(paths: &Paths, hands: &mut Hands<'_>, request: Request) -> bool {
         Ok(Begun::Present(_)) => return true,
         Ok(Begun::New(mut attaching)) => attaching
             .create_link()
-            .and_then(|()| attaching.change(Change::NoAutoconfiguration))
+            .and_then(|()| attaching.no_autoconfiguration())
             .and_then(|()| attaching.change(Change::Up))
             .and_then(|()| attaching.finish()),
         Err(_) => return false,
