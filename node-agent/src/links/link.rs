@@ -150,18 +150,23 @@ pub enum LinkError {
     },
 }
 
+/// Reads the payload of a message, without those of its attributes that cannot be read.
+pub(super) fn read_message(payload: &[u8]) -> Result<LinkMessage, LinkError> {
+    let mut message = LinkMessage::default();
+    message.header = LinkHeader::parse(payload).map_err(|_| LinkError::Index)?;
+    let family = message.header.interface_family;
+    let attributes = NlasIterator::new(payload.get(HEADER_LEN..).unwrap_or_default()).flatten();
+    let attributes =
+        attributes.filter_map(|attribute| LinkAttribute::parse_with_param(&attribute, family).ok());
+    message.attributes.extend(attributes);
+    Ok(message)
+}
+
 impl Link {
     /// Reads the payload of a message, without what of it cannot be read: the kernel takes any bytes for an alias or
     /// another name, and a link with such is a link all the same.
     pub fn read(payload: &[u8]) -> Result<Self, LinkError> {
-        let mut message = LinkMessage::default();
-        message.header = LinkHeader::parse(payload).map_err(|_| LinkError::Index)?;
-        let family = message.header.interface_family;
-        let attributes = NlasIterator::new(payload.get(HEADER_LEN..).unwrap_or_default()).flatten();
-        let attributes =
-            attributes.filter_map(|attribute| LinkAttribute::parse_with_param(&attribute, family).ok());
-        message.attributes.extend(attributes);
-        Self::parse(&message)
+        Self::parse(&read_message(payload)?)
     }
 
     /// Reads a message of a dump or an event.

@@ -3,6 +3,7 @@
 
 use crate::links::inventory::Inventory;
 use crate::links::link::Link;
+use crate::links::notification::{self, Notification};
 use crate::links::reader::{self, Event, Reader};
 use crate::links::sysfs;
 use crate::process::metrics::Metrics;
@@ -10,10 +11,10 @@ use futures::StreamExt;
 use macvtap::netlink::{Kind as Request, NetlinkError, Socket};
 use macvtap::{host_ties, support};
 use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::route::RouteMessage;
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::MulticastGroup;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -150,8 +151,7 @@ async fn follow_once(
     listing: &Arc<Mutex<()>>,
 ) -> Result<FollowEnd, LinksError> {
     // The handle keeps the connection open; nothing is asked here.
-    let opened = rtnetlink::new_multicast_connection(&GROUPS).map_err(LinksError::Open)?;
-    let (connection, _handle, mut events) = opened;
+    let (connection, _handle, mut events) = notification::subscribe(&GROUPS).map_err(LinksError::Open)?;
     let _task = AbortOnDrop(tokio::spawn(connection));
     // Subscribed before listed: what changes in between is reported twice, not never.
     let mut resync_at = Instant::now();
@@ -217,7 +217,7 @@ enum Taken {
 /// Reads an event, and notes what must be read again because of it.
 fn take(
     reader: &mut Reader,
-    payload: NetlinkPayload<RouteNetlinkMessage>,
+    payload: NetlinkPayload<Notification>,
     due: &mut BTreeMap<Query, Instant>,
 ) -> Taken {
     let mut later = |query| {

@@ -5,6 +5,7 @@
 //! whether the link works is decided by its carrier alone.
 
 use crate::links::link::{Hardware, Kind, Link, LinkError};
+use crate::links::notification::Notification;
 use crate::links::sysfs;
 use macvtap::mac::MacAddr;
 use macvtap::park;
@@ -69,9 +70,9 @@ impl Reader {
         clippy::wildcard_enum_match_arm,
         reason = "a socket carries more kinds of message than we ask for"
     )]
-    pub(super) fn read(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Event {
+    pub(super) fn read(&mut self, payload: NetlinkPayload<Notification>) -> Event {
         let message = match payload {
-            NetlinkPayload::InnerMessage(message) => message,
+            NetlinkPayload::InnerMessage(Notification(Some(message))) => message,
             NetlinkPayload::Overrun(_) => return Event::Overflow,
             _ => return Event::Irrelevant,
         };

@@ -184,3 +184,16 @@ fn a_link_whose_alias_is_no_text_is_offered() {
     let _agent = node.agent(CONFIGURATION);
     kubelet.await_healthy("dataplane", 50);
 }
+
+#[test]
+fn a_link_whose_alias_or_altname_is_not_utf_8_is_followed_like_any_other() {
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
+    for change in ["link set dp0 alias", "link property add dev dp0 altname"] {
+        node.sh(&format!("ip {change} \"$(printf 'caf\\351')\""));
+        node.sh("ip link set dp0 down");
+        kubelet.await_healthy("dataplane", 0);
+        node.sh("ip link set dp0 up");
+        kubelet.await_healthy("dataplane", 50);
+    }
+    assert!(!agent.log().contains("decode"), "{}", agent.log());
+}
