@@ -9,6 +9,7 @@ mod faults;
 mod figures;
 mod history;
 mod judge;
+mod leases;
 mod load;
 mod numbers;
 mod observe;

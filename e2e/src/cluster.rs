@@ -211,7 +211,12 @@ impl Cluster {
         self.own()?.processes.stop(control::API_SERVER, Signal::KILL, Duration::from_secs(5))
     }
 
-    /// Starts the API server, unless it runs, and waits until it answers.
+    /// Kills etcd at once. [`Cluster::start_api_server`] ends it.
+    pub fn kill_etcd(&self) -> Result<()> {
+        self.own()?.processes.stop(control::ETCD, Signal::KILL, Duration::from_secs(5))
+    }
+
+    /// Starts etcd and the API server, unless they run, and waits until they answer.
     pub fn start_api_server(&self) -> Result<()> {
         let local = self.own()?;
         control::start_api(local, self, &control::pki(local)?)

@@ -1,6 +1,7 @@
 //! One node: containerd, kubelet and kube-proxy in the node's namespaces, and what a test does to them.
 
 mod config;
+mod reboot;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! Does what the plan says, and undoes it.
 
+mod disk;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
+use self::disk::Disk;
 use super::history::History;
 use super::judge::Judge;
 use super::load::Pools;
@@ -23,6 +26,9 @@ use crate::{Cluster, Node, install, namespaces, process};
 const LINK: &str = "dp1";
 const RENAMED: &str = "moved1";
 
+/// A bridge that takes it.
+const BRIDGE: &str = "taker1";
+
 /// Where the kubelet keeps which pod has which device.
 const CHECKPOINT: &str = "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint";
 
@@ -35,15 +41,16 @@ pub(super) struct Breaker<'r> {
     pub(super) cluster: &'r Cluster,
     pub(super) history: &'r History,
     pub(super) judge: &'r Mutex<Judge>,
-    /// Nodes whose kubelet lost its checkpoint, and nodes whose lower link was deleted: limits of what can be known.
+    /// What is a limit of what can be known.
     pub(super) excuses: &'r Mutex<Excuses>,
 }
 
-/// What excuses a pod that does not start.
+/// What excuses a pod that does not start, or a lease that stays.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Excuses {
     pub(super) checkpoint_lost: BTreeSet<String>,
     pub(super) link_deleted: BTreeSet<String>,
+    pub(super) runtime_killed: BTreeSet<String>,
 }
 
 impl Breaker<'_> {
@@ -87,6 +94,7 @@ impl Breaker<'_> {
             }
             Kind::CheckpointLost => self.lose_checkpoint(node, step.hold)?,
             Kind::RuntimeKilled => {
+                self.excuses(|excuses| excuses.runtime_killed.insert(node.name()));
                 node.kill_containerd()?;
                 thread::sleep(step.hold);
                 node.start_containerd()?;
@@ -97,6 +105,11 @@ impl Breaker<'_> {
                 self.cluster.start_api_server()?;
             }
             Kind::ApiPaused => self.daemon_paused("kube-apiserver", step.hold)?,
+            Kind::EtcdKilled => {
+                self.cluster.kill_etcd()?;
+                thread::sleep(step.hold);
+                self.cluster.start_api_server()?;
+            }
             Kind::EtcdPaused => self.daemon_paused("etcd", step.hold)?,
             Kind::LinkDown => {
                 let back = ["link", "set", LINK, "up"];
@@ -108,10 +121,20 @@ impl Breaker<'_> {
                 Self::around(step.hold, node, &["link", "set", LINK, "name", RENAMED], &back)?;
             }
             Kind::LinkDeleted => self.delete_link(node, step.hold)?,
+            Kind::LinkEnslaved => Self::enslave_link(node, step.hold)?,
+            Kind::DiskFull => self.disturb_disk(&name, Disk::Full, step.hold)?,
+            Kind::DiskSlow => self.disturb_disk(&name, Disk::Slow, step.hold)?,
             Kind::CallsKilled => self.kill_calls(node, step.hold),
             Kind::PoolEdited => self.edit_pools(step.hold)?,
             Kind::Drained => self.drain(&name, step.hold)?,
             Kind::NodeDeleted => self.delete_node(node, step.hold)?,
+            Kind::NodeRebooted => {
+                self.excuses(|excuses| excuses.runtime_killed.insert(node.name()));
+                let off = node.power_off();
+                thread::sleep(step.hold);
+                node.power_on()?;
+                off?;
+            }
             Kind::StateDeleted => {
                 self.kubectl(&["delete", "macvtapnodestate", &name, "--wait=false", "--ignore-not-found"])?;
             }
@@ -207,6 +230,19 @@ impl Breaker<'_> {
         ip(end)
     }
 
+    /// The kernel refuses it while the link carries macvtaps.
+    fn enslave_link(node: &Node, hold: Duration) -> Result<()> {
+        let ip = |words: &[&str]| node.exec(&[&["ip"], words].concat()).map(drop);
+        ip(&["link", "add", BRIDGE, "type", "bridge"])?;
+        let enslaved = ip(&["link", "set", LINK, "master", BRIDGE]);
+        if enslaved.is_ok() {
+            thread::sleep(hold);
+        }
+        // The link is free when its bridge is gone.
+        ip(&["link", "del", BRIDGE])?;
+        enslaved
+    }
+
     fn lose_carrier(&self, node: &Node, hold: Duration) -> Result<()> {
         let layout = self.cluster.layout().context("a local cluster has a layout")?;
         let port = format!("{}-{LINK}", node.name());
@@ -290,11 +326,10 @@ impl Breaker<'_> {
         }
         self.cluster.start_api_server()?;
         for node in self.cluster.nodes() {
-            node.start_containerd()?;
-            node.start_kubelet()?;
             // What is as it was needs no undoing.
             let _ = node.exec(&["ip", "link", "set", RENAMED, "name", LINK]);
-            namespaces::ensure_node(node.layout())?;
+            let _ = node.exec(&["ip", "link", "del", BRIDGE]);
+            node.power_on()?;
             node.exec(&["ip", "link", "set", LINK, "up"])?;
         }
         for process in processes_of_pods(self.cluster) {

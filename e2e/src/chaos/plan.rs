@@ -30,6 +30,8 @@ pub enum Kind {
     ApiKilled,
     /// The API server is stopped for a while, and continues.
     ApiPaused,
+    /// etcd is killed, and started after a while.
+    EtcdKilled,
     /// etcd is stopped for a while, and continues.
     EtcdPaused,
     /// A lower link is set down for a while.
@@ -40,6 +42,12 @@ pub enum Kind {
     LinkRenamed,
     /// A lower link is deleted, and made again after a while.
     LinkDeleted,
+    /// A lower link is enslaved to a bridge for a while.
+    LinkEnslaved,
+    /// The agent's disk is full for a while.
+    DiskFull,
+    /// The agent's disk is slow for a while.
+    DiskSlow,
     /// CNI calls are killed for a while.
     CallsKilled,
     /// A pool is edited.
@@ -50,6 +58,8 @@ pub enum Kind {
     NodeDeleted,
     /// The node's `MacvtapNodeState` is deleted.
     StateDeleted,
+    /// A node loses its power, and gets it again after a while.
+    NodeRebooted,
 }
 
 /// What a fault occupies: no two faults break the same thing at a time.
@@ -93,7 +103,7 @@ const CALM: Duration = Duration::from_secs(15);
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 26] = [
         Self::WorkerKilled,
         Self::AgentKilled,
         Self::AgentDeleted,
@@ -105,31 +115,46 @@ impl Kind {
         Self::RuntimeKilled,
         Self::ApiKilled,
         Self::ApiPaused,
+        Self::EtcdKilled,
         Self::EtcdPaused,
         Self::LinkDown,
         Self::CarrierLost,
         Self::LinkRenamed,
         Self::LinkDeleted,
+        Self::LinkEnslaved,
+        Self::DiskFull,
+        Self::DiskSlow,
         Self::CallsKilled,
         Self::PoolEdited,
         Self::Drained,
         Self::NodeDeleted,
         Self::StateDeleted,
+        Self::NodeRebooted,
     ];
 
     fn targets(self, node: u8) -> Vec<Target> {
         match self {
-            Self::WorkerKilled | Self::AgentKilled | Self::AgentDeleted => vec![Target::Agent(node)],
+            Self::WorkerKilled | Self::AgentKilled | Self::AgentDeleted | Self::DiskFull | Self::DiskSlow => {
+                vec![Target::Agent(node)]
+            }
             Self::Rollout => vec![Target::Agent(1), Target::Agent(2)],
             Self::OperatorKilled | Self::OperatorPaused => vec![Target::Operator],
             Self::KubeletKilled | Self::CheckpointLost => vec![Target::Node(node)],
             Self::Drained | Self::NodeDeleted => vec![Target::Node(node), Target::Agent(node)],
             Self::RuntimeKilled => vec![Target::Runtime(node)],
-            Self::ApiKilled | Self::ApiPaused | Self::EtcdPaused => vec![Target::ControlPlane],
-            Self::LinkDown | Self::CarrierLost | Self::LinkRenamed | Self::LinkDeleted => {
-                vec![Target::Link(node)]
+            Self::ApiKilled | Self::ApiPaused | Self::EtcdKilled | Self::EtcdPaused => {
+                vec![Target::ControlPlane]
             }
+            Self::LinkDown
+            | Self::CarrierLost
+            | Self::LinkRenamed
+            | Self::LinkDeleted
+            | Self::LinkEnslaved => vec![Target::Link(node)],
             Self::CallsKilled => vec![Target::Calls(node)],
+            Self::NodeRebooted => {
+                let parts = [Target::Agent, Target::Node, Target::Runtime, Target::Calls, Target::Link];
+                parts.map(|part| part(node)).to_vec()
+            }
             Self::PoolEdited => vec![Target::Pools],
             Self::StateDeleted => vec![Target::State(node)],
         }
@@ -146,17 +171,21 @@ pub(super) fn plan(seed: u64, length: Duration, kinds: &[Kind]) -> Vec<Step> {
         now += Duration::from_millis(numbers.between(500, 8_000));
         let hold = Duration::from_secs(numbers.between(1, 15));
         let node = if numbers.chance(50) { 1 } else { 2 };
-        let Some(kind) = numbers.pick(kinds).copied() else { return steps };
-        if now + hold + PAUSE > length {
-            return steps;
-        }
+        let Some(kind) = numbers.pick(kinds).copied().filter(|_| now + hold + PAUSE <= length) else {
+            break;
+        };
         let targets = kind.targets(node);
-        if targets.iter().any(|target| busy.get(target).is_some_and(|until| *until > now)) {
+        let free = targets.iter().filter_map(|target| busy.get(target)).max().copied().unwrap_or_default();
+        // The parts of a node are hardly ever free all at once: what needs them all waits for them.
+        let begin = if kind == Kind::NodeRebooted { now.max(free) } else { now };
+        if free > begin || begin + hold + PAUSE > length {
             continue;
         }
-        busy.extend(targets.into_iter().map(|target| (target, now + hold + PAUSE)));
-        steps.push(Step { begin: now, hold, kind, node });
+        busy.extend(targets.into_iter().map(|target| (target, begin + hold + PAUSE)));
+        steps.push(Step { begin, hold, kind, node });
     }
+    steps.sort_by_key(|step| step.begin);
+    steps
 }
 
 #[cfg(test)]

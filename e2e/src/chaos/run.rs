@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::faults::{Breaker, Excuses};
 use super::history::History;
 use super::judge::Judge;
+use super::leases::{self, Leases};
 use super::load::{self, Pools};
 use super::observe::{self, NAMESPACE, POOLS, PREFIX};
 use super::plan::{self, Kind, Step};
@@ -141,12 +142,12 @@ impl Run<'_> {
             anyhow::Ok((counts, watched?))
         })?;
         let (fates, converged) = self.converge()?;
-        let cleaned = self.nothing_left()?;
+        let (cleaned, forgotten) = self.nothing_left()?;
         Ok(report(
             &steps,
             &format!(
                 "{} workloads made, {} deleted, {watched} observations; at the end {} pods ready, {} refused by a kubelet without \
-             agent, {} excused\nconverged {:.0} s after the last fault, nothing left {:.0} s after the last pod",
+             agent, {} excused, {forgotten} leases of sandboxes that a killed runtime forgot\nconverged {:.0} s after the last fault, nothing left {:.0} s after the last pod",
                 counts.made,
                 counts.deleted,
                 fates.ready,
@@ -229,8 +230,9 @@ impl Run<'_> {
         }
     }
 
-    /// Deletes every pod and waits until nothing of them is left; gives how long that took.
-    fn nothing_left(&self) -> Result<Duration> {
+    /// Deletes every pod and waits until nothing of them is left; gives how long that took, and how many leases nobody will
+    /// ever release.
+    fn nothing_left(&self) -> Result<(Duration, usize)> {
         let words = ["-n", NAMESPACE, "delete", "deployments,pods", "--all", "--wait", "--timeout=180s"];
         self.cluster.kubectl().run(&words)?;
         let begun = Instant::now();
@@ -238,9 +240,10 @@ impl Run<'_> {
         loop {
             let seen = observe::snapshot(self.cluster, self.history.now(), true)?;
             let mut left = settle::left(&seen, devices);
-            left.extend(self.leases()?);
+            let leases = self.leases()?;
+            left.extend(leases.left);
             if left.is_empty() {
-                return Ok(begun.elapsed());
+                return Ok((begun.elapsed(), leases.forgotten));
             }
             if begun.elapsed() > CLEAN {
                 bail!("left {CLEAN:?} after the last pod:\n{}", left.join("\n"));
@@ -249,15 +252,15 @@ impl Run<'_> {
         }
     }
 
-    /// Addresses that are still leased, on any node.
-    fn leases(&self) -> Result<Vec<String>> {
-        let mut found = Vec::new();
+    /// The addresses that the nodes still lease.
+    fn leases(&self) -> Result<Leases> {
+        let excuses = self.excuses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut found = Leases::default();
         for node in self.cluster.nodes() {
-            let directory = node.root()?.join("var/lib/cni/networks/chaos-addressed");
-            let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
-            let names = files.filter_map(|file| file.file_name().into_string().ok());
-            let addresses = names.filter(|name| name.starts_with("192.0.2."));
-            found.extend(addresses.map(|address| format!("{}: lease of {address}", node.name())));
+            let name = node.name();
+            let of_node = leases::of(&name, &node.root()?, excuses.runtime_killed.contains(&name));
+            found.left.extend(of_node.left);
+            found.forgotten += of_node.forgotten;
         }
         Ok(found)
     }

@@ -16,6 +16,9 @@ use crate::{kube_ovn, multus, namespaces, registry, relay, wait};
 /// etcd and the API server have a network namespace to themselves, so ports can be fixed.
 const PORTS: Ports = Ports { etcd: 2379, etcd_peer: 2380, api: API_PORT };
 
+/// What the process of etcd is called.
+pub(super) const ETCD: &str = "etcd";
+
 /// What the API server's process is called.
 pub(super) const API_SERVER: &str = "kube-apiserver";
 
@@ -51,13 +54,13 @@ pub(super) fn start_api(local: &Local, cluster: &Cluster, pki: &Pki) -> Result<(
         inside.arg(command.get_program()).args(command.get_args());
         processes.start(name, &inside)
     };
-    start("etcd", &control_plane::etcd(&bin, &layout.dir().join("etcd"), PORTS))?;
+    start(ETCD, &control_plane::etcd(&bin, &layout.dir().join("etcd"), PORTS))?;
     start(API_SERVER, &control_plane::cluster_api_server(&bin, pki, PORTS))?;
     registry::ensure(layout, processes)?;
     let port = relay::ensure(&relay_program()?, layout, processes)?;
     pki.kubeconfig(&layout.kubeconfig(), "admin", &format!("https://127.0.0.1:{port}"))?;
     wait::until("the API server", Duration::from_mins(1), || {
-        for name in ["etcd", API_SERVER] {
+        for name in [ETCD, API_SERVER] {
             processes.expect_running(name)?;
         }
         if !relay::open(port) {
