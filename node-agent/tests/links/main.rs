@@ -8,6 +8,7 @@ mod support;
 
 mod configuration;
 mod events;
+mod killed;
 mod leftovers;
 mod offered;
 mod routes;

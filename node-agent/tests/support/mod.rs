@@ -26,6 +26,11 @@ pub(crate) fn is_root() -> bool {
     run::runs(rustix::process::geteuid().is_root(), "root")
 }
 
+/// Whether strace is here, which the test needs.
+pub(crate) fn has_strace() -> bool {
+    run::runs(std::path::Path::new("/usr/bin/strace").exists(), "strace")
+}
+
 /// A node with link `dp0`, a kubelet, and an agent with this configuration whose 50 devices of `dataplane` the kubelet
 /// has; none where this is not root.
 pub(crate) fn serving(configuration: &str) -> Option<(Node, kubelet::Kubelet, Agent)> {
