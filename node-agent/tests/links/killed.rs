@@ -94,7 +94,7 @@ fn an_agent_killed_at_any_write_is_continued_by_the_next() {
         }
     }
     println!("{killed} calls");
-    assert!(killed > 5, "only {killed} calls");
+    assert!(killed > 3, "only {killed} calls");
 }
 
 /// Lets an agent end at its `number`th call, and looks what the next one makes of it. Gives whether there was such a call.
