@@ -69,6 +69,10 @@ fn start(api: &Api, name: &str) -> Result<Program> {
 fn lead_to(api: &Api, program: &Program) -> Result<()> {
     let address = wait::until("the webhook's address", DEADLINE, || program.address().map(Some))?;
     let (_, port) = address.rsplit_once(':').context("an address without a port")?;
+    lead_to_port(api, port)
+}
+
+fn lead_to_port(api: &Api, port: &str) -> Result<()> {
     let url = format!("https://localhost:{port}/mutate");
     let patch = json!([
         {"op": "remove", "path": "/webhooks/0/clientConfig/service"},
@@ -168,7 +172,16 @@ fn pods_without_limits_get_the_devices_of_their_networks() -> Result<()> {
     ensure!(webhook.terminate()? == Some(0), "the webhook did not end in order");
     let without = created(&api.kubectl, &pod("default", "net", &plain()))?;
     assert_eq!(without[0]["resources"], json!({}));
-    Ok(())
+
+    // Nor for long when it hangs.
+    let hanging = std::net::TcpListener::bind("127.0.0.1:0")?;
+    hanging.set_nonblocking(true)?;
+    lead_to_port(&api, &hanging.local_addr()?.port().to_string())?;
+    wait::until("the API server to ask a webhook that hangs", DEADLINE, || {
+        let without = created(&api.kubectl, &pod("default", "net", &plain()))?;
+        assert_eq!(without[0]["resources"], json!({}));
+        Ok(hanging.accept().is_ok().then_some(()))
+    })
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub async fn run(args: Webhook, shutdown: CancellationToken) -> anyhow::Result<(
     let renewal = renew(client.clone(), names, sender);
     tokio::select! {
         () = renewal => Ok(()),
-        served = serve::serve(listener, receiver, client, shutdown) => served,
+        () = serve::serve(listener, receiver, client, shutdown) => Ok(()),
     }
 }
 

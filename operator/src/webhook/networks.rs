@@ -9,6 +9,9 @@ pub const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
 /// The annotation by which a pod names the network of its interface eth0.
 pub const DEFAULT_NETWORK: &str = "v1.multus-cni.io/default-network";
 
+/// How many networks an annotation may name: each is read from the API server while a pod waits.
+pub const MOST: usize = 128;
+
 /// A network that a pod names.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Wanted {
@@ -28,11 +31,17 @@ pub fn read(annotations: &BTreeMap<String, String>, annotation: &str) -> Result<
     else {
         return Ok(Vec::new());
     };
-    if text.starts_with('[') || text.starts_with('{') {
-        return serde_json::from_str(text)
-            .map_err(|error| format!("annotation {annotation} is not JSON: {error}"));
+    let named: Vec<Wanted> = if text.starts_with('[') || text.starts_with('{') {
+        serde_json::from_str(text).map_err(|error| format!("annotation {annotation} is not JSON: {error}"))?
+    } else {
+        text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(short).collect()
+    };
+    match named.len() {
+        count if count > MOST => {
+            Err(format!("annotation {annotation} names {count} networks, more than {MOST}"))
+        }
+        _ => Ok(named),
     }
-    Ok(text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(short).collect())
 }
 
 /// Reads a namespace; an empty one is none.
@@ -77,5 +86,17 @@ mod tests {
         assert_eq!(networks("/net").unwrap()[0].namespace, None);
         assert!(networks("[{]").unwrap_err().contains("not JSON"));
         assert!(networks(" ").unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_annotation_that_names_too_many_networks_is_not_read() {
+        let networks = |text: String| read(&BTreeMap::from([(NETWORKS.to_owned(), text)]), NETWORKS);
+        assert_eq!(networks("net,".repeat(MOST)).unwrap().len(), MOST);
+        for text in
+            ["net,".repeat(MOST + 1), format!("[{}{{\"name\": \"n\"}}]", "{\"name\": \"n\"},".repeat(MOST))]
+        {
+            let why = networks(text).unwrap_err();
+            assert!(why.ends_with("names 129 networks, more than 128"), "{why}");
+        }
     }
 }
