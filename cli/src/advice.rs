@@ -66,11 +66,11 @@ pub(crate) fn of_node(reason: &str) -> Option<&'static str> {
         }
         "SpecNotReadable" | "StatusNotReadable" | "NotSupported" => "run agents of the operator's release",
         "PoolsNotReady" | "PoolsDegraded" => "see the pools of the node",
-        "NoMatchingLink" => "correct links of the pool; the links of the node are below",
+        "NoMatchingLink" => "correct links or nodeSelector of the pool",
         "NoHealthyLink" | "LinksUnhealthy" => {
             "switch the links on and restore their carrier, or set health.carrier: Ignored"
         }
-        "DevicesDead" => "delete the pods that lost their link: only new ones get a working tap",
+        "DevicesDead" => "delete the pods that lost their link: only new ones have a working tap",
         "RegistrationFailed" => "read the message: the kubelet refused the resource",
         "TableNotWritten" => "free the disk of the node, or make it writable",
         "ResourceNameTaken" => "give one of the two pools another resourceName",

@@ -62,13 +62,17 @@ fn mentions(
         .find(is_it)
         .with_context(|| format!("{fault}: {args:?} does not name {reason} ({words}): {report:#}"))?;
     ensure!(found["remedy"].is_string() && found["see"].is_string(), "{fault}: no remedy or place: {found}");
-    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
-    println!(
-        "{fault} | kubectl macvtap {} | {} ({reason}) | {}",
-        args.join(" "),
-        text("fact"),
-        text("remedy")
-    );
+    let text = |key: &str| found[key].as_str().unwrap_or_default();
+    let (fact, remedy) = (format!("{} (`{reason}`)", text("fact")), text("remedy"));
+    let command = format!("`{}`", args.join(" "));
+    println!("| {fault} | {command} | {fact} | {remedy} |");
+    // The objects in the table are those of this test.
+    let page = std::fs::read_to_string(Checkout::here().path("docs/cli.md"))?;
+    let cells = |line: &str| {
+        line.starts_with(&format!("| {fault} | "))
+            && [&command, &fact, remedy].into_iter().all(|cell| line.contains(cell))
+    };
+    ensure!(page.lines().any(cells), "docs/cli.md does not describe {fault}: {command}: {fact}; {remedy}");
     Ok(code)
 }
 
@@ -97,6 +101,13 @@ fn answer(scene: &Scene, links: &Value, of_node: &Value, of_pools: &Value) -> Re
         "conditions": of_node,
     });
     scene.api.patch_status("mns/n1", &status)
+}
+
+/// A condition Ready that is False, as an agent writes it.
+fn unready(reason: &str, message: &str) -> Value {
+    let mut condition = condition("Ready", "False", reason);
+    condition["message"] = message.into();
+    condition
 }
 
 fn link(name: &str, pools: &Value) -> Value {
@@ -141,7 +152,10 @@ fn what_is_well_is_reported_so() -> Result<()> {
 fn faults_of_nodes_and_links_are_named() -> Result<()> {
     let scene = well()?;
     let held = json!(["dp"]);
-    let wrong = condition("Ready", "False", "NoOtherPlugin");
+    let wrong = unready(
+        "NoOtherPlugin",
+        "no other CNI plugin is in /opt/cni/bin: the runtime reads another directory, most likely; set agent.cniBinDir to it",
+    );
     answer(&scene, &json!([link("dp0", &held)]), &json!([wrong]), &json!([]))?;
     names(&scene, "wrong CNI directory", &["check"], "NoOtherPlugin", "node n1")?;
     names(&scene, "wrong CNI directory", &["explain", "node", "n1"], "NoOtherPlugin", "node n1")?;
@@ -150,14 +164,14 @@ fn faults_of_nodes_and_links_are_named() -> Result<()> {
         "dp0",
         &json!([]),
         "KernelWithoutMacvtap",
-        "no macvtap can be made on dp0: the kernel has no macvtap",
+        "no macvtap can be made on dp0: the kernel has no macvtap; install its module (`modprobe macvtap`)",
     );
-    let empty = condition("Ready", "False", "NoMatchingLink");
+    let empty = unready("NoMatchingLink", "dp0 (KernelWithoutMacvtap)");
     answer(&scene, &json!([lacking]), &json!([]), &json!([empty]))?;
     names(&scene, "no macvtap module", &["check"], "KernelWithoutMacvtap", "the kernel has no macvtap")?;
 
-    let down = sick("dp0", &held, "AdminDown", "dp0 is switched off");
-    let unhealthy = condition("Ready", "False", "NoHealthyLink");
+    let down = sick("dp0", &held, "AdminDown", "dp0 is switched off; `ip link set dp0 up`");
+    let unhealthy = unready("NoHealthyLink", "unhealthy: dp0");
     answer(&scene, &json!([down]), &json!([]), &json!([unhealthy]))?;
     names(&scene, "lower link down", &["check"], "AdminDown", "link dp0 of pool dp")?;
     names(&scene, "lower link down", &["explain", "link", "dp0"], "AdminDown", "dp0 is switched off")?;
@@ -184,10 +198,13 @@ fn faults_of_pools_are_named() -> Result<()> {
 
     scene.pool("typo", &json!({"links": [{"names": ["etch1"]}]}))?;
     scene.told("n1", &[("dp", "Active"), ("typo", "Active")])?;
-    let empty = condition("Ready", "False", "NoMatchingLink");
+    let empty = unready(
+        "NoMatchingLink",
+        "no link of this node matches; `macvtap-node-agent links` lists every link with the reason",
+    );
     answer(&scene, &json!([link("eth1", &json!([]))]), &json!([]), &json!([empty]))?;
     scene.says("typo", "Ready", "False", "NoMatchingLinks")?;
-    let hint = "links of the node that no pool holds: eth1";
+    let hint = "pool typo on node n1: no link of this node matches";
     names(&scene, "wrong link name", &["check"], "NoMatchingLink", hint)?;
     names(&scene, "wrong link name", &["explain", "pool", "typo"], "NoMatchingLink", hint)?;
     names(&scene, "wrong link name", &["explain", "link", "etch1"], "LinkUnknown", "no node reports")
@@ -216,7 +233,7 @@ fn faults_of_networks_and_quotas_are_named() -> Result<()> {
         "NAD without annotation",
         &["explain", "pod", "bare"],
         "NoResourceName",
-        "its pods get no device",
+        "its pods have no device",
     )?;
     scene.api.create(&pod("greedy", "net", &json!({})))?;
     names(

@@ -135,9 +135,12 @@ pub fn why_empty(
         }));
     }
     if reasons.is_empty() {
-        let message = "no link of this node matches: it has neither a NIC nor a bond or VLAN; \
-                       `macvtap-node-agent links` lists every link with the reason";
-        return Some(message.to_owned());
+        let has_any =
+            inventory.iter().any(|link| matches!(link.kind, Kind::Physical | Kind::Bond | Kind::Vlan));
+        let why = if has_any { "" } else { ": it has neither a NIC nor a bond or VLAN" };
+        return Some(format!(
+            "no link of this node matches{why}; `macvtap-node-agent links` lists every link with the reason"
+        ));
     }
     let more = reasons.len().saturating_sub(REASONS_MAX);
     reasons.truncate(REASONS_MAX);

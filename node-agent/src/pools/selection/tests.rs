@@ -236,9 +236,15 @@ fn a_pool_without_links_says_why() {
     let selection = select(&pools, &inventory, &Holdings::new());
     let why = |index| why_empty(&pools, &inventory, &selection, index);
     assert_eq!(why(0).unwrap(), "eth1 is a port of br0; use br0 (EnslavedTo)");
-    assert!(why(1).unwrap().starts_with("no link of this node matches: it has neither a NIC nor a bond"));
+    assert!(why(1).unwrap().starts_with("no link of this node matches; `macvtap-node-agent links`"));
     assert_eq!(why(2).unwrap(), "eth1 is Physical (KindNotSupported); br0 is bridge (KindNotSupported)");
     assert_eq!(why(3), None);
+    let none = select(&pools, &Inventory::default(), &Holdings::new());
+    let why = why_empty(&pools, &Inventory::default(), &none, 1).unwrap();
+    assert!(
+        why.starts_with("no link of this node matches: it has neither a NIC nor a bond or VLAN;"),
+        "{why}"
+    );
 }
 
 proptest! {
