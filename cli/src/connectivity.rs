@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
-/// Between two looks at the pods.
+/// The interval between two reads of the pods.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Connects, prints the outcome, and returns whether everybody reached everybody.
@@ -113,14 +113,14 @@ fn choose<'p>(pools: &'p [MacvtapResourcePool], name: Option<&str>) -> Result<&'
         let found = pools
             .iter()
             .find(|pool| pool.name_any() == name)
-            .with_context(|| format!("there is no pool {name}"))?;
+            .with_context(|| format!("pool {name} does not exist"))?;
         ensure!(taps(&found), "pool {name} gives whole links: two pods cannot be on one of them");
         return Ok(found);
     }
     let fit: Vec<_> = pools.iter().filter(taps).collect();
     match fit.as_slice() {
         [only] => Ok(only),
-        [] => bail!("there is no pool whose links several pods can be on"),
+        [] => bail!("no pool has links that several pods can share"),
         many => {
             let names: Vec<String> = many.iter().map(|pool| pool.name_any()).collect();
             bail!("there are several pools; name one with --pool: {}", names.join(", "))

@@ -347,7 +347,7 @@ impl Version {
             required(go_mod, module).with_context(|| format!("go.mod does not require {module}"))?;
         let Some(part) = part else { return Ok(version.to_owned()) };
         let number = version.trim_start_matches('v').split('.').nth(part);
-        ensure!(number.is_some(), "{module} {version} is no version of the form v1.2.3");
+        ensure!(number.is_some(), "{module} {version} is not a version of the form v1.2.3");
         Ok(number.unwrap_or_default().to_owned())
     }
 }

@@ -264,7 +264,8 @@ pub(crate) fn layer(out: &Path, stage: &Stage) -> Result<Vec<u8>> {
 
 /// Adds a file, or a directory with all that is below it.
 pub(crate) fn add(tar: &mut tar::Builder<Vec<u8>>, source: &Path, name: &str) -> Result<()> {
-    let kind = fs::symlink_metadata(source).with_context(|| format!("look at {}", source.display()))?;
+    let kind =
+        fs::symlink_metadata(source).with_context(|| format!("read the metadata of {}", source.display()))?;
     if kind.is_symlink() {
         let target = fs::read_link(source)?;
         return append(tar, name, tar::EntryType::Symlink, 0o777, b"", Some(&target));

@@ -1,7 +1,7 @@
 //! kube-ovn beside the pod network: its controller, a daemon on every node, and below them OVN and Open vSwitch, all in
 //! the nodes' namespaces.
 //!
-//! It is no cluster's main network here but gives addresses to further ones, which kube-ovn calls the non-primary mode.
+//! It is not the main network of a cluster here; it gives addresses to further ones, which kube-ovn calls the non-primary mode.
 //! Open vSwitch runs with its datapath in user space, so the kernel needs no module. The central databases and the
 //! controller are processes of the first node, as they are where kube-ovn's chart puts them.
 

@@ -302,7 +302,7 @@ fn running_tasks(tasks: &str, containers: &[&str]) -> Vec<u32> {
 /// Copies a program, unless the copy is as long as the original; a program that runs keeps its old file.
 pub(crate) fn install(from: &Path, to: &Path) -> Result<()> {
     let size = |path: &Path| fs::metadata(path).map(|found| (found.len(), found.modified().ok()));
-    let original = size(from).with_context(|| format!("look at {}", from.display()))?;
+    let original = size(from).with_context(|| format!("read the metadata of {}", from.display()))?;
     if size(to).is_ok_and(|copy| copy.0 == original.0 && copy.1 >= original.1) {
         return Ok(());
     }

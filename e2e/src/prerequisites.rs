@@ -90,7 +90,7 @@ pub fn ensure(checkout: &Checkout) -> Result<()> {
     }
     ensure!(
         in_path("apt-get"),
-        "missing: {}; this is no Debian, so install them by your own means",
+        "missing: {}; this is not Debian: install them yourself",
         missing.iter().map(|(package, _)| *package).collect::<Vec<_>>().join(" ")
     );
     install(&missing)?;
@@ -204,7 +204,7 @@ fn backports(checkout: &Checkout) -> Result<Vec<String>> {
     fs::create_dir_all(lists.join("partial")).with_context(|| format!("create {}", lists.display()))?;
     let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
     let name = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    let name = name.context("/etc/os-release names no release: this is no Debian")?;
+    let name = name.context("/etc/os-release names no release: this is not Debian")?;
     // They are where this machine gets its release from.
     let known = process::output(Command::new("apt-get").args([
         "indextargets",

@@ -196,7 +196,7 @@ fn command(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<C
             return Ok(command);
         }
         // Always the whole workspace: with `-p` Cargo would choose other features of what crates share, and compile
-        // that anew for each.
+        // that again for each.
         Stage::Unit
         | Stage::Kernel
         | Stage::Guest

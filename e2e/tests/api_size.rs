@@ -57,10 +57,7 @@ fn an_agent_of_the_first_release_can_read_its_spec_until_it_is_upgraded() -> Res
     report(&scene, &status(&state)?)?;
     scene.says("dp", "Ready", "True", "AllNodesReady")?;
     let kept = scene.api.kubectl.get("", &name)?;
-    assert_eq!(
-        kept["metadata"]["generation"], state["metadata"]["generation"],
-        "an upgrade is no reason to write"
-    );
+    assert_eq!(kept["metadata"]["generation"], state["metadata"]["generation"], "an upgrade must not write");
     scene.pool("dp", &json!({}))?;
     let brief = [json!(["dp", null, null]), json!(["named", null, "other"])];
     scene.api.kubectl.wait_until("", &name, DEADLINE, |state| (said(state) == brief).then_some(()))

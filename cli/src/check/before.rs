@@ -16,7 +16,7 @@ const OLDEST_LINUX: (u32, u32) = (5, 2);
 /// Architectures that there are programs for.
 const ARCHITECTURES: [&str; 2] = ["amd64", "arm64"];
 
-/// The label by which a namespace says which pods it takes.
+/// The label of a namespace that limits which pods it admits.
 const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
 
 /// The report.

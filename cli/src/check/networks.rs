@@ -62,7 +62,7 @@ pub(crate) fn trouble(network: &Network, made: &Made) -> Option<Diagnostic> {
         }
         None => {
             let fact = format!(
-                "network {name} has no annotation {RESOURCE_NAME_ANNOTATION}: its pods get no device"
+                "network {name} has no annotation {RESOURCE_NAME_ANNOTATION}: its pods have no device"
             );
             let remedy = match made.iter().next() {
                 Some((resource, _)) => format!(
@@ -108,7 +108,7 @@ pub(crate) fn quotas(quota: &ResourceQuota, prefixes: &BTreeSet<String>, used_up
         if used < hard {
             return Diagnostic::ok(fact);
         }
-        Diagnostic::new(used_up, format!("{fact}: a further pod is refused"))
+        Diagnostic::new(used_up, format!("{fact}: a further pod is rejected"))
             .because("QuotaReached")
             .remedy(format!("raise {key} of the quota, or delete pods of the namespace"))
             .see(anchor::NETWORKS)

@@ -14,7 +14,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Diagnostic> {
         Err(unread) => vec![Diagnostic::skipped(format!("the pools cannot be read: {}", unread.text()))],
         Ok(pools) if pools.is_empty() => {
             vec![Diagnostic::skipped(
-                "there is no pool yet; `kubectl macvtap plan -f` shows what one would take",
+                "no pool exists yet; `kubectl macvtap plan -f` shows what one would take",
             )]
         }
         Ok(pools) => pools.iter().flat_map(|pool| of_pool(facts, pool)).collect(),

@@ -43,7 +43,7 @@ const KNOWN: [(&[&str], &str, &str); 14] = [
     (&["mtu", "is above the"], "MtuTooLarge", "lower the network's MTU, or raise the link's"),
     (&["IPAM plugin"], "NoAddress", "read the message: the IPAM plugin gave no address"),
     (&["user namespace of its own"], "UserNamespace", "remove hostUsers: false from the pod"),
-    (&["link lost"], "LinkLost", "delete the pod: only a new one gets a working tap"),
+    (&["link lost"], "LinkLost", "delete the pod: only a new one has a working tap"),
     (
         &["UnexpectedAdmissionError"],
         "UnexpectedAdmissionError",

@@ -17,7 +17,7 @@ pub(super) fn story(facts: &Facts, name: &str) -> Report {
     if node.is_none() && facts.nodes.is_ok() {
         let names: Vec<String> = items(&facts.nodes).iter().map(kube::ResourceExt::name_any).collect();
         let found =
-            Diagnostic::failed("there is no such node").remedy(format!("nodes are: {}", names.join(", ")));
+            Diagnostic::failed("the node does not exist").remedy(format!("nodes are: {}", names.join(", ")));
         return concluded(&title, vec![Section::new(&title, vec![found])], "");
     }
     let mut about = match facts.agent(name) {

@@ -60,10 +60,10 @@ pub(super) fn story(facts: &Facts, subject: &Subject) -> Report {
     concluded(&title, sections, well)
 }
 
-/// Why there is no pod: a quota refuses it before it exists.
+/// Why the pod does not exist: a quota rejects it before it is stored.
 fn missing(facts: &Facts, subject: &Subject) -> Section {
     let mut found =
-        vec![Diagnostic::warning(format!("there is no such pod in namespace {}", subject.namespace))];
+        vec![Diagnostic::warning(format!("the pod does not exist in namespace {}", subject.namespace))];
     // The name of a pod begins with that of its controller.
     let about = subject.events.iter().filter(|event| {
         let controller = event.involved_object.name.as_deref().unwrap_or_default();
@@ -197,7 +197,7 @@ fn place(facts: &Facts, pod: &Pod, needed: &BTreeMap<String, i64>, made: &Made) 
         let waiting = pods::condition(pod, "PodScheduled").and_then(|scheduled| scheduled.message.clone());
         let fact = format!(
             "no node takes it: {}",
-            waiting.unwrap_or_else(|| "the scheduler has not said why".to_owned())
+            waiting.unwrap_or_else(|| "the scheduler has not reported why".to_owned())
         );
         let mut found = vec![
             Diagnostic::failed(fact).because("Unschedulable").remedy("see the nodes below").see(anchor::PODS),

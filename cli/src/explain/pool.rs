@@ -30,7 +30,7 @@ pub(super) fn story(facts: &Facts, name: &str) -> Report {
         }
         (Ok(pools), None) => {
             let names: Vec<String> = pools.iter().map(kube::ResourceExt::name_any).collect();
-            let found = Diagnostic::failed("there is no such pool")
+            let found = Diagnostic::failed("the pool does not exist")
                 .remedy(format!("pools are: {}", names.join(", ")));
             return concluded(&title, vec![Section::new(&title, vec![found])], "");
         }

@@ -41,14 +41,14 @@ pub(super) struct Sums {
     losers: BTreeSet<String>,
 }
 
-/// Pools of a node and who gets which link.
+/// Pools of a node, and the pool of each link.
 struct World {
     pools: Vec<Pool>,
     selection: Selection,
 }
 
 impl NodePlan {
-    /// The worst that is said of it.
+    /// The worst level of its diagnostics.
     pub(super) fn worst(&self) -> Option<Level> {
         self.diagnostics.iter().map(|diagnostic| diagnostic.level).max()
     }

@@ -265,7 +265,7 @@ impl Bench {
         let before = Requests::read(&self.client).await?;
         tokio::time::sleep(Duration::from_secs(self.arguments.rest)).await;
         let written = Requests::read(&self.client).await?.since(&before).writes();
-        println!("writes in {} s at rest: {written:?}", self.arguments.rest);
+        println!("writes in {} s in steady state: {written:?}", self.arguments.rest);
         self.writes_at_rest = total(&written);
         Ok(())
     }

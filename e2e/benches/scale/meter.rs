@@ -56,7 +56,7 @@ impl Requests {
         Self { counts: counts.collect() }
     }
 
-    /// Writes that succeeded, but for leases: by whom leadership and heartbeats are kept up is nobody's change.
+    /// Writes that succeeded, but for leases: they are renewed all the time, and that changes nothing.
     pub(crate) fn writes(&self) -> BTreeMap<String, u64> {
         let mut writes = BTreeMap::new();
         for ((verb, resource, code), count) in &self.counts {

@@ -93,7 +93,8 @@ fn made_from(checkout: &Checkout, dir: &Path) -> Result<String> {
     for (_, _, programs) in IMAGES {
         for name in programs {
             let path = checkout.bin().join(name);
-            let found = fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?;
+            let found =
+                fs::metadata(&path).with_context(|| format!("read the metadata of {}", path.display()))?;
             let _ = write!(text, "\n{name} {} {:?}", found.len(), found.modified()?);
         }
     }

@@ -55,7 +55,7 @@ pub(crate) fn parse_mac(text: &str) -> Result<Mac> {
     octets
         .ok()
         .and_then(|octets| octets.try_into().ok())
-        .with_context(|| format!("{text:?} is no MAC address"))
+        .with_context(|| format!("{text:?} is not a MAC address"))
 }
 
 impl Tap {

@@ -45,7 +45,7 @@ fn an_agent_that_starts_without_api_server_serves_what_it_served_last() -> Resul
         let outage = Outage::begin(stage.cluster)?;
         let begun = Instant::now();
         former.kill();
-        let agent = wait::until("the agent's container anew", Duration::from_mins(2), || {
+        let agent = wait::until("the agent's container again", Duration::from_mins(2), || {
             let agent = Agent::on(node)?;
             Ok((agent.supervisor != former.supervisor).then_some(agent))
         })?;
@@ -60,7 +60,7 @@ fn an_agent_that_starts_without_api_server_serves_what_it_served_last() -> Resul
             anyhow::bail!("{} has no single container", restarts.name)
         };
         process::send(pid, Signal::KILL);
-        wait::until("its container anew", PATIENCE, || {
+        wait::until("its container again", PATIENCE, || {
             let pids = node.container_pids(&restarts.namespace, &restarts.name)?;
             Ok((pids.len() == 1 && pids[0] != pid).then_some(()))
         })?;

@@ -1,4 +1,4 @@
-//! What the tests break with, and what they look at: the agent's processes, logs, changes of objects.
+//! What the tests break things with, and what they observe: the agent's processes, logs, changes of objects.
 
 use crate::stage::Stage;
 use anyhow::{Context, Result, bail, ensure};

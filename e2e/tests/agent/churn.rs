@@ -93,7 +93,7 @@ pub(crate) fn is_refused(stage: &Stage, pod: &Pod) -> Result<bool> {
 pub(crate) fn nothing_stays(stage: &Stage, resource: &str) -> Result<()> {
     stage.kubectl.run(&["-n", &stage.namespace, "delete", "pods", "--all", "--wait", "--timeout=120s"])?;
     // An orphan is removed when it was seen twice, ten seconds apart.
-    e2e::wait::until("the end of leftovers", PATIENCE, || stage.nothing_left(resource).map(Some))?;
+    e2e::wait::until("the end of all attachments", PATIENCE, || stage.nothing_left(resource).map(Some))?;
     for node in stage.nodes {
         let links = node.exec(&["sh", "-c", "ip -o link show type macvtap | wc -l"])?;
         ensure!(links.trim() == "0", "{} keeps macvtaps: {links}", node.name());

@@ -58,7 +58,7 @@ fn links_that_are_locked_for_seconds_make_pods_late_and_no_more() -> Result<()> 
             figure.record()?;
         }
         ensure!(fates.refused == 0, "{fates:?}");
-        ensure!(Agent::on(node)? == before, "the agent was started anew");
+        ensure!(Agent::on(node)? == before, "the agent was started again");
         never_unhealthy(&log, &resource)?;
         churn::nothing_stays(stage, "locked")
     })
@@ -149,7 +149,7 @@ fn a_state_disk_that_hangs_holds_up_no_pod() -> Result<()> {
         ensure!(!churn::is_refused(stage, &again)?, "the pod bound meanwhile was refused");
         disk.run("fsfreeze -u /var/lib/macvtap")?;
         stage.wait_allocatable(&resource, 21)?;
-        ensure!(Agent::on(node)? == agent, "the agent was started anew");
+        ensure!(Agent::on(node)? == agent, "the agent was started again");
         churn::nothing_stays(stage, "hungdisk")
     })
 }

@@ -59,7 +59,7 @@ fn no_pod_bound_while_the_kubelet_is_away_is_lost_and_the_agent_leaks_nothing() 
             })?;
             descriptors.push(agent.descriptors()?);
         }
-        ensure!(Agent::on(node)? == agent, "the agent was started anew");
+        ensure!(Agent::on(node)? == agent, "the agent was started again");
         // The kubelet answers for a pod once it has heard of it from the API server, a moment after it started.
         let after = wait::until("a kubelet that knows the running pod", Duration::from_secs(20), || {
             steady.attachment(stage).map(Some)

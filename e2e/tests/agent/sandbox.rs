@@ -28,8 +28,8 @@ fn a_killed_sandbox_comes_back_with_the_same_device() -> Result<()> {
                 process::send(sandbox, Signal::KILL);
                 stage.kubectl.wait_until(&pod.namespace, &format!("pod/{name}"), 8 * PATIENCE, |object| {
                     let status = object["status"]["containerStatuses"].get(0)?;
-                    let anew = status["restartCount"].as_u64()? >= kill.into() && status["ready"] == true;
-                    anew.then_some(())
+                    let again = status["restartCount"].as_u64()? >= kill.into() && status["ready"] == true;
+                    again.then_some(())
                 })?;
                 back.push(killed.elapsed());
                 let after = pod.attachment(stage)?;

@@ -53,7 +53,7 @@ pub(crate) fn outcome(api: &Api) -> Result<BTreeMap<String, Value>> {
         let mut pools = state["spec"]["pools"].clone();
         for pool in pools.as_array_mut().into_iter().flatten() {
             pool["generation"] = Value::Null;
-            let entry = pool.as_object_mut().context("an entry that is no object")?;
+            let entry = pool.as_object_mut().context("an entry that is not an object")?;
             let name = entry["name"].clone();
             entry.entry("phase").or_insert_with(|| json!("Active"));
             entry.entry("resourceName").or_insert(name);

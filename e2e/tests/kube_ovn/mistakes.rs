@@ -122,7 +122,7 @@ fn a_subnet_with_a_vpc_takes_the_nodes_own_route_and_one_without_leaves_it() -> 
             })?;
             println!("with vpc: {taken}");
             ensure!(!taken.contains("dev vpc0 proto kernel scope link src 172.22.5.250 \n172"), "{taken}");
-            // The daemon looks at all subnets in one go, so it has seen the other one as well; a pod on it proves it.
+            // The daemon reads all subnets in one pass, so it has seen the other one as well; a pod on it proves it.
             let pod = Pod::on("pod", "without").on_node("n2");
             stage.apply(std::slice::from_ref(&pod))?;
             stage.ready(&[pod])?;
