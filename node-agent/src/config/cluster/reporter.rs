@@ -105,7 +105,9 @@ impl Progress {
             None | Some(_) => PERIOD,
         };
         let at = self.tried_at.map_or(now, |tried| tried + period);
-        Some(Next { wanted, seen, at: self.blocked_until.map_or(at, |until| at.max(until)) })
+        // An API server that has answered a list since is reachable.
+        let blocked = self.blocked_until.filter(|_| self.tried_at.is_none_or(|tried| seen.since <= tried));
+        Some(Next { wanted, seen, at: blocked.map_or(at, |until| at.max(until)) })
     }
 
     fn succeeded(&mut self, wanted: &MacvtapNodeStateStatus, stored: Stored) {

@@ -80,6 +80,8 @@ fn changes_do_not_shorten_the_wait_after_a_failure() {
         now += Duration::from_millis(100);
     }
     assert!((4..=15).contains(&tries), "{tries}");
+    let listed = Stored { since: now, ..seen };
+    assert!(progress.next(Some(&status("h")), Some(&listed), now).unwrap().at <= now, "it is back");
 }
 
 #[test]
