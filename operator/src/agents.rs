@@ -153,7 +153,7 @@ impl AgentPods {
         if phase == Some("Running") {
             self.unstarted.remove(&node);
             self.started.insert(node);
-        } else if !self.started.contains(&node) {
+        } else if matches!(phase, Some("Pending" | "Failed")) && !self.started.contains(&node) {
             let since = trouble::since(not_ready(pod, now), None, is_listed, now).unwrap_or(now);
             self.unstarted.entry(node).or_insert(since);
         }
