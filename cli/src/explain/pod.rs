@@ -62,8 +62,8 @@ pub(super) fn story(facts: &Facts, subject: &Subject) -> Report {
 
 /// Why the pod does not exist: a quota rejects it before it is stored.
 fn missing(facts: &Facts, subject: &Subject) -> Section {
-    let mut found =
-        vec![Diagnostic::warning(format!("the pod does not exist in namespace {}", subject.namespace))];
+    let fact = format!("the pod does not exist in namespace {}", subject.namespace);
+    let mut found = vec![Diagnostic::failed(fact).remedy("correct the name, or the namespace with -n")];
     // The name of a pod begins with that of its controller.
     let about = subject.events.iter().filter(|event| {
         let controller = event.involved_object.name.as_deref().unwrap_or_default();

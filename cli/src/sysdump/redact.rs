@@ -30,11 +30,11 @@ pub(super) fn object(mut object: Value) -> Value {
             annotations.retain(|key, _| !REPEATS.contains(&key.as_str()));
         }
     }
-    clean(&mut object);
+    clean(&mut object, is_secret);
     object
 }
 
-fn clean(value: &mut Value) {
+fn clean(value: &mut Value, is_secret: fn(&str) -> bool) {
     match value {
         Value::Object(fields) => {
             // An environment variable: its name stands beside its value.
@@ -43,19 +43,33 @@ fn clean(value: &mut Value) {
                 if is_secret(key) || (named && key == "value") {
                     hide(value);
                 } else {
-                    clean(value);
+                    clean(value, is_secret);
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(clean),
+        Value::Array(items) => clean_list(items, is_secret),
         // The configuration of a network is JSON within a string.
         Value::String(text) if text.trim_start().starts_with('{') => {
             if let Ok(mut inner) = serde_json::from_str::<Value>(text) {
-                clean(&mut inner);
+                clean(&mut inner, is_secret_of_network);
                 *text = inner.to_string();
             }
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// A list, in which an argument may stand behind its name.
+fn clean_list(items: &mut [Value], is_secret: fn(&str) -> bool) {
+    let mut is_named = false;
+    for item in items {
+        if is_named {
+            hide(item);
+        } else {
+            clean(item, is_secret);
+        }
+        let name = item.as_str().filter(|word| word.starts_with('-') && !word.contains('='));
+        is_named = !is_named && name.is_some_and(is_secret);
     }
 }
 
@@ -73,7 +87,13 @@ fn is_secret(name: &str) -> bool {
     let name: String = name.to_lowercase().chars().filter(char::is_ascii_alphanumeric).collect();
     // Where a secret is, is none.
     let place = ["file", "path", "name", "mounttoken", "serviceaccounttoken", "seconds", "ref"];
-    SECRET_WORDS.iter().any(|word| name.contains(word)) && !place.iter().any(|end| name.ends_with(end))
+    let is_word = name.ends_with("pass") || SECRET_WORDS.iter().any(|word| name.contains(word));
+    is_word && !place.iter().any(|end| name.ends_with(end))
+}
+
+/// Whether a key of a network's configuration is that of a secret. Elsewhere `key` is half of a selector.
+fn is_secret_of_network(name: &str) -> bool {
+    is_secret(name) || name.eq_ignore_ascii_case("key")
 }
 
 /// Text without keys, tokens and credentials of requests and URLs: a JSON Web Token begins with `eyJ`.
@@ -102,6 +122,11 @@ fn clean_line(line: &str, clean: &mut String) {
         if bare.contains("eyJ") || (is_after_scheme && !bare.is_empty()) {
             clean.push_str(REDACTED);
             clean.push_str(&word[bare.len()..]);
+        } else if let Some((name, value)) = bare.split_once('=')
+            && is_secret(name)
+            && !value.is_empty()
+        {
+            clean.extend([name, "=", REDACTED, &word[bare.len()..]]);
         } else {
             clean_url(word, clean);
         }
@@ -158,6 +183,20 @@ mod tests {
         assert_eq!(clean["spec"]["tokens"], json!(["REDACTED", "REDACTED"]));
         assert_eq!(clean["spec"]["authorization"], json!({"user": "REDACTED"}));
         assert_eq!(clean["metadata"], json!({"name": "x", "annotations": {"a": "b"}}));
+    }
+
+    #[test]
+    fn secrets_among_arguments_and_in_texts_are_left_out() {
+        let config = json!({"type": "whereabouts", "ipam": {"key": "SECRET1"}}).to_string();
+        let clean = object(json!({
+            "args": ["--token=SECRET2", "--password", "SECRET3", "--log-level=info"],
+            "env": [{"name": "PGPASS", "value": "SECRET4"}], "note": "password=SECRET5",
+            "matchExpressions": [{"key": "zone", "operator": "Exists"}], "config": config,
+        }));
+        let clean = text(&serde_yaml::to_string(&clean).unwrap());
+        assert!(!clean.contains("SECRET"), "{clean}");
+        assert!(clean.contains("key: zone") && clean.contains("--log-level=info"), "{clean}");
+        assert_eq!(text("login password=x user=y\n"), "login password=REDACTED user=y\n");
     }
 
     #[test]
