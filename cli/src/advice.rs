@@ -77,6 +77,7 @@ pub(crate) fn of_node(reason: &str) -> Option<&'static str> {
         "MtuTooSmall" => "raise the MTU of the link, or lower macvtap.mtu",
         "Registering" | "Updating" | "Waiting" => "wait; if it stays so, read the log of the node's agent",
         "Unreachable" => "check the agent's pod on this node",
+        "AgentNotStarted" => "read the events of the agent's pod on this node, or of the agents' DaemonSet",
         "TooManyPools" => "narrow the node selectors: a node can have 64 pools",
         "Draining" | "Drained" => "nothing: the pool is being deleted",
         _ => return None,
