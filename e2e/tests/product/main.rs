@@ -2,7 +2,11 @@
 
 #![expect(clippy::print_stdout, reason = "what was measured belongs in the test's output")]
 
+mod metrics;
 mod mistakes;
 mod pods;
 mod pools;
+#[allow(dead_code, reason = "shared with the tests of alerts, which use all of it")]
+#[path = "../api/prometheus.rs"]
+mod prometheus;
 mod stage;
