@@ -294,6 +294,15 @@ fn values_that_contradict_each_other_are_refused_in_words() -> Result<()> {
         "are both 0, so no agent could be upgraded; set one of them",
     )?;
     rendered(&api, &["agent.maxSurge=0", "agent.maxUnavailable=1"])?;
+    refused(rendered(&api, &["agent.maxUnavailable=1"]), "set agent.maxSurge to 0")?;
+    for key in ["commonLabels", "operator.podLabels", "agent.podLabels"] {
+        let given = format!(r"{key}.app\.kubernetes\.io/name=other");
+        let why = format!("{key}: the chart sets label app.kubernetes.io/name itself");
+        refused(rendered(&api, &[&given]), &why)?;
+    }
+    // The directory above it is what the agent sees an exchanged directory by.
+    let slash = rendered(&api, &["agent.cniBinDir=/opt/cni/bin/"])?;
+    ensure!(slash.contains("{name: cni-bin-parent, mountPath: /host/opt/cni}"), "{slash}");
     for monitor in ["service", "podMonitor", "serviceMonitor"] {
         let given = format!("metrics.{monitor}=true");
         refused(
@@ -302,6 +311,10 @@ fn values_that_contradict_each_other_are_refused_in_words() -> Result<()> {
         )?;
     }
     refused(rendered(&api, &["test.resource=a/b"]), "test.resource and test.network belong together")?;
+    refused(rendered(&api, &["test.resource=a/b", "test.network=x/y/z"]), "network")?;
+    // A word that YAML takes for a boolean value is a name like others.
+    let word = rendered(&api, &["test.resource=a/b", "test.network=on"])?;
+    ensure!(word.contains("k8s.v1.cni.cncf.io/networks: \"on\""), "{word}");
     refused(rendered(&api, &["operator.image=one-string:1"]), "image")?;
     refused(rendered(&api, &["agent.image.digest=md5:1"]), "digest")?;
     // A part without values is off.

@@ -4,8 +4,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- include "macvtap.furtherLabels" (dict "key" "commonLabels" "given" .Values.commonLabels) }}
 {{- with .Values.commonLabels }}
 {{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- /* Further labels. One that the chart sets itself is refused: its selectors need it, and a key is given once. */ -}}
+{{- define "macvtap.furtherLabels" -}}
+{{- range $label, $value := .given }}
+{{- if or (eq $label "helm.sh/chart") (has $label (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/part-of" "app.kubernetes.io/version" "app.kubernetes.io/managed-by")) }}
+{{- fail (printf "%s: the chart sets label %s itself; choose another label" $.key $label) }}
+{{- end }}
 {{- end }}
 {{- end }}
 
