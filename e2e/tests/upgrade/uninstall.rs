@@ -112,8 +112,12 @@ fn nothing_on_the_nodes(cluster: &Cluster) -> Result<()> {
     for node in cluster.nodes() {
         let links = node.exec(&["sh", "-c", "ip -o link show type macvtap | wc -l"])?;
         ensure!(links.trim() == "0", "{} keeps macvtaps: {links}", node.name());
-        node.exec(&["rm", "-rf", "/opt/cni/bin/macvtap", "/var/lib/macvtap", "/run/macvtap"])?;
-        let find = format!("find {DIRECTORIES} -maxdepth 2 -name '*macvtap*' 2>/dev/null | sort -u");
+        // Each node of this cluster has a mount at /var/lib/macvtap, which stays.
+        let remove = "rm -rf /opt/cni/bin/macvtap /run/macvtap && find /var/lib/macvtap -mindepth 1 -delete";
+        node.exec(&["sh", "-c", remove])?;
+        let find = format!(
+            "find {DIRECTORIES} -maxdepth 2 -name '*macvtap*' ! -path /var/lib/macvtap 2>/dev/null | sort -u"
+        );
         wait::until("no file of the product", PATIENCE, || {
             let left = node.exec(&["sh", "-c", &find])?;
             ensure!(left.trim().is_empty(), "{} keeps {left}", node.name());
