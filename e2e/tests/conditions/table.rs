@@ -144,6 +144,7 @@ const ELSEWHERE: [(&str, &str, &str); 28] = [
     ("pool", "NADKindMissing", "needs a cluster without Multus: e2e/tests/api_operator.rs"),
     ("pool", "NetworksUpdating", "a network is written, or says why not: operator/src/pool/report/tests.rs"),
     ("sample", "StatusNotReadable", "needs a looser schema: e2e/tests/api_bad_objects.rs"),
+    ("sample", "AgentNotStarted", "minutes without a start: operator/src/pool/report/tests.rs"),
     ("sample", "TooManyPools", "65 pools: e2e/tests/api_operator.rs"),
     ("sample", "NodeTerminating", "needs a Node with a finalizer: e2e/tests/api_nodes.rs"),
 ];
