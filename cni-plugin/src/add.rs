@@ -115,7 +115,9 @@ fn add_macvtap(
         repeat: repeat(network),
     };
     match attach::begin(&call.paths, kernel, request)? {
-        Begun::Present(attached) => Ok(adding.report(&follow::told(attached.link, following.as_ref()), None)),
+        Begun::Present(attached) => {
+            Ok(adding.report(&follow::reported(attached.link, following.as_ref()), None))
+        }
         Begun::New(attaching) => {
             let is_derived = network.mac.is_none() && derived.is_some();
             let derived_for = is_derived.then_some(*attachment);

@@ -145,7 +145,7 @@ fn find<'c>(call: &'c Call, ipam: Option<&Ipam>) -> Result<Option<Delegate<'c>>,
     match Delegate::new(call, ipam) {
         // As when its daemon is away: it frees an address when the Pod object goes.
         Err(error) if ipam.is_some_and(|ipam| ipam.kube_ovn.is_some()) => {
-            warn!(%error, "kube-ovn was not told, it frees the addresses by itself");
+            warn!(%error, "kube-ovn was not notified, it frees the addresses by itself");
             Ok(None)
         }
         found => found,

@@ -92,8 +92,8 @@ impl Following {
     }
 }
 
-/// The link as ADD tells of it: whoever starts the guest gives it this address, whatever the link has by now.
-pub(crate) fn told(link: Link, following: Option<&Following>) -> Link {
+/// The link as ADD reports it: the program that starts the guest gives it this address, whatever the link has by now.
+pub(crate) fn reported(link: Link, following: Option<&Following>) -> Link {
     Link { mac: following.map(|following| following.mac.octets()).or(link.mac), ..link }
 }
 
@@ -163,7 +163,7 @@ fn spawn(device: &DeviceId, locked: File) -> Result<(), FollowError> {
 }
 
 /// Starts followers that were killed, and removes what is left of those whose link is gone. A runtime that ends takes its
-/// children along where its service is set up so; whoever is called next mends that.
+/// children along where its service is set up so; the next call corrects that.
 pub fn mend(paths: &Paths) {
     // On most nodes nobody follows anything.
     let Ok(entries) = fs::read_dir(directory(paths)) else { return };

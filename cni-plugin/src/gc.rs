@@ -10,7 +10,7 @@ use macvtap::record::{Attachment, Holder};
 use macvtap::records;
 use tracing::{info, warn};
 
-/// Serves GC. Goes on after an error and tells the first one.
+/// Serves GC. Continues after an error and returns the first one.
 pub fn gc(call: &Call) -> Result<(), CniError> {
     let Some(valid) = call.document.valid_attachments()? else {
         // The specification requires the list, so its absence is a runtime's mistake, not the wish to lose everything.

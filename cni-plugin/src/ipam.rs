@@ -184,7 +184,7 @@ impl<'c> Delegate<'c> {
         match self.run("DEL", note.variables(), self.deadline()) {
             // Nothing is lost: kube-ovn frees an address when the Pod object goes. And the pod must go.
             Err(failed) if self.failure(&failed) == Failure::DaemonAway => {
-                warn!(error = %failed.error, "kube-ovn's daemon was not told, it frees the addresses by itself");
+                warn!(error = %failed.error, "kube-ovn's daemon was not notified, it frees the addresses by itself");
                 Ok(())
             }
             outcome => outcome.map(drop).map_err(|failed| failed.error),
@@ -322,11 +322,11 @@ impl<'c> Delegate<'c> {
         if output.success {
             return Ok(Answer { json, has_left: output.has_left });
         }
-        let told = |key: &str| {
+        let text_of = |key: &str| {
             let text = json.as_ref()?.get(key)?.as_str()?;
             Some(text).filter(|text| !text.is_empty())
         };
-        let reason = match (told("msg"), told("details")) {
+        let reason = match (text_of("msg"), text_of("details")) {
             (Some(message), Some(details)) => format!("{message}: {details}"),
             (Some(message), None) => message.to_owned(),
             (None, _) if output.stderr.is_empty() => {

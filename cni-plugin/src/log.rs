@@ -74,7 +74,7 @@ impl Subscriber for Lines {
         event.record(&mut line);
         let Line { message, fields } = line;
         let text = format!("level={} {message:?}{fields} {}\n", event.metadata().level(), self.context);
-        // One write per line; where it cannot be written there is nobody to tell.
+        // One write per line; where it cannot be written there is no other place to report it.
         let _ = std::io::stderr().lock().write_all(text.as_bytes());
         if let Some(mut file) = self.file.as_ref() {
             let _ = file.write_all(text.as_bytes());

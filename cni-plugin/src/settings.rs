@@ -1,5 +1,5 @@
 //! The node's own settings for the plugin. Its administrator writes them, so unlike the network configuration they may
-//! name files; and an error in them is told at once.
+//! name files; and an error in them is reported at once.
 
 use crate::protocol::error::{CniError, Code};
 use macvtap::paths::Paths;

@@ -60,7 +60,7 @@ pub fn resolve<'t>(
     Err(unknown_device(&id, table.as_ref().map_err(Clone::clone)?))
 }
 
-/// The device that a `deviceID` means, if that can be told; whether it exists is not asked.
+/// The device that a `deviceID` means, if it names one; whether it exists is not asked.
 pub fn known(call: &Call, text: &str) -> Option<DeviceId> {
     let Ok(pci) = text.parse::<PciAddress>() else {
         return text.parse().ok();

@@ -57,7 +57,7 @@ fn alerts_of_a_pool_fire_by_what_its_nodes_report_and_clear_when_it_is_mended() 
     scene.pool("dp", &network("net", &json!({"names": ["tenant"]})))?;
     let well = |allocated: u32| -> Result<()> {
         for node in ["n1", "n2"] {
-            scene.told(node, &[("dp", "Active")])?;
+            scene.expect_pools(node, &[("dp", "Active")])?;
             scene.answer(node, allocated)?;
         }
         Ok(())
@@ -110,7 +110,7 @@ fn a_dry_run_raises_no_alert_until_it_is_meant_to_serve() -> Result<()> {
         scene.pool("dry", &spec)
     };
     let offers_nothing = |reason: &str| {
-        scene.told("n1", &[("dry", "Active")])?;
+        scene.expect_pools("n1", &[("dry", "Active")])?;
         scene.answer_with("n1", 0, &condition("Ready", "False", reason))?;
         report(&scene, "n1", |pool| pool["allocatable"] = json!(0))
     };
@@ -129,12 +129,12 @@ fn a_dry_run_raises_no_alert_until_it_is_meant_to_serve() -> Result<()> {
 fn a_pool_that_is_not_accepted_or_whose_rollout_halts_raises_an_alert() -> Result<()> {
     let (scene, prometheus) = observed(&["n1", "n2"])?;
     for node in ["n1", "n2"] {
-        scene.told(node, &[])?;
+        scene.expect_pools(node, &[])?;
         scene.answer(node, 0)?;
     }
     let rollout = json!({"type": "Staged", "staged": {"batch": 1, "maxDegraded": 0}});
     scene.pool("dp", &json!({"rollout": rollout}))?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     scene.answer_with("n1", 0, &condition("Ready", "False", "MtuTooSmall"))?;
     prometheus.fires("MacvtapPoolRolloutHalted", Some("dp"))?;
     scene.answer("n1", 0)?;
@@ -150,7 +150,7 @@ fn a_pool_that_is_not_accepted_or_whose_rollout_halts_raises_an_alert() -> Resul
 fn alerts_of_the_operator_fire_without_a_leader_with_two_and_when_its_requests_are_denied() -> Result<()> {
     let (mut scene, prometheus) = observed(&["n1"])?;
     scene.pool("dp", &json!({}))?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     scene.operator = None;
     prometheus.fires("MacvtapOperatorNoLeader", None)?;
     scene.start()?;
@@ -233,7 +233,7 @@ fn an_object_that_cannot_be_read_raises_an_alert() -> Result<()> {
 fn the_queries_of_the_dashboard_about_pools_and_operator_return_data() -> Result<()> {
     let (scene, prometheus) = observed(&["n1"])?;
     scene.pool("dp", &network("net", &json!({"names": ["default"]})))?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     scene.answer("n1", 1)?;
     scene.says("dp", "Ready", "True", "AllNodesReady")?;
     let text =

@@ -32,7 +32,7 @@ fn pool(name: &str, spec: &Value) -> Value {
 }
 
 /// Waits until a node was told of these pools and no others.
-fn told(api: &Api, node: &str, pools: &[(&str, u64)]) -> Result<()> {
+fn expect_pools(api: &Api, node: &str, pools: &[(&str, u64)]) -> Result<()> {
     api.kubectl.wait_until("", &format!("mns/{node}"), DEADLINE, |state| {
         let entries = state.pointer("/spec/pools")?.as_array()?;
         let found: Vec<_> = entries
@@ -92,7 +92,7 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
         |mtu: u64| pool("well-formed", &json!({"links": [{"names": ["dp0"]}], "macvtap": {"mtu": mtu}}));
     api.replace(&sound(1400))?;
     for node in ["n1", "n2", "n3"] {
-        told(&api, node, &[("well-formed", 1400)])
+        expect_pools(&api, node, &[("well-formed", 1400)])
             .with_context(|| format!("with bad objects from the start, {node}"))?;
     }
     for object in &strange {
@@ -114,7 +114,7 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
     })?;
     api.replace(&sound(1300))?;
     for node in ["n1", "n2", "n3"] {
-        told(&api, node, &[("well-formed", 1300)])
+        expect_pools(&api, node, &[("well-formed", 1300)])
             .with_context(|| format!("after changes of bad objects, {node}"))?;
     }
 
@@ -124,7 +124,8 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
     api.kubectl.run(&["apply", "--server-side", "--force-conflicts", "-f", &crds.to_string_lossy()])?;
     api.replace(&sound(1200))?;
     for node in ["n1", "n2", "n3", "n4"] {
-        told(&api, node, &[("well-formed", 1200)]).with_context(|| format!("with today's schema, {node}"))?;
+        expect_pools(&api, node, &[("well-formed", 1200)])
+            .with_context(|| format!("with today's schema, {node}"))?;
     }
     let quiet = running.log().lines().count();
     assert_eq!(running.terminate()?, Some(0), "it ends as it should");
@@ -133,7 +134,8 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
     let running = Program::start("macvtap-operator", &args, api.kubectl.kubeconfig())?;
     api.replace(&sound(1250))?;
     for node in ["n1", "n2", "n3", "n4"] {
-        told(&api, node, &[("well-formed", 1250)]).with_context(|| format!("by another operator, {node}"))?;
+        expect_pools(&api, node, &[("well-formed", 1250)])
+            .with_context(|| format!("by another operator, {node}"))?;
     }
     let log = running.log();
     let failed = log.lines().skip(quiet).filter(|line| line.contains("reconcile failed")).count();
@@ -145,6 +147,6 @@ fn objects_that_cannot_be_read_stop_no_watch_and_are_repaired_or_told() -> Resul
     accepted(&api, "strange-type", "Valid")?;
     api.replace(&selecting("NotIn"))?;
     accepted(&api, "strange-selector", "Valid")?;
-    told(&api, "n4", &[("strange-type", 1100), ("well-formed", 1250)])?;
+    expect_pools(&api, "n4", &[("strange-type", 1100), ("well-formed", 1250)])?;
     Ok(())
 }

@@ -27,7 +27,7 @@ fn measured(scene: &Scene, pool: &str, wanted: bool) -> Result<()> {
 fn a_status_that_somebody_wiped_is_written_again() -> Result<()> {
     let scene = Scene::new(&["n1"], false)?;
     scene.pool("dp", &json!({}))?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     scene.answer("n1", 1)?;
     scene.says("dp", "Ready", "True", "AllNodesReady")?;
     scene.ready_nodes("dp", "1/1")?;
@@ -41,7 +41,7 @@ fn a_pool_whose_finalizer_was_taken_away_is_forgotten_and_its_successor_waits_fo
 {
     let scene = Scene::new(&["n1"], false)?;
     scene.pool("dp", &json!({}))?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     scene.answer("n1", 2)?;
     scene.ready_nodes("dp", "1/1")?;
     measured(&scene, "dp", true)?;
@@ -59,11 +59,11 @@ fn a_pool_whose_finalizer_was_taken_away_is_forgotten_and_its_successor_waits_fo
         let why = sample["message"].as_str()?;
         (sample["reason"] == "Waiting" && why.contains("earlier pool")).then_some(())
     })?;
-    scene.told("n1", &[("dp", "Draining")])?;
+    scene.expect_pools("n1", &[("dp", "Draining")])?;
     let entry = scene.spec_of("n1")?[0]["uid"].clone();
     assert_eq!(entry, first);
     scene.answer("n1", 0)?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     scene.answer("n1", 0)?;
     scene.says("dp", "Ready", "True", "AllNodesReady")?;
     Ok(())
@@ -104,7 +104,7 @@ fn namespaces_that_change_while_a_pool_is_being_deleted_neither_get_nor_lose_a_n
     scene.namespace("a", &json!({"macvtap": "yes"}))?;
     scene.namespace("b", &json!({"macvtap": "no"}))?;
     scene.pool("dp", &network("net", &json!({"selector": {"matchLabels": {"macvtap": "yes"}}})))?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     scene.answer("n1", 1)?;
     scene.network("a", "net")?;
     scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;

@@ -123,7 +123,7 @@ fn well() -> Result<Scene> {
     let scene = Scene::new(&["n1"], true)?;
     scene.agent("n1", true)?;
     scene.pool("dp", &json!({"networks": [{"name": "net", "namespaces": {"names": ["default"]}}]}))?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     answer(&scene, &json!([link("dp0", &json!(["dp"])), link("eth1", &json!([]))]), &json!([]), &json!([]))?;
     scene.says("dp", "Ready", "True", "AllNodesReady")?;
     // Another controller makes the networks.
@@ -197,7 +197,7 @@ fn faults_of_pools_are_named() -> Result<()> {
     scene.api.kubectl.run(&["delete", "mrp", "later"])?;
 
     scene.pool("typo", &json!({"links": [{"names": ["etch1"]}]}))?;
-    scene.told("n1", &[("dp", "Active"), ("typo", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active"), ("typo", "Active")])?;
     let empty = unready(
         "NoMatchingLink",
         "no link of this node matches; `macvtap-node-agent links` lists every link with the reason",

@@ -72,18 +72,18 @@ fn when_the_leader_dies_in_mid_rollout_the_standby_goes_on() -> Result<()> {
     says(&second, "/readyz", "standing by")?;
     ensure!(second.ask("/readyz")?.starts_with("HTTP/1.1 200"), "a standby is ready");
     for node in nodes {
-        scene.told(node, &[])?;
+        scene.expect_pools(node, &[])?;
         scene.answer(node, 0)?;
     }
     let staged = json!({"rollout": {"type": "Staged", "staged": {"batch": 1}}});
     scene.pool("dp", &staged)?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     assert_eq!(writes(&second)?, 0, "a standby writes nothing");
     drop(first);
     leads(&scene, "second", FAIL_OVER)?;
     ensure!(scene.spec_of("n2")? == json!([]), "n2 was told before n1 answered");
     for node in nodes {
-        scene.told(node, &[("dp", "Active")])?;
+        scene.expect_pools(node, &[("dp", "Active")])?;
         scene.answer(node, 0)?;
     }
     scene.says("dp", "Ready", "True", "AllNodesReady")?;
@@ -96,20 +96,20 @@ fn when_the_leader_dies_in_mid_rollout_the_standby_goes_on() -> Result<()> {
 fn an_operator_that_is_asked_to_end_hands_over_at_once() -> Result<()> {
     let mut scene = Scene::new(&["n1"], false)?;
     let first = scene.operator.take().context("no operator")?;
-    scene.told("n1", &[])?;
+    scene.expect_pools("n1", &[])?;
     let second = another(&scene, "second", None)?;
     says(&second, "/readyz", "standing by")?;
     assert_eq!(first.terminate()?, Some(0));
     // Sooner than the lease would have run out.
     leads(&scene, "second", Duration::from_secs(8))?;
     scene.pool("dp", &json!({}))?;
-    scene.told("n1", &[("dp", "Active")])
+    scene.expect_pools("n1", &[("dp", "Active")])
 }
 
 #[test]
 fn a_leader_that_cannot_renew_its_lease_stops_writing() -> Result<()> {
     let mut scene = Scene::new(&["n1"], false)?;
-    scene.told("n1", &[])?;
+    scene.expect_pools("n1", &[])?;
     assert_eq!(scene.operator.take().context("no operator")?.terminate()?, Some(0));
     let limited = limited_account(&scene)?;
     let cut_off = another(&scene, "cut-off", Some(&limited))?;
@@ -148,7 +148,7 @@ fn a_leader_whose_connection_leads_nowhere_makes_room_and_comes_back_as_a_standb
 /// A leader keeps all its rights, but what it sends does not arrive, and it hears nothing.
 fn behind_a_relay(fault: Fault) -> Result<()> {
     let mut scene = Scene::new(&["n1"], false)?;
-    scene.told("n1", &[])?;
+    scene.expect_pools("n1", &[])?;
     assert_eq!(scene.operator.take().context("no operator")?.terminate()?, Some(0));
     let mut config = limited_account(&scene)?;
     let server = config["clusters"][0]["cluster"]["server"].as_str().context("no server")?;
@@ -178,13 +178,13 @@ fn behind_a_relay(fault: Fault) -> Result<()> {
     assert_eq!(audited_writes(&scene)?, arrived, "it wrote something after it had lost the lease");
 
     // While it was away it heard nothing of the second pool. It must not lead with what it knew before.
-    scene.told("n1", &[("first", "Active"), ("second", "Active")])?;
+    scene.expect_pools("n1", &[("first", "Active"), ("second", "Active")])?;
     let generation = |state: &Value| state["metadata"]["generation"].as_i64();
     let before = scene.api.kubectl.wait_until("", "mns/n1", DEADLINE, generation)?;
     assert_eq!(near.terminate()?, Some(0));
     leads(&scene, "far", DEADLINE)?;
     scene.pool("third", &json!({}))?;
-    scene.told("n1", &[("first", "Active"), ("second", "Active"), ("third", "Active")])?;
+    scene.expect_pools("n1", &[("first", "Active"), ("second", "Active"), ("third", "Active")])?;
     let after = scene.api.kubectl.wait_until("", "mns/n1", DEADLINE, generation)?;
     assert_eq!(after, before + 1, "it wrote what had been true before it was cut off");
     Ok(())

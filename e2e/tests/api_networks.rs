@@ -97,7 +97,7 @@ fn a_tenants_copy_of_our_labels_is_not_ours_and_holds_up_no_deletion() -> Result
 fn a_pool_that_cannot_be_read_says_what_its_deletion_waits_for() -> Result<()> {
     let scene = Scene::new(&["n1"], false)?;
     scene.pool("dp", &json!({}))?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     scene.answer("n1", 2)?;
     scene.ready_nodes("dp", "1/1")?;
     let crd = "macvtapresourcepools.macvtap.network.kubevirt.io";
@@ -111,7 +111,7 @@ fn a_pool_that_cannot_be_read_says_what_its_deletion_waits_for() -> Result<()> {
     scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;
     let message = scene.says("dp", "Terminating", "True", "DevicesInUse")?;
     ensure!(message.contains("n1 (2)"), "{message}");
-    scene.told("n1", &[("dp", "Draining")])?;
+    scene.expect_pools("n1", &[("dp", "Draining")])?;
     scene.answer("n1", 0)?;
     scene.gone("", "mrp/dp")
 }

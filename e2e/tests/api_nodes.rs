@@ -19,13 +19,13 @@ fn delete_but_keep(scene: &Scene, node: &str) -> Result<()> {
 fn a_node_that_is_being_deleted_for_long_holds_up_no_rollout_and_no_deletion() -> Result<()> {
     let scene = Scene::new(&["n1", "n2"], false)?;
     for node in ["n1", "n2"] {
-        scene.told(node, &[])?;
+        scene.expect_pools(node, &[])?;
         scene.answer(node, 0)?;
     }
     delete_but_keep(&scene, "n1")?;
     let rollout = |kind: &str| json!({"rollout": {"type": kind}});
     scene.pool("dp", &rollout("Staged"))?;
-    scene.told("n2", &[("dp", "Active")]).context("n1 is the first by name, and gets no turn")?;
+    scene.expect_pools("n2", &[("dp", "Active")]).context("n1 is the first by name, and gets no turn")?;
     scene.answer("n2", 0)?;
     let message = scene.says("dp", "Ready", "True", "AllNodesReady")?;
     assert_eq!(message, "1 of 1 nodes offer devices");
@@ -37,20 +37,20 @@ fn a_node_that_is_being_deleted_for_long_holds_up_no_rollout_and_no_deletion() -
 
     // Pods may run there: it hears of what is not staged, and of the end of the pool.
     scene.pool("dp", &rollout("AllAtOnce"))?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     scene.answer("n1", 1)?;
     scene.ready_nodes("dp", "2/2")?;
     scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;
     for node in ["n1", "n2"] {
-        scene.told(node, &[("dp", "Draining")])?;
+        scene.expect_pools(node, &[("dp", "Draining")])?;
         scene.answer(node, 0)?;
     }
     scene.gone("", "mrp/dp")?;
-    scene.told("n1", &[])?;
+    scene.expect_pools("n1", &[])?;
     // Without a state it gets none any more.
     scene.api.kubectl.run(&["delete", "mns", "n1"])?;
     scene.pool("probe", &json!({}))?;
-    scene.told("n2", &[("probe", "Active")])?;
+    scene.expect_pools("n2", &[("probe", "Active")])?;
     scene.gone("", "mns/n1")
 }
 
@@ -59,7 +59,7 @@ fn each_node_that_is_let_go_without_a_drain_has_an_event_of_its_own() -> Result<
     let mut scene = Scene::new(&["n1", "n2", "kept"], false)?;
     scene.pool("dp", &json!({}))?;
     for node in ["n1", "n2", "kept"] {
-        scene.told(node, &[("dp", "Active")])?;
+        scene.expect_pools(node, &[("dp", "Active")])?;
         scene.answer(node, 1)?;
     }
     delete_but_keep(&scene, "kept")?;
@@ -91,7 +91,7 @@ fn a_change_of_a_pool_is_written_to_no_node_that_it_does_not_concern() -> Result
     let zoned = |zone: &str, mtu: u32| json!({"nodeSelector": {"matchLabels": {"zone": zone}}, "macvtap": {"mtu": mtu}});
     for zone in ["a", "b"] {
         scene.pool(&format!("dp-{zone}"), &zoned(zone, 1500))?;
-        scene.told(zone, &[(&format!("dp-{zone}"), "Active")])?;
+        scene.expect_pools(zone, &[(&format!("dp-{zone}"), "Active")])?;
     }
     let generation = |state: &Value| state.pointer("/metadata/generation")?.as_i64();
     let before = scene.api.kubectl.wait_until("", "mns/b", DEADLINE, generation)?;
@@ -116,7 +116,7 @@ fn a_node_may_have_the_longest_name() -> Result<()> {
     ensure!(long.len() == 253);
     let mut scene = Scene::new(&[&long], false)?;
     scene.pool("dp", &json!({}))?;
-    scene.told(&long, &[("dp", "Active")])?;
+    scene.expect_pools(&long, &[("dp", "Active")])?;
     scene.answer(&long, 1)?;
     scene.ready_nodes("dp", "1/1")?;
     scene.not_ready(&long)?;

@@ -15,8 +15,8 @@ fn a_pool_goes_from_node_states_to_ready_and_is_drained_before_it_goes() -> Resu
     scene.namespace("tenant", &json!({}))?;
     scene.api.replace(&foreign("tenant", "other"))?;
     scene.pool("dp", &network("net", &json!({"names": ["tenant"]})))?;
-    scene.told("n1", &[("dp", "Active")])?;
-    scene.told("n2", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n2", &[("dp", "Active")])?;
     scene.says("dp", "Ready", "False", "NoMatchingNodes")?;
     let owner = scene.api.kubectl.get("", "mns/n1")?["metadata"]["ownerReferences"][0].clone();
     ensure!(owner["kind"] == "Node" && owner.get("blockOwnerDeletion").is_none(), "owner is {owner}");
@@ -35,18 +35,18 @@ fn a_pool_goes_from_node_states_to_ready_and_is_drained_before_it_goes() -> Resu
     assert_eq!((table["DEVICES"].as_str(), table["ALLOCATED"].as_str()), ("100", "2"));
 
     scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;
-    scene.told("n1", &[("dp", "Draining")])?;
+    scene.expect_pools("n1", &[("dp", "Draining")])?;
     scene.answer("n2", 0)?;
     let message = scene.says("dp", "Terminating", "True", "DevicesInUse")?;
     ensure!(message.contains("n1 (2)"), "{message}");
     scene.network("tenant", "net").context("networks stay while devices are in use")?;
     scene.answer("n1", 1)?;
-    scene.told("n2", &[])?;
-    scene.told("n1", &[("dp", "Draining")])?;
+    scene.expect_pools("n2", &[])?;
+    scene.expect_pools("n1", &[("dp", "Draining")])?;
     scene.answer("n1", 0)?;
     scene.gone("", "mrp/dp")?;
     scene.gone("tenant", &format!("{NETWORKS}/net"))?;
-    scene.told("n1", &[])?;
+    scene.expect_pools("n1", &[])?;
     let other = scene.api.kubectl.get("tenant", &format!("{NETWORKS}/other"))?;
     assert_eq!(other["spec"]["config"], "{\"type\": \"bridge\"}");
     Ok(())
@@ -62,11 +62,11 @@ fn of_two_pools_with_one_resource_name_the_older_keeps_it_until_it_goes() -> Res
     let message = scene.says("second", "Accepted", "False", "ResourceNameConflict")?;
     ensure!(message.contains("pool first"), "{message}");
     scene.says("second", "Ready", "False", "NotAccepted")?;
-    scene.told("n1", &[("first", "Active")])?;
+    scene.expect_pools("n1", &[("first", "Active")])?;
     scene.event("second", "ResourceNameConflict")?;
     scene.api.kubectl.run(&["delete", "mrp", "first"])?;
     scene.says("second", "Accepted", "True", "Valid")?;
-    scene.told("n1", &[("second", "Active")])
+    scene.expect_pools("n1", &[("second", "Active")])
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_cluster_without_multus_says_so_until_it_is_installed() -> Result<()> {
     let scene = Scene::new(&["n1"], false)?;
     scene.pool("dp", &network("net", &json!({"names": ["default", "missing"]})))?;
     scene.says("dp", "NetworksReady", "False", "NADKindMissing")?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     scene.api.kubectl.apply(MULTUS_KIND)?;
     scene.api.kubectl.run(&["wait", "--for=condition=Established", "--timeout=30s", "crd", NETWORKS])?;
     // The watch looks again with growing pauses of up to half a minute.
@@ -127,26 +127,26 @@ fn nodes_come_change_and_go() -> Result<()> {
     let scene = Scene::new(&["n1"], true)?;
     scene.pool("zoned", &json!({"nodeSelector": {"matchLabels": {"zone": "a"}}}))?;
     scene.pool("everywhere", &json!({"priority": 5, "resourceName": "e"}))?;
-    scene.told("n1", &[("everywhere", "Active")])?;
+    scene.expect_pools("n1", &[("everywhere", "Active")])?;
     scene.node("n2", &json!({"zone": "a"}))?;
-    scene.told("n2", &[("everywhere", "Active"), ("zoned", "Active")])?;
+    scene.expect_pools("n2", &[("everywhere", "Active"), ("zoned", "Active")])?;
     scene.answer("n2", 1)?;
     scene.says("zoned", "Ready", "True", "AllNodesReady")?;
     scene.node("n2", &json!({"zone": "b"}))?;
-    scene.told("n2", &[("everywhere", "Active"), ("zoned", "Draining")])?;
+    scene.expect_pools("n2", &[("everywhere", "Active"), ("zoned", "Draining")])?;
     scene.says("zoned", "Ready", "False", "NoMatchingNodes")?;
     scene.answer("n2", 0)?;
-    scene.told("n2", &[("everywhere", "Active")])?;
+    scene.expect_pools("n2", &[("everywhere", "Active")])?;
     scene.api.kubectl.run(&["delete", "mns", "n1"])?;
-    scene.told("n1", &[("everywhere", "Active")]).context("a deleted node state comes back")
+    scene.expect_pools("n1", &[("everywhere", "Active")]).context("a deleted node state comes back")
 }
 
 #[test]
 fn at_rest_and_after_a_restart_nothing_is_written() -> Result<()> {
     let mut scene = Scene::new(&["n1", "n2"], true)?;
     scene.pool("dp", &network("net", &json!({"names": ["default"]})))?;
-    scene.told("n1", &[("dp", "Active")])?;
-    scene.told("n2", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n2", &[("dp", "Active")])?;
     scene.answer("n1", 1)?;
     scene.answer("n2", 1)?;
     scene.ready_nodes("dp", "2/2")?;
@@ -175,7 +175,7 @@ fn a_pool_that_cannot_be_read_stops_nobody() -> Result<()> {
         scene.pool("strange", &json!({"macvtap": {"mode": "Teleport"}})).map(Some)
     })?;
     scene.pool("sound", &json!({}))?;
-    scene.told("n1", &[("sound", "Active")])?;
+    scene.expect_pools("n1", &[("sound", "Active")])?;
     scene.says("sound", "Accepted", "True", "Valid")?;
     let message = scene.says("strange", "Accepted", "False", "NotReadable")?;
     ensure!(message.contains("Teleport"), "{message}");
@@ -184,21 +184,21 @@ fn a_pool_that_cannot_be_read_stops_nobody() -> Result<()> {
     // What is readable again has its effect again, and one that never was can be deleted.
     scene.pool("sound", &json!({"macvtap": {"mode": "Teleport"}}))?;
     scene.says("sound", "Accepted", "False", "NotReadable")?;
-    scene.told("n1", &[("sound", "Active")]).context("nodes keep what they were told")?;
+    scene.expect_pools("n1", &[("sound", "Active")]).context("nodes keep what they were told")?;
     scene.pool("sound", &json!({"macvtap": {"mode": "Private"}}))?;
     scene.says("sound", "Accepted", "True", "Valid")?;
     scene.api.kubectl.run(&["delete", "mrp", "strange", "--timeout=20s"])?;
     scene.pool("sound", &json!({"macvtap": {"mode": "Teleport"}}))?;
     scene.says("sound", "Accepted", "False", "NotReadable")?;
     scene.api.kubectl.run(&["delete", "mrp", "sound", "--timeout=20s"])?;
-    scene.told("n1", &[])
+    scene.expect_pools("n1", &[])
 }
 
 #[test]
 fn a_node_state_that_was_edited_by_hand_or_is_unreadable_is_made_right() -> Result<()> {
     let scene = Scene::new(&["n1"], false)?;
     scene.pool("dp", &json!({}))?;
-    scene.told("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
     let right = scene.spec_of("n1")?;
     for edit in [
         r#"{"spec": {"pools": []}}"#,
@@ -230,7 +230,7 @@ fn a_deleted_pool_does_not_wait_for_nodes_that_are_gone_or_given_up() -> Result<
     let mut scene = Scene::new(&["gone", "dead", "alive"], false)?;
     scene.pool("dp", &json!({}))?;
     for node in ["gone", "dead", "alive"] {
-        scene.told(node, &[("dp", "Active")])?;
+        scene.expect_pools(node, &[("dp", "Active")])?;
         scene.answer(node, 3)?;
     }
     scene.ready_nodes("dp", "3/3")?;
@@ -242,9 +242,9 @@ fn a_deleted_pool_does_not_wait_for_nodes_that_are_gone_or_given_up() -> Result<
     scene.api.kubectl.run(&["annotate", "mrp", "dp", release])?;
     scene.not_ready("dead")?;
     scene.restart()?;
-    scene.told("dead", &[])?;
+    scene.expect_pools("dead", &[])?;
     scene.event("dp", "ReleasedWithoutDrain")?;
-    scene.told("alive", &[("dp", "Draining")]).context("a node that answers is waited for")?;
+    scene.expect_pools("alive", &[("dp", "Draining")]).context("a node that answers is waited for")?;
     scene.api.kubectl.wait_until("", "mrp/dp", DEADLINE, |pool| {
         let conditions = pool.pointer("/status/conditions")?.as_array()?;
         let message = conditions.iter().find(|c| c["type"] == "Terminating")?["message"].as_str()?;
@@ -259,7 +259,7 @@ fn a_node_is_unreachable_when_it_or_the_pod_of_its_agent_is_not_ready() -> Resul
     let mut scene = Scene::new(&["n1", "n2"], false)?;
     scene.pool("dp", &json!({}))?;
     for node in ["n1", "n2"] {
-        scene.told(node, &[("dp", "Active")])?;
+        scene.expect_pools(node, &[("dp", "Active")])?;
         scene.answer(node, 0)?;
         scene.agent(node, true)?;
     }
@@ -285,7 +285,7 @@ fn a_staged_rollout_goes_by_batches_halts_and_resumes() -> Result<()> {
     let nodes = ["n1", "n2", "n3", "n4"];
     let scene = Scene::new(&nodes, false)?;
     for node in nodes {
-        scene.told(node, &[])?;
+        scene.expect_pools(node, &[])?;
         scene.answer(node, 0)?;
     }
     let staged = |mtu: u32| {
@@ -293,8 +293,8 @@ fn a_staged_rollout_goes_by_batches_halts_and_resumes() -> Result<()> {
         json!({"macvtap": {"mtu": mtu}, "rollout": rollout})
     };
     scene.pool("dp", &staged(1500))?;
-    scene.told("n1", &[("dp", "Active")])?;
-    scene.told("n2", &[("dp", "Active")])?;
+    scene.expect_pools("n1", &[("dp", "Active")])?;
+    scene.expect_pools("n2", &[("dp", "Active")])?;
     let waiting = |what: &str| -> Result<()> {
         for node in ["n3", "n4"] {
             ensure!(scene.spec_of(node)? == json!([]), "{node} was told {what}");
@@ -311,7 +311,7 @@ fn a_staged_rollout_goes_by_batches_halts_and_resumes() -> Result<()> {
     waiting("after the halt")?;
     scene.answer("n2", 0)?;
     for node in ["n3", "n4"] {
-        scene.told(node, &[("dp", "Active")])?;
+        scene.expect_pools(node, &[("dp", "Active")])?;
         scene.answer(node, 0)?;
     }
     scene.says("dp", "Ready", "True", "AllNodesReady")?;
@@ -345,7 +345,7 @@ fn each_link_that_any_node_reports_has_its_network_until_none_does() -> Result<(
     let networks = json!([{"name": "m-{link}", "namespaces": {"names": ["default"]}}]);
     scene.pool("links", &json!({"resourcePer": "Link", "networks": networks}))?;
     let report = |node: &str, resources: Value| -> Result<()> {
-        scene.told(node, &[("links", "Active")])?;
+        scene.expect_pools(node, &[("links", "Active")])?;
         let hash = scene.api.kubectl.get("", &format!("mns/{node}"))?["spec"]["configHash"].clone();
         let ready = scene::condition("Ready", "True", "Serving");
         let pool = json!({"name": "links", "generation": 1, "allocatable": 1, "resources": resources, "conditions": [ready]});

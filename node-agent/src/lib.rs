@@ -21,7 +21,7 @@ pub mod report;
 
 pub mod worker;
 
-/// An error with its causes, `what: why: why`, for the one place where it is told.
+/// An error with its causes, `what: why: why`, for the one place where it is reported.
 pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -71,7 +71,7 @@ impl PodAges {
         self.node.as_deref()
     }
 
-    /// Whether the kubelet has heard from the API server and admitted its pods, as far as that can be told: at first it lists
+    /// Whether the kubelet has reached the API server and admitted its pods, as far as that is known: at first it lists
     /// its static pods alone, and then one pod after the other.
     pub fn is_complete(&self, listing: &Listing, now: Instant) -> bool {
         let since = *self.kubelet_since.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,13 +113,13 @@ impl PodAges {
         if admitted.is_empty() { others().cloned().collect() } else { admitted }
     }
 
-    /// A map of plain values is sound whoever died while holding it.
+    /// A map of plain values stays consistent when a thread panics while holding it.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PodName, Instant>> {
         self.since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether the holder is that pod, as far as it tells.
+/// Whether the holder is that pod, as far as the holder is known.
 pub(crate) fn is_theirs(holder: &Holder, pod: &PodName) -> bool {
     match holder {
         Holder::Host => true,
@@ -148,8 +148,8 @@ mod tests {
         assert!(!is_complete("agent-x7k2p", &["etcd-node-1"]));
         assert!(!is_complete("agent-node-1", &["agent-node-1", "etcd-node-1"]));
         assert!(is_complete("agent-node-1", &["agent-node-1", "vm"]));
-        let untold = PodAges::new(None, None);
-        assert!(untold.is_complete(&list(&[]), later), "nobody told the agent its own pod");
+        let unnamed = PodAges::new(None, None);
+        assert!(unnamed.is_complete(&list(&[]), later), "the agent does not know its own pod");
         let restarted = ages("agent-x7k2p");
         restarted.forget(later);
         let soon = later + Duration::from_secs(59);

@@ -87,7 +87,7 @@ const SHUTDOWN: Duration = Duration::from_millis(1500);
 pub fn run(arguments: RunArguments, worker: Worker) -> Result<(), WorkerError> {
     let level = || WorkerError::LogLevel(arguments.log_level.clone());
     let log = Log::start(&arguments).map_err(|_| level())?;
-    // Before anything is touched: a mistake is told within milliseconds, and nothing has happened.
+    // Before anything is touched: a mistake is reported within milliseconds, and nothing has happened.
     let source = Source::open(&arguments, worker)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -261,7 +261,7 @@ fn engine(paths: &Paths, plugins: &Path, boot_id: String, standalone: bool) -> E
     Engine::rebuilt(rebuilt, boot_id, standalone)
 }
 
-/// Keeps a damaged table for whoever wants to know what happened to it.
+/// Keeps a damaged table so that it can be examined.
 fn set_aside(paths: &Paths, error: &TableFileError) {
     if matches!(error, TableFileError::Content { .. }) {
         let table = paths.table();

@@ -36,7 +36,7 @@ pub enum AdminError {
     Serve(#[source] io::Error),
 }
 
-/// What the probes tell.
+/// What the probes report.
 #[derive(Clone, Debug)]
 pub struct Probes {
     /// Whether the caches are filled.

@@ -29,7 +29,7 @@ pub struct Catalog {
 pub struct ActivePool {
     /// Which nodes.
     pub nodes: Nodes,
-    /// What they are told.
+    /// What they are sent.
     pub entry: Arc<Entry>,
     /// Whether a few nodes change at a time.
     pub staged: bool,
@@ -72,7 +72,7 @@ impl Nodes {
 }
 
 impl Catalog {
-    /// Works out what these pools come to. What nodes were told of one whose selectors mean nothing stays as it was, as
+    /// Works out what these pools come to. What nodes were sent of one whose selectors are invalid stays as it was, as
     /// with one that cannot be read: a slip of the hand takes no devices away.
     pub fn new<'p>(pools: impl Iterator<Item = &'p MacvtapResourcePool> + Clone) -> Self {
         let verdicts = judge(pools.clone());
@@ -104,7 +104,7 @@ impl Catalog {
         Self { active, verdicts, released: released.collect(), frozen }
     }
 
-    /// The same, with pools that cannot be read: unless they are being deleted, nodes keep what they were told of them.
+    /// The same, with pools that cannot be read: unless they are being deleted, nodes keep what they were sent of them.
     #[must_use]
     pub fn with_unreadable<'p>(mut self, pools: impl Iterator<Item = &'p ObjectMeta> + Clone) -> Self {
         let alive = pools.clone().filter(|meta| meta.deletion_timestamp.is_none());
@@ -113,7 +113,7 @@ impl Catalog {
         self
     }
 
-    /// Whether nodes keep what they were told of the pool with this UID.
+    /// Whether nodes keep what they were sent of the pool with this UID.
     pub fn frozen(&self, uid: &str) -> bool {
         self.frozen.contains(uid)
     }
@@ -123,7 +123,7 @@ impl Catalog {
         self.verdicts.get(pool).cloned().unwrap_or(Ok(()))
     }
 
-    /// What nodes are told of the pool with this UID, if they may have it.
+    /// What nodes are sent of the pool with this UID, if they may have it.
     pub fn active(&self, uid: &str) -> Option<&ActivePool> {
         self.active.iter().find(|pool| pool.entry.uid == uid)
     }

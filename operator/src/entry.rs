@@ -1,4 +1,4 @@
-//! One pool as a node is told of it, with names for its content: nodes are many, and compared all the time.
+//! One pool as it is sent to a node, with names for its content, because many nodes are compared often.
 
 use kube::ResourceExt;
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
@@ -37,7 +37,7 @@ impl Entry {
         Self { pool, whole, content }
     }
 
-    /// Whether it tells a node the same.
+    /// Whether it sends a node the same content.
     pub fn says_the_same(&self, other: &Self) -> bool {
         self.content == other.content
     }
@@ -87,7 +87,7 @@ impl PartialEq for Entry {
 
 impl Eq for Entry {}
 
-/// What nodes are told of a pool.
+/// What nodes are sent of a pool.
 pub fn entry_of(pool: &MacvtapResourcePool) -> Entry {
     Entry::new(NodePool {
         name: pool.name_any(),
@@ -115,7 +115,7 @@ pub fn config_hash(entries: &[Arc<Entry>]) -> String {
 }
 
 fn digest(pool: &NodePool) -> [u8; 32] {
-    // The types hold nothing that JSON cannot say; if ever one did, its text still tells two settings apart.
+    // The types hold nothing that JSON cannot say; if ever one did, its text still distinguishes two settings.
     let text = serde_json::to_vec(pool).unwrap_or_else(|_| format!("{pool:?}").into_bytes());
     Sha256::digest(text).into()
 }

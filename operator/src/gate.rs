@@ -11,7 +11,7 @@ use std::task::{self, Poll};
 use std::time::Duration;
 use tower::{BoxError, Layer, Service};
 
-/// How long a request other than a watch may take. The API server gives up after a minute.
+/// How long a request other than a watch may take. The API server aborts one after a minute.
 const TIMEOUT: Duration = Duration::from_secs(65);
 
 /// A request that this process must not send, or that nobody answered.

@@ -39,8 +39,8 @@ pub struct Elector {
     /// When the last attempt began: a sign of life.
     beat: watch::Sender<Instant>,
     observed: Option<SeenLease>,
-    /// The last trouble that was logged, so that each is told once.
-    told: Option<String>,
+    /// The last problem that was logged, so that each is logged once.
+    logged: Option<String>,
     /// Whether the API server could not be heard since somebody asked.
     is_cut_off: bool,
 }
@@ -64,7 +64,7 @@ impl Elector {
                 term,
                 beat,
                 observed: None,
-                told: None,
+                logged: None,
                 is_cut_off: false,
             },
             beats,
@@ -91,11 +91,11 @@ impl Elector {
                 }
                 Ok(Some(wait)) => {
                     let holder = self.observed.as_ref().map_or("", |observed| observed.holder());
-                    self.tell(format!("standing by, {holder} leads"));
+                    self.log_once(format!("standing by, {holder} leads"));
                     wait.min(RETRY)
                 }
                 Err(error) => {
-                    self.tell(format!("the lease cannot be had: {error}"));
+                    self.log_once(format!("the lease cannot be acquired: {error}"));
                     RETRY
                 }
             };
@@ -200,10 +200,10 @@ impl Elector {
         Ok(())
     }
 
-    fn tell(&mut self, text: String) {
-        if self.told.as_ref() != Some(&text) {
+    fn log_once(&mut self, text: String) {
+        if self.logged.as_ref() != Some(&text) {
             tracing::info!(lease = %self.name, "{text}");
-            self.told = Some(text);
+            self.logged = Some(text);
         }
     }
 }

@@ -18,7 +18,7 @@ pub enum Part {
     Status,
 }
 
-/// Writes the part of the object that `body` has, whoever else claims it.
+/// Writes the part of the object that `body` has, whichever other manager claims it.
 ///
 /// Spec and status have one writer each, which knows them whole, so they are replaced as a whole. That also works where
 /// a value is of another type than the schema's, with which the API server could not compare anything, and costs it

@@ -102,7 +102,7 @@ impl Refresh {
         caught_up(vital).await;
         if tokio::time::timeout(self.patience, caught_up(useful)).await.is_err() {
             tracing::warn!(
-                "not everything could be listed anew; agents or networks may be known as they were"
+                "not everything could be listed again; agents or networks may be known as they were"
             );
         }
     }

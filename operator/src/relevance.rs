@@ -154,7 +154,7 @@ mod tests {
         let grants = Grants::default();
         let subject = Subject::new(pool, catalog, &grants);
         let said = assess(&subject, &node);
-        let said = said.map(|a| (a.told, a.obstacle, a.standing, a.ready, a.sample, a.status.cloned()));
+        let said = said.map(|a| (a.sent, a.obstacle, a.standing, a.ready, a.sample, a.status.cloned()));
         format!("{said:?}")
     }
 

@@ -1,6 +1,6 @@
 //! Staged rollouts: whose turn it is to hear of a change.
 //!
-//! What a node was told stands in its state, so a new leader goes on where the former one was. In memory are turns that were
+//! What a node was sent is in its state, so a new leader continues where the former one stopped. In memory are turns that were
 //! given and not written yet, and how well each node was before its turn.
 
 use crate::entry::Entry;
@@ -18,7 +18,7 @@ pub struct Member<'m> {
     /// Its name.
     pub node: &'m str,
     /// Whether its spec has the pool as it is now.
-    pub told: bool,
+    pub sent: bool,
     /// Whether it could do nothing with its turn: it has no room for the pool, or another one of its name.
     pub is_blocked: bool,
     /// How it stands.
@@ -69,7 +69,7 @@ impl Member<'_> {
 /// How far a rollout of one content of a pool has come, as far as that does not stand in the nodes' states.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// The nodes whose turn it is and that were not told yet.
+    /// The nodes whose turn it is and that were not sent the change yet.
     turns: HashSet<String>,
     /// How well nodes were when they got their turn, or have been since: only what got worse is held against the change.
     before: HashMap<String, Baseline>,
@@ -106,7 +106,7 @@ impl Progress {
     /// A rollout that begins with an edit. Where nobody knows what came through before, nodes that have the content
     /// already are taken for ones that never had the change.
     fn begin(members: &[Member<'_>], edited: Edited) -> Self {
-        let is_way_back = edited.is_way_back.unwrap_or_else(|| members.iter().any(|member| member.told));
+        let is_way_back = edited.is_way_back.unwrap_or_else(|| members.iter().any(|member| member.sent));
         Self { before: edited.before, is_way_back, ..Self::default() }
     }
 
@@ -121,9 +121,9 @@ impl Progress {
                 Baseline { health: Health::Well, served: true }
             }
         };
-        let told = members.iter().filter(|member| member.told);
-        let before = told.map(|member| (member.node.to_owned(), before(member)));
-        let is_through = former.was(PoolReason::UpToDate) && members.iter().any(|member| member.told);
+        let sent = members.iter().filter(|member| member.sent);
+        let before = sent.map(|member| (member.node.to_owned(), before(member)));
+        let is_through = former.was(PoolReason::UpToDate) && members.iter().any(|member| member.sent);
         Self { before: before.collect(), is_through, ..Self::default() }
     }
 
@@ -215,8 +215,8 @@ pub struct RolloutStep {
 /// Gives the next nodes their turn, in the order of their names, once all before them have applied the change and none has
 /// got worse by it, except for as many as may. Neither the way back nor, once the change has come through, a node that joins
 /// later is stopped by that. A node that does not answer gets its
-/// turn when it does: what it was told is not why it is silent; and one that could do nothing with it gets it when it can.
-/// A turn ends when the node was told, cannot be told or is not meant any more: one that comes back later waits like
+/// turn when it does: what it was sent is not why it is silent; and one that could do nothing with it gets it when it can.
+/// A turn ends when the node was sent the change, cannot be sent it or is not selected any more: one that comes back later waits like
 /// others.
 pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> RolloutStep {
     let mut progress = match past {
@@ -228,10 +228,10 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> RolloutStep 
     let (mut worse, mut busy) = (0, 0);
     let mut waiting = Vec::new();
     for member in members {
-        if member.told && member.standing == Standing::Updating {
+        if member.sent && member.standing == Standing::Updating {
             // What it reports is of the content before: only what it has applied is held against the change.
             busy += 1;
-        } else if member.told {
+        } else if member.sent {
             worse += usize::from(progress.is_worse(member));
         } else if given.contains(member.node) && member.can_hear() {
             busy += 1;
@@ -245,7 +245,7 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> RolloutStep 
     // Nodes that cannot receive it now are not waited for: they get their turn when they can. On the way back, what stays
     // broken is not held against the next change either.
     let is_done = busy == 0 && !waiting.iter().any(|member| member.can_hear());
-    let is_received = members.iter().any(|member| member.told);
+    let is_received = members.iter().any(|member| member.sent);
     progress.is_through |= is_done && is_received && (worse <= allowed || progress.is_way_back);
     if !waiting.is_empty() && worse > allowed && !progress.is_way_back && !progress.is_through {
         step.halted = Some(worse);
@@ -267,8 +267,8 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> RolloutStep 
 /// Returns the plan of a pool that all nodes change to at once: nobody waits for a turn, and the content has come through
 /// once every node that can receive it has applied it.
 pub fn all_at_once(members: &[Member<'_>]) -> RolloutStep {
-    let has_applied = |member: &Member<'_>| member.told && member.standing != Standing::Updating;
-    let mut reached = members.iter().filter(|member| member.told || member.can_hear()).peekable();
+    let has_applied = |member: &Member<'_>| member.sent && member.standing != Standing::Updating;
+    let mut reached = members.iter().filter(|member| member.sent || member.can_hear()).peekable();
     let is_through = reached.peek().is_some() && reached.all(has_applied);
     RolloutStep { progress: Progress { is_through, ..Progress::default() }, ..RolloutStep::default() }
 }

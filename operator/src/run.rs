@@ -84,7 +84,7 @@ pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()>
         if !shutdown.is_cancelled() {
             anyhow::bail!("{name} ended unasked");
         }
-        // Whoever scrapes or watches may take its time; nothing is lost with it.
+        // A scraper or watcher may be slow; nothing is lost by that.
         if name == "reconcilers" {
             break;
         }

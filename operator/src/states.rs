@@ -137,7 +137,7 @@ impl States {
         self.read().own.may_hold(uid, now).map(str::to_owned).collect()
     }
 
-    /// How far the watch is behind the API server, as far as own writes tell.
+    /// How far the watch is behind the API server, as far as own writes show.
     pub fn lag(&self, now: Timestamp) -> Duration {
         self.read().own.lag(now)
     }

@@ -1,6 +1,6 @@
 //! Caches of the cluster, and what a change of each object makes us look at.
 //!
-//! An event reaches the cache before anybody is told about it, so what is looked at is never older than the event.
+//! An event reaches the cache before it is passed on, so a reconciliation never sees anything older than the event.
 //! A standby follows everything too, so that it can lead at once; its queues are closed.
 
 mod filter;
@@ -130,7 +130,7 @@ where
     Watched { store, events: events.modify(prune).reflect(writer).boxed() }
 }
 
-/// Tells of pools. A pool's acceptance depends on the others, and every node's state on all of them; its status concerns
+/// Watches pools. A pool's acceptance depends on the others, and every node's state on all of them; its status concerns
 /// itself only, for somebody else may have written it.
 pub async fn follow_pools(mut events: Events<Guarded<MacvtapResourcePool>>, context: Arc<Context>) {
     let mut seen = Seen::default();
@@ -160,7 +160,7 @@ pub async fn follow_pools(mut events: Events<Guarded<MacvtapResourcePool>>, cont
     }
 }
 
-/// Tells of nodes: their labels, and whether they are ready.
+/// Watches nodes: their labels, and whether they are ready.
 pub async fn follow_nodes(mut events: Events<Node>, context: Arc<Context>) {
     let mut seen = Seen::default();
     while let Some(event) = events.next().await {
@@ -195,7 +195,7 @@ pub async fn follow_nodes(mut events: Events<Node>, context: Arc<Context>) {
     }
 }
 
-/// Keeps node states and tells of them: the node, whose spec may need repair, and the pools it is about.
+/// Watches node states and keeps them. Their events concern the node, whose spec may need repair, and the pools in it.
 pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) {
     let mut unreadable = Unreadable::default();
     while let Some(event) = events.next().await {
@@ -214,13 +214,18 @@ pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) 
         match taken.event {
             Event::InitDone => {
                 for state in context.states.all() {
-                    unreadable.tell("node state", &state.name, state.unreadable.as_deref(), &context.metrics);
+                    unreadable.report(
+                        "node state",
+                        &state.name,
+                        state.unreadable.as_deref(),
+                        &context.metrics,
+                    );
                 }
                 context.every_node();
                 context.every_pool_by_nodes();
             }
             Event::Apply(state) => {
-                unreadable.tell("node state", &state.name, state.unreadable.as_deref(), &context.metrics);
+                unreadable.report("node state", &state.name, state.unreadable.as_deref(), &context.metrics);
                 context.queues.nodes.add(&state.name);
                 match before {
                     Some(before) => {
@@ -230,7 +235,7 @@ pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) 
                 }
             }
             Event::Delete(state) => {
-                unreadable.tell("node state", &state.name, None, &context.metrics);
+                unreadable.report("node state", &state.name, None, &context.metrics);
                 context.queues.nodes.add(&state.name);
                 // Also pools that the state does not name wait for it: those being deleted.
                 context.every_pool_by_nodes();
@@ -240,7 +245,7 @@ pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) 
     }
 }
 
-/// Keeps agents and tells of them: a pool's nodes may fall silent.
+/// Watches agents and keeps them: a pool's nodes may become unreachable.
 pub async fn follow_agents(mut events: Events<Pod>, context: Arc<Context>) {
     while let Some(event) = events.next().await {
         let Some(event) = logged("agents", event, &context.metrics) else {
@@ -253,7 +258,7 @@ pub async fn follow_agents(mut events: Events<Pod>, context: Arc<Context>) {
     }
 }
 
-/// Tells of namespaces: any pool may select them.
+/// Watches namespaces: any pool may select them.
 pub async fn follow_namespaces(mut events: Events<PartialObjectMeta<Namespace>>, context: Arc<Context>) {
     let mut seen = Seen::default();
     while let Some(event) = events.next().await {
@@ -269,7 +274,7 @@ pub async fn follow_namespaces(mut events: Events<PartialObjectMeta<Namespace>>,
     }
 }
 
-/// Tells of networks: the pool they belong to. The kind itself may be missing, and may come later.
+/// Watches networks: the pool they belong to. The kind itself may be missing, and may come later.
 pub async fn follow_networks(
     mut events: Events<NetworkAttachmentDefinition>,
     context: Arc<Context>,

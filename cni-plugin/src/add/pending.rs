@@ -109,7 +109,7 @@ impl Pending for NewLink<'_> {
                 .map_err(|error| CniError::from_chain(Code::Attach, &error))?;
         }
         let Attached { link, .. } = self.attaching.finish()?;
-        Ok(follow::told(link, self.following.as_ref()))
+        Ok(follow::reported(link, self.following.as_ref()))
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) fn raise<'a>(
     }
     pending.place()?;
     if !lease.as_ref().is_some_and(|lease| configure::has_ipv6(lease.result())) {
-        // Nothing on the wire configures the link, and whoever is behind it has addresses of its own.
+        // Nothing on the wire configures the link, and the guest behind it has addresses of its own.
         pending.no_autoconfiguration()?;
     }
     let mut objections = None;

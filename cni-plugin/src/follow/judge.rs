@@ -95,7 +95,7 @@ impl Judge {
                 Some(Act::Leave)
             }
             (State::Refused { .. }, Seen::Elsewhere) => {
-                // Whoever announced it may have lied.
+                // The announcement may be forged.
                 self.state = State::Left { since: now };
                 None
             }

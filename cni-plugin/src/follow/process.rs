@@ -48,7 +48,7 @@ struct Ears {
 
 /// Follows until the link is gone. Writes a line to standard output: that it listens, or why it does not.
 pub(super) fn run(device: &str) -> Result<(), FollowError> {
-    // The session of whoever called the plugin may be ended as a whole.
+    // The session of the plugin's caller may be ended as a whole.
     let _ = rustix::process::setsid();
     let paths = Paths::default();
     log::start_follower(device, Settings::load(&paths).ok().as_ref());

@@ -62,7 +62,7 @@ pub fn addresses(
 
 /// Adds the routes, which the kernel takes only while the link is up. They are complete. None takes the place of another
 /// interface's: IPv4 routes are put in front of those with the same destination and priority (no `NLM_F_EXCL`), IPv6 routes
-/// get a metric in front, so that the others are used again as soon as these go, whoever removes or moves them.
+/// get a metric in front, so that the others are used again as soon as these are removed or moved.
 pub fn routes(kernel: &mut Rtnl, link: &Link, result: &CniResult) -> Result<(), CniError> {
     let mut others = None;
     for route in &result.routes {
@@ -103,7 +103,7 @@ pub fn await_carrier(kernel: &mut Rtnl, link: &Link) -> Result<Link, CniError> {
                 }
                 return Ok(now);
             }
-            // Whoever asks for the link next reports that it is gone.
+            // The next request for the link reports that it is gone.
             None => return Ok(link.clone()),
         }
     }

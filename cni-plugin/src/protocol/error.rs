@@ -57,7 +57,7 @@ impl CniError {
         Self { code: code as u32, message, details: String::new() }
     }
 
-    /// An error told by a chain of causes.
+    /// An error described by a chain of causes.
     pub fn from_chain(code: Code, error: &dyn std::error::Error) -> Self {
         Self::new(code, chain(error))
     }

@@ -73,7 +73,7 @@ impl Scene {
     }
 
     /// Waits until a node was told of exactly these pools, each with its phase.
-    pub(crate) fn told(&self, node: &str, pools: &[(&str, &str)]) -> Result<()> {
+    pub(crate) fn expect_pools(&self, node: &str, pools: &[(&str, &str)]) -> Result<()> {
         self.api.kubectl.wait_until("", &format!("mns/{node}"), DEADLINE, |state| {
             let entries = state.pointer("/spec/pools")?.as_array()?;
             let phase = |pool: &'_ Value| pool["phase"].as_str().unwrap_or("Active").to_owned();

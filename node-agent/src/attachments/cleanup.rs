@@ -138,7 +138,7 @@ fn adopt_one(paths: &Paths, kernel: &mut impl Kernel, lost: &Unrecorded) -> bool
         namespaces.iter().find_map(|namespaces| adopt::adopt(paths, kernel, lost, namespaces).transpose());
     match adopted.transpose() {
         Ok(Some(record)) => {
-            warn!(%device, pod, namespace, holder = ?record.holder, "lost record written anew");
+            warn!(%device, pod, namespace, holder = ?record.holder, "lost record rewritten");
             if record.tap.is_none() {
                 warn!(%device, "tap number not known: it is not kept from new links should this one vanish");
             }
@@ -147,7 +147,7 @@ fn adopt_one(paths: &Paths, kernel: &mut impl Kernel, lost: &Unrecorded) -> bool
         Ok(None) => false,
         Err(error) => {
             let reason = crate::error_chain(&error);
-            warn!(%device, %reason, "lost record not written anew");
+            warn!(%device, %reason, "lost record not rewritten");
             false
         }
     }

@@ -252,7 +252,7 @@ impl<L: Liveness> Pass<'_, L> {
     }
 
     /// Whether another pod of the same name lives: what the kubelet lists under that name is not the record's pod. It
-    /// tells no UIDs.
+    /// contains no UIDs.
     fn has_successor(&self, record: &Attachment) -> bool {
         let Holder::Pod { pod_uid: uid, pod_name: name, pod_namespace: namespace, .. } = &record.holder
         else {
@@ -326,7 +326,7 @@ impl<L: Liveness> Pass<'_, L> {
     }
 }
 
-/// Whether the record tells the pod. Some runtimes do not.
+/// Whether the record names the pod. Some runtimes do not pass it.
 fn has_name(holder: &Holder) -> bool {
     matches!(holder, Holder::Pod { pod_name, .. } if !pod_name.is_empty())
 }

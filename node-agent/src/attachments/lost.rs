@@ -13,7 +13,7 @@ pub type Lost = BTreeMap<DeviceId, LostLink>;
 pub struct LostLink {
     /// The pod.
     pub pod: PodName,
-    /// Its UID; empty when nobody tells it.
+    /// Its UID; empty when unknown.
     pub pod_uid: String,
     /// The interface; none for a pod that has only the tap.
     pub interface: Option<String>,
@@ -22,7 +22,7 @@ pub struct LostLink {
 }
 
 impl LostLink {
-    /// What a record tells of the link of that pod.
+    /// What a record contains about the link of that pod.
     pub fn of(record: &Attachment, pod: PodName) -> Self {
         match &record.holder {
             Holder::Pod { pod_uid, ifname, container_id, .. } => Self {

@@ -16,7 +16,7 @@ pub struct Orphan {
 }
 
 impl Orphan {
-    /// An ADD that was killed: it is under way only while it holds the device's lock, which whoever removes it must take.
+    /// An ADD that was killed: it is under way only while it holds the device's lock, which its remover must take.
     pub(super) fn unfinished(record: &Attachment) -> Option<Self> {
         let reason = "its ADD was killed";
         (record.state == State::Creating).then(|| Self::new(record, reason))

@@ -105,7 +105,7 @@ impl Sandboxes {
     }
 }
 
-/// What a path tells. A file that is no namespace is where one is or was mounted, and the mount may be hidden from here.
+/// What a path shows. A file that is no namespace is where one is or was mounted, and the mount may be hidden from here.
 fn place(path: &Path, inode: u64) -> PathState {
     match std::fs::metadata(path) {
         Ok(found) if found.ino() == inode => PathState::Same,

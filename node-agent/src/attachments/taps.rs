@@ -40,9 +40,9 @@ pub enum TapOnlyError {
     Former {
         /// The device.
         device: DeviceId,
-        /// Namespace of the pod; empty when nobody told it.
+        /// Namespace of the pod; empty when unknown.
         namespace: String,
-        /// Its name; empty when nobody told it.
+        /// Its name; empty when unknown.
         pod: String,
     },
     /// A pod that the kubelet does not list yet may have the device.
@@ -55,7 +55,7 @@ pub enum TapOnlyError {
     Record(#[from] RecordError),
 }
 
-/// Whom the device's record names.
+/// The holder that the device's record names.
 pub fn holder(paths: &Paths, device: &DeviceId) -> Result<Option<Holder>, RecordError> {
     Ok(records::read(paths, device)?.map(|record| record.holder))
 }

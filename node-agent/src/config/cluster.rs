@@ -84,7 +84,7 @@ impl Cluster {
         let (stored, seen) = watch::channel(None);
         let reported = Box::pin(reporter::report(client.clone(), self.node.clone(), status, seen));
         let announced = events::announce_lost(client.clone(), self.node.clone(), lost);
-        // Parts of this future: whoever ends it knows that nothing is written any more.
+        // Parts of this future: once it has ended, nothing is written any more.
         tokio::select! {
             () = self.serve(client, served, pools, stored) => {}
             ((), ()) = futures::future::join(reported, announced) => {}
@@ -194,7 +194,7 @@ impl LastServed {
                 return Some(Configuration { problem: Some(invalid.error), ..self.configuration() });
             }
         };
-        // Also what is served already must be told when it could not be read meanwhile.
+        // Also what is served already must be sent if it could not be read meanwhile.
         let served = self.spec.as_ref() == Some(&spec) && self.generation == generation;
         if self.problem.take().is_none() && served {
             return None;
@@ -212,7 +212,7 @@ impl LastServed {
 }
 
 async fn client() -> Client {
-    let mut told = false;
+    let mut is_logged = false;
     loop {
         let problem =
             match Config::infer().await.map(|config| attentive(config, SILENCE_MAX)).map(Client::try_from) {
@@ -220,14 +220,14 @@ async fn client() -> Client {
                 Ok(Err(problem)) => crate::error_chain(&problem),
                 Err(problem) => crate::error_chain(&problem),
             };
-        if !std::mem::replace(&mut told, true) {
+        if !std::mem::replace(&mut is_logged, true) {
             error!(reason = problem, "no way to the API server");
         }
         tokio::time::sleep(RETRY).await;
     }
 }
 
-/// Gives up a connection in use on which the API server says nothing for so long.
+/// Closes a connection in use on which the API server says nothing for so long.
 fn attentive(mut config: Config, silence_max: Duration) -> Config {
     config.read_timeout = Some(silence_max);
     // A pooled connection is idle by right.

@@ -241,7 +241,7 @@ mod tests {
         for pools in [2, 3] {
             let directory = scene.path().parent().unwrap().to_owned();
             let aside = scene.root.path().join(format!("aside{pools}"));
-            // As a whole, and moved or removed: each is told in its own way.
+            // As a whole, and moved or removed: each is reported in its own way.
             if pools == 2 {
                 std::fs::rename(&directory, aside).unwrap();
             } else {

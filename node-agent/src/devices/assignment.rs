@@ -78,7 +78,7 @@ pub type Withdrawals = BTreeMap<DeviceId, Instant>;
 pub struct Evolution {
     /// To be stored before anything new is advertised.
     pub table: DeviceTable,
-    /// What to advertise, and what to honour besides, by resource.
+    /// What to advertise, and what to honour in addition, by resource.
     pub offers: BTreeMap<ResourceName, Vec<LinkRun>>,
     /// Links (by resource and index) whose devices in use keep another mode than the resource's.
     pub mode_pending: BTreeSet<(ResourceName, u32)>,

@@ -1,7 +1,7 @@
 //! NICs that pods get as a whole (type `HostDevice`): which the table has, what the kubelet calls them, and which are in
 //! pods now.
 //!
-//! A NIC that left the node's namespace looks like one that was unplugged. The attachment record tells the difference: it
+//! A NIC that left the node's namespace looks like one that was unplugged. The attachment record shows the difference: it
 //! is written before the NIC is moved, and removed after it is back.
 
 use crate::links::link::{Hardware, Kind, Link};
@@ -33,11 +33,11 @@ pub struct TableNic<'t> {
 /// A NIC that is in a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InPod {
-    /// The pod, as far as its runtime told.
+    /// The pod, as far as its runtime passed it.
     pub pod: PodName,
     /// The NIC as it was on the node.
     pub nic: Nic,
-    /// What the machine still tells of it.
+    /// What the machine still reports of it.
     pub hardware: Hardware,
 }
 
@@ -45,16 +45,16 @@ pub struct InPod {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NicNames(BTreeMap<(String, PciAddress), DeviceId>);
 
-/// The environment variable that tells a container its NICs.
+/// The environment variable that passes a container its NICs.
 pub const VARIABLE: &str = "VIRT-PCI-ADDR";
 
 /// Its value: a comma after each address, also the last one, as virt-network-device-plugin writes it.
-pub fn tell(addresses: impl Iterator<Item = PciAddress>) -> String {
+pub fn to_text(addresses: impl Iterator<Item = PciAddress>) -> String {
     addresses.flat_map(|address| [address.to_string(), ",".to_owned()]).collect()
 }
 
 /// The NICs in an answer to Allocate.
-pub fn told(answer: &ContainerAllocateResponse) -> Vec<PciAddress> {
+pub fn from_answer(answer: &ContainerAllocateResponse) -> Vec<PciAddress> {
     let value = answer.envs.get(VARIABLE).map(String::as_str).unwrap_or_default();
     value.split(',').filter_map(|address| address.parse().ok()).collect()
 }

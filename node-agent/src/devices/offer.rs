@@ -132,7 +132,7 @@ pub enum Denial {
 }
 
 impl Offer {
-    /// What a table says that a resource has, with nothing that only links and pools tell.
+    /// What a table says that a resource has, with nothing that only links and pools determine.
     pub fn of_table(resource: &ResourceName, entry: &Resource) -> Self {
         let nics = entry.device_type == DeviceType::HostDevice;
         let runs = entry.links.iter().flat_map(|link| {

@@ -1,4 +1,4 @@
-//! What one container is told of its devices. The kubelet keeps it in its checkpoint, which is the second place where an
+//! What the answer to Allocate passes to one container about its devices. The kubelet keeps it in its checkpoint, which is the second place where an
 //! allocation is known, for the day the device table is lost.
 
 use crate::devices::nics;
@@ -17,7 +17,7 @@ pub type LowerLinks = BTreeMap<u32, LinkIdentity>;
 
 /// Returns the answer for one container.
 pub fn answer(paths: &Paths, resource: &ResourceName, granted: &[Granted]) -> ContainerAllocateResponse {
-    let nics = nics::tell(granted.iter().filter_map(|granted| granted.pci));
+    let nics = nics::to_text(granted.iter().filter_map(|granted| granted.pci));
     let taps = || granted.iter().filter(|granted| granted.pci.is_none());
     let devices = taps().map(|granted| DeviceSpec {
         container_path: format!("/dev/tap{}", granted.ifindex),

@@ -25,7 +25,7 @@ pub struct Given {
     pub resource: String,
     /// The devices, in the order of their slots.
     pub devices: Vec<DeviceId>,
-    /// Whole NICs: what our answer to Allocate told the container.
+    /// Whole NICs: what our answer to Allocate passed to the container.
     pub nics: Vec<PciAddress>,
     /// The indexes that were promised to the container, ascending. Which is whose the kubelet does not note; for the
     /// container it does not matter, since it has them all.
@@ -86,7 +86,7 @@ fn entry(entry: &Value) -> Given {
     let answer = allocated(entry);
     let mut ifindexes = answer.as_ref().and_then(promised).unwrap_or_default();
     ifindexes.sort_unstable();
-    let nics = answer.as_ref().map(nics::told).unwrap_or_default();
+    let nics = answer.as_ref().map(nics::from_answer).unwrap_or_default();
     let lower = answer.as_ref().map(answer::lower_links).unwrap_or_default();
     let pod_uid = entry.get("PodUID").and_then(Value::as_str).unwrap_or_default().to_owned();
     Given { pod_uid, resource: resource.to_owned(), devices, nics, ifindexes, lower }

@@ -72,7 +72,7 @@ async fn follow(directory: &Path, happened: &watch::Sender<Happened>, seen: &mut
     Ok(())
 }
 
-/// A file's inode and the times of its last change: what tells it from the next one of its name.
+/// A file's inode and the times of its last change: what distinguishes it from the next one of its name.
 type FileChange = (u64, i64, i64);
 
 /// The directory as it was seen.

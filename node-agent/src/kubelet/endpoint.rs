@@ -113,7 +113,7 @@ enum SessionEnd {
     TermsChanged,
 }
 
-/// What the kubelet is told of a resource by its registration, and by nothing later.
+/// What the kubelet learns of a resource by its registration, and by nothing later.
 #[derive(Debug, PartialEq, Eq)]
 struct Terms {
     full_name: String,
@@ -153,7 +153,7 @@ impl ResourceServer {
                         warn!(resource = %self.name, %reason, "resource not registered, trying again");
                     }
                     let refused = matches!(error, EndpointError::Refused(_));
-                    self.tell(error.registration(reason));
+                    self.publish(error.registration(reason));
                     let max = if refused { BACKOFF_REFUSED } else { BACKOFF_MAX };
                     if self.pause(&mut failures, before, max).await {
                         continue;
@@ -165,7 +165,7 @@ impl ResourceServer {
                 return;
             }
             info!(resource = %self.name, reason = ?end, "registering again");
-            self.tell(Registration::Pending);
+            self.publish(Registration::Pending);
             if begun.elapsed() > SETTLED || end == SessionEnd::KubeletStarted {
                 failures = 0;
             } else if end == SessionEnd::StreamLost || end == SessionEnd::NeverAsked {
@@ -256,7 +256,7 @@ impl ResourceServer {
                             let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
                             info!(resource = %self.name, milliseconds, "resource registered");
                             self.shared.metrics.registration(&self.name);
-                            self.tell(Registration::Done);
+                            self.publish(Registration::Done);
                         }
                     }
                     Some(StreamEvent::Lost) => {
@@ -285,7 +285,7 @@ impl ResourceServer {
         }
     }
 
-    /// Lets the kubelet forget by whom the resource was registered, so that the end of our stream does not take the
+    /// Lets the kubelet forget which endpoint registered the resource, so that the end of our stream does not take the
     /// successor's registration with it: the kubelet looks a lost stream's plugin up by the resource's name. A
     /// registration that fails removes that entry and nothing else; allocations still come here.
     async fn make_room(&self, served: &ServedSocket) {
@@ -305,7 +305,7 @@ impl ResourceServer {
             let _ = std::fs::remove_file(&path);
         }
         served.ended.cancel();
-        self.tell(Registration::HandedOver);
+        self.publish(Registration::HandedOver);
     }
 
     async fn register(&self, socket: &Path, terms: &Terms) -> Result<(), EndpointError> {
@@ -337,7 +337,7 @@ impl ResourceServer {
             () = self.stop.cancelled() => false,
             // Nothing is registered that could be handed over.
             () = self.hand_over.cancelled() => {
-                self.tell(Registration::HandedOver);
+                self.publish(Registration::HandedOver);
                 false
             }
             () = tokio::time::sleep(wait) => true,
@@ -349,8 +349,8 @@ impl ResourceServer {
         }
     }
 
-    /// Tells the state of the registration, if that is news.
-    fn tell(&self, registration: Registration) {
+    /// Publishes the state of the registration if it has changed.
+    fn publish(&self, registration: Registration) {
         self.registered.send_if_modified(|before| {
             let changed = *before != registration;
             *before = registration;

@@ -27,7 +27,7 @@ pub fn observe(paths: &Paths, plugins: &Path) -> Option<ServingKubelet> {
     Some(kubelet)
 }
 
-/// Returns what tells a file from all others that were at its path. Never compared for order: clocks go back.
+/// Returns what distinguishes a file from all others that were at its path. Never compared for order: clocks go back.
 pub(super) fn version(path: &Path) -> Option<String> {
     let file = std::fs::symlink_metadata(path).ok()?;
     Some(format!("{}:{}:{}.{:09}", file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 use tonic::transport::Endpoint;
 
-/// The kubelet did not tell.
+/// The kubelet did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum PodResourcesError {
     /// No connection.
@@ -27,7 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// A node with hundreds of pods and thousands of devices; the default is too small for those.
 const ANSWER_MAX: usize = 64 << 20;
 
-/// Returns what the kubelet lists; none where it serves no list. `device` tells which device of ours a resource's full name
+/// Returns what the kubelet lists; none where it serves no list. `device` returns which device of this agent a resource's full name
 /// and an ID mean.
 pub async fn list(
     socket: &Path,

@@ -35,7 +35,7 @@ pub(super) struct Service {
     pub(super) offer: watch::Receiver<Arc<Offer>>,
     /// Ends the streams of this socket; calls are still answered.
     pub(super) ended: CancellationToken,
-    /// Told when a stream begins and ends.
+    /// Notified when a stream begins and ends.
     pub(super) streams: mpsc::UnboundedSender<StreamEvent>,
 }
 
@@ -46,7 +46,7 @@ pub(super) enum StreamEvent {
     Lost,
 }
 
-/// The list, told when it ends.
+/// The list; its end is notified.
 pub(super) struct DeviceStream {
     updates: Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -72,7 +72,7 @@ impl Service {
         Status::invalid_argument(refusal.to_string())
     }
 
-    /// Notes whose the device was: a network's DEL may be under way. A link without a network is removed, since nobody tells
+    /// Notes which pod held the device: a network's DEL may be under way. A link without a network is removed, since nothing reports
     /// when its pod ends; unless that pod is listed, which may be the very pod that this is for.
     async fn end_former(&self, device: &DeviceId) -> Result<(), Status> {
         let former = taps::holder(&self.shared.paths, device);

@@ -112,7 +112,7 @@ impl Ledger {
         allocated.keys().cloned().collect()
     }
 
-    /// Notes whom the device's record named when it was handed out: not the pod that got it.
+    /// Notes the holder that the device's record named when it was handed out: not the pod that got it.
     pub(super) fn note_former(&self, device: &DeviceId, holder: Option<Holder>) {
         let mut former = lock(&self.former);
         match holder {
@@ -141,7 +141,7 @@ impl Ledger {
     }
 }
 
-/// A map of plain values is sound whoever died while holding it.
+/// A map of plain values stays consistent when a thread panics while holding it.
 fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
     map.lock().unwrap_or_else(PoisonError::into_inner)
 }

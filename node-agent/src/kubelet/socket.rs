@@ -10,7 +10,7 @@ use tokio::net::UnixListener;
 /// What every socket of a resource is called first.
 pub const PREFIX: &str = "mvt-";
 
-/// No socket was made. Names the directory: the socket's own name is another one at every try, and who is told the reason
+/// No socket was made. Names the directory: the socket's own name is another one at every try, and a reader of the reason
 /// should not take each for news.
 #[derive(Debug, thiserror::Error)]
 #[error("make a socket in {}", directory.display())]

@@ -2,7 +2,7 @@
 //!
 //! A pure index: events and lists go in, answers come out. Whatever order events come in, the index ends as a fresh
 //! list would make it. Most events change nothing (each macvtap made or removed in any pod is announced on its lower
-//! link too) and are told apart here.
+//! link too) and are distinguished here.
 //!
 //! A NIC that is in a pod is not in the node's namespace, and still the node's: it is kept beside the others.
 
@@ -240,7 +240,7 @@ impl Inventory {
 }
 
 /// Whether the link is the tap of a pod without a network, made by this project in the node's namespace. Its index alone
-/// does not tell: the kernel's own numbers reach the project's ranges after some sixteen million links.
+/// does not show: the kernel's own numbers reach the project's ranges after some sixteen million links.
 pub fn is_ours(link: &Link) -> bool {
     link.kind == Kind::Macvtap && link.name == IfName::tap_only(link.ifindex).as_str()
 }

@@ -30,7 +30,7 @@ pub struct Link {
     pub kind: Kind,
     /// Its address, if it is an Ethernet one.
     pub mac: Option<MacAddr>,
-    /// The address it was made with, where the kernel tells: a bond gives its members its own.
+    /// The address it was made with, where the kernel reports it: a bond gives its members its own.
     pub permanent_mac: Option<MacAddr>,
     /// Largest packet, in bytes.
     pub mtu: u32,
@@ -66,11 +66,11 @@ pub enum Tag {
 pub struct Master {
     /// The other link.
     pub ifindex: u32,
-    /// rtnetlink's name for the kind of membership (`bond`, `bridge`, `vrf`, ...); empty when it tells none.
+    /// rtnetlink's name for the kind of membership (`bond`, `bridge`, `vrf`, ...); empty when it reports none.
     pub kind: String,
 }
 
-/// What is known of the device behind a link. rtnetlink tells parent and bus only, sysfs the rest.
+/// What is known of the device behind a link. rtnetlink reports parent and bus only, sysfs the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hardware {
     /// Kernel name of the device, for example `virtio1` or `0000:3b:00.0`.
@@ -226,7 +226,7 @@ impl Link {
         std::iter::once(self.name.as_str()).chain(self.altnames.iter().map(String::as_str))
     }
 
-    /// Takes what sysfs told about the device. A device that only sysfs knows (kernels before 5.14) makes a link
+    /// Takes what sysfs reported about the device. A device that only sysfs knows (kernels before 5.14) makes a link
     /// without rtnetlink kind a physical one as well.
     pub fn set_hardware(&mut self, hardware: Hardware) {
         if self.kind == Kind::Other(String::new()) && hardware.parent.is_some() {
@@ -258,7 +258,7 @@ impl Link {
 
     #[expect(
         clippy::wildcard_enum_match_arm,
-        reason = "the kernel tells far more than we need, and more with every release"
+        reason = "the kernel reports far more than the agent needs, and more with every release"
     )]
     fn take(&mut self, attribute: &LinkAttribute, parts: &mut Parts) {
         match attribute {
@@ -358,7 +358,7 @@ impl Kind {
     }
 }
 
-/// What several attributes of one message tell together.
+/// What several attributes of one message mean together.
 #[derive(Default)]
 struct Parts {
     kind: String,

@@ -26,7 +26,7 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::Instant;
 use tracing::warn;
 
-/// What the kernel told.
+/// What the kernel reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// Every link.
@@ -111,7 +111,7 @@ pub async fn inventory() -> Result<Inventory, LinksError> {
 /// Follows for ever. The first news is every link.
 pub async fn follow(news: mpsc::Sender<News>, metrics: Arc<Metrics>) {
     let mut reader = Reader::default();
-    let (mut told, listing) = (None, Arc::default());
+    let (mut logged, listing) = (None, Arc::default());
     loop {
         let (lists, started) = (metrics.resyncs.get(), Instant::now());
         match follow_once(&news, &metrics, &mut reader, &listing).await {
@@ -125,11 +125,11 @@ pub async fn follow(news: mpsc::Sender<News>, metrics: Arc<Metrics>) {
             }
             Err(error) => {
                 let reason = Some(crate::error_chain(&error));
-                let same = told == reason && metrics.resyncs.get() == lists;
+                let same = logged == reason && metrics.resyncs.get() == lists;
                 if !same {
                     warn!(reason, "links not followed, trying again");
                 }
-                told = reason;
+                logged = reason;
             }
         }
         tokio::time::sleep(RETRY).await;
@@ -194,7 +194,7 @@ async fn follow_once(
                     Taken::Nothing => {}
                     Taken::News(change) => {
                         metrics.link_events.inc();
-                        match tell(news, change).await {
+                        match send(news, change).await {
                             Ok(()) => {}
                             Err(TrySendError::Full(())) => resync_at = Instant::now(),
                             Err(TrySendError::Closed(())) => return Ok(FollowEnd::Unheard),
@@ -285,8 +285,8 @@ async fn room(
     news.reserve().await
 }
 
-/// Tells, unless the listener is too busy: events that nobody reads would pile up here, where nothing bounds them.
-async fn tell(news: &mpsc::Sender<News>, heard: News) -> Result<(), TrySendError<()>> {
+/// Sends an event, unless the receiver is too busy: events that nobody reads would pile up here, where nothing bounds them.
+async fn send(news: &mpsc::Sender<News>, heard: News) -> Result<(), TrySendError<()>> {
     if news.capacity() == 0 {
         // It runs on the same thread, and may only have had no turn yet.
         tokio::task::yield_now().await;

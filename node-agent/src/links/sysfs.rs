@@ -1,4 +1,4 @@
-//! What sysfs tells of the device behind a link, and rtnetlink does not.
+//! What sysfs reports of the device behind a link and rtnetlink does not.
 //!
 //! sysfs goes by name, and names change hands, so what was read counts only when the index still fits afterwards.
 

@@ -50,7 +50,7 @@ fn try_lock(state: &Path, name: &str) -> Result<Option<NodeLock>, NodeLockError>
 
 /// Waits for the lock. Blocks the thread. Calls back once the holder can know that it has a successor.
 pub fn wait(state: &Path, known: impl FnOnce()) -> Result<NodeLock, NodeLockError> {
-    // Held while waiting: it tells the holder that there is a successor.
+    // Held while waiting: it shows the holder that there is a successor.
     let _waiting = take(state, WAITING, FlockOperation::LockExclusive)?;
     known();
     take(state, LOCK, FlockOperation::LockExclusive)

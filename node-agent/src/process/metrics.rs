@@ -31,7 +31,7 @@ pub struct Metrics {
     /// Device tables that could not be written.
     pub table_write_failures: Counter,
     /// Orphaned attachments removed: links, nodes and records of pods that are gone.
-    pub leftovers: Counter,
+    pub orphans_removed: Counter,
     /// Attached devices that the kubelet does not list for their pods.
     pub unlisted: Gauge,
     /// Lost records of pods that still have their link, written again.
@@ -88,7 +88,7 @@ impl Default for Metrics {
             overflows: Counter::default(),
             table_writes: Counter::default(),
             table_write_failures: Counter::default(),
-            leftovers: Counter::default(),
+            orphans_removed: Counter::default(),
             unlisted: Gauge::default(),
             adopted: Counter::default(),
             log_lines_lost: Counter::default(),
@@ -117,7 +117,11 @@ impl Default for Metrics {
             "Device tables that could not be written",
             metrics.table_write_failures.clone(),
         );
-        registry.register("leftovers_removed", "Leftovers of pods removed", metrics.leftovers.clone());
+        registry.register(
+            "orphans_removed",
+            "Orphaned attachments of pods removed",
+            metrics.orphans_removed.clone(),
+        );
         registry.register(
             "unlisted_devices",
             "Attached devices that the kubelet does not list for their pods",
@@ -231,7 +235,7 @@ mod tests {
         metrics.allocation(&resource, true);
         metrics.registration(&resource);
         metrics.devices(&resource, DeviceCounts::default());
-        let told = include_str!("../../../docs/operations.md");
+        let documented = include_str!("../../../docs/operations.md");
         let text = metrics.text();
         let names: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
@@ -239,7 +243,7 @@ mod tests {
         for name in names {
             let said = [format!("`{name}`"), format!("`{name}_total`")];
             assert!(
-                said.iter().any(|name| told.contains(name)),
+                said.iter().any(|name| documented.contains(name)),
                 "docs/operations.md does not explain {name}"
             );
         }

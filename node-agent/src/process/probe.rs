@@ -1,7 +1,7 @@
 //! Liveness and readiness over a unix socket: `macvtap-node-agent probe` asks, the agent answers.
 //!
 //! Two agents share `/run/macvtap` during an upgrade. Each has its own process namespace, and so has the probe that the
-//! kubelet runs in its container; that tells whose socket is whose.
+//! kubelet runs in its container; that shows which process owns which socket.
 
 use super::sockets::remove_dead;
 use std::io::{self, Read, Write};

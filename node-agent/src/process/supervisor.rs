@@ -53,7 +53,7 @@ pub enum SupervisorError {
 /// Which of its parent's workers one is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Worker {
-    /// What is wrong with the configuration now was wrong when somebody started the agent, who is told by its end.
+    /// What is wrong with the configuration now was wrong when the agent was started, and its exit reports it.
     First,
     /// It takes the place of one that served, and should serve too.
     Later,

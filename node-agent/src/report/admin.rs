@@ -1,4 +1,4 @@
-//! Metrics over HTTP, on the loopback address unless told otherwise.
+//! Metrics over HTTP, on the loopback address unless configured otherwise.
 
 use crate::process::metrics::Metrics;
 use crate::process::probe::Readiness;
@@ -34,14 +34,14 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>, readiness: watch:
         .route("/metrics", get(openmetrics))
         .route("/livez", get(|| async { "live" }))
         .route("/readyz", get(ready));
-    let mut told = false;
+    let mut is_logged = false;
     loop {
         let served = match TcpListener::bind(address).await {
             Ok(listener) => axum::serve(listener, router.clone()).await,
             Err(error) => Err(error),
         };
         if let Err(error) = served
-            && !std::mem::replace(&mut told, true)
+            && !std::mem::replace(&mut is_logged, true)
         {
             warn!(%address, %error, "metrics not served, trying again");
         }

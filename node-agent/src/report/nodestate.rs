@@ -98,7 +98,7 @@ impl View<'_> {
         let taken = runs.filter(|(resource, offered)| {
             offered.run.advertised && is_taken(offered) && of(resource, offered)
         });
-        let told = taken.take(TAKEN_MAX).map(|(resource, offered)| {
+        let named = taken.take(TAKEN_MAX).map(|(resource, offered)| {
             let range = offered.run.range;
             let by = self.names(&[range.first_ifindex]).join("");
             let device = DeviceId::new(resource.clone(), range.first_slot);
@@ -107,7 +107,7 @@ impl View<'_> {
                 range.first_ifindex
             )
         });
-        told.collect::<Vec<_>>().join(", ")
+        named.collect::<Vec<_>>().join(", ")
     }
 
     fn names(&self, links: &[u32]) -> Vec<String> {

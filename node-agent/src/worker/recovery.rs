@@ -19,8 +19,8 @@ use std::path::Path;
 /// many are left out above the highest one known.
 const GAP: u32 = 1 << 16;
 
-/// Every recorded device with its index, then every one the kubelet has given away; everything else is given anew.
-/// Which link the latter are on is noted in what their containers were told. Of an allocation by an earlier release nobody
+/// Every recorded device with its index, then every one the kubelet has given away; everything else is assigned again.
+/// Which link the latter are on is noted in what their containers were passed. Of an allocation by an earlier release nobody
 /// knows: it is the resource's, if it has one only.
 pub(super) fn rebuild(paths: &Paths, plugins: &Path, boot_id: &str, standalone: bool) -> DeviceTable {
     let records = records::list(paths).map(|listing| listing.records).unwrap_or_default();

@@ -34,7 +34,7 @@ use tracing::{error, info};
 /// How long the end of one resource may take.
 const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long a kubelet may take to make room for a successor.
+/// How long a kubelet may take to yield to a successor.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the disk may take for the table that is being written at a hand-over: until then this agent answers. Together
@@ -133,9 +133,9 @@ impl Serving {
         mut plugin: watch::Receiver<Presence>,
     ) {
         let Some(mut registrations) = self.registration_news.take() else { return };
-        self.tell();
+        self.publish_state();
         let mut wake: Option<Instant> = None;
-        // What is held back until then is told without any other reason.
+        // What is held back until then is published without any other reason.
         let mut late = Some(self.started + REGISTERED_SOON);
         loop {
             let mut change = Change::Nothing;
@@ -167,12 +167,12 @@ impl Serving {
                 }
                 _ = registrations.recv() => {
                     while registrations.try_recv().is_ok() {}
-                    self.tell();
+                    self.publish_state();
                 }
-                // Nobody tells where nobody installs it.
+                // Nothing is published where the agent does not install it.
                 Ok(()) = plugin.changed() => {
                     self.plugin = plugin.borrow_and_update().clone();
-                    self.tell();
+                    self.publish_state();
                 }
                 written = self.table.written() => {
                     self.note_written(written);
@@ -181,13 +181,13 @@ impl Serving {
                 () = sleep_until(wake) => change = Change::Something,
                 () = sleep_until(late) => {
                     late = None;
-                    self.tell();
+                    self.publish_state();
                 }
             }
             match (change, self.missing()) {
                 (Change::Nothing, _) => {}
                 (Change::Something, None) => wake = self.step().await,
-                (Change::Something, Some(_)) => self.tell(),
+                (Change::Something, Some(_)) => self.publish_state(),
             }
         }
     }
@@ -207,7 +207,7 @@ impl Serving {
         tokio::time::sleep(NOTICED).await;
     }
 
-    /// Gives up the node's lock, as soon as no table is being written. Returns whether it did: a disk may hang.
+    /// Releases the node's lock as soon as no table is being written. Returns whether it did: a disk may hang.
     pub(super) async fn release_node(&mut self) -> bool {
         tokio::time::timeout(RELEASE_TIMEOUT, self.table.release()).await.is_ok()
     }
@@ -235,7 +235,7 @@ impl Serving {
         }
         if self.configuration.is_none() {
             return Some(
-                "no configuration yet: the API server has not told it since the agent was installed; its log says why",
+                "no configuration yet: the API server has not delivered it since the agent was installed; its log says why",
             );
         }
         // Links would be withdrawn that are fast enough.
@@ -301,7 +301,7 @@ impl Serving {
         self.configuration = Some(configuration);
     }
 
-    /// Lets the engine decide, and acts. Tells when to come back.
+    /// Lets the engine decide, and acts. Returns when to run again.
     async fn step(&mut self) -> Option<Instant> {
         let now = Instant::now();
         // A pod that was admitted a moment ago: the next look is a second away.
@@ -342,7 +342,7 @@ impl Serving {
         tokio::task::yield_now().await;
         self.findings.log(&self.engine, &step);
         self.last = Some(step);
-        self.tell();
+        self.publish_state();
         wake
     }
 

@@ -80,7 +80,7 @@ impl TableWriter {
         }
     }
 
-    /// Waits until what is being written is written, and gives up the node's lock.
+    /// Waits until what is being written is written, and releases the node's lock.
     pub(super) async fn release(&mut self) {
         self.tables = None;
         let _ = (&mut self.ended).await;
@@ -97,7 +97,7 @@ mod tests {
             let (tables, waiting) = blocking::channel();
             let (_, written) = mpsc::unbounded_channel();
             let (end, ended) = oneshot::channel();
-            // Never told, not even by being dropped.
+            // Never notified, not even by being dropped.
             Box::leak(Box::new(end));
             (Self { tables: Some(tables), written, ended, busy_since: None }, waiting)
         }

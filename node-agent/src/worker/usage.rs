@@ -56,7 +56,7 @@ pub(super) fn at_start(paths: &Paths, plugins: &Path, names: &NicNames) -> BTree
     in_use
 }
 
-/// Looks again and again, and tells every time. Removes what is left over.
+/// Scans periodically and publishes every result. Removes orphans.
 pub(super) async fn follow(
     arguments: RunArguments,
     shared: Arc<Shared>,
@@ -80,7 +80,7 @@ pub(super) async fn follow(
         happened,
         lost: Lost::new(),
         unlisted: BTreeMap::new(),
-        told: false,
+        is_logged: false,
     };
     loop {
         let Some(now) = look.once().await else { return };
@@ -89,7 +89,7 @@ pub(super) async fn follow(
         }
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
-            // What was allocated is in use from now on, and soon the kubelet will say whose it is.
+            // What was allocated is in use from now on, and soon the kubelet will list the pod that holds it.
             () = look.shared.allocated.notified() => tokio::time::sleep(Duration::from_secs(1)).await,
             // Records that are made from now on are made under this kubelet.
             () = kubelet_restarted(&mut restarts, look.kubelet_starts) => {}
@@ -97,7 +97,7 @@ pub(super) async fn follow(
     }
 }
 
-/// Waits until the kubelet has started once more than so often.
+/// Waits until the kubelet has started more often than this.
 async fn kubelet_restarted(happened: &mut watch::Receiver<Happened>, starts: u64) {
     if happened.wait_for(|happened| happened.kubelet_starts != starts).await.is_err() {
         std::future::pending::<()>().await;
@@ -115,7 +115,7 @@ struct Look {
     lost: Lost,
     /// Attached devices that the kubelet does not list, and whether that was logged.
     unlisted: BTreeMap<DeviceId, bool>,
-    told: bool,
+    is_logged: bool,
 }
 
 impl Look {
@@ -170,7 +170,7 @@ impl Look {
             let done = cleanup::clean(paths, &plan, &mut troubles);
             let mut in_use = match listing {
                 Some(listing) => listing.devices.into_keys().collect(),
-                // Without pod resources its checkpoint is all the kubelet tells; it forgets late, never early.
+                // Without pod resources its checkpoint is all the kubelet publishes; it forgets late, never early.
                 None => checkpoint::devices(plugins, &names),
             };
             in_use.extend(recorded(paths).into_iter().map(|record| record.device));
@@ -190,7 +190,7 @@ impl Look {
             self.note_lost(lost);
             self.note_unlisted(unlisted);
         }
-        self.shared.metrics.leftovers.inc_by(done.removed);
+        self.shared.metrics.orphans_removed.inc_by(done.removed);
         self.shared.metrics.adopted.inc_by(done.adopted);
         in_use.extend(self.shared.ledger.recent(GRACE));
         let usage = Usage { in_use, dead: self.lost.keys().cloned().collect() };
@@ -226,18 +226,18 @@ impl Look {
         let socket = &self.arguments.pod_resources_socket;
         match podresources::list(socket, |resource, id| names.device(resource, id)).await {
             Ok(None) => {
-                if !std::mem::replace(&mut self.told, true) {
+                if !std::mem::replace(&mut self.is_logged, true) {
                     let socket = socket.display();
                     warn!(%socket, "the kubelet serves no list of pods here; taps of pods that ended without a network are not removed");
                 }
                 None
             }
             Ok(listing) => {
-                self.told = false;
+                self.is_logged = false;
                 listing
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.told, true) {
+                if !std::mem::replace(&mut self.is_logged, true) {
                     let reason = crate::error_chain(&error);
                     warn!(%reason, "the kubelet does not say which devices pods have");
                 }

@@ -20,8 +20,8 @@ fn what_pods_left_behind_is_removed() {
     let begun = Instant::now();
     // Two looks of the collector, ten seconds apart, and then some.
     eventually_in(Duration::from_mins(1), "nothing is left", || nothing_is_recorded(&node).then_some(()));
-    println!("leftovers removed after {:?}", begun.elapsed());
-    await_true("they are counted", || metric(&node, "macvtap_leftovers_removed_total") == Some(2));
+    println!("orphans removed after {:?}", begun.elapsed());
+    await_true("they are counted", || metric(&node, "macvtap_orphans_removed_total") == Some(2));
 }
 
 #[test]

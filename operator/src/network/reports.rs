@@ -21,7 +21,7 @@ struct PoolNetworks {
     report: Option<NetworkReport>,
     /// When a write of a network was lost last.
     lost: Option<Timestamp>,
-    /// Held by whoever makes or removes the pool's networks.
+    /// Held while the pool's networks are created or removed.
     turn: Arc<Turn<()>>,
 }
 

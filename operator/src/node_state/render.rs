@@ -17,7 +17,7 @@ pub struct Target<'t> {
     pub name: &'t str,
     /// Its labels.
     pub labels: &'t BTreeMap<String, String>,
-    /// Whether its agent is unreachable, so that pools being deleted may be told not to wait for it.
+    /// Whether its agent is unreachable, so that pools being deleted need not wait for it.
     pub silent: bool,
     /// Its state, or the one that it had until it was deleted.
     pub current: Option<&'t KnownState>,
@@ -25,10 +25,10 @@ pub struct Target<'t> {
     pub now: Timestamp,
 }
 
-/// What the node should offer, given what it was told before. `granted` says whether it is the node's turn to hear of a
+/// What the node should offer, given what it was sent before. `granted` says whether it is the node's turn to get a
 /// staged pool as it is now.
 ///
-/// What was told of a pool that cannot be read stays as it is.
+/// What was sent of a pool that cannot be read stays as it is.
 ///
 /// An entry that is no longer wanted stays as Draining until the node says that no device of it is in use, whether its
 /// pool was deleted, changed, or lost its acceptance.
@@ -36,7 +36,7 @@ pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool)
     let before = node.current.map_or(&[][..], |state| &state.pools);
     let selected = catalog.active.iter().filter(|pool| pool.nodes.selects(node.labels));
     let mut wanted: Vec<(usize, Arc<Entry>)> =
-        selected.filter_map(|pool| Some((pool.age, told(pool, before, &granted)?))).collect();
+        selected.filter_map(|pool| Some((pool.age, sent(pool, before, &granted)?))).collect();
     // The order is what a priority comes to, so one that is not the node's turn yet must not change it either.
     wanted.sort_by_key(|(age, entry)| (Reverse(entry.settings.priority), *age));
     let wanted: Vec<Arc<Entry>> = wanted.into_iter().map(|(_, entry)| entry).collect();
@@ -79,10 +79,10 @@ pub fn turn_matters(
     staged: &ActivePool,
     granted: impl Fn(&ActivePool) -> bool,
 ) -> bool {
-    let told = |turn: bool| {
+    let sent = |turn: bool| {
         render(node, catalog, |pool| if pool.entry.uid == staged.entry.uid { turn } else { granted(pool) })
     };
-    told(true) != told(false)
+    sent(true) != sent(false)
 }
 
 /// Keeps to so many entries. The last in precedence go; one that the node still holds goes by draining, and until it
@@ -114,9 +114,9 @@ pub fn drained(state: &KnownState, entry: &NodePool, now: Timestamp) -> bool {
     }
 }
 
-/// What a node is told of a pool that it should have: an edit that no node needs to know changes nothing, and one that
+/// What a node is sent of a pool that it should have: an edit that no node needs to know changes nothing, and one that
 /// is not the node's turn yet changes nothing either.
-fn told(
+fn sent(
     pool: &ActivePool,
     before: &[Arc<Entry>],
     granted: &impl Fn(&ActivePool) -> bool,

@@ -24,7 +24,7 @@ pub struct Subject<'s> {
     nodes: Option<Nodes>,
     catalog: &'s Catalog,
     grants: &'s Grants,
-    /// What nodes should be told, if it has an effect.
+    /// What nodes should be sent, if it has an effect.
     pub wanted: Option<&'s ActivePool>,
 }
 
@@ -43,7 +43,7 @@ impl<'s> Subject<'s> {
     }
 }
 
-/// Why a node cannot be told of a pool as it is now.
+/// Why a node cannot be sent a pool as it is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
     /// The Node is being deleted: a staged rollout leaves it out, and without a state it gets none any more.
@@ -60,8 +60,8 @@ pub struct Assessment<'v> {
     /// Name of the node.
     pub node: &'v str,
     /// Whether its spec has the pool as it is now.
-    pub told: bool,
-    /// Why it cannot be told of it now, if it cannot.
+    pub sent: bool,
+    /// Why it cannot be sent it now, if it cannot.
     pub obstacle: Option<Obstacle>,
     /// Whether the Node is being deleted.
     pub is_terminating: bool,
@@ -93,7 +93,7 @@ impl<'v> Assessment<'v> {
         };
         Member {
             node: self.node,
-            told: self.told,
+            sent: self.sent,
             is_blocked: self.obstacle.is_some(),
             standing: self.standing,
             health,
@@ -125,15 +125,15 @@ pub fn assess<'v>(subject: &Subject<'_>, node: &'v NodeView) -> Option<Assessmen
     if !subject.nodes.as_ref()?.selects(node.labels()) || !is_meant {
         return None;
     }
-    let told = state.and_then(|state| told(state, subject));
+    let sent = state.and_then(|state| sent(state, subject));
     let silent = silent(node);
-    let obstacle = obstacle(subject, node, told, silent.is_ok());
+    let obstacle = obstacle(subject, node, sent, silent.is_ok());
     let status = if answered { state.and_then(|state| state.pool(subject.name)) } else { None };
     let sample = |reason: &str, message: &str| Some(sample(name, reason, message));
 
     let mut assessment = Assessment {
         node: name,
-        told: told == Some(Told::Current),
+        sent: sent == Some(Sent::Current),
         obstacle,
         is_terminating: node.is_terminating(),
         standing: Standing::Updating,
@@ -164,7 +164,7 @@ pub fn assess<'v>(subject: &Subject<'_>, node: &'v NodeView) -> Option<Assessmen
     } else if obstacle == Some(Obstacle::NameTaken) {
         let message = "the node still has an earlier pool of this name or resource";
         assessment.sample = sample(SampleReason::Waiting.as_str(), message);
-    } else if let (true, Some(Told::Current), Some(status)) = (applied, told, status) {
+    } else if let (true, Some(Sent::Current), Some(status)) = (applied, sent, status) {
         assessment.ready = status.ready.as_ref().map_or(status.allocatable > 0, |ready| ready.holds);
         let degraded = status.degraded.as_ref().filter(|degraded| degraded.holds);
         (assessment.standing, assessment.sample) = match (assessment.ready, degraded) {
@@ -179,10 +179,10 @@ pub fn assess<'v>(subject: &Subject<'_>, node: &'v NodeView) -> Option<Assessmen
                 }
             }
         };
-    } else if let (Some(Told::Current), Some(trouble)) = (told, unreadable(state)) {
+    } else if let (Some(Sent::Current), Some(trouble)) = (sent, unreadable(state)) {
         assessment.standing = Standing::NotReady;
         assessment.sample = sample(SampleReason::StatusNotReadable.as_str(), trouble);
-    } else if told != Some(Told::Current) && subject.wanted.is_some_and(|pool| pool.staged) {
+    } else if sent != Some(Sent::Current) && subject.wanted.is_some_and(|pool| pool.staged) {
         assessment.sample =
             sample(SampleReason::Waiting.as_str(), "the rollout has not reached the node yet");
     } else {
@@ -201,27 +201,27 @@ fn unoffered(status: &KnownPool, reason: &str) -> Option<Standing> {
     }
 }
 
-/// What the operator has told a node about a pool.
+/// What the operator has sent a node of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
+enum Sent {
     /// The pool as it is now.
     Current,
     /// The pool as it was.
     Earlier,
 }
 
-fn told(state: &KnownState, subject: &Subject<'_>) -> Option<Told> {
+fn sent(state: &KnownState, subject: &Subject<'_>) -> Option<Sent> {
     match state.entry(&subject.uid) {
         Some(entry) if entry.phase == PoolPhase::Active => {
             let current = subject.wanted.is_none_or(|wanted| wanted.entry.says_the_same(entry));
-            Some(if current { Told::Current } else { Told::Earlier })
+            Some(if current { Sent::Current } else { Sent::Earlier })
         }
         Some(_) | None => None,
     }
 }
 
-fn obstacle(subject: &Subject<'_>, node: &NodeView, told: Option<Told>, is_silent: bool) -> Option<Obstacle> {
-    let wanted = subject.wanted.filter(|_| told != Some(Told::Current))?;
+fn obstacle(subject: &Subject<'_>, node: &NodeView, sent: Option<Sent>, is_silent: bool) -> Option<Obstacle> {
+    let wanted = subject.wanted.filter(|_| sent != Some(Sent::Current))?;
     if node.is_terminating() && (wanted.staged || node.state.is_none()) {
         return Some(Obstacle::Terminating);
     }
@@ -236,7 +236,7 @@ fn obstacle(subject: &Subject<'_>, node: &NodeView, told: Option<Told>, is_silen
     let (name, labels) = (node.name(), node.labels());
     let target = Target { name, labels, silent: is_silent, current: Some(state), now: node.now };
     let granted = |pool: &ActivePool| subject.grants.has(&pool.entry, name);
-    // Whether lower ones could make room is asked of a staged pool only: every other has asked them already.
+    // Whether lower ones could yield is asked for a staged pool only: every other has asked them already.
     let can_have_room = || wanted.staged && turn_matters(target, subject.catalog, wanted, granted);
     (is_full && !can_have_room()).then_some(Obstacle::NoRoom)
 }

@@ -276,7 +276,7 @@ fn count_nodes(assessments: &[Assessment<'_>]) -> NodeCounts {
         updated: small(
             assessments
                 .iter()
-                .filter(|a| a.told)
+                .filter(|a| a.sent)
                 .filter(|a| matches!(a.standing, Standing::Ready | Standing::Degraded | Standing::NotReady))
                 .count(),
         ),

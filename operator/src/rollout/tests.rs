@@ -11,7 +11,7 @@ fn staged(batch: IntOrString, max_degraded: u32) -> Staged {
     Staged { batch, max_degraded }
 }
 
-fn member(node: &'static str, told: bool, standing: Standing) -> Member<'static> {
+fn member(node: &'static str, sent: bool, standing: Standing) -> Member<'static> {
     let health = match standing {
         Unreachable => Health::Unreachable,
         NotReady | Standing::WithoutLinks => Health::NotReady,
@@ -19,10 +19,10 @@ fn member(node: &'static str, told: bool, standing: Standing) -> Member<'static>
         _ => Health::Well,
     };
     let serves = standing != Standing::WithoutLinks;
-    Member { node, told, is_blocked: false, standing, health, serves }
+    Member { node, sent, is_blocked: false, standing, health, serves }
 }
 
-/// A plan of which the rollout so far is known: it is these nodes' turn, and those that were told were well.
+/// A plan of which the rollout so far is known: it is these nodes' turn, and those that were sent were well.
 fn next(members: &[Member<'static>], staged: &Staged, turns: &[&str]) -> RolloutStep {
     let mut progress = Progress::adopt(members, &Former::default());
     progress.turns = turns.iter().map(|node| (*node).to_owned()).collect();
@@ -104,7 +104,7 @@ fn back_to_a_change_that_never_came_through_is_no_way_back() {
         grants.set(entry, plan.progress.clone());
         given_of(&plan)
     };
-    let all = |told: bool| ["a", "b", "c"].map(|node| member(node, told, Ready));
+    let all = |sent: bool| ["a", "b", "c"].map(|node| member(node, sent, Ready));
     let (first, broken, typo) = (entry(1500), entry(9000), entry(9001));
     assert_eq!(look(&first, &all(true)), (vec![], None));
     assert_eq!(look(&broken, &all(false)).0, ["a"]);
@@ -142,7 +142,7 @@ fn a_dead_node_does_not_keep_a_rollout_from_coming_through() {
 #[test]
 fn a_way_back_comes_through_although_nodes_stay_broken() {
     let mut grants = Grants::default();
-    let both = |told: bool, a: Standing| [member("a", told, a), member("b", told, Ready)];
+    let both = |sent: bool, a: Standing| [member("a", sent, a), member("b", sent, Ready)];
     edit(&mut grants, 1500, &both(true, Ready));
     edit(&mut grants, 9000, &both(false, Ready));
     edit(&mut grants, 9000, &[member("a", true, NotReady), member("b", false, Ready)]);
@@ -157,7 +157,7 @@ fn a_way_back_comes_through_although_nodes_stay_broken() {
 fn a_content_that_all_nodes_got_at_once_is_a_way_back() {
     let mut grants = Grants::default();
     let entry = |mtu: u32| Arc::new(entry_of(&pool("dp", json!({"macvtap": {"mtu": mtu}}))));
-    let both = |told: bool| [member("a", told, Ready), member("b", told, Ready)];
+    let both = |sent: bool| [member("a", sent, Ready), member("b", sent, Ready)];
     edit(&mut grants, 1500, &both(true));
     grants.set(&entry(9000), all_at_once(&[member("a", true, Updating), member("b", true, Ready)]).progress);
     assert!(!grants.is_through(&entry(9000)), "a node has not applied it yet");
@@ -242,8 +242,8 @@ fn a_silent_node_gets_no_turn_and_holds_up_nobody() {
     let members = [member("a", false, Unreachable), member("b", false, Ready)];
     let five = staged(IntOrString::Int(5), 0);
     assert_eq!(given(&next(&members, &five, &[])), (vec!["b"], 2, None));
-    let told = [member("a", true, Unreachable), member("b", false, Ready)];
-    assert_eq!(next(&told, &five, &[]).halted, Some(1));
+    let sent = [member("a", true, Unreachable), member("b", false, Ready)];
+    assert_eq!(next(&sent, &five, &[]).halted, Some(1));
 }
 
 #[test]
@@ -322,24 +322,24 @@ fn a_node_that_joins_after_a_rollout_gets_its_turn_although_another_one_fell_ill
 }
 
 proptest! {
-    /// Nodes that take their turn and get well: every one is told, and never more than a batch at once.
+    /// Nodes that take their turn and get well: every one is sent, and never more than a batch at once.
     #[test]
     fn every_node_is_reached_by_batches(count in 1usize..40, size in 1i32..9) {
         let names: Vec<String> = (0..count).map(|i| format!("n{i:02}")).collect();
-        let mut told = vec![false; count];
+        let mut sent = vec![false; count];
         let limit = staged(IntOrString::Int(size), 0);
         for round in 0..=count {
-            let members: Vec<_> = names.iter().zip(&told).map(|(node, told)| Member {
-                node, told: *told, is_blocked: false, standing: Ready, health: Health::Well, serves: true,
+            let members: Vec<_> = names.iter().zip(&sent).map(|(node, sent)| Member {
+                node, sent: *sent, is_blocked: false, standing: Ready, health: Health::Well, serves: true,
             }).collect();
             let plan = plan(&members, &limit, Past::Unknown(Former::default()));
             prop_assert!(plan.next.len() <= usize::try_from(size).unwrap());
             if plan.next.is_empty() {
-                prop_assert!(told.iter().all(|told| *told), "stuck in round {}", round);
+                prop_assert!(sent.iter().all(|sent| *sent), "stuck in round {}", round);
                 return Ok(());
             }
             for node in plan.next {
-                told[names.iter().position(|name| *name == node).unwrap()] = true;
+                sent[names.iter().position(|name| *name == node).unwrap()] = true;
             }
         }
         prop_assert!(false, "never through");

@@ -17,8 +17,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long a write may stay unseen before it is ignored. No watch is that late: such a write is an error in this record.
 const UNSEEN_MAX: Duration = Duration::from_mins(5);
 
-/// How long a write whose answer was lost may still take effect: an API server gives up a request after a minute, unless it
-/// is told otherwise, and the request may have been late before.
+/// How long a write whose answer was lost may still take effect: an API server aborts a request after a minute, unless it
+/// is configured otherwise, and the request may have been late before.
 pub const LOST_MAX: Duration = Duration::from_mins(2);
 
 /// Own writes by the name of their state.
@@ -160,7 +160,7 @@ impl Own {
         self.writes.iter().filter(move |(_, writes)| holds(writes)).map(|(name, _)| name.as_str())
     }
 
-    /// How far the watch is behind the API server, as far as own writes tell.
+    /// How far the watch is behind the API server, as far as own writes show.
     pub(super) fn lag(&self, now: Timestamp) -> Duration {
         let unseen = self.writes.values().filter_map(|writes| match writes.stored.as_ref()?.phase {
             Phase::Unseen { since } => Some(between(since, now)).filter(|lag| *lag < UNSEEN_MAX),

@@ -6,23 +6,29 @@ use kube::runtime::watcher::Event;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// What was said of objects that cannot be read, so that each trouble is told once.
+/// The problems of objects that cannot be read, so that each one is logged once.
 #[derive(Debug, Default)]
 pub(super) struct Unreadable {
-    told: HashMap<String, String>,
+    reported: HashMap<String, String>,
 }
 
 impl Unreadable {
-    pub(super) fn tell(&mut self, kind: &'static str, name: &str, trouble: Option<&str>, metrics: &Metrics) {
+    pub(super) fn report(
+        &mut self,
+        kind: &'static str,
+        name: &str,
+        trouble: Option<&str>,
+        metrics: &Metrics,
+    ) {
         match trouble {
             None => {
-                self.told.remove(name);
+                self.reported.remove(name);
             }
-            Some(trouble) if self.told.get(name).is_some_and(|told| told == trouble) => {}
+            Some(trouble) if self.reported.get(name).is_some_and(|reported| reported == trouble) => {}
             Some(trouble) => {
                 metrics.unreadable(kind);
                 tracing::warn!(name, error = trouble, "{kind} cannot be read as a whole");
-                self.told.insert(name.to_owned(), trouble.to_owned());
+                self.reported.insert(name.to_owned(), trouble.to_owned());
             }
         }
     }
@@ -94,7 +100,7 @@ mod tests {
     fn each_trouble_is_counted_once() {
         let (mut unreadable, metrics) = (Unreadable::default(), Metrics::default());
         for trouble in [Some("a"), Some("a"), Some("b"), None, Some("b")] {
-            unreadable.tell("pool", "dp", trouble, &metrics);
+            unreadable.report("pool", "dp", trouble, &metrics);
         }
         let line = "macvtap_operator_unreadable_objects_total{kind=\"pool\"} 3";
         assert!(metrics.text().contains(line), "{}", metrics.text());

@@ -1,6 +1,6 @@
 //! The resource whose devices a network needs, as its annotation names it.
 //!
-//! Whoever writes a network writes the annotation. Only the name of an extended resource reaches a pod: the API server rejects
+//! The author of a network also writes the annotation. Only the name of an extended resource reaches a pod: the API server rejects
 //! pods with other names in their limits, and `memory` or `cpu` would limit the container instead of adding a device.
 
 use crate::network::kind::NetworkAttachmentDefinition;

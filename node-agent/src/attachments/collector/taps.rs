@@ -102,7 +102,7 @@ impl<L: Liveness> Pass<'_, L> {
         is_another || self.seen.allocated.contains(&record.device)
     }
 
-    /// Whether it can be told that a listed pod is not the one that had the device: this kubelet saw that it had it, or says
+    /// Whether it is certain that a listed pod is not the one that had the device: this kubelet saw that it had it, or says
     /// who has it now, or that the pod has another one.
     fn is_moved(&self, record: &Attachment, note: &TapNote, listing: &Listing) -> bool {
         let is_given = self.seen.memory.is_some_and(|memory| memory.holders.contains_key(&record.device));
@@ -161,7 +161,7 @@ impl<L: Liveness> Pass<'_, L> {
         Recreated::since(waited, has_other, self.kubelet_knew(record))
     }
 
-    /// Only a list that is complete can tell.
+    /// Only a complete list can show that.
     fn tap_only(&mut self, record: &Attachment, listing: &Listing) -> Option<Orphan> {
         let not_listed = self.not_listed(record, listing)?;
         Orphan::of_tap_only(record, not_listed, self.complete(listing)?)

@@ -59,7 +59,7 @@ pub(super) fn adopt(
 }
 
 /// A table that was rebuilt has a link more than once: by its index of each record, which may be one that it had before it was
-/// plugged in again, and by identity from what containers were told.
+/// plugged in again, and by identity from what containers were passed.
 fn merge(links: &mut Vec<LowerLink>, around: Surroundings<'_>) {
     let mut place = 0;
     while let Some(link) = links.get(place) {

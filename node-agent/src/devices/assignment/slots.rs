@@ -11,7 +11,7 @@ pub struct Run {
     pub range: SlotRange,
     /// Index of the lower link; 0 for one of an earlier boot that has not come back.
     pub lower: u32,
-    /// Whether the kubelet is told of them. Those it is no longer told of are honoured for a while.
+    /// Whether they are advertised to the kubelet. Those that are no longer advertised are honoured for a while.
     pub advertised: bool,
 }
 

@@ -78,7 +78,7 @@ pub(super) fn not_a_nic(inventory: &Inventory, link: &Link) -> Option<Refusal> {
         format!("{name} has no PCI function of its own, and type HostDevice names NICs by PCI address")
     } else {
         let other = inventory.same_function(link)?;
-        format!("{} is of the same PCI function as {name}, so they cannot be told apart", other.name)
+        format!("{} is of the same PCI function as {name}, so they cannot be distinguished", other.name)
     };
     Some(Refusal { reason: LinkReason::KindNotSupported, message })
 }

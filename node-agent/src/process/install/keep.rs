@@ -56,7 +56,7 @@ struct Way {
 }
 
 impl Keeper {
-    /// Notes what leads to the directory now, unless `memory`, a file that lives as long as the container, tells what led
+    /// Notes what leads to the directory now, unless `memory`, a file that lives as long as the container, records what led
     /// there before.
     pub fn new(plugin: Plugin, memory: Option<&Path>) -> Self {
         let noted = memory.and_then(|memory| serde_json::from_slice(&fs::read(memory).ok()?).ok());
@@ -72,7 +72,7 @@ impl Keeper {
         Self { plugin, start }
     }
 
-    /// Installs the plugin, then looks for ever whether it is there, installs it where it is not, and tells.
+    /// Installs the plugin, then checks for ever whether it is there, installs it where it is missing, and publishes the result.
     pub async fn keep(self, presence: watch::Sender<Presence>) {
         let mut first = true;
         loop {
@@ -80,7 +80,7 @@ impl Keeper {
             let look = tokio::task::spawn_blocking(move || plugin.look(&start, first));
             first = false;
             match look.await {
-                Ok(found) => tell(&presence, found),
+                Ok(found) => publish(&presence, found),
                 Err(failure) => error!(%failure, "CNI plugin not looked for"),
             }
             tokio::time::sleep(PERIOD).await;
@@ -166,7 +166,7 @@ impl Plugin {
     }
 }
 
-fn tell(presence: &watch::Sender<Presence>, found: Presence) {
+fn publish(presence: &watch::Sender<Presence>, found: Presence) {
     presence.send_if_modified(|before| {
         if *before == found {
             return false;

@@ -68,10 +68,10 @@ impl Serving {
             registered,
         };
         let task = tokio::spawn(resource.run());
-        let (told, registered) = (self.registrations.clone(), registration.clone());
+        let (changed, registered) = (self.registrations.clone(), registration.clone());
         let relay = tokio::spawn(async move {
             while registration.changed().await.is_ok() {
-                let _ = told.send(());
+                let _ = changed.send(());
             }
         });
         Running { offer, stop, hand_over, registered, task, relay }

@@ -1,4 +1,4 @@
-//! What the loop tells: readiness to probes, numbers to metrics, the status to whoever writes it.
+//! What the loop publishes: readiness to probes, numbers to metrics, the status to the reporter.
 
 use super::Serving;
 use crate::kubelet::endpoint::Registration;
@@ -20,8 +20,8 @@ pub(super) const REGISTERED_SOON: Duration = Duration::from_secs(4);
 type Registrations = BTreeMap<ResourceName, Registration>;
 
 impl Serving {
-    /// Tells everybody who asks how things are.
-    pub(super) fn tell(&self) {
+    /// Publishes the present state to probes, metrics and the reporter.
+    pub(super) fn publish_state(&self) {
         let registrations: Registrations = self
             .resources
             .iter()

@@ -148,7 +148,7 @@ async fn what_could_not_be_stored_is_not_served_and_not_counted() {
     decide(&mut serving, &[("a", 100)]).await;
     let status = serving.status.borrow().clone().unwrap();
     assert_eq!((status.pools[0].capacity, offer(&serving, "a").counts().capacity), (0, 0));
-    serving.tell();
+    serving.publish_state();
     assert_eq!(serving.status.borrow().clone().unwrap().pools, status.pools);
 }
 

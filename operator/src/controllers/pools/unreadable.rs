@@ -1,4 +1,4 @@
-//! A pool that cannot be read: another release or a looser schema let it in. Nodes keep what they were told of it.
+//! A pool that cannot be read: another release or a looser schema let it in. Nodes keep the content they have.
 
 use crate::context::{Context, pool_reference};
 use crate::controller::ReconcileError;
@@ -51,7 +51,7 @@ pub(super) async fn say(
     });
     match overwrite::apply(&pools, &name, Part::Status, &body).await {
         Ok(_) => {}
-        // Its schema may refuse the object as it is, whoever changes it; the event must do.
+        // Its schema may reject the object as it is, whatever is changed; then the Event has to do.
         Err(kube::Error::Api(status)) if status.code == 422 => {}
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
         Err(error) => return Err(failed(error)),
@@ -77,7 +77,7 @@ fn conditions(
         message,
     };
     let (reason, kept) = match terminating {
-        None => (PoolReason::NotAccepted, "nodes keep what they were told of it"),
+        None => (PoolReason::NotAccepted, "nodes keep the content they have"),
         Some(_) => (PoolReason::Terminating, "it is being deleted"),
     };
     let mut findings = vec![
