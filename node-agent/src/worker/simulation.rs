@@ -15,7 +15,7 @@ mod world;
 use judge::Judge;
 use random::Chance;
 use std::time::Duration;
-use world::World;
+use world::SimulatedNode;
 use world::faults::{HAPPENINGS, Happening};
 
 /// A mistake of a kind that was made once, for the test of the judge.
@@ -68,7 +68,7 @@ fn events(seed: u64) -> Vec<TimedHappening> {
 
 /// What was wrong, with everything that happened before, and how long it took on the played node.
 fn play(events: &[TimedHappening], planted: Option<Planted>) -> (Result<(), String>, Vec<String>, Duration) {
-    let (mut world, mut judge) = (World::new(planted), Judge::default());
+    let (mut world, mut judge) = (SimulatedNode::new(planted), Judge::default());
     let mut verdict = judge.look(&world);
     for (what, chance) in events {
         if verdict.is_err() {

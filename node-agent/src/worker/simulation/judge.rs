@@ -1,7 +1,7 @@
 //! What must hold after everything that happens, and when nothing happens any more.
 
 use super::machine::NODE;
-use super::world::{RESOURCES, World};
+use super::world::{RESOURCES, SimulatedNode};
 use crate::devices::offer::Offer;
 use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::record::Holder;
@@ -31,14 +31,14 @@ fn must(holds: bool, what: impl FnOnce() -> String) -> Judgement {
 }
 
 impl Judge {
-    pub(super) fn look(&mut self, world: &World) -> Judgement {
+    pub(super) fn look(&mut self, world: &SimulatedNode) -> Judgement {
         self.indexes_are_never_used_again(world)?;
         what_is_offered_is_on_the_disk(world)?;
         pods_have_what_they_got(world)?;
         no_tap_number_of_a_pod_is_anothers(world)
     }
 
-    fn indexes_are_never_used_again(&mut self, world: &World) -> Judgement {
+    fn indexes_are_never_used_again(&mut self, world: &SimulatedNode) -> Judgement {
         let seen = (world.boots, world.tables_lost);
         if (self.boots, self.tables_lost) != seen {
             (self.boots, self.tables_lost) = seen;
@@ -62,7 +62,7 @@ impl Judge {
     }
 }
 
-fn what_is_offered_is_on_the_disk(world: &World) -> Judgement {
+fn what_is_offered_is_on_the_disk(world: &SimulatedNode) -> Judgement {
     let offers = &world.kubelet.offered;
     if offers.values().all(|offer| offer.runs.is_empty()) {
         return Ok(());
@@ -83,7 +83,7 @@ fn what_is_offered_is_on_the_disk(world: &World) -> Judgement {
     Ok(())
 }
 
-fn pods_have_what_they_got(world: &World) -> Judgement {
+fn pods_have_what_they_got(world: &SimulatedNode) -> Judgement {
     let mut owners = BTreeMap::new();
     for (uid, pod) in world.kubelet.pods.iter().filter(|(_, pod)| !pod.ended && pod.is_up()) {
         let sandbox = pod.sandbox.as_ref().unwrap();
@@ -106,7 +106,7 @@ fn pods_have_what_they_got(world: &World) -> Judgement {
     Ok(())
 }
 
-fn no_tap_number_of_a_pod_is_anothers(world: &World) -> Judgement {
+fn no_tap_number_of_a_pod_is_anothers(world: &SimulatedNode) -> Judgement {
     for (uid, pod) in &world.kubelet.pods {
         let (Some(minor), Some(sandbox)) = (pod.opened, &pod.sandbox) else { continue };
         let Some((netns, index)) = world.machine.by_minor(minor) else { continue };
@@ -119,7 +119,7 @@ fn no_tap_number_of_a_pod_is_anothers(world: &World) -> Judgement {
 }
 
 /// Lets everything heal, and looks whether it did; then ends all pods, and looks whether anything is left.
-pub(super) fn settle(world: &mut World, judge: &mut Judge) -> Judgement {
+pub(super) fn settle(world: &mut SimulatedNode, judge: &mut Judge) -> Judgement {
     world.heal();
     rounds(world, judge)?;
     // Only a new pod gets a working link in place of one that went with its NIC.
@@ -146,7 +146,7 @@ pub(super) fn settle(world: &mut World, judge: &mut Judge) -> Judgement {
     nothing_is_left(world)
 }
 
-fn rounds(world: &mut World, judge: &mut Judge) -> Judgement {
+fn rounds(world: &mut SimulatedNode, judge: &mut Judge) -> Judgement {
     for _ in 0..ROUNDS {
         world.pass(Duration::from_secs(10));
         let waiting: Vec<u64> = world.kubelet.pods.keys().copied().collect();
@@ -167,7 +167,7 @@ fn rounds(world: &mut World, judge: &mut Judge) -> Judgement {
     Ok(())
 }
 
-fn everybody_is_up(world: &World) -> Judgement {
+fn everybody_is_up(world: &SimulatedNode) -> Judgement {
     for (uid, pod) in &world.kubelet.pods {
         // What was promised to a pod that had nothing yet, and was forgotten by who promised it, nobody can know.
         let forgotten = !world.kubelet.given.contains_key(&pod.device);
@@ -177,7 +177,7 @@ fn everybody_is_up(world: &World) -> Judgement {
     Ok(())
 }
 
-fn nothing_is_left(world: &World) -> Judgement {
+fn nothing_is_left(world: &SimulatedNode) -> Judgement {
     for directory in [world.paths.attachments(), world.paths.taps(), world.paths.run().join("tap-pods")] {
         let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
         let names: Vec<String> =

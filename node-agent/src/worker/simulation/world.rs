@@ -44,7 +44,7 @@ struct Wish {
     mode: &'static str,
 }
 
-pub(super) struct World {
+pub(super) struct SimulatedNode {
     pub(super) dir: tempfile::TempDir,
     pub(super) paths: Paths,
     pub(super) machine: Machine,
@@ -71,7 +71,7 @@ pub(super) struct World {
     pub(super) history: Vec<String>,
 }
 
-impl World {
+impl SimulatedNode {
     pub(super) fn new(planted: Option<Planted>) -> Self {
         let memory = std::path::Path::new("/dev/shm");
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };

@@ -1,6 +1,6 @@
 //! What happens to pods, and what goes wrong around them.
 
-use super::{Nic, Wish, World};
+use super::{Nic, SimulatedNode, Wish};
 use crate::worker::simulation::agent::Dies;
 use crate::worker::simulation::machine::Trouble;
 use crate::worker::simulation::random::Chance;
@@ -64,7 +64,7 @@ pub(in crate::worker::simulation) const HAPPENINGS: [(Happening, usize); 22] = [
     (H::ApiAway, 3),
 ];
 
-impl World {
+impl SimulatedNode {
     pub(in crate::worker::simulation) fn happen(&mut self, what: Happening, chance: &mut Chance) {
         self.wait(Duration::from_millis(chance.next() % if chance.percent(5) { 90_000 } else { 6_000 }));
         let told = match what {

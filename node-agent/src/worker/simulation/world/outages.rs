@@ -1,6 +1,6 @@
 //! Power, and the way to the API server.
 
-use super::World;
+use super::SimulatedNode;
 use crate::worker::simulation::agent::Dies;
 use crate::worker::simulation::random::Chance;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Tables that a disk may go back to.
 const TABLES: usize = 3;
 
-impl World {
+impl SimulatedNode {
     /// Keeps what is on the disk now.
     pub(super) fn note_table(&mut self) {
         let Ok(table) = std::fs::read(self.paths.table()) else { return };
