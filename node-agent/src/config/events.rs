@@ -6,13 +6,13 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event as PodEvent;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use kube::Client;
 use kube::api::{Api, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource as _};
 use macvtap::device_id::DeviceId;
 use macvtap_crds::AGENT_FIELD_MANAGER;
 use macvtap_crds::condition::{self, ConditionType};
-use macvtap_crds::v1alpha1::{MacvtapNodeStateStatus, NodePoolStatus};
+use macvtap_crds::v1alpha1::{MacvtapNodeStateStatus, MacvtapResourcePool, NodePoolStatus};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use tokio::sync::watch;
 use tracing::debug;
@@ -26,6 +26,26 @@ pub(super) struct Notice {
     warning: bool,
     reason: String,
     note: String,
+    pool: String,
+}
+
+impl From<Notice> for Event {
+    fn from(notice: Notice) -> Self {
+        Self {
+            type_: if notice.warning { EventType::Warning } else { EventType::Normal },
+            reason: notice.reason,
+            note: Some(notice.note),
+            action: "ServePool".to_owned(),
+            // Events of a Node with one reason are one Event with the note of the first, unless they are about different
+            // objects.
+            secondary: Some(ObjectReference {
+                api_version: Some(MacvtapResourcePool::api_version(&()).into_owned()),
+                kind: Some(MacvtapResourcePool::kind(&()).into_owned()),
+                name: Some(notice.pool),
+                ..ObjectReference::default()
+            }),
+        }
+    }
 }
 
 /// Writes Events on one Node.
@@ -54,14 +74,7 @@ impl Announcer {
         after: &MacvtapNodeStateStatus,
     ) {
         for notice in notices(before, after) {
-            let event = Event {
-                type_: if notice.warning { EventType::Warning } else { EventType::Normal },
-                reason: notice.reason,
-                note: Some(notice.note),
-                action: "ServePool".to_owned(),
-                secondary: None,
-            };
-            if let Err(problem) = self.recorder.publish(&event, &self.node).await {
+            if let Err(problem) = self.recorder.publish(&notice.into(), &self.node).await {
                 let reason = crate::error_chain(&problem);
                 debug!(%reason, "event not written");
             }
@@ -153,7 +166,12 @@ fn notices(before: Option<&MacvtapNodeStateStatus>, after: &MacvtapNodeStateStat
                 let mut note = format!("pool {}: {}", pool.name, now.message);
                 let end = (0..=note.len().min(NOTE_MAX)).rev().find(|at| note.is_char_boundary(*at));
                 note.truncate(end.unwrap_or_default());
-                notices.push(Notice { warning: !is_good, reason: now.reason.clone(), note });
+                notices.push(Notice {
+                    warning: !is_good,
+                    reason: now.reason.clone(),
+                    note,
+                    pool: pool.name.clone(),
+                });
             }
         }
     }
@@ -207,5 +225,22 @@ mod tests {
         );
         let empty = MacvtapNodeStateStatus::default();
         assert_eq!(reasons(Some(&empty), &well), [(false, "Serving".to_owned())]);
+    }
+
+    /// The recorder distinguishes Events by everything but their notes.
+    #[test]
+    fn two_pools_with_the_same_problem_get_an_event_each() {
+        let mut down = status(("False", "NoHealthyLink"), ("True", "LinksUnhealthy"));
+        down.pools.push(NodePoolStatus { name: "q".into(), ..down.pools[0].clone() });
+        let events = notices(None, &down).into_iter().map(Event::from);
+        let about: Vec<_> =
+            events.map(|event| (event.reason, event.secondary.unwrap().name.unwrap())).collect();
+        let expected = [
+            ("NoHealthyLink", "p"),
+            ("LinksUnhealthy", "p"),
+            ("NoHealthyLink", "q"),
+            ("LinksUnhealthy", "q"),
+        ];
+        assert_eq!(about, expected.map(|(reason, pool)| (reason.to_owned(), pool.to_owned())));
     }
 }
