@@ -90,7 +90,7 @@ fn a_device_whose_record_was_lost_is_adopted_when_its_pod_has_the_link_and_stran
     assert_eq!((scene.record(6), scene.record(7)), (None, None), "{}", agent.log());
     assert_eq!(kubelet.plugin("dataplane").unwrap().healthy(), Some(50));
     await_true("it is counted", || metric(node, "macvtap_records_adopted_total") == Some(1));
-    await_true("it is told", || agent.log().contains("lost record written anew"));
+    await_true("the rewritten record is logged", || agent.log().contains("lost record rewritten"));
     // The pod ends without a DEL: as after any other, nothing stays.
     kubelet.remove_pods();
     node.sh("ip netns del pod5");
