@@ -283,7 +283,11 @@ fn a_pod_goes_while_the_daemon_is_away_and_its_link_goes_first() {
     call(&node, &pod).ok("ADD");
     let answered = call(&node, &pod).run("DEL");
     assert!(answered.success, "{answered:?}");
-    assert!(answered.stderr.contains("level=WARN \"kube-ovn's daemon was not notified"), "{}", answered.stderr);
+    assert!(
+        answered.stderr.contains("level=WARN \"kube-ovn's daemon was not notified"),
+        "{}",
+        answered.stderr
+    );
     assert_eq!(calls(&node).last().unwrap(), "DEL net1 gone");
     assert_eq!((node.traces(), link(&pod)), (before.clone(), Value::Null));
     // Without the plugin as well: kube-ovn was uninstalled.
