@@ -107,3 +107,39 @@ fn a_pool_forbids_a_tap_without_network_unless_it_says_otherwise() -> Result<()>
         stage.nothing_left("notaponly")
     })
 }
+
+/// Multus' rule, not ours; docs/cni.md promises it.
+#[test]
+fn of_two_networks_the_first_goes_to_the_first_container() -> Result<()> {
+    play("two-containers", |stage| {
+        stage.pool(
+            "pairs",
+            "  links: [{names: [dp0]}]\n  capacity: {perLink: 5}\n  networks: [{name: pairs, namespaces: {names: [two-containers]}}]\n",
+        )?;
+        let resource = format!("{PREFIX}/pairs");
+        stage.wait_allocatable(&resource, 5)?;
+        // By their names the containers stand in another order than in the spec.
+        let container = |name| {
+            format!(
+                "  - {{name: {name}, image: localhost/tapguest:dev, imagePullPolicy: Never, command: [sleep, '100000'], \
+                 resources: {{limits: {{{resource}: 1}}}}}}\n"
+            )
+        };
+        stage.kubectl.apply(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: pair\n  namespace: two-containers\n  \
+             annotations: {{k8s.v1.cni.cncf.io/networks: 'pairs,pairs'}}\nspec:\n  nodeName: n1\n  \
+             terminationGracePeriodSeconds: 0\n  containers:\n{}{}",
+            container("z-first"),
+            container("a-second"),
+        ))?;
+        stage.kubectl.wait_for("two-containers", "pod/pair", "condition=Ready", PATIENCE)?;
+        for (container, interface) in [("z-first", "net1"), ("a-second", "net2")] {
+            let script = format!("echo /dev/tap$(cat /sys/class/net/{interface}/ifindex) = /dev/tap*");
+            let words = ["-n", "two-containers", "exec", "pair", "-c", container, "--", "sh", "-c", &script];
+            let said = stage.kubectl.run(&words)?;
+            let (wanted, there) = said.trim().split_once(" = ").context("no answer")?;
+            ensure!(wanted == there, "{container} has {there}, {interface} is {wanted}");
+        }
+        Ok(())
+    })
+}
