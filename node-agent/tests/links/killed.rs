@@ -109,6 +109,10 @@ fn round(node: &Node, kubelet: &Kubelet, call: &str, number: u32, count: usize) 
     let happened = was_killed(node);
     kill_all(node);
     drop(doomed);
+    // Until the kubelet has seen that, the former agent's list looks like the next one's.
+    await_true(&format!("{what}: the end of the former agent"), || {
+        kubelet.plugin("dataplane").is_none_or(|plugin| !plugin.connected)
+    });
     node.sh("rm -f /run/strace");
     let agent = node.agent(&configuration(count));
     await_true(&format!("{what}: {count} devices"), serves);
