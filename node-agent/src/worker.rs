@@ -86,7 +86,7 @@ const SHUTDOWN: Duration = Duration::from_millis(1500);
 /// Serves until it is asked to end.
 pub fn run(arguments: RunArguments, worker: Worker) -> Result<(), WorkerError> {
     let level = || WorkerError::LogLevel(arguments.log_level.clone());
-    let log = Log::start(&arguments).map_err(|_| level())?;
+    let log = Log::start(arguments.log_format, &arguments.log_level).map_err(|_| level())?;
     // Before anything is touched: a mistake is reported within milliseconds, and nothing has happened.
     let source = Source::open(&arguments, worker)?;
     let runtime = tokio::runtime::Builder::new_current_thread()

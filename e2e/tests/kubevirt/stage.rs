@@ -105,7 +105,7 @@ impl Stage {
         Ok(live.map(|pod| (text(&pod["spec"]["nodeName"]), text(&pod["metadata"]["name"]))).collect())
     }
 
-    /// Starts the pod of a node that pings anew.
+    /// Recreates the pod of a node that pings.
     pub(crate) fn replace_peer(&self, node: &str) -> Result<()> {
         let pod = format!("peer-{node}");
         self.kubectl.run(&["-n", NAMESPACE, "delete", "pod", &pod, "--wait", "--timeout=170s"])?;

@@ -105,7 +105,8 @@ impl Sandboxes {
     }
 }
 
-/// What a path shows. A file that is no namespace is where one is or was mounted, and the mount may be hidden from here.
+/// What a path shows. A file that is not a namespace is the place where one is or was mounted; the mount may not be visible
+/// from here.
 fn place(path: &Path, inode: u64) -> PathState {
     match std::fs::metadata(path) {
         Ok(found) if found.ino() == inode => PathState::Same,

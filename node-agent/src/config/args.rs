@@ -1,6 +1,7 @@
 //! Every flag and environment variable.
 
 use crate::config::standalone;
+use crate::process::log::LogFormat;
 use crate::process::probe::Question;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -60,16 +61,6 @@ pub enum Output {
     #[default]
     Text,
     /// One array of objects.
-    Json,
-}
-
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One object per line.
     Json,
 }
 

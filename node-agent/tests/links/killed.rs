@@ -21,7 +21,7 @@ const WRITES: [&str; 9] =
 /// Calls of which only those on its own files are meant.
 const OF_FILES: [&str; 2] = ["openat", "write"];
 
-/// The files that it writes anew for this device.
+/// The files that it rewrites for this device.
 const FILES: [&str; 3] = [
     "/var/lib/macvtap/.devices.json.new",
     "/run/macvtap/attachments/.dataplaneMvp9.new",

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// For how long a state that was deleted, or the answer in a status that was removed, is remembered: what its node holds it
-/// still holds, and it is told of it again when the state is recreated.
+/// still holds, and it receives them again when the state is recreated.
 const REMEMBERED: Duration = Duration::from_mins(10);
 
 /// Whether what was lost at this time is remembered still.

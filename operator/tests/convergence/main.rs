@@ -313,7 +313,7 @@ fn a_pool_that_only_a_deleted_state_holds_is_checked_again() -> Result<(), TestC
     Ok(())
 }
 
-/// Pools that are made, told to nodes, edited, repaired and deleted, so that an operator makes every kind of write.
+/// Pools that are created, sent to nodes, edited, repaired and deleted, so that an operator makes every kind of write.
 fn life_of_pools(cluster: &mut Cluster) -> Result<(), TestCaseError> {
     let staged = Wish { spaces: 0, ..STAGED };
     let other = Wish { name: 1, resource: 1, staged: None, ..staged };

@@ -52,7 +52,7 @@ pub(crate) struct World {
 pub(crate) enum End {
     /// Before its write reaches the API server.
     Before,
-    /// When that is done, without having heard of it.
+    /// When that is done, before it receives the result.
     After,
 }
 
@@ -214,7 +214,7 @@ impl Cluster {
         let ended = std::mem::take(&mut self.server().ended);
         if ended {
             self.operator = Operator::new(&self.server);
-            // It lists what there is: of what was deleted before nobody tells it.
+            // It lists what exists: no event reports what was deleted before.
             let deleted = self.server().deleted.clone();
             self.operator.heard.deleted = deleted;
             self.hear_all();

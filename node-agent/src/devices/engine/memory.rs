@@ -13,7 +13,7 @@ use macvtap::pci::PciAddress;
 use macvtap::table::{DeviceTable, Resource};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What decides besides the world as it is.
+/// What decides in addition to the world as it is.
 #[derive(Debug)]
 pub struct Memory {
     pub(super) table: DeviceTable,
@@ -90,7 +90,7 @@ impl Memory {
 }
 
 /// The pool that had the resource when the last agent ended. A table that was rebuilt, or is of an earlier release, does
-/// not tell: then it is the one whose entry it is, if there is only one.
+/// not show it: then it is the one whose entry it is, if there is only one.
 fn last_owner(pools: &[Pool], stored: &Resource) -> Option<String> {
     if stored.pool.is_some() {
         return stored.pool.clone();

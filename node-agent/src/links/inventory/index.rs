@@ -1,4 +1,4 @@
-//! Finds links by what connects them, where a search among all would make each decision quadratic.
+//! Finds links by the relations between them; a search among all links would make each decision quadratic.
 
 use crate::links::link::{Kind, Link};
 use macvtap::pci::PciAddress;

@@ -58,7 +58,7 @@ pub(super) struct SimulatedNode {
     disk_full: bool,
     /// Whether the agent hears no news of pools.
     api_away: bool,
-    /// What it heard last.
+    /// What it received last.
     heard: [Wish; 2],
     /// Tables that were on the disk, the newest last: a disk may lose the newest when the power goes.
     tables: Vec<Vec<u8>>,

@@ -115,7 +115,7 @@ impl Scene {
         let (deaf, is_deaf) = watch::channel(0);
         let (count, connections) = watch::channel(0);
         let address = relay(api_server(served).await, is_deaf, count).await;
-        // The agent waits for SILENCE_MAX; how long is no matter, it has to pass.
+        // The agent waits for SILENCE_MAX, whose length does not matter here.
         let config =
             attentive(Config::new(format!("http://{address}").parse().unwrap()), Duration::from_secs(1));
         let client = Client::try_from(config).unwrap();
