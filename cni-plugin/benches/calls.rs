@@ -174,7 +174,7 @@ fn raw_link() -> Macvtap {
 fn raw_create(kernel: &mut Rtnl, link: &Macvtap) {
     kernel.create(Home::Target, NewLink::Macvtap(link)).unwrap();
     kernel.no_autoconfiguration(link.index, link.name.as_str()).unwrap();
-    kernel.change(link.index, Change::Up).unwrap();
+    kernel.change(link.index, Change::up(true)).unwrap();
 }
 
 /// The network that a call is about.

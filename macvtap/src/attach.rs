@@ -89,7 +89,7 @@ pub fn tap_only<K: Kernel>(
             noted.map_err(RecordError::from)?;
             attaching.create_link()?;
             attaching.no_autoconfiguration()?;
-            attaching.change(Change::Up)?;
+            attaching.change(Change::up(true))?;
             attaching.finish().map(Some)
         }
     }
@@ -200,14 +200,14 @@ fn present<K: Kernel>(
         // With an MTU that IPv6 needs at least, the kernel gives the link new IPv6 settings, which must not be used yet.
         let is_new_to_ipv6 = link.mtu < IPV6_MTU_MIN && mtu >= IPV6_MTU_MIN;
         if is_new_to_ipv6 {
-            kernel.change(wanted.index, Change::Down)?;
-            let changed = kernel.change(wanted.index, Change::Mtu(mtu));
+            kernel.change(wanted.index, Change::up(false))?;
+            let changed = kernel.change(wanted.index, Change::mtu(mtu));
             let changed = changed.and_then(|()| kernel.no_autoconfiguration(wanted.index, &link.name));
             // A pod uses it, whatever failed.
-            kernel.change(wanted.index, Change::Up)?;
+            kernel.change(wanted.index, Change::up(true))?;
             changed?;
         } else {
-            kernel.change(wanted.index, Change::Mtu(mtu))?;
+            kernel.change(wanted.index, Change::mtu(mtu))?;
         }
         link.mtu = mtu;
     }

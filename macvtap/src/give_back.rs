@@ -4,7 +4,7 @@
 //! into the initial namespace, under the pod's name or as `dev<index>`; there it is known by its hardware.
 
 use crate::kernel::{Home, Kernel, OpenError, Place};
-use crate::link::{self, BadIfName, IfName, Link, Move, NicLink, Settings};
+use crate::link::{self, BadIfName, Change, IfName, Link, Move, NicLink};
 use crate::links::Links;
 use crate::netlink::NetlinkError;
 use crate::netns::{self, NetnsError, NetnsId};
@@ -164,7 +164,7 @@ fn fetch<K: Kernel>(
     let node = netns::own().map_err(ReturnError::Node)?;
     if found.link.up {
         // Moving a link that is up makes the kernel wait twice as long.
-        let down = Settings { up: Some(false), ..Settings::default() };
+        let down = Change::up(false);
         let what = format_args!("set NIC {name} down in the pod");
         unless_refused(pod.set(found.link.index, down, &what), nic).map_err(refused)?;
     }
@@ -274,32 +274,32 @@ fn restore(
         if found.permanent_mac.is_some_and(|own| own != *mac));
     let parts = [
         // Neither older kernels nor every driver change these while the link is up.
-        Settings {
+        Change {
             up: Some(false).filter(|_| now.up && (name.is_some() || mac.is_some())),
-            ..Settings::default()
+            ..Change::default()
         },
-        Settings { name, ..Settings::default() },
-        Settings { mac, ..Settings::default() },
-        Settings { mtu: Some(nic.mtu).filter(|mtu| now.mtu != *mtu), ..Settings::default() },
-        Settings {
+        Change { name, ..Change::default() },
+        Change { mac, ..Change::default() },
+        Change { mtu: Some(nic.mtu).filter(|mtu| now.mtu != *mtu), ..Change::default() },
+        Change {
             promiscuous: differs(nic.promiscuous, now.promiscuous),
             all_multicast: differs(nic.all_multicast, now.all_multicast),
             // As every NIC is made.
             arp: differs(true, found.arp),
             multicast: differs(true, found.multicast),
-            ..Settings::default()
+            ..Change::default()
         },
-        Settings {
+        Change {
             alias: Some(alias).filter(|alias| *alias != found.alias.as_deref().unwrap_or_default()),
-            ..Settings::default()
+            ..Change::default()
         },
         // A driver that took the pod's address for the permanent one takes the own one when it is reset.
-        Settings { up: Some(true).filter(|_| resets && !nic.up), ..Settings::default() },
-        Settings { up: Some(false).filter(|_| resets && !nic.up), ..Settings::default() },
+        Change { up: Some(true).filter(|_| resets && !nic.up), ..Change::default() },
+        Change { up: Some(false).filter(|_| resets && !nic.up), ..Change::default() },
         // Set down above, or in the pod, or by the kernel.
-        Settings { up: Some(nic.up).filter(|up| *up), ..Settings::default() },
+        Change { up: Some(nic.up).filter(|up| *up), ..Change::default() },
     ];
-    for wanted in parts.into_iter().filter(|wanted| *wanted != Settings::default()) {
+    for wanted in parts.into_iter().filter(|wanted| *wanted != Change::default()) {
         let restored = node.set(now.index, wanted, &format_args!("restore NIC {}", nic.name));
         let is_needed = wanted.name.is_some() || wanted.mac.is_some();
         if let Err(error) = if is_needed { restored } else { unless_refused(restored, nic) } {

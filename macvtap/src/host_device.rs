@@ -20,7 +20,7 @@ use crate::device_id::DeviceId;
 use crate::give_back;
 use crate::kernel::{Home, Kernel, Place};
 use crate::kubelet_id;
-use crate::link::{self, BadIfName, Change, IfName, Link, NicLink, Settings};
+use crate::link::{self, BadIfName, Change, IfName, Link, NicLink};
 use crate::links::Links;
 use crate::lock::{self, Lock, LockError};
 use crate::mac::MacAddr;
@@ -256,14 +256,14 @@ impl<K: Kernel> Taking<'_, K> {
         let node = self.kernel.node_links();
         let wanted = [
             // First and alone: few drivers change the address of a link that is up.
-            Settings { up: Some(false), ..Settings::default() },
-            Settings { alias: Some(&name), ..Settings::default() },
-            Settings {
+            Change::up(false),
+            Change { alias: Some(&name), ..Change::default() },
+            Change {
                 mac: self.request.mac,
                 mtu: self.request.mtu,
                 promiscuous: Some(self.request.promiscuous),
                 all_multicast: Some(self.request.all_multicast),
-                ..Settings::default()
+                ..Change::default()
             },
         ];
         for wanted in wanted {

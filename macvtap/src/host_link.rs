@@ -7,7 +7,7 @@
 use crate::file::FileError;
 use crate::fit::{self, UnfitError};
 use crate::kernel::{Home, Kernel, Place, Rtnl};
-use crate::link::{By, Change, IfName, Link, Move, Settings};
+use crate::link::{By, Change, IfName, Link, Move};
 use crate::links::Links;
 use crate::mac::MacAddr;
 use crate::netlink::NetlinkError;
@@ -182,12 +182,12 @@ impl Moving<'_> {
         self.progress = Progress::Touched;
         let index = self.before.index;
         let request = &self.request;
-        let settings = Settings {
+        let settings = Change {
             mac: request.mac,
             mtu: request.mtu,
             promiscuous: request.promiscuous,
             up: Some(false),
-            ..Settings::default()
+            ..Change::default()
         };
         let what = format!("change {}", request.name);
         let changed = self.kernel.node_links().set(index, settings, &what);
@@ -210,12 +210,12 @@ impl Moving<'_> {
         let Some(link) = self.kernel.find(NODE, &By::Name(name.clone()))? else {
             return Err(MoveError::Missing(name));
         };
-        let as_before = Settings {
+        let as_before = Change {
             mac: self.before.device_mac(),
             mtu: Some(self.before.mtu),
             promiscuous: Some(self.before.promiscuous),
             up: Some(self.before.up),
-            ..Settings::default()
+            ..Change::default()
         };
         Ok(self.kernel.node_links().set(link.index, as_before, &format_args!("restore {name}"))?)
     }

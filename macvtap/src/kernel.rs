@@ -65,7 +65,7 @@ pub trait Kernel {
     /// Makes a link, down.
     fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError>;
     /// Changes a link in [`Home::Target`].
-    fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError>;
+    fn change(&mut self, index: u32, change: Change<'_>) -> Result<(), NetlinkError>;
     /// Turns off what IPv6 configures on a link in [`Home::Target`] without being asked: addresses that the kernel makes
     /// by itself, and addresses and routes that a router on the wire advertises.
     fn no_autoconfiguration(&mut self, index: u32, name: &str) -> Result<(), NetlinkError>;
@@ -276,7 +276,7 @@ impl Kernel for Rtnl {
         self.node.act(Kind::NewLink, &message, NLM_F_CREATE | NLM_F_EXCL, &what)
     }
 
-    fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError> {
+    fn change(&mut self, index: u32, change: Change<'_>) -> Result<(), NetlinkError> {
         let message = link::change(index, change);
         let what = format_args!("{change} link with index {index}");
         self.socket(Home::Target).act(Kind::SetLink, &message, 0, &what)

@@ -6,8 +6,7 @@ mod nic;
 pub(crate) mod value;
 
 pub use message::{
-    change, create_macvtap, create_veth, delete, get, get_all, no_ipv6_address, remove_names, settings,
-    transfer,
+    change, create_macvtap, create_veth, delete, get, get_all, no_ipv6_address, remove_names, transfer,
 };
 pub use name::{BadIfName, IfName};
 pub use nic::NicLink;
@@ -123,22 +122,9 @@ pub struct Veth {
     pub peer: IfName,
 }
 
-/// What is done to a link after it was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Another address; the link is down.
-    Mac(MacAddr),
-    /// Another MTU.
-    Mtu(u32),
-    /// Administratively up.
-    Up,
-    /// Administratively down.
-    Down,
-}
-
 /// What is changed of a link; absent: as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settings<'a> {
+pub struct Change<'a> {
     /// Its name.
     pub name: Option<&'a IfName>,
     /// Its address.
@@ -181,14 +167,35 @@ pub enum By {
     Name(IfName),
 }
 
-impl fmt::Display for Change {
+impl Change<'_> {
+    /// A change of the administrative state.
+    #[must_use]
+    pub fn up(up: bool) -> Self {
+        Self { up: Some(up), ..Self::default() }
+    }
+
+    /// A change of the address; the link is down.
+    #[must_use]
+    pub fn mac(mac: MacAddr) -> Self {
+        Self { mac: Some(mac), ..Self::default() }
+    }
+
+    /// A change of the MTU.
+    #[must_use]
+    pub fn mtu(mtu: u32) -> Self {
+        Self { mtu: Some(mtu), ..Self::default() }
+    }
+}
+
+impl fmt::Display for Change<'_> {
     /// The beginning of "... link with index 7".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Mac(mac) => write!(f, "set MAC address {mac} of"),
-            Self::Mtu(mtu) => write!(f, "set MTU {mtu} of"),
-            Self::Up => f.write_str("set up"),
-            Self::Down => f.write_str("set down"),
+            Self { mac: Some(mac), .. } => write!(f, "set MAC address {mac} of"),
+            Self { mtu: Some(mtu), .. } => write!(f, "set MTU {mtu} of"),
+            Self { up: Some(true), .. } => f.write_str("set up"),
+            Self { up: Some(false), .. } => f.write_str("set down"),
+            _ => f.write_str("change"),
         }
     }
 }

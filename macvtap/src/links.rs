@@ -1,7 +1,7 @@
 //! The steps on the links of one namespace that only whole NICs need.
 
 use crate::host_ties;
-use crate::link::{self, Move, NicLink, Settings};
+use crate::link::{self, Change, Move, NicLink};
 use crate::netlink::{Kind, NetlinkError, Socket};
 use crate::netns::NetnsId;
 use netlink_packet_route::AddressFamily;
@@ -14,7 +14,7 @@ pub trait Links {
     /// Returns all links with what distinguishes NICs.
     fn nics(&mut self) -> Result<Vec<NicLink>, NetlinkError>;
     /// Changes what is set of a link.
-    fn set(&mut self, index: u32, settings: Settings<'_>, what: &dyn Display) -> Result<(), NetlinkError>;
+    fn set(&mut self, index: u32, change: Change<'_>, what: &dyn Display) -> Result<(), NetlinkError>;
     /// Moves a link into another namespace.
     fn transfer(&mut self, to: Move<'_>, what: &dyn Display) -> Result<(), NetlinkError>;
     /// Takes other names from a link.
@@ -32,8 +32,8 @@ impl Links for Socket {
         list(self, None)
     }
 
-    fn set(&mut self, index: u32, settings: Settings<'_>, what: &dyn Display) -> Result<(), NetlinkError> {
-        self.act(Kind::SetLink, &link::settings(index, settings), 0, what)
+    fn set(&mut self, index: u32, change: Change<'_>, what: &dyn Display) -> Result<(), NetlinkError> {
+        self.act(Kind::SetLink, &link::change(index, change), 0, what)
     }
 
     fn transfer(&mut self, to: Move<'_>, what: &dyn Display) -> Result<(), NetlinkError> {

@@ -89,7 +89,7 @@ impl Pending for NewLink<'_> {
     fn up(&mut self) -> Result<(), CniError> {
         let mut candidates = 1..address::CANDIDATES;
         loop {
-            let taken = match self.attaching.change(Change::Up) {
+            let taken = match self.attaching.change(Change::up(true)) {
                 Err(error @ AttachError::Unfit(UnfitError::MacInUse { .. })) => error,
                 outcome => return Ok(outcome?),
             };
@@ -98,7 +98,7 @@ impl Pending for NewLink<'_> {
             let Some(mac) = next else { return Err(taken.into()) };
             info!(%mac, "derived MAC address was taken, next one used");
             self.attaching.wish_mac(mac);
-            self.attaching.change(Change::Mac(mac))?;
+            self.attaching.change(Change::mac(mac))?;
         }
     }
 
@@ -144,7 +144,7 @@ impl Pending for Taking<'_, Rtnl> {
     }
 
     fn up(&mut self) -> Result<(), CniError> {
-        Ok(self.change(Change::Up)?)
+        Ok(self.change(Change::up(true))?)
     }
 
     fn finish(self) -> Result<Link, CniError> {
@@ -198,7 +198,7 @@ impl Pending for HostLink<'_> {
     }
 
     fn up(&mut self) -> Result<(), CniError> {
-        Ok(self.moving.change(Change::Up)?)
+        Ok(self.moving.change(Change::up(true))?)
     }
 
     fn finish(self) -> Result<Link, CniError> {

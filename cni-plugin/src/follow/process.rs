@@ -147,7 +147,7 @@ impl Follower {
             Act::Take => mac,
             Act::Leave => away,
         };
-        let message = link::change(ifindex, Change::Mac(wanted));
+        let message = link::change(ifindex, Change::mac(wanted));
         let Err(error) = self.rtnl.act(Kind::SetLink, &message, 0, &format_args!("set MAC address {wanted}"))
         else {
             self.judge.succeeded();

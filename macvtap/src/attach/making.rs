@@ -93,13 +93,13 @@ impl<K: Kernel> Attaching<'_, K> {
     /// A new link in passthru mode takes its lower link's address, whatever the request that makes it says.
     fn address_in_passthru(&mut self) -> Result<(), AttachError> {
         match (self.request.link.mode, self.request.link.mac) {
-            (Mode::Passthru, Some(mac)) => self.change(Change::Mac(mac)),
+            (Mode::Passthru, Some(mac)) => self.change(Change::mac(mac)),
             _ => Ok(()),
         }
     }
 
     /// Changes the link.
-    pub fn change(&mut self, change: Change) -> Result<(), AttachError> {
+    pub fn change(&mut self, change: Change<'_>) -> Result<(), AttachError> {
         let changed = self.kernel.change(self.request.link.index, change);
         changed.map_err(|error| fit::explain(error, self.mac(), &self.request.lower_name))
     }

@@ -1,6 +1,6 @@
 //! The messages that ask for links, make them and change them. Pure: nothing here is sent.
 
-use super::{By, Change, IfName, Macvtap, Move, Settings, Veth};
+use super::{By, Change, IfName, Macvtap, Move, Veth};
 use crate::mode::Mode;
 use crate::netns::NetnsId;
 use netlink_packet_core::DefaultNla;
@@ -72,16 +72,16 @@ pub fn get_all(netns: Option<NetnsId>) -> LinkMessage {
     message
 }
 
-/// Changes what is set of one link of the socket's namespace.
-pub fn settings(index: u32, settings: Settings<'_>) -> LinkMessage {
+/// Changes one link of the socket's namespace.
+pub fn change(index: u32, change: Change<'_>) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     let flags = [
-        (settings.up, LinkFlags::Up),
-        (settings.promiscuous, LinkFlags::Promisc),
-        (settings.all_multicast, LinkFlags::Allmulti),
-        (settings.arp.map(|on| !on), LinkFlags::Noarp),
-        (settings.multicast, LinkFlags::Multicast),
+        (change.up, LinkFlags::Up),
+        (change.promiscuous, LinkFlags::Promisc),
+        (change.all_multicast, LinkFlags::Allmulti),
+        (change.arp.map(|on| !on), LinkFlags::Noarp),
+        (change.multicast, LinkFlags::Multicast),
     ];
     for (setting, flag) in flags {
         let Some(on) = setting else { continue };
@@ -89,11 +89,11 @@ pub fn settings(index: u32, settings: Settings<'_>) -> LinkMessage {
         message.header.flags.set(flag, on);
     }
     let attributes = &mut message.attributes;
-    attributes.extend(settings.name.map(|name| LinkAttribute::IfName(name.to_string())));
-    attributes.extend(settings.mac.map(|mac| LinkAttribute::Address(mac.octets().to_vec())));
-    attributes.extend(settings.mtu.map(LinkAttribute::Mtu));
+    attributes.extend(change.name.map(|name| LinkAttribute::IfName(name.to_string())));
+    attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.octets().to_vec())));
+    attributes.extend(change.mtu.map(LinkAttribute::Mtu));
     // Without a final zero, which would make an empty alias one of length 1.
-    let alias = settings.alias.map(|alias| DefaultNla::new(IFALIAS, alias.as_bytes().to_vec()));
+    let alias = change.alias.map(|alias| DefaultNla::new(IFALIAS, alias.as_bytes().to_vec()));
     attributes.extend(alias.map(LinkAttribute::Other));
     message
 }
@@ -119,23 +119,8 @@ pub fn remove_names(index: u32, names: &[&[u8]]) -> LinkMessage {
     message
 }
 
-/// Changes one link in the namespace of the socket.
-pub fn change(index: u32, change: Change) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    match change {
-        Change::Mac(mac) => message.attributes.push(LinkAttribute::Address(mac.octets().to_vec())),
-        Change::Mtu(mtu) => message.attributes.push(LinkAttribute::Mtu(mtu)),
-        Change::Up | Change::Down => {
-            message.header.flags = if change == Change::Up { LinkFlags::Up } else { LinkFlags::empty() };
-            message.header.change_mask = LinkFlags::Up;
-        }
-    }
-    message
-}
-
 /// Stops the kernel from giving one link in the namespace of the socket an IPv6 address of its own. Cannot be part of the
-/// request that makes the link (`EAFNOSUPPORT`), and comes too late together with [`Change::Up`].
+/// request that makes the link (`EAFNOSUPPORT`), and comes too late together with [`Change::up`].
 pub fn no_ipv6_address(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;

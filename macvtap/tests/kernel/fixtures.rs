@@ -4,7 +4,7 @@ use crate::support::{Holder, Node};
 use macvtap::attach::{self, AttachError, Attached, Begun, Repeat, Request};
 use macvtap::file::FileError;
 use macvtap::kernel::{Home, Kernel, NewLink, OpenError, Place, Rtnl};
-use macvtap::link::{By, Change, IfName, Link, Macvtap, Move, NicLink, Settings};
+use macvtap::link::{By, Change, IfName, Link, Macvtap, Move, NicLink};
 use macvtap::links::Links;
 use macvtap::mode::Mode;
 use macvtap::netlink::{NetlinkError, Socket};
@@ -73,8 +73,8 @@ impl Links for FaultyLinks {
     fn nics(&mut self) -> Result<Vec<NicLink>, NetlinkError> {
         self.counter.netlink("nics").and_then(|()| self.socket.nics())
     }
-    fn set(&mut self, index: u32, settings: Settings<'_>, what: &dyn Display) -> Result<(), NetlinkError> {
-        self.counter.netlink("set").and_then(|()| self.socket.set(index, settings, what))
+    fn set(&mut self, index: u32, change: Change<'_>, what: &dyn Display) -> Result<(), NetlinkError> {
+        self.counter.netlink("set").and_then(|()| self.socket.set(index, change, what))
     }
     fn transfer(&mut self, to: Move<'_>, what: &dyn Display) -> Result<(), NetlinkError> {
         self.counter.netlink("transfer").and_then(|()| self.socket.transfer(to, what))
@@ -119,7 +119,7 @@ impl Kernel for Faulty {
     fn create(&mut self, home: Home, link: NewLink<'_>) -> Result<(), NetlinkError> {
         self.netlink("create").and_then(|()| self.kernel.create(home, link))
     }
-    fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError> {
+    fn change(&mut self, index: u32, change: Change<'_>) -> Result<(), NetlinkError> {
         self.netlink("change").and_then(|()| self.kernel.change(index, change))
     }
     fn no_autoconfiguration(&mut self, index: u32, name: &str) -> Result<(), NetlinkError> {
@@ -192,7 +192,7 @@ pub(super) fn attach(
         Begun::New(mut attaching) => {
             attaching.create_link()?;
             attaching.no_autoconfiguration()?;
-            attaching.change(Change::Up)?;
+            attaching.change(Change::up(true))?;
             attaching.finish()
         }
     }

@@ -35,7 +35,7 @@ fn take(node: &Node, pod: &Holder, kernel: &mut impl Kernel) -> Result<Link, Tak
         TakeBegun::New(mut taking) => {
             taking.move_in()?;
             taking.no_autoconfiguration()?;
-            taking.change(Change::Up)?;
+            taking.change(Change::up(true))?;
             taking.finish()
         }
     }

@@ -3,7 +3,7 @@
 
 use macvtap::file::FileError;
 use macvtap::kernel::{Home, Kernel, NewLink, OpenError, Place};
-use macvtap::link::{By, Carrier, Change, IfName, Link, Move, NicLink, Settings};
+use macvtap::link::{By, Carrier, Change, IfName, Link, Move, NicLink};
 use macvtap::links::Links;
 use macvtap::netlink::NetlinkError;
 use macvtap::netns::NetnsId;
@@ -230,7 +230,7 @@ impl Links for NoNics {
     fn nics(&mut self) -> Result<Vec<NicLink>, NetlinkError> {
         Self::none()
     }
-    fn set(&mut self, _: u32, _: Settings<'_>, _: &dyn Display) -> Result<(), NetlinkError> {
+    fn set(&mut self, _: u32, _: Change<'_>, _: &dyn Display) -> Result<(), NetlinkError> {
         Self::none()
     }
     fn transfer(&mut self, _: Move<'_>, _: &dyn Display) -> Result<(), NetlinkError> {
@@ -321,16 +321,12 @@ impl Kernel for Hands<'_> {
         Ok(())
     }
 
-    fn change(&mut self, index: u32, change: Change) -> Result<(), NetlinkError> {
+    fn change(&mut self, index: u32, change: Change<'_>) -> Result<(), NetlinkError> {
         self.call("change")?;
         let wired = self.machine.links.get_mut(&(self.target, index));
         let link = &mut wired.ok_or_else(|| refused("change", Errno::NODEV))?.link;
-        match change {
-            Change::Up => link.up = true,
-            Change::Down => link.up = false,
-            Change::Mtu(mtu) => link.mtu = mtu,
-            Change::Mac(_) => {}
-        }
+        link.up = change.up.unwrap_or(link.up);
+        link.mtu = change.mtu.unwrap_or(link.mtu);
         Ok(())
     }
 

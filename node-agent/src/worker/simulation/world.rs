@@ -329,7 +329,7 @@ fn attach(paths: &Paths, hands: &mut Hands<'_>, request: Request) -> bool {
         Ok(Begun::New(mut attaching)) => attaching
             .create_link()
             .and_then(|()| attaching.no_autoconfiguration())
-            .and_then(|()| attaching.change(Change::Up))
+            .and_then(|()| attaching.change(Change::up(true)))
             .and_then(|()| attaching.finish()),
         Err(_) => return false,
     };
