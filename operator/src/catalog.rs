@@ -72,8 +72,8 @@ impl Nodes {
 }
 
 impl Catalog {
-    /// Works out what these pools come to. What nodes were sent of one whose selectors are invalid stays as it was, as
-    /// with one that cannot be read: a slip of the hand takes no devices away.
+    /// Works out what these pools come to. What nodes were sent of one whose selectors are invalid, or that has lost its
+    /// finalizer, stays as it was, as with one that cannot be read: a slip of the hand takes no devices away.
     pub fn new<'p>(pools: impl Iterator<Item = &'p MacvtapResourcePool> + Clone) -> Self {
         let verdicts = judge(pools.clone());
         let verdicts: BTreeMap<String, _> =
@@ -81,7 +81,7 @@ impl Catalog {
         let mut active: Vec<_> = pools
             .clone()
             .filter(|pool| pool.metadata.deletion_timestamp.is_none())
-            .filter(|pool| pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER))
+            .filter(|pool| has_finalizer(pool))
             .filter(|pool| matches!(verdicts.get(&pool.name_any()), Some(Ok(()))))
             .collect();
         active.sort_by_key(|pool| (pool.creation_timestamp(), pool.name_any()));
@@ -95,11 +95,16 @@ impl Catalog {
                 Some(ActivePool { nodes, entry: Arc::new(entry_of(pool)), staged, age })
             })
             .collect();
-        let meaningless = |pool: &&MacvtapResourcePool| {
+        let is_frozen = |pool: &&MacvtapResourcePool| {
             pool.metadata.deletion_timestamp.is_none()
-                && matches!(verdicts.get(&pool.name_any()), Some(Err(Rejection::InvalidSelector { .. })))
+                && match verdicts.get(&pool.name_any()) {
+                    // Whoever replaces a pool as a whole removes the finalizer, which then comes back.
+                    None | Some(Ok(())) => !has_finalizer(pool),
+                    Some(Err(Rejection::InvalidSelector { .. })) => true,
+                    Some(Err(Rejection::ResourceNameConflict { .. })) => false,
+                }
         };
-        let frozen = pools.clone().filter(meaningless).filter_map(ResourceExt::uid).collect();
+        let frozen = pools.clone().filter(is_frozen).filter_map(ResourceExt::uid).collect();
         let released = pools.filter_map(|pool| Released::new(&pool.metadata));
         Self { active, verdicts, released: released.collect(), frozen }
     }
@@ -132,6 +137,10 @@ impl Catalog {
     pub fn released(&self, uid: &str, node: &str) -> bool {
         self.released.iter().any(|released| released.uid == uid && released.nodes.contains(node))
     }
+}
+
+fn has_finalizer(pool: &MacvtapResourcePool) -> bool {
+    pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER)
 }
 
 /// The nodes that a pool being deleted does not wait for.
@@ -176,6 +185,18 @@ mod tests {
         let catalog = Catalog::new([&pool("strange", json!({})), &conflicting].into_iter());
         assert!(!catalog.frozen("uid-late"));
         assert!(!Catalog::new([&deleted(strange)].into_iter()).frozen("uid-strange"));
+    }
+
+    #[test]
+    fn a_pool_that_was_replaced_without_its_finalizer_stays_on_its_nodes_until_it_has_it_again() {
+        let mut replaced = pool("dp", json!({}));
+        replaced.metadata.finalizers = None;
+        let catalog = Catalog::new([&replaced].into_iter());
+        assert!(catalog.active.is_empty() && catalog.frozen("uid-dp"));
+        assert!(!Catalog::new([&deleted(replaced.clone())].into_iter()).frozen("uid-dp"));
+        let older = created(pool("older", json!({"resourceName": "dp"})), 1);
+        let younger = created(replaced, 5);
+        assert!(!Catalog::new([&older, &younger].into_iter()).frozen("uid-dp"));
     }
 
     #[test]
