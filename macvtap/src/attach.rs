@@ -125,9 +125,13 @@ fn begin_locked<'k, K: Kernel>(
         if claim == Claim::TakeOver {
             info!(from = %claim::describe(&existing.holder), "device taken over");
         }
-        detach::remove_parts(paths, kernel, existing)?;
-        // The noted pods held that link.
-        tap_pods::forget(paths, &request.device).map_err(RecordError::from)?;
+        if is_spare(existing) {
+            detach::remove_link(paths, kernel, existing)?;
+        } else {
+            detach::remove_parts(paths, kernel, existing)?;
+            // The noted pods held that link.
+            tap_pods::forget(paths, &request.device).map_err(RecordError::from)?;
+        }
     }
     let record = Attachment {
         version: record::VERSION,
@@ -150,9 +154,16 @@ fn begin_locked<'k, K: Kernel>(
         request,
         record,
         is_repeat: claim == Claim::Again,
+        spare: existing.filter(|existing| is_spare(existing)).cloned(),
         progress: Progress::Recorded,
         _lock: lock,
     })))
+}
+
+/// Whether a device that is taken over was its pod's without a network: a container that runs has its node, with its
+/// number. No other holder gets such a device.
+fn is_spare(existing: &Attachment) -> bool {
+    existing.holder == Holder::Host
 }
 
 /// Notes the pod of a link that exists. The kubelet's word about the owner replaces what was noted, a guess does not.

@@ -246,6 +246,16 @@ pub(crate) fn remove_parts<K: Kernel>(
     }
     // Before the link is deleted: the next holder of its minor must not find it reserved by a dead pod.
     records::release_tap(paths, record).map_err(|source| DetachError::Record { device: device(), source })?;
+    remove_link(paths, kernel, record)
+}
+
+/// Removes link and node of a macvtap's record, whose tap number stays reserved.
+pub(crate) fn remove_link<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    record: &Attachment,
+) -> Result<(), DetachError> {
+    let device = || record.device.clone();
     let deleted = link_of(kernel, record).and_then(|found| match found {
         Some((place, link)) => kernel.delete(place, link.index),
         None => Ok(()),

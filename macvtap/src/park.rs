@@ -15,12 +15,16 @@ use crate::records::{self, RecordError};
 use crate::table::PLACEHOLDER_IFINDEX_FIRST;
 use crate::tap::TapError;
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 
 /// The ends of the cable under the placeholders.
 const CABLE: [&str; 2] = ["mvtpark-a", "mvtpark-b"];
 
 /// Name of a placeholder without its minor.
 const PREFIX: &str = "mvtpark";
+
+/// Lowest minor that the kernel gives (`tap_get_minor` of `drivers/net/tap.c`).
+const MINOR_MIN: u32 = 1;
 
 /// Highest minor: the kernel has 20 bits for it.
 const MINOR_MAX: u32 = 0xf_ffff;
@@ -83,6 +87,29 @@ pub(crate) fn park<K: Kernel>(kernel: &mut K, number: DeviceNumber) -> Result<()
         kernel.delete(NODE, placeholder.index)?;
     }
     got?;
+    Ok(())
+}
+
+/// Makes a number the lowest that is free, if no other link has it: removes its placeholder, and makes one for each free
+/// minor below, whose index is noted in `below`. The caller holds the node-wide lock.
+pub(crate) fn make_lowest<K: Kernel>(
+    kernel: &mut K,
+    number: DeviceNumber,
+    below: &mut Vec<u32>,
+) -> Result<(), ParkError> {
+    let keeper = kernel.find(NODE, &By::Index(placeholder_index(number)?))?;
+    let name = placeholder_name(number)?;
+    if let Some(keeper) = keeper.filter(|link| link.is_macvtap() && link.name == name.as_str()) {
+        kernel.delete(NODE, keeper.index)?;
+    }
+    let taps = kernel.taps().map_err(ParkError::List)?.into_iter();
+    let taken: BTreeSet<u32> =
+        taps.filter(|(tap, _)| tap.major == number.major).map(|(tap, _)| tap.minor).collect();
+    for minor in (MINOR_MIN..number.minor).filter(|minor| !taken.contains(minor)) {
+        let free = DeviceNumber { minor, ..number };
+        below.push(placeholder_index(free)?);
+        park(kernel, free)?;
+    }
     Ok(())
 }
 

@@ -9,8 +9,12 @@ use crate::link::IfName;
 use crate::lock::LockError;
 use crate::netlink::NetlinkError;
 use crate::park::ParkError;
+use crate::record::DeviceNumber;
 use crate::records::RecordError;
 use crate::tap::TapError;
+
+/// How often a link is created for a certain number, which another process on the machine can take meanwhile.
+pub(super) const NUMBER_ROUNDS: u32 = 8;
 
 /// How many minors in a row may be taken by pods that lost their links before an ADD is aborted.
 pub(super) const MINOR_ROUNDS: u32 = 64;
@@ -72,6 +76,16 @@ pub enum AttachError {
         ifindex: u32,
         /// Who has it.
         taken_by: String,
+    },
+    /// The number that a running container knows the tap by is another link's.
+    #[error(
+        "tap number {number} of device {device}, by which a container of the pod knows it, is not free any more; delete the pod"
+    )]
+    NumberTaken {
+        /// The device.
+        device: DeviceId,
+        /// Its number.
+        number: DeviceNumber,
     },
     /// Every minor tried belongs to a pod that lost its link.
     #[error("{MINOR_ROUNDS} tap minors in a row belong to pods that lost their links; delete those pods")]

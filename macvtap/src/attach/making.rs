@@ -1,6 +1,6 @@
 //! The link in the making, until everything is in place or undone.
 
-use super::error::{AttachError, MINOR_ROUNDS};
+use super::error::{AttachError, MINOR_ROUNDS, NUMBER_ROUNDS};
 use super::request::{Attached, Request, TARGET};
 use crate::fit::{self, UnfitError};
 use crate::kernel::{Home, Kernel, NewLink, Place};
@@ -10,9 +10,10 @@ use crate::mac::MacAddr;
 use crate::mode::Mode;
 use crate::park;
 use crate::paths::Paths;
-use crate::record::{Attachment, State};
-use crate::records;
+use crate::record::{Attachment, DeviceNumber, State};
+use crate::records::{self, RecordError};
 use crate::tap::Node;
+use crate::tap_pods;
 use rustix::io::Errno;
 use tracing::{info, warn};
 
@@ -24,6 +25,8 @@ pub struct Attaching<'k, K: Kernel> {
     pub(super) request: Request,
     pub(super) record: Attachment,
     pub(super) is_repeat: bool,
+    /// The record of the device that its pod had without a network, where that gets one now.
+    pub(super) spare: Option<Attachment>,
     pub(super) progress: Progress,
     /// Held until everything is undone or done.
     pub(super) _lock: Lock,
@@ -72,6 +75,10 @@ impl<K: Kernel> Attaching<'_, K> {
             self.check_lower()?;
         }
         let _lock = lock::node(self.paths)?;
+        if let Some(number) = self.spare.as_ref().and_then(|spare| spare.tap) {
+            self.create_numbered(number)?;
+            return self.address_in_passthru();
+        }
         for _ in 0..MINOR_ROUNDS {
             self.try_create()?;
             self.progress = Progress::Linked;
@@ -88,6 +95,37 @@ impl<K: Kernel> Attaching<'_, K> {
             park::park(self.kernel, tap)?;
         }
         Err(AttachError::NoFreeMinor)
+    }
+
+    /// Makes the link with the number that a running container has a node of: with another one its tap could not be opened,
+    /// and the container could open the next link with the old one. The kernel gives the lowest free minor, so for this
+    /// moment placeholders have those below.
+    fn create_numbered(&mut self, number: DeviceNumber) -> Result<(), AttachError> {
+        let mut below = Vec::new();
+        let made = self.try_numbered(number, &mut below);
+        for index in below {
+            // One that stays keeps nobody from anything, and the agent removes it.
+            if let Err(error) = self.kernel.delete(Place::Home(Home::Node), index) {
+                warn!(%error, "placeholder for a tap minor left behind");
+            }
+        }
+        made
+    }
+
+    fn try_numbered(&mut self, number: DeviceNumber, below: &mut Vec<u32>) -> Result<(), AttachError> {
+        let link = (self.request.link.name.clone(), self.request.link.index);
+        for _ in 0..NUMBER_ROUNDS {
+            park::make_lowest(self.kernel, number, below)?;
+            self.try_create()?;
+            self.progress = Progress::Linked;
+            if self.kernel.tap(Home::Target, &link.0, link.1)? == number {
+                self.record.tap = Some(number);
+                return Ok(());
+            }
+            self.kernel.delete(TARGET, link.1)?;
+            self.progress = Progress::Recorded;
+        }
+        Err(AttachError::NumberTaken { device: self.request.device.clone(), number })
     }
 
     /// A new link in passthru mode takes its lower link's address, whatever the request that makes it says.
@@ -141,6 +179,9 @@ impl<K: Kernel> Attaching<'_, K> {
         self.record.state = State::Attached;
         records::write(self.paths, &self.record)?;
         self.progress = Progress::Finished;
+        if self.spare.is_some() {
+            tap_pods::forget(self.paths, &self.record.device).map_err(RecordError::from)?;
+        }
         Ok(Attached { link, tap: number })
     }
 
@@ -215,7 +256,12 @@ impl<K: Kernel> Drop for Attaching<'_, K> {
             // The record stays: by it the rest is found.
             return;
         }
-        if let Err(error) = records::remove(self.paths, &self.record) {
+        let undone = match &self.spare {
+            // Without its link, but its container still has the number.
+            Some(spare) => records::write(self.paths, spare),
+            None => records::remove(self.paths, &self.record),
+        };
+        if let Err(error) = undone {
             warn!(device = %self.record.device, %error, "attachment record left behind");
         }
     }

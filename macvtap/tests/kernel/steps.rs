@@ -6,7 +6,8 @@ use macvtap::attach::{self, AttachError};
 use macvtap::detach;
 use macvtap::kernel::Rtnl;
 use macvtap::netns::Netns;
-use macvtap::record::Holder as RecordHolder;
+use macvtap::record::{Attachment, Holder as RecordHolder};
+use macvtap::records;
 use macvtap::tap_pods::{self, PodName, TapNote, TapPods};
 
 fn pod_name(name: &str) -> PodName {
@@ -108,6 +109,42 @@ fn the_pods_of_a_tap_are_noted_with_its_link_and_forgotten_with_its_record() {
     assert_eq!(start(Some(&owner)), Some(owner));
     attach_in(&node, 2, &pod, "vm").unwrap();
     assert_eq!(noted(), None, "the device is a network's by now");
+}
+
+#[test]
+fn a_spare_device_keeps_the_number_that_its_container_knows_also_when_a_step_fails() {
+    let Some((node, [before, pod])) = node_and_pods() else { return };
+    let (paths, device) = (node.paths(), "dataplaneMvp2".parse().unwrap());
+    // Its minor is below the spare's, and free when that gets its network.
+    attach_in(&node, 0, &before, "before").unwrap();
+    let spare = request(&node, 2, None);
+    let of_vm = TapNote::from(TapPods::Owner(pod_name("vm")));
+    let tap_only = || attach::tap_only(&paths, &mut Rtnl::node().unwrap(), spare, Some(&of_vm));
+    let number = node.inside(tap_only).unwrap().unwrap().tap;
+    node.inside(|| {
+        let of_before = |record: &Attachment| record.holder != RecordHolder::Host;
+        let device = "dataplaneMvp0".parse().unwrap();
+        detach::detach(&paths, &mut Rtnl::node().unwrap(), &device, of_before).unwrap();
+    });
+    for fail_at in 1..200 {
+        let request = request(&node, 2, Some((&pod, "vm")));
+        let attached = node.inside(|| {
+            let kernel = Rtnl::with_pod(Netns::open(&pod.netns()).unwrap()).unwrap();
+            attach(&node, request, &mut Faulty::new(kernel, fail_at))
+        });
+        if let Ok(attached) = attached {
+            assert!(fail_at > 8, "{fail_at}: the steps were not all tried");
+            assert_eq!(attached.tap, number, "a container has the node of another number");
+            assert_eq!(tap_pods::read(&paths, &device), None);
+            return;
+        }
+        let record = records::with_tap(&paths, number).unwrap().expect("the number is anybody's");
+        assert_eq!((record.device, record.tap), (device.clone(), Some(number)), "call {fail_at}");
+        if record.holder == RecordHolder::Host {
+            assert_eq!(tap_pods::read(&paths, &device), Some(of_vm.clone()), "call {fail_at}");
+        }
+    }
+    panic!("it never succeeded");
 }
 
 #[test]
