@@ -37,6 +37,20 @@ use tracing::info;
 /// RFC 8200, 5.
 const IPV6_MTU_MIN: u32 = 1280;
 
+/// A link in the namespace of the node must not answer for the node's addresses, which the kernel does on every link: what
+/// neighbours then send to the link is the guest's as soon as that has opened the tap. A guest's ARP is not concerned.
+const WITHOUT_ARP: Change<'_> = Change {
+    arp: Some(false),
+    name: None,
+    mac: None,
+    mtu: None,
+    promiscuous: None,
+    all_multicast: None,
+    multicast: None,
+    alias: None,
+    up: None,
+};
+
 /// How [`begin`] found the device.
 #[derive(Debug)]
 pub enum Begun<'k, K: Kernel> {
@@ -89,17 +103,18 @@ pub fn tap_only<K: Kernel>(
             noted.map_err(RecordError::from)?;
             attaching.create_link()?;
             attaching.no_autoconfiguration()?;
-            attaching.change(Change::up(true))?;
+            attaching.change(Change { up: Some(true), ..WITHOUT_ARP })?;
             attaching.finish().map(Some)
         }
     }
 }
 
-/// Turns off IPv6 autoconfiguration of a link without a network, if it is there.
+/// Turns off IPv6 autoconfiguration and ARP of a link without a network, if it is there.
 pub fn ignore_routers<K: Kernel>(kernel: &mut K, record: &Attachment) -> Result<(), AttachError> {
     match detach::link_of(kernel, record)? {
         Some((_, link)) if record.holder == Holder::Host => {
-            Ok(kernel.no_autoconfiguration(link.index, &link.name)?)
+            kernel.no_autoconfiguration(link.index, &link.name)?;
+            Ok(kernel.change(link.index, WITHOUT_ARP)?)
         }
         Some(_) | None => Ok(()),
     }

@@ -73,6 +73,13 @@ fn a_pod_that_only_has_the_tap_gets_its_link_once_and_never_a_lost_one() {
     );
     let accepted = node.sh(&format!("cat /proc/sys/net/ipv6/conf/{}/accept_ra", made.link.name));
     assert_eq!(accepted.trim(), "0", "a router on the wire configures the node");
+    let flags = || node.sh(&format!("ip link show dev {}", made.link.name));
+    assert!(flags().contains("NOARP"), "it answers for the node's addresses");
+    // As release 0.1.0 made it.
+    node.sh(&format!("ip link set {} arp on", made.link.name));
+    let record = records::read(&paths, &"dataplaneMvp2".parse().unwrap()).unwrap().unwrap();
+    node.inside(|| attach::ignore_routers(&mut Rtnl::node().unwrap(), &record)).unwrap();
+    assert!(flags().contains("NOARP"), "one of an earlier release answers for the node's addresses");
     assert_eq!(prepare().unwrap(), None, "a second start of the container made another link");
     node.sh(&format!("ip link del {}", made.link.name));
     assert!(matches!(prepare(), Err(AttachError::LinkLost { .. })));
