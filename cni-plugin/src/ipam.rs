@@ -34,6 +34,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
+/// The codes of a plugin that is older than GC and STATUS (Debian's set): it does not know the version, misses a container, for
+/// it asks for one whatever the command is, or does not know the command.
+const OLDER: [u64; 3] = [Code::IncompatibleVersion as u64, 3, Code::Environment as u64];
+
 /// Between two tries while kube-ovn's daemon is away.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -269,10 +273,7 @@ impl<'c> Delegate<'c> {
             return Ok(());
         }
         match self.run_as(command, &[], version, self.deadline()) {
-            // One that is older does not know the version, or not even the command (Debian's set).
-            Err(Failed { code: Some(code), error, .. })
-                if code == Code::IncompatibleVersion as u64 || code == Code::Environment as u64 =>
-            {
+            Err(Failed { code: Some(code), error, .. }) if OLDER.contains(&code) => {
                 debug!(%error, "plugin is older than the command");
                 Ok(())
             }

@@ -120,6 +120,20 @@ fn a_gc_whose_list_is_empty_in_gos_way_keeps_nothing() {
 }
 
 #[test]
+fn a_plugin_that_is_older_than_gc_and_status_fails_neither() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let call = Call::new(&node, &pod, "c1").with(json!({"cniVersion": "1.1.0", "ipam": host_local()}));
+    call.ok("ADD");
+    // As the reference library calls them.
+    let names = ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS"];
+    let without = names.into_iter().fold(call, Call::without);
+    without.ok("STATUS");
+    without.with(json!({"cni.dev/valid-attachments": []})).ok("GC");
+    assert_eq!((record(&node, 0), link(&pod)), (None, Value::Null));
+    assert_eq!(node.sh("ls /run/leases/dataplane | grep '^10' || true"), "", "its lease is kept");
+}
+
+#[test]
 fn the_newest_plugins_have_gc_and_status_too() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let call = Call::new(&node, &pod, "c1").var("CNI_PATH", programs().to_str().unwrap());
