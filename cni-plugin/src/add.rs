@@ -4,10 +4,9 @@
 //! configuration -> device table -> IPAM plugin found -> record -> lease -> link in the pod, down
 //!   -> addresses -> UP -> routes -> node, report
 //! ```
-//! One procedure ([`attach`]) for each kind of link ([`Pending`]). An IPAM plugin that asks the network for addresses
+//! One procedure ([`serve`]) for each kind of link ([`Pending`]). An IPAM plugin that asks the network for addresses
 //! (dhcp) is run when the link is up. Whatever fails, what was done before is undone: the link first, then the lease.
 
-mod pending;
 mod raise;
 
 use crate::config::Network;
@@ -18,10 +17,12 @@ use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Interface};
 use crate::target::{self, Target};
 use crate::{Call, address};
-use macvtap::attach::{self, Begun, Repeat, Request};
+use macvtap::attach::{self, AttachError, Begun, Pending, Repeat, Request};
+use macvtap::claim::ClaimError;
 use macvtap::device_id::DeviceId;
+use macvtap::fit::{UnfitError, UnfitHostLink, UnfitNic};
 use macvtap::host_device;
-use macvtap::host_link::{self, MoveError};
+use macvtap::host_link;
 use macvtap::kernel::{OpenError, Rtnl};
 use macvtap::link::{IfName, Link, Macvtap};
 use macvtap::mode::Mode;
@@ -29,7 +30,6 @@ use macvtap::netns::{self, Netns, NetnsError, NetnsId};
 use macvtap::pci::PciAddress;
 use macvtap::record::Holder;
 use macvtap::table::{Device, DeviceTable, Owner};
-use pending::{HostLink, NewLink, Pending};
 use tracing::warn;
 
 /// What every kind of link needs to be attached.
@@ -41,6 +41,8 @@ struct Adding<'a> {
     note: Note,
     holder: Holder,
     netns_id: Option<NetnsId>,
+    /// What should follow its guest, if anything, and its device.
+    following: Option<(DeviceId, Following)>,
 }
 
 /// Serves ADD.
@@ -58,10 +60,10 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
     }
     let netns_id = kernel.pod_id().map_err(|error| CniError::from_chain(Code::Attach, &error))?;
     let note = Note::about(&call.paths, attachment);
-    let adding = Adding { call, attachment, network, delegate, note, holder, netns_id };
+    let mut adding = Adding { call, attachment, network, delegate, note, holder, netns_id, following: None };
     follow::mend(&call.paths);
     match target {
-        Target::Device(id, device) => add_macvtap(&adding, &mut kernel, id, &device),
+        Target::Device(id, device) => add_macvtap(&mut adding, &mut kernel, id, &device),
         Target::Nic(id, pci, device) => add_nic(&adding, &mut kernel, id, pci, &device),
         Target::HostLink(name) => add_host_link(&adding, &mut kernel, name, table.as_ref().ok()),
     }
@@ -78,22 +80,25 @@ fn user_namespace(id: &DeviceId) -> CniError {
 
 /// A macvtap is made for the pod.
 fn add_macvtap(
-    adding: &Adding<'_>,
+    adding: &mut Adding<'_>,
     kernel: &mut Rtnl,
     id: DeviceId,
     device: &Device<'_>,
 ) -> Result<CniResult, CniError> {
-    let Adding { call, attachment, network, .. } = adding;
     let Device { resource, link: lower, ifindex } = *device;
+    let following = Following::wanted(&adding.network, &adding.holder, lower, ifindex);
+    adding.following = following.map(|following| (id.clone(), following));
+    let Adding { call, attachment, network, following, .. } = &*adding;
+    let following = following.as_ref().map(|(_, following)| following);
     check_mode(network, &id, lower.mode)?;
     // In passthru mode the address of a device becomes the lower link's, which keeps its own unless asked otherwise.
-    let derived = match lower.mode {
-        Mode::Passthru => None,
-        Mode::Bridge | Mode::Vepa | Mode::Private => {
-            address::derived(&attachment.args.pod_uid, attachment.ifname.as_str(), 0)
-        }
+    let asked = following.map(|following| following.away).or(network.mac);
+    let candidates = match (asked, lower.mode) {
+        (None, Mode::Bridge | Mode::Vepa | Mode::Private) => 0..address::CANDIDATES,
+        (Some(_), _) | (None, Mode::Passthru) => 0..0,
     };
-    let following = Following::wanted(network, &adding.holder, lower, ifindex);
+    let (pod, ifname) = (&attachment.args.pod_uid, attachment.ifname.as_str());
+    let mut derived = candidates.filter_map(|n| address::derived(pod, ifname, n));
     let request = Request {
         device: id,
         holder: adding.holder.clone(),
@@ -105,25 +110,17 @@ fn add_macvtap(
             index: ifindex,
             name: attachment.ifname.clone(),
             mode: lower.mode,
-            mac: following.as_ref().map(|following| following.away).or(network.mac).or(derived),
+            mac: asked.or_else(|| derived.next()),
             mtu: network.mtu.or(resource.mtu),
             promiscuous: network.promiscuous.unwrap_or(resource.promiscuous),
             all_multicast: resource.all_multicast,
         },
-        also_mac: following.as_ref().map(|following| following.mac),
+        spare_macs: derived.collect(),
+        also_mac: following.map(|following| following.mac),
         owner: owner(network, resource.owner),
         repeat: repeat(network),
     };
-    match attach::begin(&call.paths, kernel, request)? {
-        Begun::Present(attached) => {
-            Ok(adding.report(&follow::reported(attached.link, following.as_ref()), None))
-        }
-        Begun::New(attaching) => {
-            let is_derived = network.mac.is_none() && derived.is_some();
-            let derived_for = is_derived.then_some(*attachment);
-            attach(NewLink { attaching: *attaching, derived_for, following, paths: &call.paths }, adding)
-        }
-    }
+    serve(attach::begin(&call.paths, kernel, request)?, adding)
 }
 
 /// A NIC of the node moves into the pod as a whole.
@@ -152,10 +149,7 @@ fn add_nic(
         all_multicast: resource.all_multicast,
         repeat: repeat(network),
     };
-    match host_device::begin(&call.paths, kernel, request)? {
-        host_device::TakeBegun::Present(link) => Ok(adding.report(&link, None)),
-        host_device::TakeBegun::New(taking) => attach(*taking, adding),
-    }
+    serve(host_device::begin(&call.paths, kernel, request)?, adding)
 }
 
 /// An existing macvtap of the node moves into the pod.
@@ -172,26 +166,31 @@ fn add_host_link(
         mac: network.mac,
         mtu: network.mtu,
         promiscuous: network.promiscuous,
+        owner: owner(network, Owner::default()),
     };
     match (host_link::begin(&call.paths, kernel, request), table) {
-        (Err(MoveError::Missing(name)), Some(table)) => {
+        (Err(AttachError::HostLink(UnfitHostLink::Missing(name))), Some(table)) => {
             // More likely a device that this node does not have.
             let id = name.as_str().parse().ok();
             let unknown = id.map(|id| target::unknown_device(&id, table));
-            Err(unknown.unwrap_or_else(|| MoveError::Missing(name).into()))
+            Err(unknown.unwrap_or_else(|| AttachError::from(UnfitHostLink::Missing(name)).into()))
         }
-        (moving, _) => attach(HostLink { moving: moving?, owner: owner(network, Owner::default()) }, adding),
+        (moving, _) => serve(Begun::New(Box::new(moving?)), adding),
     }
 }
 
-/// Attaches a link of any kind. When a step fails the link goes before the lease is given back, so that nobody else gets
+/// Attaches a link of any kind, unless it is there. When a step fails the link goes before the lease is given back, so that nobody else gets
 /// an address that is still in use; but for a plugin that gives it back through the link.
-fn attach(mut pending: impl Pending, adding: &Adding<'_>) -> Result<CniResult, CniError> {
+fn serve<P: Pending<Kernel = Rtnl>>(begun: Begun<P>, adding: &Adding<'_>) -> Result<CniResult, CniError> {
+    let mut pending = match begun {
+        Begun::Present(link) => return Ok(adding.report(link, None)),
+        Begun::New(pending) => *pending,
+    };
     let mut lease = None;
-    match raise::raise(&mut pending, adding, &mut lease) {
+    match raise::raise(&mut pending, adding, &mut lease).and_then(|()| adding.start_follower()) {
         Ok(()) => {
             let link = pending.finish()?;
-            Ok(adding.report(&link, lease.map(Lease::keep)))
+            Ok(adding.report(link, lease.map(Lease::keep)))
         }
         Err(error) => {
             let through_link = adding.delegate.as_ref().is_some_and(Delegate::needs_link);
@@ -206,7 +205,17 @@ fn attach(mut pending: impl Pending, adding: &Adding<'_>) -> Result<CniResult, C
 }
 
 impl Adding<'_> {
-    fn report(&self, link: &Link, lease: Option<CniResult>) -> CniResult {
+    /// Starts what follows the guest. Before the attachment is complete: one that cannot be followed is undone.
+    fn start_follower(&self) -> Result<(), CniError> {
+        match &self.following {
+            Some((device, following)) => follow::start(&self.call.paths, device, following)
+                .map_err(|error| CniError::from_chain(Code::Attach, &error)),
+            None => Ok(()),
+        }
+    }
+
+    fn report(&self, link: Link, lease: Option<CniResult>) -> CniResult {
+        let link = follow::reported(link, self.following.as_ref().map(|(_, following)| following));
         let mut result = self.network.prev_result.clone().unwrap_or_default();
         let interface = Interface {
             name: link.name.clone(),
@@ -295,4 +304,22 @@ pub(crate) fn open_error(error: &OpenError) -> CniError {
 fn netns_error(error: &NetnsError) -> CniError {
     let CniError { code, message, details } = CniError::from_chain(Code::Environment, error);
     CniError { code, message: format!("environment variable CNI_NETNS: {message}"), details }
+}
+
+impl From<AttachError> for CniError {
+    fn from(error: AttachError) -> Self {
+        let code = match &error {
+            AttachError::Unfit(UnfitError::MtuTooHigh { .. } | UnfitError::LowerKind { .. })
+            | AttachError::Nic(UnfitNic::MtuTooHigh { .. })
+            | AttachError::HostLink(_)
+            | AttachError::Claim(ClaimError::TwoNetworks { .. }) => Code::Config,
+            AttachError::Claim(ClaimError::InUse { .. })
+            | AttachError::Nic(UnfitNic::Missing { .. } | UnfitNic::Tied { .. })
+            | AttachError::LowerGone { .. }
+            | AttachError::LowerBusy { .. }
+            | AttachError::NoFreeMinor => Code::TryAgain,
+            _ => Code::Attach,
+        };
+        Self::from_chain(code, &error)
+    }
 }

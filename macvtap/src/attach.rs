@@ -1,29 +1,31 @@
-//! Attaching: the one procedure by which a device's link, node and record come to be, for a pod's network (the
-//! plugin's ADD) and for a pod that has only the tap (the agent).
+//! Attaching: how a link comes to be a pod's ([`Pending`]), and the one procedure by which a macvtap of a device, its node
+//! and its record come to be, for a pod's network (the plugin's ADD) and for a pod that has only the tap (the agent).
 //!
 //! ```text
 //! begin         lock the device, judge its record, record "Creating"
-//! create_link   node-wide lock: create the link down, refuse a minor that a record still names
-//! change        what the network needs; up comes last
+//! place         node-wide lock: create the link down, refuse a minor that a record still names
+//! up            after what the network needs
 //! finish        device node, read back, record "Attached"
 //! ```
 //! A value that is dropped before [`Attaching::finish`] succeeded undoes every step taken.
 
 mod error;
 mod making;
+mod pending;
 mod request;
 
 pub use crate::claim::Repeat;
 pub use error::AttachError;
 pub use making::Attaching;
-pub use request::{Attached, Request};
+pub use pending::{Begun, Pending};
+pub use request::Request;
 
 use crate::claim::{self, Claim};
 use crate::detach;
 use crate::device_id::DeviceId;
 use crate::kernel::{Home, Kernel};
 use crate::kubelet_id;
-use crate::link::Change;
+use crate::link::{Change, Link};
 use crate::lock::{self, Lock};
 use crate::netns::NetnsId;
 use crate::paths::Paths;
@@ -51,21 +53,12 @@ const WITHOUT_ARP: Change<'_> = Change {
     up: None,
 };
 
-/// How [`begin`] found the device.
-#[derive(Debug)]
-pub enum Begun<'k, K: Kernel> {
-    /// Free, or free now.
-    New(Box<Attaching<'k, K>>),
-    /// The same holder has it, as requested ([`Repeat::Keep`]).
-    Present(Attached),
-}
-
 /// Locks the device and records that a link is being made. Changes nothing when it fails.
 pub fn begin<'k, K: Kernel>(
     paths: &'k Paths,
     kernel: &'k mut K,
     request: Request,
-) -> Result<Begun<'k, K>, AttachError> {
+) -> Result<Begun<Attaching<'k, K>>, AttachError> {
     let lock = lock::device(paths, &request.device)?;
     let existing = records::read(paths, &request.device)?;
     begin_locked(paths, kernel, request, existing.as_ref(), lock)
@@ -78,7 +71,7 @@ pub fn tap_only<K: Kernel>(
     kernel: &mut K,
     request: Request,
     note: Option<&TapNote>,
-) -> Result<Option<Attached>, AttachError> {
+) -> Result<Option<Link>, AttachError> {
     let lock = lock::device(paths, &request.device)?;
     let existing = records::read(paths, &request.device)?;
     if let Some(record) = &existing {
@@ -93,7 +86,7 @@ pub fn tap_only<K: Kernel>(
         };
     }
     match begin_locked(paths, kernel, request, existing.as_ref(), lock)? {
-        Begun::Present(attached) => Ok(Some(attached)),
+        Begun::Present(link) => Ok(Some(link)),
         Begun::New(mut attaching) => {
             let device = &attaching.request.device;
             let noted = match note {
@@ -101,7 +94,7 @@ pub fn tap_only<K: Kernel>(
                 None => tap_pods::forget(paths, device),
             };
             noted.map_err(RecordError::from)?;
-            attaching.create_link()?;
+            attaching.place()?;
             attaching.no_autoconfiguration()?;
             attaching.change(Change { up: Some(true), ..WITHOUT_ARP })?;
             attaching.finish().map(Some)
@@ -126,16 +119,16 @@ fn begin_locked<'k, K: Kernel>(
     request: Request,
     existing: Option<&Attachment>,
     lock: Lock,
-) -> Result<Begun<'k, K>, AttachError> {
+) -> Result<Begun<Attaching<'k, K>>, AttachError> {
     let claim = claim::judge_on(paths, kernel, existing, &request.holder)?;
     if let Some(existing) = existing {
         // What a former holder has is not removed for a request that cannot succeed.
         let lower = check_lower(kernel, &request)?;
         if claim == Claim::Again
             && request.repeat == Repeat::Keep
-            && let Some(attached) = present(paths, kernel, &request, existing, lower.mtu)?
+            && let Some(link) = present(paths, kernel, &request, existing, lower.mtu)?
         {
-            return Ok(Begun::Present(attached));
+            return Ok(Begun::Present(link));
         }
         if claim == Claim::TakeOver {
             info!(from = %claim::describe(&existing.holder), "device taken over");
@@ -201,7 +194,7 @@ fn present<K: Kernel>(
     request: &Request,
     record: &Attachment,
     lower_mtu: u32,
-) -> Result<Option<Attached>, AttachError> {
+) -> Result<Option<Link>, AttachError> {
     let (State::Attached, Some(number)) = (record.state, record.tap) else {
         return Ok(None);
     };
@@ -215,7 +208,8 @@ fn present<K: Kernel>(
         && link.all_multicast == wanted.all_multicast
         && link.promiscuous == wanted.promiscuous
         && wanted.mac.is_none_or(|mac| {
-            link.device_mac().is_some_and(|has| has == mac || request.also_mac == Some(has))
+            let mut others = request.spare_macs.iter().copied().chain(request.also_mac);
+            link.device_mac().is_some_and(|has| has == mac || others.any(|other| other == has))
         });
     if !as_wanted || kernel.tap(Home::Target, &wanted.name, wanted.index)? != number {
         return Ok(None);
@@ -242,5 +236,5 @@ fn present<K: Kernel>(
     if tap::node_at(&path) != Some(node) {
         kernel.make_node(&path, node)?;
     }
-    Ok(Some(Attached { link, tap: number }))
+    Ok(Some(link))
 }

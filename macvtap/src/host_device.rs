@@ -2,36 +2,34 @@
 //!
 //! ```text
 //! begin      lock the device, judge its record, look whether the node uses the NIC, record "Creating" with the NIC as it is
-//! move_in    NIC down, address, MTU, flags, old name as alias; into the pod's namespace under the pod's name
-//! change     what the network needs; up comes last
+//! place      NIC down, address, MTU, flags, old name as alias; into the pod's namespace under the pod's name
+//! up         after what the network needs
 //! finish     read back, record "Attached"
 //! ```
-//! A value that is dropped before [`Taking::finish`] succeeded brings the NIC back as it was.
+//! A value that is dropped before [`Pending::finish`] succeeded brings the NIC back as it was.
 //! [`detach`](crate::detach::detach) and [`collect`](crate::detach::collect) bring back a NIC that a record names, also
 //! when its namespace is gone or its maker was killed.
 
 mod ties;
 
-pub use ties::Tie;
-
-use crate::claim::{self, Claim, ClaimError, Repeat};
-use crate::detach::{self, DetachError};
+use crate::attach::{AttachError, Begun, Pending};
+use crate::claim::{self, Claim, Repeat};
+use crate::detach;
 use crate::device_id::DeviceId;
+use crate::fit::UnfitNic;
 use crate::give_back;
 use crate::kernel::{Home, Kernel, Place};
 use crate::kubelet_id;
 use crate::link::{self, BadIfName, Change, IfName, Link, NicLink};
 use crate::links::Links;
-use crate::lock::{self, Lock, LockError};
+use crate::lock::{self, Lock};
 use crate::mac::MacAddr;
-use crate::netlink::NetlinkError;
 use crate::netns::NetnsId;
 use crate::paths::Paths;
 use crate::pci::PciAddress;
 use crate::record::{self, Attachment, Holder, Nic, State};
-use crate::records::{self, RecordError};
+use crate::records;
 use crate::table::LinkIdentity;
-use ties::TieError;
 use tracing::{info, warn};
 
 const NODE: Place = Place::Home(Home::Node);
@@ -68,15 +66,6 @@ pub struct TakeRequest {
     pub repeat: Repeat,
 }
 
-/// How [`begin`] found the device.
-#[derive(Debug)]
-pub enum TakeBegun<'k, K: Kernel> {
-    /// On the node, and free.
-    New(Box<Taking<'k, K>>),
-    /// The same holder has it, as requested ([`Repeat::Keep`]).
-    Present(Link),
-}
-
 /// A NIC on its way into a pod. Dropping it brings it back.
 #[derive(Debug)]
 pub struct Taking<'k, K: Kernel> {
@@ -91,109 +80,12 @@ pub struct Taking<'k, K: Kernel> {
     _lock: Lock,
 }
 
-/// A NIC cannot be given to a pod.
-#[derive(Debug, thiserror::Error)]
-pub enum TakeError {
-    /// The device is not the caller's to take.
-    #[error(transparent)]
-    Claim(#[from] ClaimError),
-    /// The NIC is not on the node.
-    #[error(
-        "NIC {pci} ({name}) of device {device} is not on the node any more: it was unplugged or moved by hand"
-    )]
-    Missing {
-        /// The device.
-        device: DeviceId,
-        /// Its address.
-        pci: PciAddress,
-        /// Its name in the device table.
-        name: String,
-    },
-    /// The node uses the NIC by now.
-    #[error("NIC {name} cannot be given to a pod: {tie}; remove that, or exclude the NIC from its resource")]
-    Tied {
-        /// Its name.
-        name: String,
-        /// The reason.
-        tie: Tie,
-    },
-    /// The MTU does not fit.
-    #[error("mtu {mtu} is above the {max} that NIC {name} can do; use {max} or less")]
-    MtuTooHigh {
-        /// As asked for.
-        mtu: u32,
-        /// The NIC.
-        name: String,
-        /// Its largest.
-        max: u32,
-    },
-    /// A name is taken.
-    #[error(
-        "interface {taken_by} of the pod's network namespace has the name {wanted}, which NIC {name} needs there; remove it"
-    )]
-    NameTaken {
-        /// The NIC.
-        name: String,
-        /// The name it needs.
-        wanted: String,
-        /// Who has it.
-        taken_by: String,
-    },
-    /// A link cannot have a name twice.
-    #[error(
-        "NIC {name} cannot be called {wanted} in the pod: that is one of its other names; remove that name"
-    )]
-    OwnOtherName {
-        /// The NIC.
-        name: String,
-        /// The name.
-        wanted: IfName,
-    },
-    /// Its name could not be given back.
-    #[error(
-        "NIC {pci} is called {name:?} on the node, which cannot be given back to it; give it another name"
-    )]
-    OddName {
-        /// Its name.
-        name: String,
-        /// Its address.
-        pci: PciAddress,
-    },
-    /// A lock could not be taken.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// A record could not be read or written.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// What the former holder had could not be brought back.
-    #[error("take over from the former holder")]
-    TakeOver(#[from] DetachError),
-    /// The kernel refused.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// The NIC is not where it was put.
-    #[error("NIC {name} vanished or was changed while it was being attached")]
-    Changed {
-        /// Its name.
-        name: String,
-    },
-}
-
-impl From<TieError> for TakeError {
-    fn from(error: TieError) -> Self {
-        match error {
-            TieError::Netlink(error) => Self::Netlink(error),
-            TieError::Record(error) => Self::Record(error),
-        }
-    }
-}
-
 /// Locks the device and records that the NIC is about to move. Changes nothing on the NIC when it fails.
 pub fn begin<'k, K: Kernel>(
     paths: &'k Paths,
     kernel: &'k mut K,
     request: TakeRequest,
-) -> Result<TakeBegun<'k, K>, TakeError> {
+) -> Result<Begun<Taking<'k, K>>, AttachError> {
     let lock = lock::device(paths, &request.device)?;
     let existing = records::read(paths, &request.device)?;
     let claim = claim::judge_on(paths, kernel, existing.as_ref(), &request.holder)?;
@@ -202,7 +94,7 @@ pub fn begin<'k, K: Kernel>(
             && request.repeat == Repeat::Keep
             && let Some(link) = present(kernel, &request, existing)?
         {
-            return Ok(TakeBegun::Present(link));
+            return Ok(Begun::Present(link));
         }
         if claim == Claim::TakeOver {
             info!(from = %claim::describe(&existing.holder), "device taken over");
@@ -212,7 +104,7 @@ pub fn begin<'k, K: Kernel>(
     }
     let before = find_free(paths, kernel, &request)?;
     let nic = before.as_nic(request.pci, request.identity.clone());
-    let nic = nic.map_err(|BadIfName(name)| TakeError::OddName { name, pci: request.pci })?;
+    let nic = nic.map_err(|BadIfName(name)| UnfitNic::OddName { name, pci: request.pci })?;
     let record = Attachment {
         version: record::VERSION,
         device: request.device.clone(),
@@ -230,27 +122,26 @@ pub fn begin<'k, K: Kernel>(
     records::write(paths, &record)?;
     let is_repeat = claim == Claim::Again;
     let taking = Taking { paths, kernel, request, record, nic, is_repeat, is_finished: false, _lock: lock };
-    Ok(TakeBegun::New(Box::new(taking)))
+    Ok(Begun::New(Box::new(taking)))
 }
 
-impl<K: Kernel> Taking<'_, K> {
-    /// The kernel, for what a network needs beside its link.
-    pub fn kernel(&mut self) -> &mut K {
+impl<K: Kernel> Pending for Taking<'_, K> {
+    type Kernel = K;
+
+    fn kernel(&mut self) -> &mut K {
         self.kernel
     }
 
-    /// Whether the same holder had the device before, so that what belongs to it beside the NIC may exist.
-    pub fn is_repeat(&self) -> bool {
+    fn is_repeat(&self) -> bool {
         self.is_repeat
     }
 
-    /// Sets the address that the NIC gets when it moves.
-    pub fn wish_mac(&mut self, mac: MacAddr) {
+    fn wish_mac(&mut self, mac: MacAddr) {
         self.request.mac = Some(mac);
     }
 
-    /// Gives the NIC what the pod wants, and the NIC to the pod. It is down then.
-    pub fn move_in(&mut self) -> Result<(), TakeError> {
+    /// Gives the NIC what the pod wants, and the NIC to the pod.
+    fn place(&mut self) -> Result<(), AttachError> {
         let index = self.record.lower_ifindex;
         let name = self.nic.name.clone();
         let node = self.kernel.node_links();
@@ -276,28 +167,35 @@ impl<K: Kernel> Taking<'_, K> {
         Ok(records::write(self.paths, &self.record)?)
     }
 
-    /// Changes the NIC in the pod.
-    pub fn change(&mut self, change: Change) -> Result<(), TakeError> {
-        Ok(self.kernel.change(self.record.ifindex, change)?)
+    fn index(&self) -> u32 {
+        self.record.ifindex
     }
 
-    /// Turns off what IPv6 configures on the NIC without being asked.
-    pub fn no_autoconfiguration(&mut self) -> Result<(), TakeError> {
-        Ok(self.kernel.no_autoconfiguration(self.record.ifindex, self.request.ifname.as_str())?)
+    fn ifname(&self) -> &IfName {
+        &self.request.ifname
     }
 
-    /// The NIC as it is now, in the pod.
-    pub fn link(&mut self) -> Result<Link, TakeError> {
+    fn link(&mut self) -> Result<Link, AttachError> {
         let found = give_back::find(self.kernel, TARGET, &self.nic)?;
         let found = found.filter(|link| link.name == self.request.ifname.as_str());
-        found.ok_or_else(|| TakeError::Changed { name: self.nic.name.clone() })
+        found.ok_or_else(|| AttachError::Changed { name: self.nic.name.clone() })
+    }
+
+    fn up(&mut self) -> Result<(), AttachError> {
+        Ok(self.kernel.change(self.record.ifindex, Change::up(true))?)
+    }
+
+    /// A frame that a NIC cannot send holds the network namespace of the socket it was sent from. That could not end then, and
+    /// only its end brings the NIC back when there was no DEL.
+    fn sends_without_carrier(&self) -> bool {
+        false
     }
 
     /// Reads the NIC back and records that everything is in place.
-    pub fn finish(mut self) -> Result<Link, TakeError> {
+    fn finish(mut self) -> Result<Link, AttachError> {
         let link = self.link()?;
         if !link.up {
-            return Err(TakeError::Changed { name: self.nic.name.clone() });
+            return Err(AttachError::Changed { name: self.nic.name.clone() });
         }
         self.record.ifindex = link.index;
         self.record.mac = link.device_mac();
@@ -325,26 +223,30 @@ impl<K: Kernel> Drop for Taking<'_, K> {
 }
 
 /// The NIC on the node, if nothing there needs it and the pod can take it.
-fn find_free<K: Kernel>(paths: &Paths, kernel: &mut K, request: &TakeRequest) -> Result<NicLink, TakeError> {
+fn find_free<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    request: &TakeRequest,
+) -> Result<NicLink, AttachError> {
     let links = kernel.nics(NODE)?;
     let still = links.iter().find(|link| link.is_still(&request.identity));
     let found = still.or_else(|| link::known(&links, &request.identity));
-    let found = found.ok_or_else(|| TakeError::Missing {
+    let found = found.ok_or_else(|| UnfitNic::Missing {
         device: request.device.clone(),
         pci: request.pci,
         name: request.nic_name.clone(),
     })?;
     let name = || found.link.name.clone();
     if let Some(tie) = ties::find(paths, kernel, &links, found)? {
-        return Err(TakeError::Tied { name: name(), tie });
+        return Err(UnfitNic::Tied { name: name(), tie }.into());
     }
     if let (Some(mtu), Some(max)) = (request.mtu, found.max_mtu)
         && mtu > max
     {
-        return Err(TakeError::MtuTooHigh { mtu, name: name(), max });
+        return Err(UnfitNic::MtuTooHigh { mtu, name: name(), max }.into());
     }
     if found.alt_names.iter().any(|other| other == request.ifname.as_str()) {
-        return Err(TakeError::OwnOtherName { name: name(), wanted: request.ifname.clone() });
+        return Err(UnfitNic::OwnOtherName { name: name(), wanted: request.ifname.clone() }.into());
     }
     let in_pod = kernel.nics(TARGET)?;
     // Its other names come along.
@@ -352,7 +254,7 @@ fn find_free<K: Kernel>(paths: &Paths, kernel: &mut K, request: &TakeRequest) ->
     for wanted in needed {
         if let Some(other) = link::named(&in_pod, wanted) {
             let taken_by = other.link.name.clone();
-            return Err(TakeError::NameTaken { name: name(), wanted: wanted.to_owned(), taken_by });
+            return Err(UnfitNic::NameTaken { name: name(), wanted: wanted.to_owned(), taken_by }.into());
         }
     }
     Ok(found.clone())
@@ -363,7 +265,7 @@ fn present<K: Kernel>(
     kernel: &mut K,
     request: &TakeRequest,
     record: &Attachment,
-) -> Result<Option<Link>, TakeError> {
+) -> Result<Option<Link>, AttachError> {
     let (State::Attached, Some(nic)) = (record.state, &record.nic) else {
         return Ok(None);
     };

@@ -1,10 +1,10 @@
 //! Bringing a link up in the pod, with its addresses in the order that each source of addresses needs.
 
 use super::Adding;
-use super::pending::Pending;
 use crate::config::{Announce, Dad};
 use crate::ipam::{self, Delegate, Lease, Note, Objections, configure};
 use crate::protocol::error::CniError;
+use macvtap::attach::Pending;
 use macvtap::kernel::Rtnl;
 use macvtap::link::Carrier;
 use macvtap::mac::MacAddr;
@@ -13,7 +13,7 @@ use tracing::warn;
 /// Takes the steps from an attachment that has begun to a link that is up, with addresses and routes. What was leased is
 /// in `lease` also when a later step fails.
 pub(super) fn raise<'a>(
-    pending: &mut impl Pending,
+    pending: &mut impl Pending<Kernel = Rtnl>,
     adding: &'a Adding<'_>,
     lease: &mut Option<Lease<'a>>,
 ) -> Result<(), CniError> {
@@ -73,7 +73,7 @@ fn lease_before<'d>(
 
 /// Does what the kernel takes only when the link is up.
 fn settle(
-    pending: &mut impl Pending,
+    pending: &mut impl Pending<Kernel = Rtnl>,
     lease: &Lease<'_>,
     announce: Announce,
     objections: Option<&Objections>,

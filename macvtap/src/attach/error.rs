@@ -1,17 +1,17 @@
-//! Why a device cannot be attached.
+//! Why a link cannot be attached.
 
 use crate::claim::ClaimError;
 use crate::detach::DetachError;
 use crate::device_id::DeviceId;
 use crate::file::FileError;
-use crate::fit::UnfitError;
-use crate::link::IfName;
+use crate::fit::{UnfitError, UnfitHostLink, UnfitNic};
 use crate::lock::LockError;
 use crate::netlink::NetlinkError;
 use crate::park::ParkError;
 use crate::record::DeviceNumber;
 use crate::records::RecordError;
 use crate::tap::TapError;
+use rustix::io::Errno;
 
 /// How often a link is created for a certain number, which another process on the machine can take meanwhile.
 pub(super) const NUMBER_ROUNDS: u32 = 8;
@@ -19,7 +19,7 @@ pub(super) const NUMBER_ROUNDS: u32 = 8;
 /// How many minors in a row may be taken by pods that lost their links before an ADD is aborted.
 pub(super) const MINOR_ROUNDS: u32 = 64;
 
-/// A device cannot be attached.
+/// A link cannot be attached, of whatever kind it is.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// The device is not the caller's to take.
@@ -55,6 +55,15 @@ pub enum AttachError {
     /// It does not fit its lower link or the pod.
     #[error(transparent)]
     Unfit(#[from] UnfitError),
+    /// The NIC cannot be given to the pod.
+    #[error(transparent)]
+    Nic(#[from] UnfitNic),
+    /// The link of the node cannot be moved.
+    #[error(transparent)]
+    HostLink(#[from] UnfitHostLink),
+    /// The node's own namespace could not be opened.
+    #[error("open the network namespace of the node")]
+    Namespace(#[source] Errno),
     /// The index is taken on the node.
     #[error("index {ifindex} of device {device} is taken by link {taken_by} of the node; delete it")]
     IndexTakenOnNode {
@@ -108,13 +117,13 @@ pub enum AttachError {
     /// A minor could not be kept from the new link.
     #[error(transparent)]
     Park(#[from] ParkError),
-    /// The device node could not be made.
+    /// The device node could not be made, or given to its owner.
     #[error("device node")]
     Node(#[from] FileError),
     /// The link is not what was made.
     #[error("link {name} vanished or was changed while it was being attached")]
     Changed {
         /// Its name.
-        name: IfName,
+        name: String,
     },
 }

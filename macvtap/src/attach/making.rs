@@ -1,10 +1,11 @@
 //! The link in the making, until everything is in place or undone.
 
 use super::error::{AttachError, MINOR_ROUNDS, NUMBER_ROUNDS};
-use super::request::{Attached, Request, TARGET};
+use super::pending::Pending;
+use super::request::{Request, TARGET};
 use crate::fit::{self, UnfitError};
 use crate::kernel::{Home, Kernel, NewLink, Place};
-use crate::link::{By, Change, Link};
+use crate::link::{By, Change, IfName, Link};
 use crate::lock::{self, Lock};
 use crate::mac::MacAddr;
 use crate::mode::Mode;
@@ -41,38 +42,31 @@ pub(super) enum Progress {
     Finished,
 }
 
-impl<K: Kernel> Attaching<'_, K> {
-    /// The kernel, for what a network needs beside its link.
-    pub fn kernel(&mut self) -> &mut K {
+impl<K: Kernel> Pending for Attaching<'_, K> {
+    type Kernel = K;
+
+    fn kernel(&mut self) -> &mut K {
         self.kernel
     }
 
-    /// What is being made.
-    pub fn request(&self) -> &Request {
-        &self.request
-    }
-
-    /// Whether the same holder had the device before, so that what belongs to it beside the link may exist.
-    pub fn is_repeat(&self) -> bool {
+    fn is_repeat(&self) -> bool {
         self.is_repeat
     }
 
-    /// Sets the address that the link gets.
-    pub fn wish_mac(&mut self, mac: MacAddr) {
-        self.request.link.mac = Some(mac);
-    }
-
-    /// Looks whether the lower link can carry the device, for a caller that does something costly first. Otherwise
-    /// [`Attaching::create_link`] finds out.
-    pub fn check_lower(&mut self) -> Result<(), AttachError> {
+    fn check(&mut self) -> Result<(), AttachError> {
         check_lower(self.kernel, &self.request).map(drop)
     }
 
-    /// Makes the link, down. Its tap has a minor that no record names.
-    pub fn create_link(&mut self) -> Result<(), AttachError> {
+    fn wish_mac(&mut self, mac: MacAddr) {
+        self.request.link.mac = Some(mac);
+        self.request.spare_macs.clear();
+    }
+
+    /// Its tap has a minor that no record names.
+    fn place(&mut self) -> Result<(), AttachError> {
         if self.request.also_mac.is_some() {
             // The kernel compares that address only when the link takes it, after the ADD.
-            self.check_lower()?;
+            self.check()?;
         }
         let _lock = lock::node(self.paths)?;
         if let Some(number) = self.spare.as_ref().and_then(|spare| spare.tap) {
@@ -97,6 +91,64 @@ impl<K: Kernel> Attaching<'_, K> {
         Err(AttachError::NoFreeMinor)
     }
 
+    fn index(&self) -> u32 {
+        self.request.link.index
+    }
+
+    fn ifname(&self) -> &IfName {
+        &self.request.link.name
+    }
+
+    fn link(&mut self) -> Result<Link, AttachError> {
+        let wanted = &self.request.link;
+        let found = self.kernel.find(TARGET, &By::Index(wanted.index))?;
+        let same = |link: &Link| {
+            link.is_macvtap() && link.name == wanted.name.as_str() && link.lower == Some(wanted.lower)
+        };
+        if let Some(link) = found.filter(same) {
+            return Ok(link);
+        }
+        // On a lower link of some kinds the kernel makes a macvtap of the link below that one.
+        self.check()?;
+        Err(self.changed())
+    }
+
+    fn up(&mut self) -> Result<(), AttachError> {
+        let mut spare = std::mem::take(&mut self.request.spare_macs).into_iter();
+        loop {
+            let taken = match self.change(Change::up(true)) {
+                Err(error @ AttachError::Unfit(UnfitError::MacInUse { .. })) => error,
+                outcome => return outcome,
+            };
+            let Some(mac) = spare.next() else { return Err(taken) };
+            info!(%mac, "MAC address was taken, next one used");
+            self.request.link.mac = Some(mac);
+            self.change(Change::mac(mac))?;
+        }
+    }
+
+    /// Makes the device node, reads the link back and records that everything is in place.
+    fn finish(mut self) -> Result<Link, AttachError> {
+        let number = self.record.tap.ok_or_else(|| self.changed())?;
+        let node = Node { number, owner: self.request.owner };
+        self.progress = Progress::WithNode;
+        self.kernel.make_node(&self.paths.device_node(self.record.ifindex), node)?;
+        let link = self.link()?;
+        if !link.up {
+            return Err(self.changed());
+        }
+        self.record.mac = link.device_mac();
+        self.record.state = State::Attached;
+        records::write(self.paths, &self.record)?;
+        self.progress = Progress::Finished;
+        if self.spare.is_some() {
+            tap_pods::forget(self.paths, &self.record.device).map_err(RecordError::from)?;
+        }
+        Ok(link)
+    }
+}
+
+impl<K: Kernel> Attaching<'_, K> {
     /// Makes the link with the number that a running container has a node of: with another one its tap could not be opened,
     /// and the container could open the next link with the old one. The kernel gives the lowest free minor, so for this
     /// moment placeholders have those below.
@@ -136,53 +188,13 @@ impl<K: Kernel> Attaching<'_, K> {
         }
     }
 
-    /// Changes the link.
-    pub fn change(&mut self, change: Change<'_>) -> Result<(), AttachError> {
+    pub(super) fn change(&mut self, change: Change<'_>) -> Result<(), AttachError> {
         let changed = self.kernel.change(self.request.link.index, change);
         changed.map_err(|error| fit::explain(error, self.mac(), &self.request.lower_name))
     }
 
-    /// Turns off what IPv6 configures on the link without being asked.
-    pub fn no_autoconfiguration(&mut self) -> Result<(), AttachError> {
-        let link = &self.request.link;
-        Ok(self.kernel.no_autoconfiguration(link.index, link.name.as_str())?)
-    }
-
-    /// The link as it is now.
-    pub fn link(&mut self) -> Result<Link, AttachError> {
-        let wanted = &self.request.link;
-        let found = self.kernel.find(TARGET, &By::Index(wanted.index))?;
-        let same = |link: &Link| {
-            link.is_macvtap() && link.name == wanted.name.as_str() && link.lower == Some(wanted.lower)
-        };
-        if let Some(link) = found.filter(same) {
-            return Ok(link);
-        }
-        // On a lower link of some kinds the kernel makes a macvtap of the link below that one.
-        let name = wanted.name.clone();
-        self.check_lower()?;
-        Err(AttachError::Changed { name })
-    }
-
-    /// Makes the device node, reads the link back and records that everything is in place.
-    pub fn finish(mut self) -> Result<Attached, AttachError> {
-        let name = || self.request.link.name.clone();
-        let number = self.record.tap.ok_or_else(|| AttachError::Changed { name: name() })?;
-        let node = Node { number, owner: self.request.owner };
-        self.progress = Progress::WithNode;
-        self.kernel.make_node(&self.paths.device_node(self.record.ifindex), node)?;
-        let link = self.link()?;
-        if !link.up {
-            return Err(AttachError::Changed { name: self.request.link.name.clone() });
-        }
-        self.record.mac = link.device_mac();
-        self.record.state = State::Attached;
-        records::write(self.paths, &self.record)?;
-        self.progress = Progress::Finished;
-        if self.spare.is_some() {
-            tap_pods::forget(self.paths, &self.record.device).map_err(RecordError::from)?;
-        }
-        Ok(Attached { link, tap: number })
+    fn changed(&self) -> AttachError {
+        AttachError::Changed { name: self.request.link.name.to_string() }
     }
 
     fn mac(&mut self) -> Option<MacAddr> {

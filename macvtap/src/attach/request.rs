@@ -1,12 +1,12 @@
-//! What is asked for, and what comes of it.
+//! What is asked for.
 
 use crate::claim::Repeat;
 use crate::device_id::DeviceId;
 use crate::kernel::{Home, Place};
-use crate::link::{Link, Macvtap};
+use crate::link::Macvtap;
 use crate::mac::MacAddr;
 use crate::netns::NetnsId;
-use crate::record::{DeviceNumber, Holder};
+use crate::record::Holder;
 use crate::table::Owner;
 
 /// Where the link of a device is made.
@@ -27,19 +27,12 @@ pub struct Request {
     pub lower_name: String,
     /// The link.
     pub link: Macvtap,
+    /// Addresses that are tried in turn when another device has [`Macvtap::mac`].
+    pub spare_macs: Vec<MacAddr>,
     /// Another address that the link may have by now, where something changes it while the pod runs.
     pub also_mac: Option<MacAddr>,
     /// The owner of the device node.
     pub owner: Owner,
     /// What happens when the same holder has the device already.
     pub repeat: Repeat,
-}
-
-/// A device that is in place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
-    /// The link, as the kernel describes it.
-    pub link: Link,
-    /// Its tap.
-    pub tap: DeviceNumber,
 }

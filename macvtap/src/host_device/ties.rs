@@ -1,48 +1,12 @@
 //! What forbids taking a NIC from the node: somebody there uses it.
 
+use crate::attach::AttachError;
+use crate::fit::Tie;
 use crate::kernel::Kernel;
 use crate::link::NicLink;
 use crate::links::Links;
-use crate::netlink::NetlinkError;
 use crate::paths::Paths;
-use crate::records::{self, RecordError};
-use std::fmt;
-
-/// The reason why the node holds a NIC.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tie {
-    /// The node reaches the world through it.
-    DefaultRoute,
-    /// The node has an address on it.
-    HostAddress,
-    /// It is a port or member of another link.
-    Master(String),
-    /// Another link is built on it.
-    Upper(String),
-    /// A device of another resource is built on it.
-    Device(crate::device_id::DeviceId),
-}
-
-impl fmt::Display for Tie {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::DefaultRoute => f.write_str("a default route of the node uses it"),
-            Self::HostAddress => f.write_str("the node has an address on it"),
-            Self::Master(name) => write!(f, "it belongs to {name}"),
-            Self::Upper(name) => write!(f, "{name} is built on it"),
-            Self::Device(device) => write!(f, "device {device} is built on it"),
-        }
-    }
-}
-
-/// What could not be looked at.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TieError {
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    #[error(transparent)]
-    Record(#[from] RecordError),
-}
+use crate::records;
 
 /// The first tie of a NIC of the node. `links` are all links there.
 pub(crate) fn find<K: Kernel>(
@@ -50,7 +14,7 @@ pub(crate) fn find<K: Kernel>(
     kernel: &mut K,
     links: &[NicLink],
     nic: &NicLink,
-) -> Result<Option<Tie>, TieError> {
+) -> Result<Option<Tie>, AttachError> {
     let index = nic.link.index;
     if let Some(master) = nic.master {
         let name = links.iter().find(|link| link.link.index == master).map(|link| link.link.name.clone());

@@ -35,7 +35,7 @@ fn adopt(node: &Node, slot: u32, pods: &[&Holder]) -> Option<Attachment> {
 fn a_device_whose_record_was_lost_is_adopted_with_its_link_and_can_be_detached() {
     let Some((node, [other, pod])) = node_and_pods() else { return };
     let before = node.traces();
-    let attached = attach_in(&node, 0, &pod, "c1").unwrap();
+    attach_in(&node, 0, &pod, "c1").unwrap();
     let id = "dataplaneMvp0".parse().unwrap();
     let lost = records::read(&node.paths(), &id).unwrap().unwrap();
     for damage in [
@@ -48,7 +48,7 @@ fn a_device_whose_record_was_lost_is_adopted_with_its_link_and_can_be_detached()
         assert_eq!(records::read(&node.paths(), &id).unwrap().as_ref(), Some(&record), "{damage}");
         assert_eq!((record.tap, record.mac, record.ifindex), (lost.tap, lost.mac, lost.ifindex), "{damage}");
         assert!(node.paths().device_node(record.ifindex).exists(), "{damage}");
-        assert_eq!(records::with_tap(&node.paths(), attached.tap).unwrap(), Some(record), "{damage}");
+        assert_eq!(records::with_tap(&node.paths(), lost.tap.unwrap()).unwrap(), Some(record), "{damage}");
         assert_eq!(adopt(&node, 0, &[&pod]), None, "a record that is there was replaced");
     }
     let detached = node.inside(|| {

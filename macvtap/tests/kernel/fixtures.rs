@@ -1,7 +1,7 @@
 //! Attaching as ADD does, and a kernel that fails.
 
 use crate::support::{Holder, Node};
-use macvtap::attach::{self, AttachError, Attached, Begun, Repeat, Request};
+use macvtap::attach::{self, AttachError, Begun, Pending as _, Repeat, Request};
 use macvtap::file::FileError;
 use macvtap::kernel::{Home, Kernel, NewLink, OpenError, Place, Rtnl};
 use macvtap::link::{By, Change, IfName, Link, Macvtap, Move, NicLink};
@@ -175,35 +175,27 @@ pub(super) fn request(node: &Node, slot: u32, pod: Option<(&Holder, &str)>) -> R
             all_multicast: true,
         },
         owner: device.resource.owner,
+        spare_macs: Vec::new(),
         also_mac: None,
         repeat: Repeat::Keep,
     }
 }
 
 /// What ADD does, without addresses.
-pub(super) fn attach(
-    node: &Node,
-    request: Request,
-    kernel: &mut impl Kernel,
-) -> Result<Attached, AttachError> {
+pub(super) fn attach(node: &Node, request: Request, kernel: &mut impl Kernel) -> Result<Link, AttachError> {
     let paths = node.paths();
     match attach::begin(&paths, kernel, request)? {
-        Begun::Present(attached) => Ok(attached),
+        Begun::Present(link) => Ok(link),
         Begun::New(mut attaching) => {
-            attaching.create_link()?;
+            attaching.place()?;
             attaching.no_autoconfiguration()?;
-            attaching.change(Change::up(true))?;
+            attaching.up()?;
             attaching.finish()
         }
     }
 }
 
-pub(super) fn attach_in(
-    node: &Node,
-    slot: u32,
-    pod: &Holder,
-    container: &str,
-) -> Result<Attached, AttachError> {
+pub(super) fn attach_in(node: &Node, slot: u32, pod: &Holder, container: &str) -> Result<Link, AttachError> {
     let mut request = request(node, slot, Some((pod, container)));
     node.inside(|| {
         let mut kernel = Rtnl::with_pod(Netns::open(&pod.netns()).unwrap()).unwrap();

@@ -2,17 +2,17 @@
 
 use crate::fixtures::{Faulty, request};
 use crate::support::{Holder, Node, node_and_pods};
-use macvtap::attach::Repeat;
+use macvtap::attach::{AttachError, Begun, Pending as _, Repeat};
 use macvtap::detach::{self, DetachError, Detached};
 use macvtap::device_id::DeviceId;
-use macvtap::host_device::{self, TakeBegun, TakeError, TakeRequest};
+use macvtap::host_device::{self, TakeRequest};
 use macvtap::kernel::{Kernel, Rtnl};
-use macvtap::link::{Change, Link};
+use macvtap::link::Link;
 use macvtap::netns::Netns;
 use macvtap::table::LinkIdentity;
 
 /// Gives `dp0` to the pod, with another address, as ADD does.
-fn take(node: &Node, pod: &Holder, kernel: &mut impl Kernel) -> Result<Link, TakeError> {
+fn take(node: &Node, pod: &Holder, kernel: &mut impl Kernel) -> Result<Link, AttachError> {
     let base = request(node, 0, Some((pod, "c1")));
     let request = TakeRequest {
         device: base.device,
@@ -31,11 +31,11 @@ fn take(node: &Node, pod: &Holder, kernel: &mut impl Kernel) -> Result<Link, Tak
     };
     let paths = node.paths();
     match host_device::begin(&paths, kernel, request)? {
-        TakeBegun::Present(link) => Ok(link),
-        TakeBegun::New(mut taking) => {
-            taking.move_in()?;
+        Begun::Present(link) => Ok(link),
+        Begun::New(mut taking) => {
+            taking.place()?;
             taking.no_autoconfiguration()?;
-            taking.change(Change::up(true))?;
+            taking.up()?;
             taking.finish()
         }
     }

@@ -193,6 +193,7 @@ pub fn ensure(paths: &Paths, device: &DeviceId, start: Start<'_>) -> Result<(), 
             all_multicast: known.resource.all_multicast,
         },
         owner: known.resource.owner,
+        spare_macs: Vec::new(),
         also_mac: None,
         repeat: Repeat::Keep,
     };

@@ -9,10 +9,10 @@ use crate::links::inventory::tests::nic;
 use crate::links::link::{Link, Master};
 use crate::pools::pool::Pool;
 use crate::pools::selection::tests::pool;
-use macvtap::attach::{self, Begun, Repeat, Request};
+use macvtap::attach::{self, Begun, Pending as _, Repeat, Request};
 use macvtap::detach;
 use macvtap::device_id::{DeviceId, ResourceName};
-use macvtap::link::{Change, Macvtap};
+use macvtap::link::Macvtap;
 use macvtap::netns::NetnsId;
 use macvtap::paths::Paths;
 use macvtap::record::{Attachment, Holder};
@@ -297,6 +297,7 @@ impl SimulatedNode {
                 all_multicast: true,
             },
             owner: found.resource.owner,
+            spare_macs: Vec::new(),
             also_mac: None,
             repeat: Repeat::Keep,
         };
@@ -327,9 +328,9 @@ fn attach(paths: &Paths, hands: &mut Hands<'_>, request: Request) -> bool {
     let attached = match attach::begin(paths, hands, request) {
         Ok(Begun::Present(_)) => return true,
         Ok(Begun::New(mut attaching)) => attaching
-            .create_link()
+            .place()
             .and_then(|()| attaching.no_autoconfiguration())
-            .and_then(|()| attaching.change(Change::up(true)))
+            .and_then(|()| attaching.up())
             .and_then(|()| attaching.finish()),
         Err(_) => return false,
     };
