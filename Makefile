@@ -7,7 +7,7 @@ MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-pods bench-idle bench-scale chaos faults fuzz simulate killed generate docs release images cluster-up cluster-down fmt deny lint tool
+.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-migration bench-pods bench-idle bench-scale chaos faults fuzz simulate killed generate docs release images cluster-up cluster-down fmt deny lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -44,6 +44,10 @@ test-upgrade: tool ## Upgrade from the first release and back under running and 
 
 test-kubevirt: tool ## Tests with the real KubeVirt (root); not part of make test: its first build takes a quarter of an hour
 	@$(CLUSTER) test kubevirt
+
+MIGRATIONS ?= 20
+bench-migration: tool ## Move a machine of the real KubeVirt MIGRATIONS times each way under traffic, with the network's key and without, and print what each place loses (root)
+	@MACVTAP_MIGRATIONS=$(MIGRATIONS) $(CLUSTER) test kubevirt --matching migration::
 
 bench: tool ## Measure plugin and agent, each against a floor of the same run (root); results in target/bench
 	@$(CLUSTER) bench

@@ -61,6 +61,35 @@ impl<'s> Watch<'s> {
     }
 }
 
+/// Frames of 1400 bytes, fifty a second from each place, and their answers, beside the pings that are counted.
+pub(crate) struct Traffic<'s> {
+    stage: &'s Stage,
+    pids: Vec<(Place, String)>,
+}
+
+impl<'s> Traffic<'s> {
+    /// Begins everywhere.
+    pub(crate) fn begin(stage: &'s Stage, machine: &Machine) -> Result<Self> {
+        let mut traffic = Self { stage, pids: Vec::new() };
+        for place in Place::ALL {
+            let script =
+                format!("ping -q -i 0.02 -s 1372 {} >/dev/null 2>&1 & echo $!", machine.addresses()[0]);
+            traffic.pids.push((place, stage.shell(place, &script)?.trim().to_owned()));
+        }
+        Ok(traffic)
+    }
+}
+
+impl Drop for Traffic<'_> {
+    fn drop(&mut self) {
+        for (place, pid) in &self.pids {
+            if let Err(error) = self.stage.shell(*place, &format!("kill {pid}")) {
+                println!("end the traffic of {place:?}: {error:#}");
+            }
+        }
+    }
+}
+
 /// Does something under a running machine while everybody pings it, and returns what each place saw. No frame may arrive twice.
 pub(crate) fn under(
     stage: &Stage,
