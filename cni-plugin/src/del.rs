@@ -102,6 +102,7 @@ fn delete(call: &Call, attachment: &Deletion, leased: &Leased<'_>) -> Result<(),
             warn!(%error, "no addresses to give back");
             Ok(())
         }
+        (None, Ok(Some(delegate)), Ok(Gone::Before)) => delegate.del_unfound(&leased.note),
         (None, ..) => leased.release(),
     };
     gone.map(drop).and(released)

@@ -164,34 +164,46 @@ impl<'c> Delegate<'c> {
             note.has_ended(&self.call.document).map_err(unwritten)?;
         }
         let answer = answer.json.ok_or_else(|| self.failed("ADD", "it answered nothing"))?;
-        lease.result = self.understand(answer)?;
-        Ok(lease)
-    }
-
-    fn understand(&self, answer: Value) -> Result<CniResult, CniError> {
         let understood = understand(answer, &self.plugin);
-        understood.map_err(|error| self.failed("ADD", &error.message))
+        lease.result = understood.map_err(|error| self.failed("ADD", &error.message))?;
+        Ok(lease)
     }
 
     /// DEL: gives addresses back. What the plugin's ADD left running could lease again: it is ended after the plugin had the
     /// chance to end it, and what it leased meanwhile is given back too.
     pub(crate) fn del(&self, note: &Note) -> Result<(), CniError> {
-        let mut released = self.release(note);
+        self.settle(note, self.release(note))
+    }
+
+    /// DEL for an attachment of which nothing was found. If nothing is noted either, no ADD leased anything by a plugin that
+    /// cannot be started, and the pod must go.
+    pub(crate) fn del_unfound(&self, note: &Note) -> Result<(), CniError> {
+        match self.release(note) {
+            Err(failed) if failed.code == Some(supervisor::NOT_STARTED.into()) && !note.is_there() => {
+                warn!(error = %failed.error, "no addresses to give back");
+                Ok(())
+            }
+            released => self.settle(note, released),
+        }
+    }
+
+    fn settle(&self, note: &Note, released: Result<(), Failed>) -> Result<(), CniError> {
+        let mut released = released.map_err(|failed| failed.error);
         if note.mark().is_some_and(|mark| descendants::end_marked(&mark)) {
-            released = self.release(note);
+            released = self.release(note).map_err(|failed| failed.error);
         }
         let settled = note.settle(&self.call.document, &released);
         released.and(settled.map_err(|error| self.failed("DEL", &chain(&error))))
     }
 
-    fn release(&self, note: &Note) -> Result<(), CniError> {
+    fn release(&self, note: &Note) -> Result<(), Failed> {
         match self.run("DEL", note.variables(), self.deadline()) {
             // Nothing is lost: kube-ovn frees an address when the Pod object goes. And the pod must go.
             Err(failed) if self.failure(&failed) == Failure::DaemonAway => {
                 warn!(error = %failed.error, "kube-ovn's daemon was not notified, it frees the addresses by itself");
                 Ok(())
             }
-            outcome => outcome.map(drop).map_err(|failed| failed.error),
+            outcome => outcome.map(drop),
         }
     }
 
@@ -323,10 +335,7 @@ impl<'c> Delegate<'c> {
         if output.success {
             return Ok(Answer { json, has_left: output.has_left });
         }
-        let text_of = |key: &str| {
-            let text = json.as_ref()?.get(key)?.as_str()?;
-            Some(text).filter(|text| !text.is_empty())
-        };
+        let text_of = |key: &str| json.as_ref()?.get(key)?.as_str().filter(|text| !text.is_empty());
         let reason = match (text_of("msg"), text_of("details")) {
             (Some(message), Some(details)) => format!("{message}: {details}"),
             (Some(message), None) => message.to_owned(),

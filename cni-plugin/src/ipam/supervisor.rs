@@ -27,6 +27,9 @@ pub(super) const VERB: &str = "supervise";
 /// The exit code for a plugin that succeeded, while processes that it started go on.
 pub(super) const HAS_LEFT: u8 = 113;
 
+/// The error code, which no plugin has, for a plugin that cannot be started now or later.
+pub(super) const NOT_STARTED: u32 = 199;
+
 /// A plugin that is being installed can be busy for a moment.
 const BUSY_TRIES: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
@@ -42,12 +45,13 @@ pub fn supervise(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCo
         Ok(status) => exit_like(status),
         Err(error) => {
             let code = match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => Code::TryAgain,
-                _ => Code::Ipam,
+                io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => Code::TryAgain as u32,
+                _ => NOT_STARTED,
             };
             let message = format!("start {}: {error}", plugin.display());
             // Nobody reads it when the parent is dead.
-            let _ = writeln!(io::stdout(), "{}", CniError::new(code, message).to_json(Version::NEWEST));
+            let error = CniError { code, ..CniError::new(Code::Ipam, message) };
+            let _ = writeln!(io::stdout(), "{}", error.to_json(Version::NEWEST));
             ExitCode::FAILURE
         }
     })

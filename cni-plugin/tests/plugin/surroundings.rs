@@ -65,6 +65,14 @@ fn an_ipam_plugin_is_an_executable_file_in_any_directory_of_the_path() {
     assert!(message.contains("/run/none/give is not an executable file"), "{message}");
     // Nothing was leased by it, so the pod can go.
     call.ok("DEL");
+    // Nor by one that is executable and none for this machine, or whose interpreter is missing.
+    for content in ["", "garbage", "\x7fELF\x02\x01\x01", "#!/run/no/such/interpreter\n"] {
+        std::fs::write(format!("/proc/{}/root/run/none/give", node.holder.pid()), content).unwrap();
+        node.sh("chmod 0755 /run/none/give");
+        assert!(call.fails("ADD", 101).contains("start /run/none/give"), "{content:?}");
+        call.ok("DEL");
+    }
+    node.sh("chmod 0644 /run/none/give");
     script(&node, "/run/good/give", "0755");
     // The second is taken; `cnitool` is used with a relative path.
     for path in ["/run/none:/run/good", ":/run/good", "run/../../../../../../../../../../run/good"] {
