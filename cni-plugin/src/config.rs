@@ -158,12 +158,12 @@ impl Document {
     /// The device, which Multus fills in at the top or in `runtimeConfig`.
     pub fn device_id(&self) -> Result<Option<String>, CniError> {
         let want = "a device ID, which Multus fills in";
-        let top = string(&self.json, "", "deviceID", want)?.filter(|id| !id.is_empty());
+        let top = string(&self.json, "", "deviceID", want)?;
         let runtime = match self.json.get("runtimeConfig") {
             Some(Value::Object(runtime)) => string(runtime, "runtimeConfig.", "deviceID", want)?,
             _ => None,
         };
-        match (top, runtime.filter(|id| !id.is_empty())) {
+        match (top, runtime) {
             (Some(top), Some(runtime)) if top != runtime => Err(wrong(
                 "deviceID",
                 &top.into(),
@@ -289,7 +289,7 @@ impl Document {
         let want = "a unicast MAC address, for example \"02:00:00:00:00:01\"";
         let at = |object: Option<&Map<String, Value>>, prefix: &str| match object {
             Some(object) => {
-                let text = string(object, prefix, "mac", want)?.filter(|mac| !mac.is_empty());
+                let text = string(object, prefix, "mac", want)?;
                 let parse = |text: String| {
                     text.parse().map_err(|_| wrong(&format!("{prefix}mac"), &text.into(), want))
                 };
@@ -314,7 +314,7 @@ impl Document {
     /// What has no meaning where the pod gets a whole NIC.
     pub fn refuse_for_nic(&self) -> Result<(), CniError> {
         self.refuse_nic_keys()?;
-        let given = |key: &str| self.json.get(key).filter(|value| !value.is_null());
+        let given = |key: &str| self.json.get(key).filter(|value| !value.is_null() && **value != "");
         let meaningless = ["mode", "owner", "group"].into_iter().find_map(|key| Some((key, given(key)?)));
         match meaningless {
             Some((key, value)) => {

@@ -57,10 +57,11 @@ fn each_wrong_value_is_code_7_with_key_and_value() {
 fn unknown_keys_and_values_that_mean_nothing_are_tolerated() {
     let network = network(json!({
         "anything": {"at": "all"}, "mtu": 0, "ipam": {}, "mac": "", "deviceID": "", "mode": null,
-        "runtimeConfig": {"ips": []}, "capabilities": {"mac": true},
+        "runtimeConfig": {"ips": []}, "capabilities": {"mac": true}, "announce": "", "dad": "", "migration": "",
     }));
     let network = network.unwrap();
     assert_eq!((network.mtu, network.ipam, network.mac, network.device_id), (None, None, None, None));
+    document(json!({"mode": ""})).refuse_for_nic().unwrap();
 }
 
 #[test]

@@ -90,7 +90,7 @@ pub(super) fn name(json: &Map<String, Value>) -> Result<String, CniError> {
     Ok(name)
 }
 
-/// A text; absent and `null` are none.
+/// A text; absent, `null` and the empty one, which programs that write a configuration from a struct leave, are none.
 pub(super) fn string(
     object: &Map<String, Value>,
     prefix: &str,
@@ -99,7 +99,7 @@ pub(super) fn string(
 ) -> Result<Option<String>, CniError> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
         Some(other) => Err(wrong(&format!("{prefix}{key}"), other, want)),
     }
 }
