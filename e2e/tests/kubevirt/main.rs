@@ -4,6 +4,7 @@
 
 mod examples;
 mod faults;
+mod hotplug;
 mod machine;
 mod machines;
 mod migration;
