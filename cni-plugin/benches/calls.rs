@@ -92,7 +92,7 @@ fn enter_node() {
     node.store_table(|table| {
         let devices = u32::try_from(CROWD).unwrap() + 1;
         table.next_ifindex += devices;
-        table.resources.values_mut().for_each(|resource| resource.links[0].ranges[0].count = devices);
+        table.resources.values_mut().for_each(|resource| resource.links_mut()[0].ranges[0].count = devices);
     });
     let pods: Vec<Holder> = (0..CROWD).map(|_| pod()).collect();
     let pods: Vec<String> = pods.iter().map(|pod| pod.netns().display().to_string()).collect();
@@ -158,7 +158,7 @@ fn one_by_one(nothing: &Path, pod: &Path, floor: &mut Floor, measured: &mut [Mea
 /// What ADD makes, but of the last device.
 fn raw_link() -> Macvtap {
     let table = table_file::load_current(&Paths::default()).unwrap();
-    let device = table.device(&format!("dataplaneMvp{CROWD}").parse().unwrap()).unwrap();
+    let device = table.macvtap(&format!("dataplaneMvp{CROWD}").parse().unwrap()).unwrap();
     Macvtap {
         lower: device.link.ifindex,
         index: device.ifindex,

@@ -27,9 +27,8 @@ use macvtap::kernel::{OpenError, Rtnl};
 use macvtap::link::{IfName, Link, Macvtap};
 use macvtap::mode::Mode;
 use macvtap::netns::{self, Netns, NetnsError, NetnsId};
-use macvtap::pci::PciAddress;
 use macvtap::record::Holder;
-use macvtap::table::{Device, DeviceTable, Owner};
+use macvtap::table::{DeviceTable, Owner, TableMacvtap, TableNic};
 use tracing::warn;
 
 /// What every kind of link needs to be attached.
@@ -64,7 +63,7 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
     follow::mend(&call.paths);
     match target {
         Target::Device(id, device) => add_macvtap(&mut adding, &mut kernel, id, &device),
-        Target::Nic(id, pci, device) => add_nic(&adding, &mut kernel, id, pci, &device),
+        Target::Nic(id, nic) => add_nic(&adding, &mut kernel, id, nic),
         Target::HostLink(name) => add_host_link(&adding, &mut kernel, name, table.as_ref().ok()),
     }
 }
@@ -83,9 +82,9 @@ fn add_macvtap(
     adding: &mut Adding<'_>,
     kernel: &mut Rtnl,
     id: DeviceId,
-    device: &Device<'_>,
+    device: &TableMacvtap<'_>,
 ) -> Result<CniResult, CniError> {
-    let Device { resource, link: lower, ifindex } = *device;
+    let TableMacvtap { resource, link: lower, ifindex } = *device;
     let following = Following::wanted(&adding.network, &adding.holder, lower, ifindex);
     adding.following = following.map(|following| (id.clone(), following));
     let Adding { call, attachment, network, following, .. } = &*adding;
@@ -128,18 +127,16 @@ fn add_nic(
     adding: &Adding<'_>,
     kernel: &mut Rtnl,
     id: DeviceId,
-    pci: PciAddress,
-    device: &Device<'_>,
+    TableNic { resource, nic }: TableNic<'_>,
 ) -> Result<CniResult, CniError> {
     let Adding { call, attachment, network, .. } = adding;
     call.document.refuse_for_nic()?;
-    let Device { resource, link: nic, .. } = *device;
     let request = host_device::TakeRequest {
         device: id,
         holder: adding.holder.clone(),
         network: call.document.name.clone(),
         netns_id: adding.netns_id,
-        pci,
+        pci: nic.address,
         identity: nic.identity.clone(),
         nic_name: nic.name.clone(),
         ifname: attachment.ifname.clone(),

@@ -14,7 +14,7 @@ use macvtap::link::{By, Link};
 use macvtap::record::{self, State};
 use macvtap::table::Owner;
 use macvtap::tap::{self, Node};
-use macvtap::{give_back, records, table::Device};
+use macvtap::{give_back, records, table::TableMacvtap};
 use rustix::fs::stat;
 
 /// Serves CHECK.
@@ -53,7 +53,8 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
     let mac = (network.migration == Migration::Fixed).then_some(interface.mac.as_str());
     compare(attachment, &link, mac.filter(|mac| !mac.is_empty()))?;
     let pools_mtu = match &target {
-        Target::Device(_, device) | Target::Nic(_, _, device) => device.resource.mtu,
+        Target::Device(_, macvtap) => macvtap.resource.mtu,
+        Target::Nic(_, found) => found.resource.mtu,
         Target::HostLink(_) => None,
     };
     compare_mtu(attachment, &link, interface, network.mtu.or(pools_mtu))?;
@@ -130,7 +131,7 @@ fn check_device(
     kernel: &mut Rtnl,
     link: &Link,
     id: &DeviceId,
-    device: &Device<'_>,
+    device: &TableMacvtap<'_>,
     owner: Owner,
 ) -> Result<(), CniError> {
     let record = record(call, attachment, id)?;

@@ -15,7 +15,7 @@ use macvtap::link::By;
 use macvtap::netns::Netns;
 use macvtap::record::{self, Holder};
 use macvtap::records::{self, Listing};
-use macvtap::table::IFINDEX_FIRST;
+use macvtap::table::{Device, IFINDEX_FIRST};
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -217,7 +217,8 @@ fn delete_unrecorded(
 fn may_be_recorded(call: &Call, listing: &Listing, index: u32) -> bool {
     let table = target::table(call);
     let may_be = |device| match table.as_ref().ok().and_then(|table| table.device(device)) {
-        Some(device) => device.ifindex == index,
+        Some(Device::Macvtap(macvtap)) => macvtap.ifindex == index,
+        Some(Device::Nic(_)) => false,
         None => index >= IFINDEX_FIRST,
     };
     listing.records.iter().any(|record| record.ifindex == index)

@@ -6,16 +6,16 @@ use crate::protocol::error::{CniError, Code};
 use macvtap::device_id::DeviceId;
 use macvtap::link::IfName;
 use macvtap::pci::PciAddress;
-use macvtap::table::{Device, DeviceTable, DeviceType};
+use macvtap::table::{Device, DeviceTable, TableMacvtap, TableNic};
 use macvtap::table_file;
 
 /// What a `deviceID` stands for.
 #[derive(Clone, Debug)]
 pub enum Target<'t> {
     /// A device of the table, from which a macvtap is made.
-    Device(DeviceId, Device<'t>),
+    Device(DeviceId, TableMacvtap<'t>),
     /// A NIC of the table, given away as a whole.
-    Nic(DeviceId, PciAddress, Device<'t>),
+    Nic(DeviceId, TableNic<'t>),
     /// Perhaps an existing macvtap of the node, by its name, which may be moved.
     HostLink(IfName),
 }
@@ -37,16 +37,16 @@ pub fn resolve<'t>(
     };
     if let Ok(pci) = text.parse::<PciAddress>() {
         let table = table.as_ref().map_err(Clone::clone)?;
-        let (id, device) = table.host_device(&pci).ok_or_else(|| unknown_nic(pci, table))?;
-        return Ok(Target::Nic(id, pci, device));
+        let (id, nic) = table.nic(pci).ok_or_else(|| unknown_nic(pci, table))?;
+        return Ok(Target::Nic(id, nic));
     }
     let parsed = text.parse::<DeviceId>();
     if let (Ok(id), Ok(table)) = (&parsed, table)
         && let Some(device) = table.device(id)
     {
-        return match device.resource.device_type {
-            DeviceType::Macvtap => Ok(Target::Device(id.clone(), device)),
-            DeviceType::HostDevice => Err(whole_nic(id, &device)),
+        return match device {
+            Device::Macvtap(macvtap) => Ok(Target::Device(id.clone(), macvtap)),
+            Device::Nic(found) => Err(whole_nic(id, found.nic.address)),
         };
     }
     let may_move = call.settings.move_host_links || table.as_ref().is_ok_and(|table| table.standalone);
@@ -65,14 +65,13 @@ pub fn known(call: &Call, text: &str) -> Option<DeviceId> {
     let Ok(pci) = text.parse::<PciAddress>() else {
         return text.parse().ok();
     };
-    table(call).ok()?.host_device(&pci).map(|(id, _)| id)
+    table(call).ok()?.nic(pci).map(|(id, _)| id)
 }
 
 /// The error for a NIC that is not named by its PCI address.
-fn whole_nic(id: &DeviceId, device: &Device<'_>) -> CniError {
-    let pci = device.link.pci.map(|pci| format!(", {pci}")).unwrap_or_default();
+fn whole_nic(id: &DeviceId, address: PciAddress) -> CniError {
     let message = format!(
-        "network configuration: deviceID {id} is a whole NIC, whose ID is its PCI address{pci}; leave deviceID out of the configuration, Multus fills it in"
+        "network configuration: deviceID {id} is a whole NIC, whose ID is its PCI address, {address}; leave deviceID out of the configuration, Multus fills it in"
     );
     CniError::new(Code::Config, message)
 }
@@ -98,9 +97,7 @@ pub fn unknown_device(id: &DeviceId, table: &DeviceTable) -> CniError {
 }
 
 fn unknown_nic(pci: PciAddress, table: &DeviceTable) -> CniError {
-    let offered = table.resources.values().filter(|resource| resource.device_type == DeviceType::HostDevice);
-    let offered = offered.flat_map(|resource| &resource.links).filter_map(|nic| nic.pci);
-    let offered: Vec<_> = offered.map(|pci| pci.to_string()).collect();
+    let offered: Vec<_> = table.nics().map(|(_, found)| found.nic.address.to_string()).collect();
     let has = if offered.is_empty() { "none".to_owned() } else { offered.join(", ") };
     let message = format!(
         "deviceID {pci} is not a NIC that this node gives to pods (it gives: {has}); leave deviceID out of the configuration, Multus fills it in, and let the annotation k8s.v1.cni.cncf.io/resourceName of the network name a resource of type HostDevice that the pod requests"

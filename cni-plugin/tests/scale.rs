@@ -44,7 +44,7 @@ fn a_thousand_devices_of_one_lower_link_come_five_hundred_at_once_and_go_without
     }
     let node = Node::new();
     node.store_table(|table| {
-        table.resources.values_mut().for_each(|resource| resource.links[0].ranges[0].count = DEVICES);
+        table.resources.values_mut().for_each(|resource| resource.links_mut()[0].ranges[0].count = DEVICES);
         table.next_ifindex = node.first_ifindex + DEVICES;
     });
     let pods: Vec<Holder> = (0..PODS).map(|_| pod()).collect();

@@ -3,13 +3,15 @@
 //! The agent writes it before it advertises a device; the plugin reads it, so an ADD needs no daemon. The file is
 //! replaced as a whole: temporary file, fsync, rename, fsync of the directory.
 
+mod file;
+
 use crate::device_id::{DeviceId, ResourceName, SLOT_MAX};
 use crate::mac::MacAddr;
 use crate::mode::Mode;
 use crate::pci::PciAddress;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The version this program writes, and the only one it reads. A field that readers can do without leaves it as it is:
 /// they pass over fields that they do not know.
@@ -25,8 +27,7 @@ pub const IFINDEX_LAST: u32 = 0x7fef_ffff;
 pub const PLACEHOLDER_IFINDEX_FIRST: u32 = 0x7ff0_0000;
 
 /// All devices of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceTable {
     /// [`VERSION`].
     pub version: u32,
@@ -35,32 +36,23 @@ pub struct DeviceTable {
     /// The next index never given out in this boot.
     pub next_ifindex: u32,
     /// Whether the agent runs without the API (`DP_MACVTAP_CONF` or a file).
-    #[serde(default)]
     pub standalone: bool,
     /// Resources by bare name.
     pub resources: BTreeMap<ResourceName, Resource>,
     /// Why resources, or lower links of them, were left out by [`DeviceTable::parse_known`].
-    #[serde(skip)]
     pub left_out: BTreeMap<ResourceName, String>,
 }
 
 /// One resource of this node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
     /// The pool that has it, for the agent that starts next; absent in tables of agents that did not know it yet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
     /// What stands before the `/` in the resource's full name.
     pub prefix: String,
-    /// What a device of it is.
-    #[serde(rename = "type")]
-    pub device_type: DeviceType,
     /// MTU of the links; absent: the lower link's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
     /// Links take every frame.
-    #[serde(default)]
     pub promiscuous: bool,
     /// Links take every multicast frame; without it a guest's neighbour discovery hears nothing.
     pub all_multicast: bool,
@@ -68,8 +60,17 @@ pub struct Resource {
     pub owner: Owner,
     /// Whether a pod may take the tap alone, without a network.
     pub tap_only: TapOnly,
-    /// Lower links, in the order of discovery.
-    pub links: Vec<LowerLink>,
+    /// What is offered, in the order of discovery.
+    pub devices: Devices,
+}
+
+/// The devices of a resource, which are all of one type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// Macvtaps, by the links that they are made on.
+    Macvtaps(Vec<LowerLink>),
+    /// Whole NICs, each of which is one device.
+    Nics(Vec<WholeNic>),
 }
 
 /// What a device of a resource is.
@@ -108,9 +109,8 @@ pub enum TapOnly {
     Forbidden,
 }
 
-/// A link under devices.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// A link under macvtaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LowerLink {
     /// Its index in the node's namespace: what it is known by within a boot.
     pub ifindex: u32,
@@ -122,10 +122,21 @@ pub struct LowerLink {
     pub mode: Mode,
     /// Its devices. Growing adds a range; an index is never moved, nor used again within a boot.
     pub ranges: Vec<SlotRange>,
-    /// Where the NIC is: what the kubelet and users call it. Every link of a [`DeviceType::HostDevice`] resource has one,
-    /// and exactly one slot, whose index is not used.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pci: Option<PciAddress>,
+}
+
+/// A NIC that is given to a pod as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WholeNic {
+    /// Where it is: what the kubelet and users call it.
+    pub address: PciAddress,
+    /// The number in its [`DeviceId`], under which its attachment is recorded.
+    pub number: u32,
+    /// Its index in the node's namespace; while it is in a pod, any that no link has.
+    pub ifindex: u32,
+    /// Its name when it was last on the node.
+    pub name: String,
+    /// What it is known by across boots.
+    pub identity: LinkIdentity,
 }
 
 /// What a link is known by across boots.
@@ -163,13 +174,31 @@ pub struct SlotRange {
 
 /// One device, as the table describes it.
 #[derive(Clone, Copy, Debug)]
-pub struct Device<'t> {
+pub enum Device<'t> {
+    /// A macvtap.
+    Macvtap(TableMacvtap<'t>),
+    /// A whole NIC.
+    Nic(TableNic<'t>),
+}
+
+/// A macvtap of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct TableMacvtap<'t> {
     /// Its resource.
     pub resource: &'t Resource,
     /// Its lower link.
     pub link: &'t LowerLink,
     /// The index its link has whenever it exists.
     pub ifindex: u32,
+}
+
+/// A whole NIC of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct TableNic<'t> {
+    /// Its resource.
+    pub resource: &'t Resource,
+    /// The NIC.
+    pub nic: &'t WholeNic,
 }
 
 /// Why a table cannot be used.
@@ -196,12 +225,7 @@ pub enum TableError {
 impl DeviceTable {
     /// Reads a table and checks that no slot and no index occurs twice.
     pub fn parse(json: &[u8]) -> Result<Self, TableError> {
-        let table: Self = serde_json::from_slice(json)?;
-        if table.version != VERSION {
-            return Err(TableError::Version(table.version));
-        }
-        table.check()?;
-        Ok(table)
+        serde_json::from_slice::<file::Table>(json)?.checked()
     }
 
     /// Reads what this program knows of a table: a resource or a lower link with a value of another release is left out.
@@ -223,9 +247,9 @@ impl DeviceTable {
                 None => true,
             };
             if let Some(links) = resource.get_mut("links").and_then(Value::as_array_mut) {
-                links.retain(|link| is_known(LowerLink::deserialize(link).err()));
+                links.retain(|link| is_known(file::Link::deserialize(link).err()));
             }
-            if !is_known(Resource::deserialize(&*resource).err()) {
+            if !is_known(file::Resource::deserialize(&*resource).err()) {
                 *resource = Value::Null;
             }
         }
@@ -239,55 +263,85 @@ impl DeviceTable {
     /// The device with this ID, if the node has it.
     pub fn device(&self, id: &DeviceId) -> Option<Device<'_>> {
         let resource = self.resources.get(id.resource())?;
-        resource.links.iter().find_map(|link| {
+        let nic = resource.nics().iter().find(|nic| nic.number == id.slot());
+        match nic {
+            Some(nic) => Some(Device::Nic(TableNic { resource, nic })),
+            None => self.macvtap(id).map(Device::Macvtap),
+        }
+    }
+
+    /// The macvtap with this ID, if the node has it.
+    pub fn macvtap(&self, id: &DeviceId) -> Option<TableMacvtap<'_>> {
+        let resource = self.resources.get(id.resource())?;
+        resource.links().iter().find_map(|link| {
             let ifindex = link.ranges.iter().find_map(|range| range.ifindex_of(id.slot()))?;
-            Some(Device { resource, link, ifindex })
+            Some(TableMacvtap { resource, link, ifindex })
+        })
+    }
+
+    /// Every NIC that the node offers as a whole.
+    pub fn nics(&self) -> impl Iterator<Item = (DeviceId, TableNic<'_>)> {
+        self.resources.iter().flat_map(|(name, resource)| {
+            let nics = resource.nics().iter();
+            nics.map(move |nic| (DeviceId::new(name.clone(), nic.number), TableNic { resource, nic }))
         })
     }
 
     /// The NIC at this address, if the node offers it as a whole.
-    pub fn host_device(&self, pci: &PciAddress) -> Option<(DeviceId, Device<'_>)> {
-        let nics =
-            self.resources.iter().filter(|(_, resource)| resource.device_type == DeviceType::HostDevice);
-        nics.flat_map(|(name, resource)| resource.links.iter().map(move |link| (name, resource, link)))
-            .find(|(_, _, link)| link.pci.as_ref() == Some(pci))
-            .and_then(|(name, resource, link)| {
-                let range = link.ranges.first()?;
-                let id = DeviceId::new(name.clone(), range.first_slot);
-                Some((id, Device { resource, link, ifindex: range.first_ifindex }))
-            })
+    pub fn nic(&self, address: PciAddress) -> Option<(DeviceId, TableNic<'_>)> {
+        self.nics().find(|(_, found)| found.nic.address == address)
+    }
+}
+
+impl Resource {
+    /// What its devices are.
+    pub fn device_type(&self) -> DeviceType {
+        match self.devices {
+            Devices::Macvtaps(_) => DeviceType::Macvtap,
+            Devices::Nics(_) => DeviceType::HostDevice,
+        }
     }
 
-    fn check(&self) -> Result<(), TableError> {
-        let mut indexes: Vec<(u32, u32)> = Vec::new();
-        let mut addresses = BTreeSet::new();
-        for (name, resource) in &self.resources {
-            let bad = |what| TableError::Inconsistent { resource: name.clone(), what };
-            if resource.device_type == DeviceType::HostDevice {
-                for link in &resource.links {
-                    let address = link.pci.ok_or_else(|| bad("a NIC has no PCI address"))?;
-                    if link.ranges.iter().map(|range| u64::from(range.count)).sum::<u64>() != 1 {
-                        return Err(bad("a NIC has not exactly one slot"));
-                    }
-                    if !addresses.insert(address) {
-                        return Err(bad("a PCI address occurs twice"));
-                    }
-                }
-            }
-            let mut slots: Vec<(u32, u32)> = Vec::new();
-            for range in resource.links.iter().flat_map(|link| &link.ranges) {
-                let (slot, index) = range.bounds().ok_or_else(|| bad("a range leaves the numbers we use"))?;
-                slots.push(slot);
-                indexes.push(index);
-            }
-            if overlap(&mut slots) {
-                return Err(bad("a slot occurs twice"));
-            }
-            if overlap(&mut indexes) {
-                return Err(bad("an interface index occurs twice"));
-            }
+    /// The links that its macvtaps are made on.
+    pub fn links(&self) -> &[LowerLink] {
+        match &self.devices {
+            Devices::Macvtaps(links) => links,
+            Devices::Nics(_) => &[],
         }
-        Ok(())
+    }
+
+    /// The links that its macvtaps are made on.
+    pub fn links_mut(&mut self) -> &mut [LowerLink] {
+        match &mut self.devices {
+            Devices::Macvtaps(links) => links,
+            Devices::Nics(_) => &mut [],
+        }
+    }
+
+    /// Its whole NICs.
+    pub fn nics(&self) -> &[WholeNic] {
+        match &self.devices {
+            Devices::Macvtaps(_) => &[],
+            Devices::Nics(nics) => nics,
+        }
+    }
+}
+
+impl Devices {
+    /// No device, of this type.
+    pub fn none(device_type: DeviceType) -> Self {
+        match device_type {
+            DeviceType::Macvtap => Self::Macvtaps(Vec::new()),
+            DeviceType::HostDevice => Self::Nics(Vec::new()),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Macvtaps(links) => links.is_empty(),
+            Self::Nics(nics) => nics.is_empty(),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use macvtap::record::Nic;
 use macvtap_crds::v1alpha1::NodePool;
 use macvtap_node_agent::devices::assignment;
 use macvtap_node_agent::devices::engine::Engine;
-use macvtap_node_agent::devices::nics::{self, InPod};
+use macvtap_node_agent::devices::nics::InPod;
 use macvtap_node_agent::devices::offer::Offer;
 use macvtap_node_agent::links::link::{Hardware, Kind, Link};
 use macvtap_node_agent::pods::PodName;
@@ -115,7 +115,7 @@ fn macvtaps() -> Vec<Duration> {
 /// Half of the NICs are in pods.
 fn whole_nics() -> Vec<Duration> {
     let mut engine = engine(&json!({"type": "HostDevice"}));
-    let devices = nics::of(engine.table()).into_iter().map(|nic| (nic.device, nic.link.ifindex));
+    let devices = engine.table().nics().map(|(device, found)| (device, found.nic.ifindex));
     let devices: Vec<_> = devices.step_by(2).collect();
     assert_eq!(devices.len(), NICS as usize / 2);
     for (device, ifindex) in devices {

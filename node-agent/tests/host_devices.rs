@@ -8,7 +8,7 @@ mod support;
 
 use base64::Engine as _;
 use macvtap::record::{Attachment, State};
-use macvtap::table::{DeviceTable, LowerLink};
+use macvtap::table::{DeviceTable, WholeNic};
 use macvtap::{records, table_file};
 use macvtap_crds::v1alpha1::NodePool;
 use macvtap_node_agent::devices::assignment;
@@ -128,7 +128,7 @@ impl Agent {
 
 fn decide(engine: &mut Engine, shared: &Shared) -> Offer {
     engine.world.in_use.extend(shared.ledger.recent(assignment::GRACE));
-    let is_away = |nic: &LowerLink| engine.nic_on_node(nic).is_none();
+    let is_away = |nic: &WholeNic| engine.nic_on_node(nic).is_none();
     engine.world.in_pods = nics::in_pods(&shared.paths, engine.table(), is_away);
     let mut step = engine.step(Instant::now());
     table_file::store(&shared.paths, &step.evolution.table).unwrap();
@@ -139,15 +139,15 @@ fn decide(engine: &mut Engine, shared: &Shared) -> Offer {
 
 /// The record of a pod that has the NIC at this address, as the plugin writes it before it moves the NIC.
 fn record(agent: &Agent, address: &str) -> Attachment {
-    let (device, known) = agent.table().host_device(&address.parse().unwrap()).unwrap();
-    let ifindex = known.link.ifindex;
+    let (device, known) = agent.table().nic(address.parse().unwrap()).unwrap();
+    let ifindex = known.nic.ifindex;
     Attachment {
         state: State::Creating,
         ifindex,
         lower_ifindex: ifindex,
         tap: None,
         network: Some("nics".into()),
-        nic: Some(attachments::nic(known.link)),
+        nic: Some(attachments::nic(known.nic)),
         ..attachments::lost(&device.to_string(), "vm")
     }
 }
@@ -251,8 +251,8 @@ fn a_nic_in_a_pod_stays_allocatable_to_the_kubelet_over_a_restart_of_the_agent_a
     let _ = agent.engine.world.inventory.apply(nic(9, "dev3", 0xa));
     agent.step();
     list(&kubelet, 2);
-    let (device, known) = agent.table().host_device(&A.parse().unwrap()).unwrap();
-    assert_eq!((device, known.link.ifindex), (record.device, 9));
+    let (device, known) = agent.table().nic(A.parse().unwrap()).unwrap();
+    assert_eq!((device, known.nic.ifindex), (record.device, 9));
     agent.end();
 }
 

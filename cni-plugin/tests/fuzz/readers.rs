@@ -5,7 +5,7 @@ use macvtap::link::Link;
 use macvtap::link::NicLink;
 use macvtap::pci::PciAddress;
 use macvtap::record::Attachment;
-use macvtap::table::{DeviceTable, DeviceType};
+use macvtap::table::DeviceTable;
 use macvtap_cni::config::Document;
 use macvtap_cni::ipam;
 use macvtap_cni::protocol::environment::Args;
@@ -93,19 +93,16 @@ pub(super) fn table(bytes: &[u8]) {
     let mut seen = HashSet::new();
     for name in table.resources.keys() {
         for slot in (0..8).chain([999_999]) {
-            if let Some(device) = table.device(&DeviceId::new(name.clone(), slot)) {
+            if let Some(device) = table.macvtap(&DeviceId::new(name.clone(), slot)) {
                 assert!(seen.insert(device.ifindex), "two devices have index {}", device.ifindex);
                 assert!((0x0100_0000..=0x7fef_ffff).contains(&device.ifindex));
             }
         }
     }
     let mut nics = HashSet::new();
-    for resource in table.resources.values() {
-        for link in resource.links.iter().filter(|_| resource.device_type == DeviceType::HostDevice) {
-            let (id, device) = table.host_device(&link.pci.unwrap()).unwrap();
-            assert_eq!(device.link, link);
-            assert!(table.device(&id).is_some() && nics.insert(id), "one device for each NIC");
-        }
+    for (id, found) in table.nics() {
+        assert_eq!(table.nic(found.nic.address).unwrap().1.nic, found.nic);
+        assert!(table.device(&id).is_some() && nics.insert(id), "one device for each NIC");
     }
 }
 

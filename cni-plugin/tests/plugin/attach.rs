@@ -248,7 +248,7 @@ fn errors_are_logged_with_command_container_and_interface() {
 fn a_pod_in_passthru_mode_has_the_address_it_asks_for_and_gives_the_lower_link_its_own_back() {
     let Some((node, [pod])) = bare_node_and_pods() else { return };
     node.store_table(|table| {
-        table.resources.values_mut().for_each(|resource| resource.links[0].mode = Mode::Passthru);
+        table.resources.values_mut().for_each(|resource| resource.links_mut()[0].mode = Mode::Passthru);
     });
     let lower = || node.sh("ip -br link show dev dp0 | awk '{print $3}'").trim().to_owned();
     let own = lower();

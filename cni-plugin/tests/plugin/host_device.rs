@@ -10,7 +10,6 @@ mod refused;
 
 use crate::support::{Call, Holder, Node, is_root, pod, record};
 use macvtap::record::Attachment;
-use macvtap::table::DeviceType;
 use serde_json::{Value, json};
 
 const PCI: &str = "0000:00:0a.0";
@@ -21,13 +20,7 @@ fn node() -> Node {
     node.sh(
         "ip link property add dev dp0 altname enp0s10; ip link set dp0 mtu 1450 address 02:00:00:00:00:77",
     );
-    node.store_table(|table| {
-        for resource in table.resources.values_mut() {
-            resource.device_type = DeviceType::HostDevice;
-            resource.links[0].pci = Some(PCI.parse().unwrap());
-            resource.links[0].ranges[0].count = 1;
-        }
-    });
+    node.store_table(|table| Node::make_nic(table, PCI));
     node
 }
 

@@ -80,7 +80,7 @@ fn pairs_of_calls_killed_at_random_leave_nothing() {
     let Some((node, pods)) = has_plugins().then(bare_node_and_pods::<AT_ONCE>).flatten() else { return };
     node.store_table(|table| {
         let resource = table.resources.values_mut().next().unwrap();
-        resource.links[0].ranges[0].count = u32::try_from(AT_ONCE).unwrap();
+        resource.links_mut()[0].ranges[0].count = u32::try_from(AT_ONCE).unwrap();
     });
     let count = asked("MACVTAP_KILLED_PAIRS").unwrap_or(PAIRS).div_ceil(AT_ONCE);
     let seed = asked("MACVTAP_KILLED_SEED").unwrap_or(0x6d61_6376_7461_7031);

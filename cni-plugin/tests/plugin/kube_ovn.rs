@@ -2,7 +2,6 @@
 //! The real one and its daemon run in the cluster tests.
 
 use crate::support::{Call, Holder, Node, give_eth0, link, node_and_pods, record};
-use macvtap::table::DeviceType;
 use serde_json::{Value, json};
 use std::os::unix::net::UnixListener;
 
@@ -234,13 +233,7 @@ fn a_default_route_is_as_before_when_a_whole_nic_cannot_be_attached() {
     let given = json!([{"dst": "0.0.0.0/0", "gw": "172.32.0.1"}, {"dst": "::/0", "gw": "fd00:32::1"}, {"dst": "10.99.0.0/16", "gw": "192.0.2.1"}]);
     let Some((node, pod)) = node_with(&answer(&dual(&given))) else { return };
     let address = "0000:00:0a.0";
-    node.store_table(|table| {
-        for resource in table.resources.values_mut() {
-            resource.device_type = DeviceType::HostDevice;
-            resource.links[0].pci = Some(address.parse().unwrap());
-            resource.links[0].ranges[0].count = 1;
-        }
-    });
+    node.store_table(|table| Node::make_nic(table, address));
     give_eth0(&pod);
     let before = defaults(&pod);
     let message = call(&node, &pod).with(json!({"deviceID": address})).fails("ADD", 100);

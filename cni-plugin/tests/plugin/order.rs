@@ -43,7 +43,7 @@ fn a_macvlan_below_is_refused_before_anything_is_made() {
         let index = node.ifindex("mv0");
         node.store_table(|table| {
             for resource in table.resources.values_mut() {
-                resource.links[0].ifindex = index;
+                resource.links_mut()[0].ifindex = index;
             }
         });
         let before = node.traces();

@@ -78,7 +78,7 @@ fn many_adds_at_once_each_get_a_tap_of_their_own() {
     let Some((node, pods)) = bare_node_and_pods::<COUNT>() else { return };
     node.store_table(|table| {
         let resource = table.resources.values_mut().next().unwrap();
-        resource.links[0].ranges[0].count = u32::try_from(COUNT).unwrap();
+        resource.links_mut()[0].ranges[0].count = u32::try_from(COUNT).unwrap();
     });
     let call = |slot: u32, pod| Call::new(&node, pod, &format!("c{slot}")).device(slot);
     let running: Vec<_> = (0..).zip(&pods).map(|(slot, pod)| call(slot, pod).start("ADD")).collect();

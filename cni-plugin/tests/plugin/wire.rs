@@ -235,7 +235,7 @@ fn a_promiscuous_guest_hears_every_group_and_strangers_frames_in_passthru_mode()
         node.store_table(|table| {
             for resource in table.resources.values_mut() {
                 resource.all_multicast = false;
-                resource.links[0].mode = mode;
+                resource.links_mut()[0].mode = mode;
             }
         });
         Call::new(&node, &pod, "c1").with(json!({"promiscMode": true})).ok("ADD");
@@ -248,7 +248,7 @@ fn a_guests_frames_leave_by_the_lower_link_and_siblings_meet_as_the_mode_says() 
     for mode in [Mode::Bridge, Mode::Private] {
         let Some((node, [one, two])) = bare_node_and_pods() else { return };
         node.store_table(|table| {
-            table.resources.values_mut().for_each(|resource| resource.links[0].mode = mode);
+            table.resources.values_mut().for_each(|resource| resource.links_mut()[0].mode = mode);
         });
         Call::new(&node, &one, "one").ok("ADD");
         Call::new(&node, &two, "two").device(1).ok("ADD");

@@ -12,18 +12,16 @@ fn table(ranges: &[(u32, u32, u32)]) -> Vec<u8> {
         identity: LinkIdentity::Name { kind: "veth".into(), name: "dp0".into() },
         mode: Mode::Bridge,
         ranges,
-        pci: None,
     };
     let resource = Resource {
         pool: None,
         prefix: "macvtap.network.kubevirt.io".into(),
-        device_type: DeviceType::Macvtap,
         mtu: None,
         promiscuous: false,
         all_multicast: true,
         owner: Owner::default(),
         tap_only: TapOnly::Forbidden,
-        links: vec![link],
+        devices: Devices::Macvtaps(vec![link]),
     };
     let resources = BTreeMap::from([("dataplane".parse().unwrap(), resource)]);
     let table = DeviceTable {
@@ -40,11 +38,11 @@ fn table(ranges: &[(u32, u32, u32)]) -> Vec<u8> {
 #[test]
 fn a_slot_keeps_its_index_when_ranges_are_added() {
     let table = DeviceTable::parse(&table(&[(0, 2, IFINDEX_FIRST), (2, 3, IFINDEX_FIRST + 100)])).unwrap();
-    let index = |slot: u32| table.device(&format!("dataplaneMvp{slot}").parse().unwrap()).map(|d| d.ifindex);
+    let index = |slot: u32| table.macvtap(&format!("dataplaneMvp{slot}").parse().unwrap()).map(|d| d.ifindex);
     assert_eq!(index(1), Some(IFINDEX_FIRST + 1));
     assert_eq!(index(2), Some(IFINDEX_FIRST + 100));
     assert_eq!(index(5), None);
-    assert!(table.device(&"otherMvp0".parse().unwrap()).is_none());
+    assert!(table.macvtap(&"otherMvp0".parse().unwrap()).is_none());
 }
 
 #[test]
@@ -61,33 +59,37 @@ fn a_table_that_contradicts_itself_is_refused() {
     }
 }
 
-/// Two NICs, each with these slots and at this address.
+/// Two NICs as they are written, each with these slots and at this address.
 fn nics(described: [(&[u32], Option<&str>); 2]) -> Vec<u8> {
-    let mut table = DeviceTable::parse(&table(&[])).unwrap();
-    let resource = table.resources.get_mut(&"dataplane".parse().unwrap()).unwrap();
-    resource.device_type = DeviceType::HostDevice;
-    let template = resource.links.remove(0);
-    resource.links = described
-        .iter()
-        .map(|(slots, pci)| LowerLink {
-            ranges: slots
-                .iter()
-                .map(|slot| SlotRange { first_slot: *slot, count: 1, first_ifindex: IFINDEX_FIRST + slot })
-                .collect(),
-            pci: pci.map(|text| text.parse().unwrap()),
-            ..template.clone()
-        })
-        .collect();
+    let mut table: Value = serde_json::from_slice(&table(&[])).unwrap();
+    let resource = &mut table["resources"]["dataplane"];
+    resource["type"] = "HostDevice".into();
+    let template = resource["links"][0].clone();
+    let links = described.iter().map(|(slots, pci)| {
+        let mut link = template.clone();
+        let range = |slot: &u32| {
+            let range = SlotRange { first_slot: *slot, count: 1, first_ifindex: IFINDEX_FIRST + slot };
+            serde_json::to_value(range).unwrap()
+        };
+        link["ranges"] = slots.iter().map(range).collect();
+        if let Some(pci) = pci {
+            link["pci"] = (*pci).into();
+        }
+        link
+    });
+    resource["links"] = links.collect();
     serde_json::to_vec(&table).unwrap()
 }
 
 #[test]
-fn a_whole_nic_is_found_by_its_address_and_has_one_slot() {
+fn a_whole_nic_is_found_by_its_address_and_its_number() {
     let (a, b) = (Some("0000:00:0a.0"), Some("0000:00:0b.0"));
     let table = DeviceTable::parse(&nics([(&[4], a), (&[7], b)])).unwrap();
-    let (id, device) = table.host_device(&"0000:00:0b.0".parse().unwrap()).unwrap();
-    assert_eq!((id.to_string().as_str(), device.ifindex), ("dataplaneMvp7", IFINDEX_FIRST + 7));
-    assert!(table.host_device(&"0000:00:0c.0".parse().unwrap()).is_none());
+    let (id, found) = table.nic("0000:00:0b.0".parse().unwrap()).unwrap();
+    assert_eq!((id.to_string().as_str(), found.nic.number), ("dataplaneMvp7", 7));
+    assert!(matches!(table.device(&id), Some(Device::Nic(same)) if same.nic == found.nic));
+    assert!(table.macvtap(&id).is_none());
+    assert!(table.nic("0000:00:0c.0".parse().unwrap()).is_none());
     for (why, described) in [
         ("no address", [(&[4][..], a), (&[7][..], None)]),
         ("two slots", [(&[4, 5], a), (&[7], b)]),
@@ -100,13 +102,32 @@ fn a_whole_nic_is_found_by_its_address_and_has_one_slot() {
 }
 
 #[test]
-fn the_lower_link_of_macvtaps_is_no_whole_nic() {
-    let mut table = DeviceTable::parse(&table(&[(0, 1, IFINDEX_FIRST)])).unwrap();
-    let pci = "0000:00:0a.0".parse().unwrap();
-    for resource in table.resources.values_mut() {
-        resource.links[0].pci = Some(pci);
+fn whole_nics_are_written_as_the_first_release_reads_them() {
+    let (a, b) = (Some("0000:00:0a.0"), Some("0000:00:0b.0"));
+    let mut table = DeviceTable::parse(&nics([(&[4], a), (&[7], b)])).unwrap();
+    let shared = DeviceTable::parse(&self::table(&[(0, 2, IFINDEX_FIRST + 20)])).unwrap();
+    table.resources.insert("shared".parse().unwrap(), shared.resources.values().next().unwrap().clone());
+    table.next_ifindex = IFINDEX_FIRST + 22;
+    let written = serde_json::to_vec(&table).unwrap();
+    let document: Value = serde_json::from_slice(&written).unwrap();
+    let links = &document["resources"]["dataplane"]["links"];
+    for (place, (address, number)) in [("0000:00:0a.0", 4), ("0000:00:0b.0", 7)].into_iter().enumerate() {
+        let index = IFINDEX_FIRST + 22 + u32::try_from(place).unwrap();
+        assert_eq!(links[place]["pci"], address);
+        assert_eq!(links[place]["mode"], "passthru");
+        let range = serde_json::json!([{"firstSlot": number, "count": 1, "firstIfindex": index}]);
+        assert_eq!(links[place]["ranges"], range, "no two devices have one index");
     }
-    assert!(table.host_device(&pci).is_none());
+    assert_eq!(document["nextIfindex"], IFINDEX_FIRST + 24, "the first release would give a macvtap a NIC's");
+    assert_eq!(DeviceTable::parse(&written).unwrap(), table);
+}
+
+#[test]
+fn the_lower_link_of_macvtaps_is_no_whole_nic() {
+    let mut written: Value = serde_json::from_slice(&table(&[(0, 1, IFINDEX_FIRST)])).unwrap();
+    written["resources"]["dataplane"]["links"][0]["pci"] = "0000:00:0a.0".into();
+    let table = DeviceTable::parse(written.to_string().as_bytes()).unwrap();
+    assert!(table.nic("0000:00:0a.0".parse().unwrap()).is_none());
 }
 
 proptest! {
@@ -118,7 +139,7 @@ proptest! {
         let ranges: Vec<_> = ranges.into_iter().map(|(slot, count, index)| (slot, count, IFINDEX_FIRST + index)).collect();
         let mut json = table(&ranges);
         if let Ok(table) = DeviceTable::parse(&json) {
-            let index = |slot| table.device(&format!("dataplaneMvp{slot}").parse().unwrap()).map(|d| d.ifindex);
+            let index = |slot| table.macvtap(&format!("dataplaneMvp{slot}").parse().unwrap()).map(|d| d.ifindex);
             let all: Vec<_> = (0..100).filter_map(index).collect();
             let distinct: std::collections::HashSet<_> = all.iter().collect();
             prop_assert_eq!(all.len(), distinct.len());
@@ -166,7 +187,7 @@ fn a_value_of_a_later_release_costs_its_own_entry_only() {
     };
     assert!(DeviceTable::parse(later(&[]).as_bytes()).is_ok());
     let index =
-        |table: &DeviceTable, id: &str| table.device(&id.parse().unwrap()).map(|device| device.ifindex);
+        |table: &DeviceTable, id: &str| table.macvtap(&id.parse().unwrap()).map(|device| device.ifindex);
     for (pointer, value) in [
         ("/resources/other/type", "Queue"),
         ("/resources/other/tapOnly", "Perhaps"),

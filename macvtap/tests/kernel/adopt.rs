@@ -19,7 +19,7 @@ fn adopt(node: &Node, slot: u32, pods: &[&Holder]) -> Option<Attachment> {
     }
     let table = node.table();
     let id: macvtap::device_id::DeviceId = format!("dataplaneMvp{slot}").parse().unwrap();
-    let device = table.device(&id).unwrap();
+    let device = table.macvtap(&id).unwrap();
     let lost = Unrecorded {
         ifindex: device.ifindex,
         lower_ifindex: device.link.ifindex,

@@ -148,7 +148,7 @@ impl Kernel for Faulty {
 pub(super) fn request(node: &Node, slot: u32, pod: Option<(&Holder, &str)>) -> Request {
     let table = node.table();
     let id = format!("dataplaneMvp{slot}").parse().unwrap();
-    let device = table.device(&id).unwrap();
+    let device = table.macvtap(&id).unwrap();
     let holder = pod.map_or(RecordHolder::Host, |(pod, container)| RecordHolder::Pod {
         container_id: container.into(),
         ifname: "net1".into(),

@@ -8,8 +8,8 @@
 use macvtap::netns::Netns;
 use macvtap::paths::Paths;
 use macvtap::table::{
-    self, DeviceTable, DeviceType, IFINDEX_FIRST, LinkIdentity, LowerLink, Owner, Resource, SlotRange,
-    TapOnly,
+    self, DeviceTable, Devices, IFINDEX_FIRST, LinkIdentity, LowerLink, Owner, Resource, SlotRange, TapOnly,
+    WholeNic,
 };
 use macvtap::{boot, mode::Mode, table_file};
 use std::collections::BTreeMap;
@@ -174,18 +174,16 @@ impl Node {
             identity: LinkIdentity::Name { kind: "veth".into(), name: "dp0".into() },
             mode: Mode::Bridge,
             ranges: vec![SlotRange { first_slot: 0, count: 4, first_ifindex: self.first_ifindex }],
-            pci: None,
         };
         let resource = Resource {
             pool: None,
             prefix: "macvtap.network.kubevirt.io".into(),
-            device_type: DeviceType::Macvtap,
             mtu: None,
             promiscuous: false,
             all_multicast: true,
             owner: Owner::default(),
             tap_only: TapOnly::Forbidden,
-            links: vec![link],
+            devices: Devices::Macvtaps(vec![link]),
         };
         DeviceTable {
             version: table::VERSION,
@@ -194,6 +192,16 @@ impl Node {
             standalone: false,
             resources: BTreeMap::from([("dataplane".parse().unwrap(), resource)]),
             ..DeviceTable::default()
+        }
+    }
+
+    /// The table of a node that gives `dp0` away as a whole.
+    pub(crate) fn make_nic(table: &mut DeviceTable, address: &str) {
+        for resource in table.resources.values_mut() {
+            let LowerLink { ifindex, name, identity, .. } = resource.links()[0].clone();
+            let address = address.parse().unwrap();
+            let nic = WholeNic { address, number: 0, ifindex, name, identity };
+            resource.devices = Devices::Nics(vec![nic]);
         }
     }
 

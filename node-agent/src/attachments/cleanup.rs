@@ -112,7 +112,7 @@ fn adopt(paths: &Paths, kernel: &mut impl Kernel, plan: &Plan) -> u64 {
     let listed = plan.unrecorded.iter().map(|(device, pod)| (device, pod));
     let mut adopted = 0;
     for (device, pod) in listed.chain(plan.unreadable.iter().map(|device| (device, &nobody))) {
-        let Some(known) = table.device(device) else { continue };
+        let Some(known) = table.macvtap(device) else { continue };
         let lost = Unrecorded {
             device: device.clone(),
             ifindex: known.ifindex,

@@ -175,7 +175,7 @@ pub fn ensure(paths: &Paths, device: &DeviceId, start: Start<'_>) -> Result<(), 
     }
     let note = start.listing.and_then(|listing| note(device, listing, start));
     let table = table_file::load_current(paths)?;
-    let known = table.device(device).ok_or_else(|| TapOnlyError::Unknown(device.clone()))?;
+    let known = table.macvtap(device).ok_or_else(|| TapOnlyError::Unknown(device.clone()))?;
     let request = Request {
         device: device.clone(),
         holder: Holder::Host,

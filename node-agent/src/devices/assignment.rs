@@ -18,15 +18,15 @@ mod slots;
 
 pub use known::{Known, KnownLinks};
 pub use nics::{find as find_nic, is_same as is_nic};
-pub use slots::{LinkRun, Run};
+pub use slots::{LinkRun, Run, RunDevices};
 
 use crate::links::link::{Kind, Link};
 use adopted::adopt;
 use macvtap::device_id::{DeviceId, ResourceName, SLOT_MAX};
 use macvtap::mode::Mode;
 use macvtap::table::{
-    DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Resource, SlotRange,
-    VERSION,
+    DeviceTable, DeviceType, Devices, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Resource,
+    SlotRange, VERSION,
 };
 use slots::Split;
 use std::collections::{BTreeMap, BTreeSet};
@@ -149,32 +149,20 @@ pub fn evolve(
         let Some(entry) = demand.map(|d| &d.entry).or(before) else {
             continue;
         };
-        let mut resource = Resource { links: Vec::new(), ..entry.clone() };
         let mut work =
             Work { name, around, withdrawals, still_withdrawn: &mut still_withdrawn, next: &mut next };
-        let links = before.map_or(&[][..], |resource| resource.links.as_slice());
-        let mut links = match entry.device_type {
-            DeviceType::Macvtap => adopt(links, demand, around, same_boot),
-            DeviceType::HostDevice => nics::adopt(links, demand, around, same_boot),
-        };
-        for link in &mut links {
-            work.next.note_replaced(name, link, around.links);
-            match entry.device_type {
-                DeviceType::Macvtap => work.keep(link, demand),
-                DeviceType::HostDevice => work.keep_nic(link, demand),
+        let devices = match entry.device_type() {
+            DeviceType::Macvtap => {
+                let links = before.map_or(&[][..], Resource::links);
+                Devices::Macvtaps(work.macvtaps(adopt(links, demand, around, same_boot), demand))
             }
-        }
-        if entry.device_type == DeviceType::HostDevice {
-            links.retain(|link| !link.ranges.is_empty() || work.is_free(link, &held));
-        }
-        links.retain(|link| !link.ranges.is_empty() || wanted(demand, link.ifindex) > 0);
-        for place in 0..links.len() {
-            work.grow(&mut links, place, demand);
-        }
-        links.retain(|link| !link.ranges.is_empty());
-        if !links.is_empty() {
-            resource.links = links;
-            next.table.resources.insert(name.clone(), resource);
+            DeviceType::HostDevice => {
+                let nics = nics::adopt(before.map_or(&[][..], Resource::nics), around, same_boot);
+                Devices::Nics(work.nics(nics, demand, &held))
+            }
+        };
+        if !devices.is_empty() {
+            next.table.resources.insert(name.clone(), Resource { devices, ..entry.clone() });
         }
     }
     let deadlines = still_withdrawn.values().map(|since| *since + GRACE);
@@ -185,7 +173,7 @@ pub fn evolve(
 
 /// The first index that the table says was never given out. A damaged number in the file must not give an index twice.
 fn first_unused(table: &DeviceTable) -> u32 {
-    let links = table.resources.values().flat_map(|resource| &resource.links);
+    let links = table.resources.values().flat_map(Resource::links);
     let ends =
         links.flat_map(|link| &link.ranges).map(|range| range.first_ifindex.saturating_add(range.count));
     ends.max().unwrap_or_default().max(table.next_ifindex).max(IFINDEX_FIRST)
@@ -199,7 +187,7 @@ fn settle_type<'t>(
     demand: Option<&'t Demand>,
     in_use: &BTreeSet<DeviceId>,
 ) -> (Option<&'t Resource>, Option<&'t Demand>) {
-    let same = |(before, demand): (&Resource, &Demand)| before.device_type == demand.entry.device_type;
+    let same = |(before, demand): (&Resource, &Demand)| before.device_type() == demand.entry.device_type();
     if before.zip(demand).is_none_or(same) {
         return (before, demand);
     }
@@ -221,6 +209,20 @@ struct Work<'w> {
 }
 
 impl Work<'_> {
+    /// Decides about the macvtaps of these links.
+    fn macvtaps(&mut self, mut links: Vec<LowerLink>, demand: Option<&Demand>) -> Vec<LowerLink> {
+        for link in &mut links {
+            self.note_replaced(link.ifindex, &link.name);
+            self.keep(link, demand);
+        }
+        links.retain(|link| !link.ranges.is_empty() || wanted(demand, link.ifindex) > 0);
+        for place in 0..links.len() {
+            self.grow(&mut links, place, demand);
+        }
+        links.retain(|link| !link.ranges.is_empty());
+        links
+    }
+
     /// Decides about every device a link has: advertised, withdrawn but honoured, or dropped.
     fn keep(&mut self, link: &mut LowerLink, demand: Option<&Demand>) {
         let present = self.around.links.has(link.ifindex);
@@ -292,7 +294,7 @@ impl Work<'_> {
             if let Some(link) = links.get_mut(place) {
                 link.ranges.push(range);
                 let offer = self.next.offers.entry(self.name.clone()).or_default();
-                offer.push(LinkRun::of(link, range, true));
+                offer.push(LinkRun::of_macvtaps(link, range, true));
             }
         }
     }
@@ -306,17 +308,15 @@ impl Work<'_> {
         self.around.now.saturating_duration_since(since) < GRACE
     }
 
+    fn note_replaced(&mut self, ifindex: u32, link: &str) {
+        let links = self.around.links;
+        if !links.has(ifindex) && links.iter().any(|(_, known)| known.name == link) {
+            self.next.replaced.insert((self.name.clone(), link.to_owned()));
+        }
+    }
+
     fn device(&self, slot: u32) -> DeviceId {
         DeviceId::new(self.name.clone(), slot)
-    }
-}
-
-impl Evolution {
-    fn note_replaced(&mut self, resource: &ResourceName, link: &LowerLink, links: &KnownLinks) {
-        let gone = !links.has(link.ifindex);
-        if gone && links.iter().any(|(_, known)| known.name == link.name) {
-            self.replaced.insert((resource.clone(), link.name.clone()));
-        }
     }
 }
 

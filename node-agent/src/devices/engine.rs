@@ -16,7 +16,7 @@ use crate::pods::PodName;
 use crate::pools::pool::Pool;
 use crate::pools::selection::{self, Selection};
 use macvtap::device_id::ResourceName;
-use macvtap::table::{DeviceTable, IFINDEX_FIRST, LowerLink, Resource};
+use macvtap::table::{DeviceTable, IFINDEX_FIRST, Resource, WholeNic};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -125,8 +125,11 @@ impl Engine {
     pub fn concerns(&self, link: &Link) -> bool {
         let World { inventory, pools, .. } = &self.world;
         let has_devices = || {
-            let links = self.table().resources.values().flat_map(|resource| &resource.links);
-            links.into_iter().any(|lower| lower.ifindex == link.ifindex || lower.name == link.name)
+            let is_it = |ifindex: u32, name: &str| ifindex == link.ifindex || name == link.name;
+            self.table().resources.values().any(|resource| {
+                resource.links().iter().any(|lower| is_it(lower.ifindex, &lower.name))
+                    || resource.nics().iter().any(|nic| is_it(nic.ifindex, &nic.name))
+            })
         };
         !selection::is_of_pods(link)
             || link.lower.is_some_and(|lower| link.kind != Kind::Veth && inventory.has(lower))
@@ -144,7 +147,7 @@ impl Engine {
     }
 
     /// The link of a NIC of the table, while it is on the node.
-    pub fn nic_on_node(&self, nic: &LowerLink) -> Option<&Link> {
+    pub fn nic_on_node(&self, nic: &WholeNic) -> Option<&Link> {
         self.world.nic_on_node(nic)
     }
 

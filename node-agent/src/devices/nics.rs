@@ -1,5 +1,4 @@
-//! NICs that pods get as a whole (type `HostDevice`): which the table has, what the kubelet calls them, and which are in
-//! pods now.
+//! NICs that pods get as a whole (type `HostDevice`): what the kubelet calls them, and which are in pods now.
 //!
 //! A NIC that left the node's namespace looks like one that was unplugged. The attachment record shows the difference: it
 //! is written before the NIC is moved, and removed after it is back.
@@ -12,23 +11,10 @@ use macvtap::paths::Paths;
 use macvtap::pci::PciAddress;
 use macvtap::record::{Attachment, Holder, Nic};
 use macvtap::records;
-use macvtap::table::{DeviceTable, DeviceType, LinkIdentity, LowerLink};
+use macvtap::table::{DeviceTable, LinkIdentity, WholeNic};
 use macvtap_proto::deviceplugin::ContainerAllocateResponse;
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// A NIC of the device table.
-#[derive(Clone, Debug)]
-pub struct TableNic<'t> {
-    /// What the kubelet calls it.
-    pub address: PciAddress,
-    /// What it is called among ourselves.
-    pub device: DeviceId,
-    /// The link that it is on the node.
-    pub link: &'t LowerLink,
-    /// The index that is kept for the device, which no link has.
-    pub ifindex: u32,
-}
 
 /// A NIC that is in a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,28 +45,16 @@ pub fn from_answer(answer: &ContainerAllocateResponse) -> Vec<PciAddress> {
     value.split(',').filter_map(|address| address.parse().ok()).collect()
 }
 
-/// Every NIC of the table that is offered as a whole.
-pub fn of(table: &DeviceTable) -> Vec<TableNic<'_>> {
-    let resources = table.resources.iter().filter(|(_, r)| r.device_type == DeviceType::HostDevice);
-    let links = resources.flat_map(|(name, resource)| resource.links.iter().map(move |link| (name, link)));
-    let nics = links.filter_map(|(name, link)| {
-        let range = link.ranges.first()?;
-        let device = DeviceId::new(name.clone(), range.first_slot);
-        Some(TableNic { address: link.pci?, device, link, ifindex: range.first_ifindex })
-    });
-    nics.collect()
-}
-
 /// The NICs of the table that are in pods, by their records. Reads one small file for each NIC that `is_away`.
 pub fn in_pods(
     paths: &Paths,
     table: &DeviceTable,
-    is_away: impl Fn(&LowerLink) -> bool,
+    is_away: impl Fn(&WholeNic) -> bool,
 ) -> BTreeMap<DeviceId, InPod> {
-    let away = of(table).into_iter().filter(|nic| is_away(nic.link));
-    let found = away.filter_map(|nic| {
-        let record = records::read(paths, &nic.device).ok()??;
-        Some((nic.device, InPod::of(record, Path::new(sysfs::FUNCTIONS))?))
+    let away = table.nics().filter(|(_, found)| is_away(found.nic));
+    let found = away.filter_map(|(device, _)| {
+        let record = records::read(paths, &device).ok()??;
+        Some((device, InPod::of(record, Path::new(sysfs::FUNCTIONS))?))
     });
     found.collect()
 }
@@ -122,9 +96,9 @@ impl InPod {
 impl NicNames {
     /// Those of a table.
     pub fn of(table: &DeviceTable) -> Self {
-        let names = of(table).into_iter().filter_map(|nic| {
-            let prefix = &table.resources.get(nic.device.resource())?.prefix;
-            Some(((format!("{prefix}/{}", nic.device.resource()), nic.address), nic.device))
+        let names = table.nics().map(|(device, found)| {
+            let resource = format!("{}/{}", found.resource.prefix, device.resource());
+            ((resource, found.nic.address), device)
         });
         Self(names.collect())
     }

@@ -1,7 +1,7 @@
 //! What one resource offers the kubelet at a moment, and what follows from it: the list, which allocations are
 //! honoured, which devices are preferred. Pure.
 
-use crate::devices::assignment::Run;
+use crate::devices::assignment::{LinkRun, Run, RunDevices};
 use macvtap::device_id::{self, DeviceId, DeviceIdError, ResourceName};
 use macvtap::pci::{BadPciAddress, PciAddress};
 use macvtap::table::{DeviceType, LinkIdentity, Resource, TapOnly};
@@ -10,6 +10,7 @@ use macvtap_crds::v1alpha1::settings::Allocation;
 use macvtap_proto::deviceplugin as kubelet;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::ops::Range;
 
 /// The kubelet's word for a device that can be allocated.
 pub const HEALTHY: &str = "Healthy";
@@ -45,7 +46,7 @@ pub struct Offer {
     pub runs: Vec<OfferedRun>,
 }
 
-/// Consecutive devices of one link, and how the link is.
+/// Devices of one link, and how the link is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OfferedRun {
     /// The devices.
@@ -58,8 +59,6 @@ pub struct OfferedRun {
     pub state: LinkState,
     /// Memory node of the link, if the kubelet should know it.
     pub numa_node: Option<u32>,
-    /// The PCI function, when the device is the NIC itself: the kubelet knows the device by that.
-    pub pci: Option<PciAddress>,
 }
 
 /// How a link is.
@@ -82,15 +81,23 @@ pub struct Counts {
 
 /// A device that may be allocated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Granted {
-    /// The device.
-    pub device: DeviceId,
-    /// The index its link will have; of no meaning for a NIC.
-    pub ifindex: u32,
-    /// The PCI function, when the device is the NIC itself.
-    pub pci: Option<PciAddress>,
-    /// What its link on the node is known by.
-    pub lower: LinkIdentity,
+pub enum Granted {
+    /// A macvtap.
+    Macvtap {
+        /// The device.
+        device: DeviceId,
+        /// The index its link will have.
+        ifindex: u32,
+        /// What its link on the node is known by.
+        lower: LinkIdentity,
+    },
+    /// A whole NIC.
+    Nic {
+        /// The device.
+        device: DeviceId,
+        /// What the kubelet calls it.
+        address: PciAddress,
+    },
 }
 
 /// Why a device is not allocated. The kubelet shows the text as the pod's message.
@@ -134,22 +141,23 @@ pub enum Denial {
 impl Offer {
     /// What a table says that a resource has, with nothing that only links and pools determine.
     pub fn of_table(resource: &ResourceName, entry: &Resource) -> Self {
-        let nics = entry.device_type == DeviceType::HostDevice;
-        let runs = entry.links.iter().flat_map(|link| {
-            link.ranges.iter().map(move |range| OfferedRun {
-                run: Run { range: *range, lower: link.ifindex, advertised: true },
-                link: link.name.clone(),
-                identity: link.identity.clone(),
-                state: LinkState::Healthy,
-                numa_node: None,
-                pci: link.pci.filter(|_| nics),
-            })
+        let macvtaps = entry
+            .links()
+            .iter()
+            .flat_map(|link| link.ranges.iter().map(move |range| LinkRun::of_macvtaps(link, *range, true)));
+        let runs = macvtaps.chain(entry.nics().iter().map(LinkRun::of_nic));
+        let runs = runs.map(|LinkRun { run, link, identity }| OfferedRun {
+            run,
+            link,
+            identity,
+            state: LinkState::Healthy,
+            numa_node: None,
         });
         Self {
             resource: resource.clone(),
             full_name: format!("{}/{resource}", entry.prefix),
             tap_only: entry.tap_only,
-            device_type: entry.device_type,
+            device_type: entry.device_type(),
             allocation: Allocation::default(),
             runs: runs.collect(),
         }
@@ -166,8 +174,8 @@ impl Offer {
             let topology = offered
                 .numa_node
                 .map(|node| kubelet::TopologyInfo { nodes: vec![kubelet::NumaNode { id: i64::from(node) }] });
-            offered.run.range.slots().map(move |slot| kubelet::Device {
-                id: self.name_of(offered, slot),
+            numbers(&offered.run).map(move |number| kubelet::Device {
+                id: self.name_of(&offered.run, number),
                 health: health.to_owned(),
                 topology: topology.clone(),
             })
@@ -179,9 +187,9 @@ impl Offer {
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for offered in self.runs.iter().filter(|offered| offered.run.advertised) {
-            counts.capacity += offered.run.range.count;
+            counts.capacity += offered.run.count();
             if offered.state == LinkState::Healthy {
-                counts.allocatable += offered.run.range.count;
+                counts.allocatable += offered.run.count();
             }
         }
         counts
@@ -193,7 +201,11 @@ impl Offer {
         ids.iter()
             .map(|id| {
                 let granted = self.grant_one(id)?;
-                if seen.insert(granted.device.slot()) { Ok(granted) } else { Err(Denial::Twice(id.clone())) }
+                if seen.insert(granted.device().slot()) {
+                    Ok(granted)
+                } else {
+                    Err(Denial::Twice(id.clone()))
+                }
             })
             .collect()
     }
@@ -203,63 +215,57 @@ impl Offer {
         let unknown = || Denial::Unknown { device: id.to_owned(), resource: resource() };
         // Also devices withdrawn less than a minute ago and unhealthy ones: the kubelet may not have read the last
         // list yet, and a refusal would end the pod for good.
-        let (offered, slot, ifindex) = match self.device_type {
+        let (offered, granted) = match self.device_type {
             DeviceType::Macvtap => {
                 let device: DeviceId = id.parse()?;
                 if *device.resource() != self.resource {
                     return Err(Denial::OtherResource { device, resource: resource() });
                 }
                 let (offered, ifindex) = self.find(device.slot()).ok_or_else(unknown)?;
-                (offered, device.slot(), ifindex)
+                (offered, Granted::Macvtap { device, ifindex, lower: offered.identity.clone() })
             }
             DeviceType::HostDevice => {
                 let address: PciAddress = id.parse()?;
-                let offered = self.at(address).ok_or_else(unknown)?;
-                (offered, offered.run.range.first_slot, offered.run.range.first_ifindex)
+                let (offered, number) = self.at(address).ok_or_else(unknown)?;
+                (offered, Granted::Nic { device: DeviceId::new(self.resource.clone(), number), address })
             }
         };
         if offered.state == LinkState::Unhealthy(LinkReason::LinkGone) {
             return Err(Denial::LinkGone { device: id.to_owned(), link: offered.link.clone() });
         }
-        let lower = offered.identity.clone();
-        Ok(Granted { device: DeviceId::new(self.resource.clone(), slot), ifindex, pci: offered.pci, lower })
+        Ok(granted)
     }
 
     /// Which of the available devices a container should get.
     pub fn prefer(&self, available: &[impl AsRef<str>], must: &[String], size: usize) -> Vec<String> {
         let index = DeviceIndex::of(self);
-        let mut slots = vec![Vec::new(); self.runs.len()];
         let mut used: BTreeMap<u32, usize> = BTreeMap::new();
         for offered in self.runs.iter().filter(|offered| offered.run.advertised) {
-            *used.entry(offered.run.lower).or_default() += offered.run.range.count as usize;
+            *used.entry(offered.run.lower).or_default() += offered.run.count() as usize;
         }
+        let mut free: BTreeMap<u32, BinaryHeap<Reverse<(u32, usize)>>> = BTreeMap::new();
         let available = available.iter().map(AsRef::as_ref);
         for id in available.filter(|id| !must.iter().any(|must| must == id)) {
-            if let Some((place, slot)) = self.named(&index, id) {
-                slots[place].push(Reverse(slot));
+            if let Some((place, number)) = self.named(&index, id) {
+                free.entry(self.runs[place].run.lower).or_default().push(Reverse((number, place)));
             }
         }
-        let mut free: BTreeMap<u32, BinaryHeap<Reverse<u32>>> = BTreeMap::new();
-        for (offered, slots) in index.by_slot.iter().zip(slots) {
-            free.entry(offered.run.lower).or_default().extend(slots);
-        }
-        for (lower, slots) in &free {
+        for (lower, devices) in &free {
             let used = used.entry(*lower).or_default();
-            *used = used.saturating_sub(slots.len());
+            *used = used.saturating_sub(devices.len());
         }
         let mut chosen = must.to_vec();
         while chosen.len() < size {
-            let candidates = free.iter_mut().filter(|(_, slots)| !slots.is_empty());
+            let candidates = free.iter_mut().filter(|(_, devices)| !devices.is_empty());
             let in_use = |lower: &u32| used.get(lower).copied().unwrap_or_default();
             let best = match self.allocation {
                 Allocation::Spread => candidates.min_by_key(|(lower, _)| (in_use(lower), **lower)),
                 Allocation::Pack => candidates.min_by_key(|(lower, _)| (Reverse(in_use(lower)), **lower)),
             };
-            let Some((lower, slots)) = best else { break };
-            let Some(Reverse(slot)) = slots.pop() else { break };
+            let Some((lower, devices)) = best else { break };
+            let Some(Reverse((number, place))) = devices.pop() else { break };
             *used.entry(*lower).or_default() += 1;
-            let Some(offered) = index.find(slot) else { break };
-            let name = self.name_of(offered, slot);
+            let name = self.name_of(&self.runs[place].run, number);
             if !chosen.contains(&name) {
                 chosen.push(name);
             }
@@ -272,83 +278,99 @@ impl Offer {
     #[must_use]
     pub fn common_with(&self, earlier: Option<&Self>) -> Self {
         let known = |offered: &OfferedRun| {
-            let slots = offered.run.range.slots();
-            let (first, last) = (slots.start, slots.end.saturating_sub(1));
+            let Some(range) = offered.run.range() else {
+                // A NIC that comes back from a pod with another index is the one that it was.
+                let is_it = |before: &OfferedRun| before.run.devices == offered.run.devices;
+                return earlier.is_some_and(|earlier| earlier.runs.iter().any(is_it));
+            };
             let same = |slot| {
-                earlier.and_then(|earlier| earlier.find(slot)).is_some_and(|(before, ifindex)| {
-                    // A NIC that comes back from a pod with another index is the one that it was.
-                    let same_link = match offered.pci {
-                        Some(address) => before.pci == Some(address),
-                        None => before.pci.is_none() && before.run.lower == offered.run.lower,
-                    };
-                    same_link && offered.run.range.ifindex_of(slot) == Some(ifindex)
+                let before = earlier.and_then(|earlier| earlier.find(slot));
+                before.is_some_and(|(before, ifindex)| {
+                    before.run.lower == offered.run.lower && range.ifindex_of(slot) == Some(ifindex)
                 })
             };
             // A run is new as a whole or not at all: ranges are only ever added whole.
-            same(first) && same(last)
+            let slots = range.slots();
+            same(slots.start) && same(slots.end.saturating_sub(1))
         };
         Self { runs: self.runs.iter().filter(|offered| known(offered)).cloned().collect(), ..self.clone() }
     }
 
     fn find(&self, slot: u32) -> Option<(&OfferedRun, u32)> {
-        self.runs.iter().find_map(|offered| Some((offered, offered.run.range.ifindex_of(slot)?)))
+        self.runs.iter().find_map(|offered| Some((offered, offered.run.range()?.ifindex_of(slot)?)))
     }
 
-    /// The device that the kubelet calls so. Makes no copy of the name: a kubelet names tens of thousands at a time.
-    fn named(&self, index: &DeviceIndex<'_>, id: &str) -> Option<(usize, u32)> {
+    /// The NIC at this address, and its number.
+    fn at(&self, address: PciAddress) -> Option<(&OfferedRun, u32)> {
+        self.runs.iter().find_map(|offered| match offered.run.devices {
+            RunDevices::Nic { address: known, number } if known == address => Some((offered, number)),
+            RunDevices::Nic { .. } | RunDevices::Macvtaps(_) => None,
+        })
+    }
+
+    /// The place of the run, and the number, of the device that the kubelet calls so. Makes no copy of the name: a kubelet
+    /// names tens of thousands at a time.
+    fn named(&self, index: &DeviceIndex, id: &str) -> Option<(usize, u32)> {
         match self.device_type {
             DeviceType::Macvtap => {
                 let slot = id.strip_prefix(self.resource.as_str()).and_then(device_id::slot)?;
-                Some((index.place(slot)?, slot))
+                Some((index.with_slot(slot)?, slot))
             }
-            DeviceType::HostDevice => {
-                let slot = index.at(id.parse().ok()?)?.run.range.first_slot;
-                Some((index.place(slot)?, slot))
-            }
+            DeviceType::HostDevice => index.by_address.get(&id.parse().ok()?).copied(),
         }
     }
 
-    /// The NIC at this address.
-    fn at(&self, address: PciAddress) -> Option<&OfferedRun> {
-        self.runs.iter().find(|offered| offered.pci == Some(address))
-    }
-
-    /// What the kubelet calls a device.
-    fn name_of(&self, offered: &OfferedRun, slot: u32) -> String {
-        match offered.pci {
-            Some(address) => address.to_string(),
-            None => DeviceId::new(self.resource.clone(), slot).to_string(),
+    /// What the kubelet calls a device of the run.
+    fn name_of(&self, run: &Run, number: u32) -> String {
+        match run.devices {
+            RunDevices::Macvtaps(_) => DeviceId::new(self.resource.clone(), number).to_string(),
+            RunDevices::Nic { address, .. } => address.to_string(),
         }
     }
 }
 
-/// The devices of an offer by slot and by address.
-struct DeviceIndex<'o> {
-    by_slot: Vec<&'o OfferedRun>,
-    by_address: BTreeMap<PciAddress, &'o OfferedRun>,
+impl Granted {
+    /// The device.
+    pub fn device(&self) -> &DeviceId {
+        match self {
+            Self::Macvtap { device, .. } | Self::Nic { device, .. } => device,
+        }
+    }
 }
 
-impl<'o> DeviceIndex<'o> {
-    fn of(offer: &'o Offer) -> Self {
-        let mut by_slot: Vec<&OfferedRun> = offer.runs.iter().collect();
-        by_slot.sort_by_key(|offered| offered.run.range.first_slot);
-        let by_address = offer.runs.iter().filter_map(|offered| Some((offered.pci?, offered))).collect();
-        Self { by_slot, by_address }
+/// The numbers in the IDs of a run's devices.
+fn numbers(run: &Run) -> Range<u32> {
+    match run.devices {
+        RunDevices::Macvtaps(range) => range.slots(),
+        RunDevices::Nic { number, .. } => number..number.saturating_add(1),
+    }
+}
+
+/// The places of runs in an offer, by slot and by address.
+struct DeviceIndex {
+    by_slot: Vec<(Range<u32>, usize)>,
+    by_address: BTreeMap<PciAddress, (usize, u32)>,
+}
+
+impl DeviceIndex {
+    fn of(offer: &Offer) -> Self {
+        let mut index = Self { by_slot: Vec::new(), by_address: BTreeMap::new() };
+        for (place, offered) in offer.runs.iter().enumerate() {
+            match offered.run.devices {
+                RunDevices::Macvtaps(range) => index.by_slot.push((range.slots(), place)),
+                RunDevices::Nic { address, number } => {
+                    index.by_address.insert(address, (place, number));
+                }
+            }
+        }
+        index.by_slot.sort_by_key(|(slots, _)| slots.start);
+        index
     }
 
-    fn find(&self, slot: u32) -> Option<&'o OfferedRun> {
-        self.by_slot.get(self.place(slot)?).copied()
-    }
-
-    /// The place of a device's run among all of them.
-    fn place(&self, slot: u32) -> Option<usize> {
-        let after = self.by_slot.partition_point(|offered| offered.run.range.first_slot <= slot);
-        let place = after.checked_sub(1)?;
-        self.by_slot[place].run.range.slots().contains(&slot).then_some(place)
-    }
-
-    fn at(&self, address: PciAddress) -> Option<&'o OfferedRun> {
-        self.by_address.get(&address).copied()
+    fn with_slot(&self, slot: u32) -> Option<usize> {
+        let after = self.by_slot.partition_point(|(slots, _)| slots.start <= slot);
+        let (slots, place) = self.by_slot.get(after.checked_sub(1)?)?;
+        slots.contains(&slot).then_some(*place)
     }
 }
 

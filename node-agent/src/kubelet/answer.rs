@@ -17,18 +17,24 @@ pub type LowerLinks = BTreeMap<u32, LinkIdentity>;
 
 /// Returns the answer for one container.
 pub fn answer(paths: &Paths, resource: &ResourceName, granted: &[Granted]) -> ContainerAllocateResponse {
-    let nics = nics::to_text(granted.iter().filter_map(|granted| granted.pci));
-    let taps = || granted.iter().filter(|granted| granted.pci.is_none());
-    let devices = taps().map(|granted| DeviceSpec {
-        container_path: format!("/dev/tap{}", granted.ifindex),
-        host_path: paths.device_node(granted.ifindex).display().to_string(),
-        permissions: "rw".to_owned(),
-    });
-    let mut answer = ContainerAllocateResponse { devices: devices.collect(), ..Default::default() };
-    if !nics.is_empty() {
-        answer.envs.insert(nics::VARIABLE.to_owned(), nics);
+    let mut answer = ContainerAllocateResponse::default();
+    let (mut links, mut nics) = (LowerLinks::new(), Vec::new());
+    for granted in granted {
+        match granted {
+            Granted::Macvtap { ifindex, lower, .. } => {
+                answer.devices.push(DeviceSpec {
+                    container_path: format!("/dev/tap{ifindex}"),
+                    host_path: paths.device_node(*ifindex).display().to_string(),
+                    permissions: "rw".to_owned(),
+                });
+                links.insert(*ifindex, lower.clone());
+            }
+            Granted::Nic { address, .. } => nics.push(*address),
+        }
     }
-    let links: LowerLinks = taps().map(|granted| (granted.ifindex, granted.lower.clone())).collect();
+    if !nics.is_empty() {
+        answer.envs.insert(nics::VARIABLE.to_owned(), nics::to_text(nics.into_iter()));
+    }
     if !links.is_empty()
         && let Ok(text) = serde_json::to_string(&links)
     {

@@ -224,22 +224,21 @@ impl DevicePlugin for Service {
         let grants = grants.map(|container| offer.grant(&container.devices_ids));
         let grants: Vec<_> = grants.collect::<Result<_, _>>().map_err(|refusal| self.refused(&refusal))?;
         for granted in grants.iter().flatten() {
-            self.end_former(&granted.device).await?;
+            self.end_former(granted.device()).await?;
             // Of all that were granted or of none.
         }
         for granted in grants.iter().flatten() {
-            self.shared.ledger.note(granted.device.clone());
+            self.shared.ledger.note(granted.device().clone());
             if offer.tap_only == TapOnly::Allowed {
-                self.shared.ledger.note_unstarted(&granted.device);
+                self.shared.ledger.note_unstarted(granted.device());
             }
         }
         let container_responses =
             grants.iter().map(|container| answer(&self.shared.paths, &self.resource, container)).collect();
-        for Granted { device, ifindex, pci, .. } in grants.iter().flatten() {
-            if let Some(address) = pci {
-                info!(%device, %address, "allocated");
-            } else {
-                info!(%device, ifindex, "allocated");
+        for granted in grants.iter().flatten() {
+            match granted {
+                Granted::Macvtap { device, ifindex, .. } => info!(%device, ifindex, "allocated"),
+                Granted::Nic { device, address } => info!(%device, %address, "allocated"),
             }
         }
         self.shared.metrics.allocation(&self.resource, true);
@@ -256,8 +255,11 @@ impl DevicePlugin for Service {
         let ids = request.into_inner().devices_ids;
         let granted = offer.grant(&ids).map_err(|refusal| Status::invalid_argument(refusal.to_string()))?;
         // A NIC has no tap: its pod's network brings it, or nothing does.
-        let taps = granted.into_iter().filter(|granted| granted.pci.is_none());
-        let devices: Vec<DeviceId> = taps.map(|granted| granted.device).collect();
+        let taps = granted.into_iter().filter_map(|granted| match granted {
+            Granted::Macvtap { device, .. } => Some(device),
+            Granted::Nic { .. } => None,
+        });
+        let devices: Vec<DeviceId> = taps.collect();
         let asked = self.pods().await;
         let listing = match asked {
             Ok(listing) => listing,

@@ -180,10 +180,6 @@ impl Pool {
         table::Resource {
             pool: Some(self.name.clone()),
             prefix: self.settings.resource_prefix.clone(),
-            device_type: match self.settings.device_type {
-                DeviceType::Macvtap => table::DeviceType::Macvtap,
-                DeviceType::HostDevice => table::DeviceType::HostDevice,
-            },
             mtu: macvtap.mtu,
             promiscuous: macvtap.promiscuous,
             all_multicast: macvtap.all_multicast,
@@ -192,7 +188,10 @@ impl Pool {
                 settings::TapOnly::Allowed if !self.gives_nics() => table::TapOnly::Allowed,
                 settings::TapOnly::Allowed | settings::TapOnly::Forbidden => table::TapOnly::Forbidden,
             },
-            links: Vec::new(),
+            devices: table::Devices::none(match self.settings.device_type {
+                DeviceType::Macvtap => table::DeviceType::Macvtap,
+                DeviceType::HostDevice => table::DeviceType::HostDevice,
+            }),
         }
     }
 }

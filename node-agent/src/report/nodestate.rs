@@ -98,8 +98,8 @@ impl View<'_> {
         let taken = runs.filter(|(resource, offered)| {
             offered.run.advertised && is_taken(offered) && of(resource, offered)
         });
-        let named = taken.take(TAKEN_MAX).map(|(resource, offered)| {
-            let range = offered.run.range;
+        let ranges = taken.filter_map(|(resource, offered)| Some((resource, offered.run.range()?)));
+        let named = ranges.take(TAKEN_MAX).map(|(resource, range)| {
             let by = self.names(&[range.first_ifindex]).join("");
             let device = DeviceId::new(resource.clone(), range.first_slot);
             format!(

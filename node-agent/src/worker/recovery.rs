@@ -5,12 +5,11 @@ use crate::kubelet::checkpoint::{self, Given};
 use macvtap::device_id::{DeviceId, DeviceIdError, ResourceName, SLOT_MAX};
 use macvtap::mode::Mode;
 use macvtap::paths::Paths;
-use macvtap::pci::PciAddress;
 use macvtap::record::Attachment;
 use macvtap::records;
 use macvtap::table::{
-    DeviceTable, DeviceType, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Owner, Resource,
-    SlotRange, TapOnly,
+    DeviceTable, DeviceType, Devices, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Owner, Resource,
+    SlotRange, TapOnly, WholeNic,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -39,13 +38,15 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
             return;
         }
         highest = highest.max(ifindex);
-        let resource = table.resources.entry(device.resource().clone()).or_insert_with(unknown);
+        let resource = table.resources.entry(device.resource().clone());
+        let resource = resource.or_insert_with(|| unknown(DeviceType::Macvtap));
+        let Devices::Macvtaps(links) = &mut resource.devices else { return };
         let range = SlotRange { first_slot: device.slot(), count: 1, first_ifindex: ifindex };
         let identity = noted.get(&ifindex).map_or_else(assignment::nowhere, |identity| (*identity).clone());
         let is_same = |link: &&mut LowerLink| {
             link.ifindex == lower_ifindex && (lower_ifindex != 0 || link.identity == identity)
         };
-        match resource.links.iter_mut().find(is_same) {
+        match links.iter_mut().find(is_same) {
             Some(link) => {
                 link.ranges.push(range);
                 // Another device of the link may have none noted.
@@ -53,13 +54,12 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
                     link.identity = identity;
                 }
             }
-            None => resource.links.push(LowerLink {
+            None => links.push(LowerLink {
                 ifindex: lower_ifindex,
                 name: String::new(),
                 identity,
                 mode: Mode::default(),
                 ranges: vec![range],
-                pci: None,
             }),
         }
     };
@@ -82,21 +82,26 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
     table.next_ifindex = highest.saturating_add(1).min(IFINDEX_LAST);
     for record in records {
         if let Some(nic) = &record.nic {
-            let at =
-                NicPlace { ifindex: record.lower_ifindex, name: &nic.name, identity: nic.identity.clone() };
-            add_nic(&mut table, record.device.resource(), record.device.slot(), nic.pci, at);
+            let nic = WholeNic {
+                address: nic.pci,
+                number: record.device.slot(),
+                ifindex: record.lower_ifindex,
+                name: nic.name.clone(),
+                identity: nic.identity.clone(),
+            };
+            add_nic(&mut table, record.device.resource(), nic);
         }
     }
     for given in given {
         let Ok((prefix, name)) = split(&given.resource) else { continue };
         for address in &given.nics {
-            if table.host_device(address).is_none() {
-                let taken = table.resources.get(&name).map_or(&[][..], |resource| &resource.links);
-                let slots = taken.iter().flat_map(|link| &link.ranges).map(|range| range.first_slot);
-                let slot = slots.max().map_or(0, |slot| slot.saturating_add(1));
-                let nowhere = NicPlace { ifindex: 0, name: "", identity: assignment::nowhere() };
-                add_nic(&mut table, &name, slot, *address, nowhere);
-            }
+            let taken = table.resources.get(&name).map_or(&[][..], Resource::nics);
+            let highest = taken.iter().map(|nic| nic.number).max();
+            let number = highest.map_or(0, |number| number.saturating_add(1));
+            // Where it is on the node, nobody has noted.
+            let identity = assignment::nowhere();
+            let nic = WholeNic { address: *address, number, ifindex: 0, name: String::new(), identity };
+            add_nic(&mut table, &name, nic);
             // By its whole name the kubelet knows the NIC.
             if let Some(resource) = table.resources.get_mut(&name) {
                 prefix.clone_into(&mut resource.prefix);
@@ -107,32 +112,16 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
     table
 }
 
-/// Where a NIC is on the node, as far as anybody has noted.
-struct NicPlace<'n> {
-    ifindex: u32,
-    name: &'n str,
-    identity: LinkIdentity,
-}
-
-fn add_nic(table: &mut DeviceTable, resource: &ResourceName, slot: u32, pci: PciAddress, at: NicPlace<'_>) {
-    if table.host_device(&pci).is_some() {
+fn add_nic(table: &mut DeviceTable, resource: &ResourceName, nic: WholeNic) {
+    if table.nic(nic.address).is_some() || nic.number > SLOT_MAX {
         return;
     }
-    let unknown = || Resource { device_type: DeviceType::HostDevice, ..unknown() };
-    let entry = table.resources.entry(resource.clone()).or_insert_with(unknown);
-    let taken = entry.links.iter().any(|link| link.ranges.iter().any(|range| range.first_slot == slot));
-    if entry.device_type != DeviceType::HostDevice || taken || slot > SLOT_MAX {
-        return;
+    let entry = table.resources.entry(resource.clone());
+    if let Devices::Nics(nics) = &mut entry.or_insert_with(|| unknown(DeviceType::HostDevice)).devices
+        && nics.iter().all(|other| other.number != nic.number)
+    {
+        nics.push(nic);
     }
-    entry.links.push(LowerLink {
-        ifindex: at.ifindex,
-        name: at.name.to_owned(),
-        identity: at.identity,
-        mode: Mode::Passthru,
-        ranges: vec![SlotRange { first_slot: slot, count: 1, first_ifindex: table.next_ifindex }],
-        pci: Some(pci),
-    });
-    table.next_ifindex = table.next_ifindex.saturating_add(1).min(IFINDEX_LAST);
 }
 
 /// Prefix and name of a resource.
@@ -142,17 +131,16 @@ fn split(resource: &str) -> Result<(&str, ResourceName), DeviceIdError> {
 }
 
 /// What stands in the table until a pool says better.
-fn unknown() -> Resource {
+fn unknown(device_type: DeviceType) -> Resource {
     Resource {
         pool: None,
         prefix: macvtap_crds::GROUP.to_owned(),
-        device_type: DeviceType::Macvtap,
         mtu: None,
         promiscuous: false,
         all_multicast: true,
         owner: Owner::default(),
         tap_only: TapOnly::Forbidden,
-        links: Vec::new(),
+        devices: Devices::none(device_type),
     }
 }
 
@@ -168,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn nics_in_pods_keep_their_slots_and_allocated_ones_are_known_by_their_address() {
+    fn nics_in_pods_keep_their_numbers_and_allocated_ones_are_known_by_their_address() {
         let nic = Some(nics::tests::recorded(&nic(7, "eth1", 0xa)));
         let first = Attachment { nic: nic.clone(), ..record("virtMvp3", 2, 7) };
         let twice = Attachment { nic, ..record("virtMvp4", 2, 7) };
@@ -182,9 +170,9 @@ mod tests {
         }];
         let tap = record("aMvp0", IFINDEX_FIRST + 5, 7);
         let table = from_notes(&[first, twice, tap], &given, "boot", false);
-        let found = |address: &str| table.host_device(&address.parse().unwrap()).unwrap();
+        let found = |address: &str| table.nic(address.parse().unwrap()).unwrap();
         let (device, known) = found("0000:00:0a.0");
-        assert_eq!((device.to_string().as_str(), known.link.ifindex), ("virtMvp3", 7));
+        assert_eq!((device.to_string().as_str(), known.nic.ifindex), ("virtMvp3", 7));
         assert_eq!(known.resource.prefix, "kernel.org");
         assert_eq!(found("0000:00:0b.0").0.to_string(), "virtMvp4");
         DeviceTable::parse(&serde_json::to_vec(&table).unwrap()).unwrap();
@@ -204,7 +192,7 @@ mod tests {
         let given = [given(&["aMvp0"], &[(0, "dp0")]), given(&["aMvp1", "aMvp2"], &[(1, "dp1"), (2, "dp0")])];
         // The link of a record may be gone by now, and come back with another index.
         let table = from_notes(&[record("aMvp1", IFINDEX_FIRST + 1, 7)], &given, "boot", false);
-        let identity = |device: &str| table.device(&device.parse().unwrap()).unwrap().link.identity.clone();
+        let identity = |device: &str| table.macvtap(&device.parse().unwrap()).unwrap().link.identity.clone();
         assert_eq!(identity("aMvp0"), dp("dp0"));
         assert_eq!(identity("aMvp1"), dp("dp1"));
         assert_eq!(identity("aMvp2"), dp("dp0"));
@@ -235,17 +223,17 @@ mod tests {
             given(&["aMvp0", "aMvp11", "aMvp12"], &[0, 21, 22]),
         ];
         let table = from_notes(&records, &given, "boot", false);
-        let promised = table.device(&"aMvp5".parse().unwrap()).unwrap();
+        let promised = table.macvtap(&"aMvp5".parse().unwrap()).unwrap();
         assert_eq!((promised.ifindex, promised.link.ifindex), (IFINDEX_FIRST + 5, 0));
-        assert!(table.device(&"aMvp6".parse().unwrap()).is_none(), "that index is another device's");
+        assert!(table.macvtap(&"aMvp6".parse().unwrap()).is_none(), "that index is another device's");
         for (device, index) in [("aMvp0", 0), ("aMvp11", 21), ("aMvp12", 22)] {
-            let found = table.device(&device.parse().unwrap()).unwrap();
+            let found = table.macvtap(&device.parse().unwrap()).unwrap();
             assert_eq!(found.ifindex, IFINDEX_FIRST + index, "{device}");
         }
-        assert!(table.device(&"aMvp7".parse().unwrap()).is_none());
-        let found = table.device(&"aMvp3".parse().unwrap()).unwrap();
+        assert!(table.macvtap(&"aMvp7".parse().unwrap()).is_none());
+        let found = table.macvtap(&"aMvp3".parse().unwrap()).unwrap();
         assert_eq!((found.ifindex, found.link.ifindex), (IFINDEX_FIRST + 3, 7));
-        assert!(table.device(&"bMvp1".parse().unwrap()).is_none());
+        assert!(table.macvtap(&"bMvp1".parse().unwrap()).is_none());
         assert_eq!(table.next_ifindex, IFINDEX_FIRST + 51 + GAP);
         DeviceTable::parse(&serde_json::to_vec(&table).unwrap()).unwrap();
     }

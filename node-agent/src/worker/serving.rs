@@ -20,7 +20,7 @@ use crate::pools::pool::Pool;
 use crate::process::install::keep::Presence;
 use crate::process::probe::Readiness;
 use macvtap::device_id::{DeviceId, ResourceName};
-use macvtap::table::LowerLink;
+use macvtap::table::WholeNic;
 use macvtap_crds::v1alpha1::MacvtapNodeStateStatus;
 use running::Running;
 use status::REGISTERED_SOON;
@@ -348,7 +348,7 @@ impl Serving {
 
     /// Whole NICs that are in pods. A record of one that was unplugged there says so still; the last look knows better.
     fn in_pods(&self) -> BTreeMap<DeviceId, InPod> {
-        let is_away = |nic: &LowerLink| self.engine.nic_on_node(nic).is_none();
+        let is_away = |nic: &WholeNic| self.engine.nic_on_node(nic).is_none();
         let mut in_pods = nics::in_pods(&self.shared.paths, self.engine.table(), is_away);
         in_pods.retain(|device, _| !self.usage.dead.contains(device));
         in_pods

@@ -175,7 +175,7 @@ pub(super) fn allocation(bytes: &[u8]) {
         match offer.grant(&ids) {
             Ok(granted) => {
                 assert_eq!(granted.len(), ids.len());
-                let told: Vec<String> = granted.iter().map(|granted| granted.device.to_string()).collect();
+                let told: Vec<String> = granted.iter().map(|granted| granted.device().to_string()).collect();
                 assert_eq!(told, ids, "what is granted is what was asked for");
             }
             Err(refusal) => assert!(!error_chain(&refusal).is_empty()),

@@ -5,7 +5,7 @@ use macvtap::device_id::DeviceId;
 use macvtap::paths::Paths;
 use macvtap::record::{Attachment, DeviceNumber, Holder, Nic, State, VERSION};
 use macvtap::records;
-use macvtap::table::{IFINDEX_FIRST, LowerLink};
+use macvtap::table::{IFINDEX_FIRST, WholeNic};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -39,9 +39,9 @@ pub(crate) fn lost(device: &str, pod: &str) -> Attachment {
 }
 
 /// A NIC of the table, as a record describes it.
-pub(crate) fn nic(known: &LowerLink) -> Nic {
+pub(crate) fn nic(known: &WholeNic) -> Nic {
     Nic {
-        pci: known.pci.unwrap(),
+        pci: known.address,
         identity: known.identity.clone(),
         name: known.name.clone(),
         mac: None,

@@ -2,7 +2,7 @@
 
 use super::{PCI, call, nic, ready_node, state};
 use crate::support::{self, Call, Node, link};
-use macvtap::table::{DeviceTable, DeviceType};
+use macvtap::table::DeviceTable;
 use serde_json::json;
 
 #[test]
@@ -40,12 +40,9 @@ fn a_nic_under_a_macvtap_in_a_pod_stays_on_the_node() {
     let first = node.first_ifindex;
     let as_macvtap = |table: &mut DeviceTable| {
         let resource = table.resources.values().next().unwrap().clone();
-        let nic = table.resources.values_mut().next().unwrap();
-        nic.device_type = DeviceType::HostDevice;
-        nic.links[0].pci = Some(PCI.parse().unwrap());
-        nic.links[0].ranges[0].count = 1;
+        Node::make_nic(table, PCI);
         let mut shared = resource;
-        shared.links[0].ranges[0].first_ifindex = first + 10;
+        shared.links_mut()[0].ranges[0].first_ifindex = first + 10;
         table.resources.insert("shared".parse().unwrap(), shared);
     };
     node.store_table(as_macvtap);

@@ -50,7 +50,6 @@ pub(super) fn adopt(
                 identity: known.identity.clone(),
                 mode: demand.mode,
                 ranges: Vec::new(),
-                pci: None,
             });
         }
     }
@@ -114,7 +113,6 @@ mod tests {
             identity: identity(number),
             mode: Mode::default(),
             ranges: vec![SlotRange { first_slot, count: 1, first_ifindex: 1000 + first_slot }],
-            pci: None,
         }
     }
 

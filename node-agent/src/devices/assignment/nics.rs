@@ -1,39 +1,33 @@
 //! The rules for NICs that are given away as a whole.
 //!
 //! Such a NIC leaves the node's namespace with its pod, and may come back under another index and name; meanwhile its
-//! index may be another link's. It has one slot, and to the kubelet its name is its PCI address, so an address is never in
-//! the table twice: another NIC at the address of one that a pod has, or had and lost, waits.
+//! index may be another link's. To the kubelet its name is its PCI address, so an address is never in the table twice:
+//! another NIC at the address of one that a pod has, or had and lost, waits.
 
-use super::{Demand, Known, KnownLinks, Surroundings, Work, wanted};
-use crate::devices::assignment::slots::Split;
+use super::{Demand, Known, KnownLinks, LinkRun, Surroundings, Work, wanted};
 use macvtap::device_id::DeviceId;
 use macvtap::mac::MacAddr;
 use macvtap::pci::PciAddress;
-use macvtap::table::{DeviceTable, LinkIdentity, LowerLink};
-use std::collections::{BTreeMap, BTreeSet};
-
-/// Addresses of NICs that pods have, with the device of each.
-pub(super) type Held = BTreeMap<PciAddress, DeviceId>;
+use macvtap::table::{Device, DeviceTable, LinkIdentity, WholeNic};
+use std::collections::BTreeSet;
 
 /// The index of a NIC of the table, among these links.
-pub fn find(nic: &LowerLink, links: &KnownLinks) -> Option<u32> {
-    links.with_function(nic.pci?).find(|(_, known)| is_same(nic, known)).map(|(ifindex, _)| ifindex)
+pub fn find(nic: &WholeNic, links: &KnownLinks) -> Option<u32> {
+    links.with_function(nic.address).find(|(_, known)| is_same(nic, known)).map(|(ifindex, _)| ifindex)
 }
 
-/// What in the table pods have, by address.
-pub(super) fn held(table: &DeviceTable, in_use: &BTreeSet<DeviceId>) -> Held {
-    let nics = in_use.iter().filter_map(|device| Some((table.device(device)?.link.pci?, device.clone())));
+/// The addresses of NICs that pods have.
+pub(super) fn held(table: &DeviceTable, in_use: &BTreeSet<DeviceId>) -> BTreeSet<PciAddress> {
+    let nics = in_use.iter().filter_map(|device| match table.device(device)? {
+        Device::Nic(found) => Some(found.nic.address),
+        Device::Macvtap(_) => None,
+    });
     nics.collect()
 }
 
-/// The NICs a resource had and those it should have, each once, under its index of today.
-pub(super) fn adopt(
-    before: &[LowerLink],
-    demand: Option<&Demand>,
-    around: Surroundings<'_>,
-    same_boot: bool,
-) -> Vec<LowerLink> {
-    let mut nics: Vec<LowerLink> = before.to_vec();
+/// The NICs a resource had, each under its index of today.
+pub(super) fn adopt(before: &[WholeNic], around: Surroundings<'_>, same_boot: bool) -> Vec<WholeNic> {
+    let mut nics = before.to_vec();
     for nic in &mut nics {
         match find(nic, around.links) {
             Some(ifindex) => nic.ifindex = ifindex,
@@ -46,62 +40,60 @@ pub(super) fn adopt(
             nic.identity.clone_from(&known.identity);
         }
     }
-    for wish in demand.map_or(&[][..], |demand| demand.links.as_slice()) {
-        let known = around.links.get(wish.ifindex).filter(|known| known.pci.is_some());
-        if let (Some(known), Some(demand), false) =
-            (known, demand, nics.iter().any(|nic| nic.ifindex == wish.ifindex))
-        {
-            nics.push(LowerLink {
-                ifindex: wish.ifindex,
-                name: known.name.clone(),
-                identity: known.identity.clone(),
-                mode: demand.mode,
-                pci: known.pci,
-                ranges: Vec::new(),
-            });
-        }
-    }
     nics
 }
 
 impl Work<'_> {
-    /// Decides about the one device a NIC is. A free one that is no longer wanted goes at once: were it still honoured, two
-    /// pods could get the same NIC.
-    pub(super) fn keep_nic(&mut self, nic: &mut LowerLink, demand: Option<&Demand>) {
-        let present = self.around.links.has(nic.ifindex);
-        let in_use = self.in_use(nic).first().copied();
-        let free = nic.ranges.first().map(|range| range.first_slot);
-        let slot = in_use.or(free.filter(|_| present && wanted(demand, nic.ifindex) > 0));
-        let ifindex = slot.and_then(|slot| nic.ranges.iter().find_map(|range| range.ifindex_of(slot)));
-        let mut split = Split::default();
-        if let (Some(slot), Some(ifindex), true) = (slot, ifindex, nic.pci.is_some()) {
-            split.advertise(slot, ifindex);
+    /// Decides about these NICs and those that the resource should have. A free one that is no longer wanted goes at
+    /// once: were it still honoured, two pods could get the same NIC.
+    pub(super) fn nics(
+        &mut self,
+        mut nics: Vec<WholeNic>,
+        demand: Option<&Demand>,
+        held: &BTreeSet<PciAddress>,
+    ) -> Vec<WholeNic> {
+        let around = self.around;
+        nics.retain(|nic| {
+            self.note_replaced(nic.ifindex, &nic.name);
+            let is_wanted = || around.links.has(nic.ifindex) && wanted(demand, nic.ifindex) > 0;
+            around.in_use.contains(&self.device(nic.number)) || is_wanted()
+        });
+        for wish in demand.map_or(&[][..], |demand| demand.links.as_slice()) {
+            let known = around.links.get(wish.ifindex).filter(|_| wish.count > 0);
+            let Some((known, address)) = known.and_then(|known| Some((known, known.pci?))) else { continue };
+            if nics.iter().any(|nic| nic.ifindex == wish.ifindex) {
+                continue;
+            }
+            // No pod may have, or have lost, another one at its address.
+            if held.contains(&address) {
+                self.next.replaced.insert((self.name.clone(), known.name.clone()));
+                continue;
+            }
+            nics.push(WholeNic {
+                address,
+                number: first_free(&nics),
+                ifindex: wish.ifindex,
+                name: known.name.clone(),
+                identity: known.identity.clone(),
+            });
         }
-        nic.ranges = split.ranges();
         let offer = self.next.offers.entry(self.name.clone()).or_default();
-        offer.extend(split.runs(nic));
+        offer.extend(nics.iter().map(LinkRun::of_nic));
+        nics
     }
+}
 
-    /// Whether a NIC without a device may get one: no pod has, or has lost, another one at its address.
-    pub(super) fn is_free(&mut self, nic: &LowerLink, held: &Held) -> bool {
-        let free = nic.pci.is_some_and(|address| !held.contains_key(&address));
-        if !free {
-            self.next.replaced.insert((self.name.clone(), nic.name.clone()));
-        }
-        free
-    }
+/// The lowest number that none of these NICs has.
+fn first_free(nics: &[WholeNic]) -> u32 {
+    let taken: BTreeSet<u32> = nics.iter().map(|nic| nic.number).collect();
+    (0..=u32::MAX).find(|number| !taken.contains(number)).unwrap_or_default()
 }
 
 /// Whether the NIC of the table is this link. Its parent's name may change when it is plugged again; where nobody noted
 /// its address, the place decides.
-pub fn is_same(nic: &LowerLink, known: &Known) -> bool {
-    match (nic.pci, known.pci) {
-        (Some(noted), Some(seen)) if noted == seen => {
-            let addresses = mac(&nic.identity).zip(mac(&known.identity));
-            addresses.is_none_or(|(noted, seen)| noted == seen)
-        }
-        _ => false,
-    }
+pub fn is_same(nic: &WholeNic, known: &Known) -> bool {
+    known.pci == Some(nic.address)
+        && mac(&nic.identity).zip(mac(&known.identity)).is_none_or(|(noted, seen)| noted == seen)
 }
 
 fn mac(identity: &LinkIdentity) -> Option<MacAddr> {

@@ -2,20 +2,34 @@
 
 use macvtap::device_id::SLOT_MAX;
 use macvtap::pci::PciAddress;
-use macvtap::table::{LinkIdentity, LowerLink, SlotRange};
+use macvtap::table::{LinkIdentity, LowerLink, SlotRange, WholeNic};
 
-/// Consecutive devices of one link that are all advertised, or all not.
+/// Devices of one link that are all advertised, or all not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Slots and indexes.
-    pub range: SlotRange,
+    /// The devices.
+    pub devices: RunDevices,
     /// Index of the lower link; 0 for one of an earlier boot that has not come back.
     pub lower: u32,
     /// Whether they are advertised to the kubelet. Those that are no longer advertised are honoured for a while.
     pub advertised: bool,
 }
 
-/// Consecutive devices of one link, and what the table says of the link.
+/// What the devices of a run are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunDevices {
+    /// Macvtaps with consecutive slots and indexes.
+    Macvtaps(SlotRange),
+    /// The link itself.
+    Nic {
+        /// Where it is.
+        address: PciAddress,
+        /// The number in its ID.
+        number: u32,
+    },
+}
+
+/// Devices of one link, and what the table says of the link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkRun {
     /// The devices.
@@ -24,15 +38,46 @@ pub struct LinkRun {
     pub link: String,
     /// What it is known by across boots.
     pub identity: LinkIdentity,
-    /// The PCI function of a NIC that is given away as a whole.
-    pub pci: Option<PciAddress>,
+}
+
+impl Run {
+    /// How many devices these are.
+    pub fn count(&self) -> u32 {
+        match self.devices {
+            RunDevices::Macvtaps(range) => range.count,
+            RunDevices::Nic { .. } => 1,
+        }
+    }
+
+    /// Slots and indexes, of macvtaps.
+    pub fn range(&self) -> Option<SlotRange> {
+        match self.devices {
+            RunDevices::Macvtaps(range) => Some(range),
+            RunDevices::Nic { .. } => None,
+        }
+    }
+
+    /// Where the device is, of a whole NIC.
+    pub fn address(&self) -> Option<PciAddress> {
+        match self.devices {
+            RunDevices::Macvtaps(_) => None,
+            RunDevices::Nic { address, .. } => Some(address),
+        }
+    }
 }
 
 impl LinkRun {
-    /// Returns these devices of the link.
-    pub(super) fn of(link: &LowerLink, range: SlotRange, advertised: bool) -> Self {
-        let run = Run { range, lower: link.ifindex, advertised };
-        Self { run, link: link.name.clone(), identity: link.identity.clone(), pci: link.pci }
+    /// Returns these macvtaps of the link.
+    pub fn of_macvtaps(link: &LowerLink, range: SlotRange, advertised: bool) -> Self {
+        let run = Run { devices: RunDevices::Macvtaps(range), lower: link.ifindex, advertised };
+        Self { run, link: link.name.clone(), identity: link.identity.clone() }
+    }
+
+    /// Returns the device that a NIC is.
+    pub fn of_nic(nic: &WholeNic) -> Self {
+        let devices = RunDevices::Nic { address: nic.address, number: nic.number };
+        let run = Run { devices, lower: nic.ifindex, advertised: true };
+        Self { run, link: nic.name.clone(), identity: nic.identity.clone() }
     }
 }
 
@@ -52,7 +97,7 @@ impl Split {
     }
 
     pub(super) fn runs(&self, link: &LowerLink) -> impl Iterator<Item = LinkRun> {
-        self.runs.iter().map(|(range, advertised)| LinkRun::of(link, *range, *advertised))
+        self.runs.iter().map(|(range, advertised)| LinkRun::of_macvtaps(link, *range, *advertised))
     }
 
     /// As few ranges as possible: for the table it does not matter what is advertised.
@@ -81,7 +126,7 @@ impl Split {
 /// How many devices of a link are advertised.
 pub(super) fn advertised(runs: &[LinkRun], lower: u32) -> u32 {
     let runs = runs.iter().map(|offered| offered.run);
-    runs.filter(|run| run.lower == lower && run.advertised).map(|run| run.range.count).sum()
+    runs.filter(|run| run.lower == lower && run.advertised).map(|run| run.count()).sum()
 }
 
 /// The lowest slot that is in none of the ranges, and how many follow it that are not either.

@@ -1,5 +1,5 @@
 use super::*;
-use macvtap::table::{DeviceType, Owner, TapOnly};
+use macvtap::table::{Owner, TapOnly};
 use proptest::prelude::*;
 
 fn name(text: &str) -> ResourceName {
@@ -14,13 +14,12 @@ fn entry() -> Resource {
     Resource {
         pool: None,
         prefix: "example.com".into(),
-        device_type: DeviceType::Macvtap,
         mtu: None,
         promiscuous: false,
         all_multicast: true,
         owner: Owner::default(),
         tap_only: TapOnly::Forbidden,
-        links: Vec::new(),
+        devices: Devices::none(DeviceType::Macvtap),
     }
 }
 
@@ -95,7 +94,7 @@ impl EvolvingNode {
     }
 
     fn ifindex(&self, id: &str) -> Option<u32> {
-        self.table.device(&device(id)).map(|d| d.ifindex)
+        self.table.macvtap(&device(id)).map(|d| d.ifindex)
     }
 
     fn pass(&mut self, seconds: u64) {
@@ -106,7 +105,7 @@ impl EvolvingNode {
 fn advertised(evolution: &Evolution) -> Vec<u32> {
     let runs = evolution.offers.get(&name("a")).map_or(&[][..], Vec::as_slice);
     let runs = runs.iter().map(|offered| offered.run).filter(|run| run.advertised);
-    let mut slots: Vec<u32> = runs.flat_map(|run| run.range.slots()).collect();
+    let mut slots: Vec<u32> = runs.flat_map(|run| run.range().unwrap().slots()).collect();
     slots.sort_unstable();
     slots
 }
@@ -186,7 +185,7 @@ fn a_renamed_link_keeps_its_devices() {
     node.links.insert(3, nic("ens7", 1));
     let evolution = node.evolve(&[(3, 2)]);
     assert_eq!((advertised(&evolution), node.ifindex("aMvp0")), (vec![0, 1], Some(IFINDEX_FIRST)));
-    assert_eq!(node.table.resources[&name("a")].links[0].name, "ens7");
+    assert_eq!(node.table.resources[&name("a")].links()[0].name, "ens7");
 }
 
 #[test]
@@ -202,7 +201,7 @@ fn another_nic_under_the_old_name_gets_devices_of_its_own_while_the_old_ones_dra
     node.evolve(&[(9, 2)]);
     node.pass(60);
     assert_eq!(advertised(&node.evolve(&[(9, 2)])), [2, 3]);
-    assert_eq!(node.table.resources[&name("a")].links.len(), 1);
+    assert_eq!(node.table.resources[&name("a")].links().len(), 1);
 }
 
 #[test]
@@ -214,7 +213,7 @@ fn a_link_that_was_made_anew_gets_its_devices_back() {
     node.links.insert(9, known("x"));
     assert_eq!(advertised(&node.evolve(&[(9, 2)])), [0, 1]);
     assert_eq!(node.ifindex("aMvp1"), Some(IFINDEX_FIRST + 1));
-    assert_eq!(node.table.resources[&name("a")].links[0].ifindex, 9);
+    assert_eq!(node.table.resources[&name("a")].links()[0].ifindex, 9);
 }
 
 #[test]
@@ -227,7 +226,7 @@ fn devices_in_use_survive_a_reboot_with_their_indexes_whatever_index_their_link_
     node.links = BTreeMap::from([(3, nic("eth1", 2)), (4, nic("eth0", 1))]);
     node.evolve(&[(3, 2), (4, 2)]);
     assert_eq!(node.ifindex("aMvp2"), eth1);
-    assert_eq!(node.table.device(&device("aMvp2")).unwrap().link.ifindex, 3);
+    assert_eq!(node.table.macvtap(&device("aMvp2")).unwrap().link.ifindex, 3);
     assert_eq!(node.table.boot_id, "two");
 }
 
@@ -239,7 +238,7 @@ fn a_link_that_has_not_come_back_after_a_reboot_is_nobody_elses() {
     node.boot = "two".into();
     node.links = BTreeMap::from([(3, nic("eth5", 5))]);
     node.evolve(&[(3, 1)]);
-    let device = node.table.device(&device("aMvp0")).unwrap();
+    let device = node.table.macvtap(&device("aMvp0")).unwrap();
     assert_eq!((device.link.name.as_str(), device.link.ifindex), ("eth0", 0));
 }
 
@@ -249,10 +248,10 @@ fn a_changed_mode_waits_for_the_last_device() {
     node.evolve(&[(3, 2)]);
     node.uses(&["aMvp0"]);
     assert_eq!(node.evolve_in(Mode::Private, &[(3, 2)]).mode_pending, [(name("a"), 3)].into());
-    assert_eq!(node.table.resources[&name("a")].links[0].mode, Mode::Bridge);
+    assert_eq!(node.table.resources[&name("a")].links()[0].mode, Mode::Bridge);
     node.uses(&[]);
     assert!(node.evolve_in(Mode::Private, &[(3, 2)]).mode_pending.is_empty());
-    assert_eq!(node.table.resources[&name("a")].links[0].mode, Mode::Private);
+    assert_eq!(node.table.resources[&name("a")].links()[0].mode, Mode::Private);
 }
 
 #[test]
@@ -291,27 +290,22 @@ fn a_limit_for_the_node_is_shared_out_evenly() {
 fn devices_whose_link_is_not_known_are_on_the_only_link_there_is() {
     let stray = |node: &mut EvolvingNode| {
         let ranges = vec![SlotRange { first_slot: 5, count: 1, first_ifindex: IFINDEX_FIRST + 5 }];
-        let link = LowerLink {
-            ifindex: 0,
-            name: String::new(),
-            identity: nowhere(),
-            mode: Mode::Bridge,
-            ranges,
-            pci: None,
-        };
-        node.table.resources.insert(name("a"), Resource { links: vec![link], ..entry() });
+        let link =
+            LowerLink { ifindex: 0, name: String::new(), identity: nowhere(), mode: Mode::Bridge, ranges };
+        let devices = Devices::Macvtaps(vec![link]);
+        node.table.resources.insert(name("a"), Resource { devices, ..entry() });
         node.table.next_ifindex = IFINDEX_FIRST + 100;
         node.uses(&["aMvp5"]);
     };
     let mut node = EvolvingNode::new().with(3, known("x"));
     stray(&mut node);
     assert_eq!(advertised(&node.evolve(&[(3, 3)])), [0, 1, 5]);
-    let found = node.table.device(&device("aMvp5")).unwrap();
+    let found = node.table.macvtap(&device("aMvp5")).unwrap();
     assert_eq!((found.link.ifindex, found.ifindex), (3, IFINDEX_FIRST + 5));
     let mut node = EvolvingNode::new().with(3, known("x")).with(4, known("y"));
     stray(&mut node);
     node.evolve(&[(3, 1), (4, 1)]);
-    assert_eq!(node.table.device(&device("aMvp5")).unwrap().link.ifindex, 0);
+    assert_eq!(node.table.macvtap(&device("aMvp5")).unwrap().link.ifindex, 0);
 }
 
 #[derive(Clone, Debug)]
@@ -357,7 +351,7 @@ proptest! {
                 TableEvent::Unlink(ifindex) => { node.links.remove(&ifindex); }
                 TableEvent::Use(slot) => {
                     let id = device(&format!("aMvp{slot}"));
-                    if node.table.device(&id).is_some() {
+                    if node.table.macvtap(&id).is_some() {
                         node.in_use.insert(id);
                     }
                 }
@@ -369,26 +363,26 @@ proptest! {
                 }
             }
             let used: BTreeMap<DeviceId, u32> = node.in_use.iter()
-                .filter_map(|id| Some((id.clone(), node.table.device(id)?.ifindex))).collect();
+                .filter_map(|id| Some((id.clone(), node.table.macvtap(id)?.ifindex))).collect();
             let demand: Vec<(u32, u32)> = node.links.keys().zip(&wish).map(|(l, c)| (*l, *c)).collect();
             let evolution = node.evolve(&demand);
             for (id, ifindex) in used {
-                prop_assert_eq!(node.table.device(&id).map(|d| d.ifindex), Some(ifindex));
+                prop_assert_eq!(node.table.macvtap(&id).map(|d| d.ifindex), Some(ifindex));
             }
             let mut seen = BTreeSet::new();
             for LinkRun { run, .. } in evolution.offers.values().flatten() {
-                for slot in run.range.slots() {
+                for slot in run.range().unwrap().slots() {
                     let id = DeviceId::new(name("a"), slot);
                     prop_assert!(seen.insert(slot), "slot {} twice", slot);
-                    let ifindex = run.range.ifindex_of(slot).unwrap();
-                    prop_assert_eq!(node.table.device(&id).map(|d| d.ifindex), Some(ifindex));
+                    let ifindex = run.range().unwrap().ifindex_of(slot).unwrap();
+                    prop_assert_eq!(node.table.macvtap(&id).map(|d| d.ifindex), Some(ifindex));
                     prop_assert_eq!(owners.entry(ifindex).or_insert_with(|| id.clone()), &id);
                 }
             }
             for (ifindex, count) in demand {
                 let runs = &evolution.offers[&name("a")];
                 let used = node.in_use.iter().filter(|id| {
-                    node.table.device(id).is_some_and(|d| d.link.ifindex == ifindex)
+                    node.table.macvtap(id).is_some_and(|d| d.link.ifindex == ifindex)
                 }).count();
                 let offered = slots::advertised(runs, ifindex);
                 prop_assert_eq!(offered, count.max(u32::try_from(used).unwrap()));

@@ -3,14 +3,14 @@
 use super::World;
 use super::mtus::SmallestMtu;
 use crate::devices::assignment::{self, KnownLinks, Withdrawals};
-use crate::devices::nics;
 use crate::links::health::Tracker;
 use crate::links::link::Link;
 use crate::pools::pool::Pool;
 use crate::pools::selection::{Holding, Holdings, Selection};
 use macvtap::device_id::{DeviceId, ResourceName};
+use macvtap::mode::Mode;
 use macvtap::pci::PciAddress;
-use macvtap::table::{DeviceTable, Resource};
+use macvtap::table::{Device, DeviceTable, Devices, Resource};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What decides in addition to the world as it is.
@@ -48,10 +48,9 @@ impl Memory {
 
     /// Notes how the NICs of a table look, for the time when they are in pods.
     pub(super) fn note_nics(&mut self, world: &World, table: &DeviceTable) {
-        let nics = nics::of(table);
-        let now = nics.iter().filter_map(|nic| Some((nic.address, world.nic_on_node(nic.link)?.clone())));
-        self.nics.extend(now);
-        let addresses: BTreeSet<PciAddress> = nics.iter().map(|nic| nic.address).collect();
+        let nics = || table.nics().map(|(_, found)| found.nic);
+        self.nics.extend(nics().filter_map(|nic| Some((nic.address, world.nic_on_node(nic)?.clone()))));
+        let addresses: BTreeSet<PciAddress> = nics().map(|nic| nic.address).collect();
         self.nics.retain(|address, _| addresses.contains(address));
     }
 
@@ -73,14 +72,19 @@ impl Memory {
     pub(super) fn holdings(&self, world: &World, links: &KnownLinks) -> Holdings {
         let mut holdings = Holdings::new();
         for device in &world.in_use {
-            let Some(found) = self.table.device(device) else {
-                continue;
+            let (stored, mode, ifindex) = match self.table.device(device) {
+                Some(Device::Macvtap(found)) => (found.resource, found.link.mode, found.link.ifindex),
+                Some(Device::Nic(found)) => {
+                    let ifindex = assignment::find_nic(found.nic, links).unwrap_or(found.nic.ifindex);
+                    // Others can have as little on it.
+                    (found.resource, Mode::Passthru, ifindex)
+                }
+                None => continue,
             };
             let resource = device.resource();
-            let pool = self.owner(&world.pools, resource, found.resource);
-            let holding = Holding { resource: resource.clone(), mode: found.link.mode, pool };
-            let moved = found.link.pci.and_then(|_| assignment::find_nic(found.link, links));
-            let list = holdings.entry(moved.unwrap_or(found.link.ifindex)).or_default();
+            let pool = self.owner(&world.pools, resource, stored);
+            let holding = Holding { resource: resource.clone(), mode, pool };
+            let list = holdings.entry(ifindex).or_default();
             if !list.contains(&holding) {
                 list.push(holding);
             }
@@ -97,7 +101,8 @@ fn last_owner(pools: &[Pool], stored: &Resource) -> Option<String> {
     }
     let is_of = |pool: &&Pool| {
         let entry = pool.table_entry();
-        entry == Resource { pool: entry.pool.clone(), links: Vec::new(), ..stored.clone() }
+        let devices = Devices::none(stored.device_type());
+        entry == Resource { pool: entry.pool.clone(), devices, ..stored.clone() }
     };
     let mut alike = pools.iter().filter(is_of);
     alike.next().filter(|_| alike.next().is_none()).map(|pool| pool.name.clone())

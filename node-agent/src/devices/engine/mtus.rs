@@ -18,7 +18,7 @@ impl Memory {
         let Self { smallest_mtus, table, .. } = self;
         smallest_mtus.retain(|device, _| in_use.contains(device));
         for device in in_use {
-            let Some(found) = table.device(device).filter(|found| found.link.pci.is_none()) else { continue };
+            let Some(found) = table.macvtap(device) else { continue };
             let Some(link) = inventory.get(found.link.ifindex) else { continue };
             let now = SmallestMtu { lower: link.ifindex, mtu: link.mtu, wanted: found.resource.mtu };
             let noted = smallest_mtus.entry(device.clone()).or_insert(now);

@@ -2,15 +2,18 @@
 
 use super::Memory;
 use crate::devices::assignment::{self, Demand, DemandedLink, Known, KnownLinks};
-use crate::devices::nics::{self, InPod};
+use crate::devices::nics::InPod;
 use crate::devices::offer;
 use crate::links::inventory::Inventory;
 use crate::links::link::Link;
 use crate::pools::pool::{Naming, Pool};
 use crate::pools::selection::Selection;
 use macvtap::device_id::{DeviceId, ResourceName};
-use macvtap::table::LowerLink;
+use macvtap::table::WholeNic;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The first of the indexes under which NICs that are in pods are listed. The kernel gives a link no such index.
+const AWAY_FIRST: u32 = 1 << 31;
 
 /// Links, pools and use, as they were observed last.
 #[derive(Debug, Default)]
@@ -28,15 +31,17 @@ pub struct World {
 impl World {
     /// Puts the NICs that are in pods beside the links of the node, as they were before they left.
     pub(super) fn place_nics(&mut self, memory: &Memory) {
+        let mut taken: BTreeSet<u32> = memory.table.nics().map(|(_, found)| found.nic.ifindex).collect();
         let mut away = Vec::new();
-        let nics = nics::of(&memory.table);
-        for nic in &nics {
-            let in_pod = self.in_pods.get(&nic.device);
-            if let Some(in_pod) = in_pod.filter(|_| self.nic_on_node(nic.link).is_none()) {
-                // Its index may be another link's by now; the one that is kept for the device is nobody's.
-                let index = nic.link.ifindex;
-                let index = if index == 0 || self.inventory.has(index) { nic.ifindex } else { index };
-                let seen = memory.nics.get(&nic.address).cloned();
+        for (device, found) in memory.table.nics() {
+            let in_pod = self.in_pods.get(&device);
+            if let Some(in_pod) = in_pod.filter(|_| self.nic_on_node(found.nic).is_none()) {
+                let mut index = found.nic.ifindex;
+                // Another link's by now.
+                if index == 0 || self.inventory.has(index) {
+                    index = (AWAY_FIRST..=u32::MAX).find(|index| taken.insert(*index)).unwrap_or_default();
+                }
+                let seen = memory.nics.get(&found.nic.address).cloned();
                 away.push(Link { ifindex: index, ..seen.unwrap_or_else(|| in_pod.link(index)) });
             }
         }
@@ -44,8 +49,8 @@ impl World {
     }
 
     /// The link of a NIC of the table, while it is on the node.
-    pub(super) fn nic_on_node(&self, nic: &LowerLink) -> Option<&Link> {
-        self.inventory.with_function(nic.pci?).find(|link| assignment::is_nic(nic, &known(link).1))
+    pub(super) fn nic_on_node(&self, nic: &WholeNic) -> Option<&Link> {
+        self.inventory.with_function(nic.address).find(|link| assignment::is_nic(nic, &known(link).1))
     }
 
     pub(super) fn known_links(&self) -> KnownLinks {

@@ -5,7 +5,7 @@ use macvtap::table::SlotRange;
 fn run(first_slot: u32, count: u32, lower: u32) -> OfferedRun {
     OfferedRun {
         run: Run {
-            range: SlotRange { first_slot, count, first_ifindex: 1000 + first_slot },
+            devices: RunDevices::Macvtaps(SlotRange { first_slot, count, first_ifindex: 1000 + first_slot }),
             lower,
             advertised: true,
         },
@@ -13,7 +13,6 @@ fn run(first_slot: u32, count: u32, lower: u32) -> OfferedRun {
         identity: assignment::nowhere(),
         state: LinkState::Healthy,
         numa_node: None,
-        pci: None,
     }
 }
 
@@ -28,6 +27,11 @@ fn offer(allocation: Allocation, runs: Vec<OfferedRun>) -> Offer {
     }
 }
 
+fn granted(slot: u32, ifindex: u32) -> Granted {
+    let device = DeviceId::new("a".parse().unwrap(), slot);
+    Granted::Macvtap { device, ifindex, lower: assignment::nowhere() }
+}
+
 fn ids(slots: impl IntoIterator<Item = u32>) -> Vec<String> {
     slots.into_iter().map(|slot| format!("aMvp{slot}")).collect()
 }
@@ -37,7 +41,7 @@ fn unknown_foreign_and_repeated_devices_are_refused_with_the_reason_and_nothing_
     let mut gone = run(4, 1, 3);
     gone.state = LinkState::Unhealthy(LinkReason::LinkGone);
     let offer = offer(Allocation::Spread, vec![run(0, 4, 2), gone]);
-    assert_eq!(offer.grant(&ids([1, 3])).unwrap()[1].ifindex, 1003);
+    assert_eq!(offer.grant(&ids([1, 3])).unwrap()[1], granted(3, 1003));
     for (ids, text) in [
         (vec!["aMvp0", "aMvp9"], "device aMvp9 is not offered by resource example.com/a"),
         (vec!["bMvp0"], "device bMvp0 is not of resource example.com/a"),
@@ -85,7 +89,11 @@ fn preferences_keep_what_must_be_and_end_with_what_there_is() {
 #[test]
 fn whole_nics_are_listed_preferred_and_granted_by_their_pci_address_and_by_nothing_else() {
     let nic = |slot: u32, address: &str| OfferedRun {
-        pci: Some(address.parse().unwrap()),
+        run: Run {
+            devices: RunDevices::Nic { address: address.parse().unwrap(), number: slot },
+            lower: slot,
+            advertised: true,
+        },
         numa_node: Some(slot),
         ..run(slot, 1, slot)
     };
@@ -102,7 +110,7 @@ fn whole_nics_are_listed_preferred_and_granted_by_their_pci_address_and_by_nothi
     assert_eq!(offer.prefer(&texts(&[b, a]), &[], 1), [a]);
     assert_eq!(offer.prefer(&texts(&[b, a, "0000:00:0c.0", "aMvp0"]), &texts(&[b]), 3), [b, a]);
     let granted = offer.grant(&texts(&[b])).unwrap();
-    assert_eq!((granted[0].device.to_string().as_str(), granted[0].pci), ("aMvp1", b.parse().ok()));
+    assert_eq!(granted, [Granted::Nic { device: "aMvp1".parse().unwrap(), address: b.parse().unwrap() }]);
     for (ids, text) in [
         (&["0000:00:0c.0"][..], "device 0000:00:0c.0 is not offered by resource example.com/a"),
         (&["aMvp0"], "\"aMvp0\" is not a PCI address"),
@@ -134,8 +142,7 @@ fn the_longest_list_is_one_that_a_kubelet_takes() {
 #[test]
 fn before_the_table_is_stored_only_what_it_had_is_offered() {
     let before = offer(Allocation::Spread, vec![run(0, 2, 2)]);
-    let mut moved = run(0, 2, 9);
-    moved.run.range.first_ifindex = 1000;
+    let moved = run(0, 2, 9);
     let after = offer(Allocation::Spread, vec![run(0, 2, 2), run(2, 2, 2)]);
     assert_eq!(after.common_with(Some(&before)).runs, before.runs);
     assert_eq!(offer(Allocation::Spread, vec![moved]).common_with(Some(&before)).runs, []);

@@ -159,8 +159,8 @@ async fn an_agent_that_starts_with_a_full_disk_serves_what_is_on_it_and_nothing_
     serving.engine = Engine::new(stored.clone(), "one".into(), true);
     decide(&mut serving, &[("a", 8), ("b", 5)]).await;
     let offered = offer(&serving, "a");
-    let ranges: Vec<_> = offered.runs.iter().map(|offered| offered.run.range).collect();
-    assert_eq!(ranges, stored.resources[&"a".parse().unwrap()].links[0].ranges);
+    let ranges: Vec<_> = offered.runs.iter().filter_map(|offered| offered.run.range()).collect();
+    assert_eq!(ranges, stored.resources[&"a".parse().unwrap()].links()[0].ranges);
     assert_eq!((offered.counts().allocatable, offer(&serving, "b").counts().capacity), (5, 0));
     let status = serving.status.borrow().clone().unwrap();
     assert_eq!(status.pools.iter().map(|pool| pool.capacity).collect::<Vec<_>>(), [5, 0]);

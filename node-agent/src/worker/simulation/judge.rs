@@ -49,7 +49,7 @@ impl Judge {
             return Ok(());
         }
         for (name, resource) in &table.resources {
-            for range in resource.links.iter().flat_map(|link| &link.ranges) {
+            for range in resource.links().iter().flat_map(|link| &link.ranges) {
                 for slot in range.slots() {
                     let (device, index) =
                         (DeviceId::new(name.clone(), slot), range.ifindex_of(slot).unwrap());
@@ -70,11 +70,12 @@ fn what_is_offered_is_on_the_disk(world: &SimulatedNode) -> Judgement {
     let table = table_file::load(&world.paths).ok().flatten().filter(|table| table.boot_id == world.boot());
     for (name, offer) in offers {
         for run in offer.runs.iter().map(|offered| &offered.run) {
-            for slot in run.range.slots() {
+            let Some(range) = run.range() else { continue };
+            for slot in range.slots() {
                 let device = DeviceId::new(name.clone(), slot);
-                let found = table.as_ref().and_then(|table| table.device(&device));
+                let found = table.as_ref().and_then(|table| table.macvtap(&device));
                 let same = found.is_some_and(|found| {
-                    Some(found.ifindex) == run.range.ifindex_of(slot) && found.link.ifindex == run.lower
+                    Some(found.ifindex) == range.ifindex_of(slot) && found.link.ifindex == run.lower
                 });
                 must(same, || format!("{device} is offered and not on the disk"))?;
             }
@@ -132,7 +133,7 @@ pub(super) fn settle(world: &mut SimulatedNode, judge: &mut Judge) -> Judgement 
     for name in RESOURCES {
         let resource: ResourceName = name.parse().unwrap();
         let (free, uid) = (world.kubelet.allocate(&resource), world.create_pod_of(&resource));
-        if let Some(device) = free.map(|granted| granted.device) {
+        if let Some(device) = free.map(|granted| granted.device().clone()) {
             let up = uid.is_some_and(|uid| world.start_pod(uid, None));
             must(up || world.is_held_twice(&device), || format!("no new pod starts with {device}"))?;
         }

@@ -5,6 +5,7 @@ use super::agent::{Dies, Disk, SimulatedWorker};
 use super::machine::{Hands, Machine, NODE, Trouble};
 use super::node::{Clock, Sandbox, SimulatedKubelet, Tenant};
 use super::random::Chance;
+use crate::devices::offer::Granted;
 use crate::links::inventory::tests::nic;
 use crate::links::link::{Link, Master};
 use crate::pools::pool::Pool;
@@ -204,7 +205,8 @@ impl SimulatedNode {
 
     pub(super) fn create_pod_of(&mut self, resource: &ResourceName) -> Option<u64> {
         let granted = self.kubelet.allocate(resource)?;
-        let (device, promised) = (granted.device.clone(), granted.ifindex);
+        let Granted::Macvtap { device, ifindex, .. } = &granted else { return None };
+        let (device, promised) = (device.clone(), *ifindex);
         self.made += 1;
         let uid = self.made;
         // Names come again, as those of a StatefulSet do.
@@ -270,7 +272,7 @@ impl SimulatedNode {
     fn add(&mut self, uid: u64, pod: &Tenant, sandbox: &Sandbox, trouble: Option<Trouble>) -> bool {
         let table = table_file::load(&self.paths).ok().flatten().filter(|table| table.boot_id == self.boot());
         let Some(table) = table else { return false };
-        let Some(found) = table.device(&pod.device) else { return false };
+        let Some(found) = table.macvtap(&pod.device) else { return false };
         let space = &self.machine.spaces[&sandbox.netns];
         let request = Request {
             device: pod.device.clone(),
