@@ -304,7 +304,7 @@ impl Serving {
     /// Lets the engine decide, and acts. Returns when to run again.
     async fn step(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        // A pod that was admitted a moment ago: the next look is a second away.
+        // A pod that was admitted a moment ago: the next scan is a second away, and a pool that drains may not wait for it.
         self.engine.world.in_use.extend(self.shared.ledger.recent(GRACE));
         self.engine.world.in_pods = self.in_pods();
         let mut step = self.engine.step(now);

@@ -65,7 +65,7 @@ impl Serving {
                 DeviceCounts {
                     healthy: counts.allocatable,
                     unhealthy: counts.capacity.saturating_sub(counts.allocatable),
-                    allocated: of(&mut self.usage.in_use.iter()),
+                    allocated: of(&mut self.engine.world.in_use.iter()),
                     dead: of(&mut self.usage.dead.iter()),
                 },
             );
@@ -86,7 +86,7 @@ impl Serving {
             step,
             configuration,
             registrations,
-            in_use: &self.usage.in_use,
+            in_use: &self.engine.world.in_use,
             dead: &self.usage.dead,
             table_error: self.table_error.as_deref(),
             plugin: &self.plugin,

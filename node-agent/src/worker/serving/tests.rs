@@ -8,6 +8,7 @@ use crate::pods::PodAges;
 use crate::pools::selection::tests::pool;
 use macvtap::paths::Paths;
 use macvtap::table::{DeviceTable, DeviceType, TapOnly};
+use macvtap_crds::condition::{self, ConditionType};
 use macvtap_crds::v1alpha1::settings::Allocation;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -282,4 +283,20 @@ async fn a_hand_over_waits_for_a_kubelet_that_does_not_answer_once_and_not_for_e
     let _pending: Vec<_> = names.iter().map(|name| running(&mut serving, name)).collect();
     let handed = tokio::time::timeout(HAND_OVER_TIMEOUT * 5, serving.hand_over()).await;
     assert!(handed.is_ok());
+}
+
+#[tokio::test]
+async fn a_pool_with_a_device_that_was_just_allocated_is_not_drained() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut serving = serving_in(Paths::new(dir.path(), dir.path()));
+    decide(&mut serving, &[("a", 5)]).await;
+    serving.shared.ledger.note("aMvp0".parse().unwrap());
+    // The pool is deleted before the kubelet is asked what its pods have.
+    let mut deleted = configuration(&[("a", 5)]);
+    deleted.pools[0].draining = true;
+    serving.configure(deleted);
+    settle(&mut serving).await;
+    let status = serving.status.borrow().clone().unwrap();
+    let ready = condition::find(&status.pools[0].conditions, ConditionType::Ready).unwrap();
+    assert_eq!((status.pools[0].allocated, ready.reason.as_str()), (1, "Draining"));
 }
