@@ -11,7 +11,7 @@ mod raise;
 
 use crate::config::Network;
 use crate::follow::{self, Following};
-use crate::ipam::{Delegate, Lease, Note};
+use crate::ipam::{self, Delegate, Lease, Note};
 use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Interface};
@@ -38,6 +38,8 @@ struct Adding<'a> {
     network: Network,
     delegate: Option<Delegate<'a>>,
     note: Note,
+    /// What an earlier ADD leased and the link has.
+    leased: Option<CniResult>,
     holder: Holder,
     netns_id: Option<NetnsId>,
     /// What should follow its guest, if anything, and its device.
@@ -46,7 +48,7 @@ struct Adding<'a> {
 
 /// Serves ADD.
 pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> {
-    let network = call.document.network(&attachment.args, &call.settings)?;
+    let mut network = call.document.network(&attachment.args, &call.settings)?;
     let netns = open_netns(attachment)?;
     let table = target::table(call);
     let target = target::resolve(call, &network, &table)?;
@@ -59,7 +61,11 @@ pub fn add(call: &Call, attachment: &Attachment) -> Result<CniResult, CniError> 
     }
     let netns_id = kernel.pod_id().map_err(|error| CniError::from_chain(Code::Attach, &error))?;
     let note = Note::about(&call.paths, attachment);
-    let mut adding = Adding { call, attachment, network, delegate, note, holder, netns_id, following: None };
+    let leased = delegate.as_ref().and_then(|delegate| delegate.leased(&note));
+    let leased = leased.filter(|lease| ipam::is_in_use(&mut kernel, &attachment.ifname, lease));
+    network.mac = leased.as_ref().and_then(ipam::leased_mac).or(network.mac);
+    let mut adding =
+        Adding { call, attachment, network, delegate, note, leased, holder, netns_id, following: None };
     follow::mend(&call.paths);
     match target {
         Target::Device(id, device) => add_macvtap(&mut adding, &mut kernel, id, &device),
@@ -117,7 +123,7 @@ fn add_macvtap(
         spare_macs: derived.collect(),
         also_mac: following.map(|following| following.mac),
         owner: owner(network, resource.owner),
-        repeat: repeat(network),
+        repeat: adding.repeat(),
     };
     serve(attach::begin(&call.paths, kernel, request)?, adding)
 }
@@ -144,7 +150,7 @@ fn add_nic(
         mtu: network.mtu.or(resource.mtu),
         promiscuous: network.promiscuous.unwrap_or(resource.promiscuous),
         all_multicast: resource.all_multicast,
-        repeat: repeat(network),
+        repeat: adding.repeat(),
     };
     serve(host_device::begin(&call.paths, kernel, request)?, adding)
 }
@@ -180,7 +186,7 @@ fn add_host_link(
 /// an address that is still in use; but for a plugin that gives it back through the link.
 fn serve<P: Pending<Kernel = Rtnl>>(begun: Begun<P>, adding: &Adding<'_>) -> Result<CniResult, CniError> {
     let mut pending = match begun {
-        Begun::Present(link) => return Ok(adding.report(link, None)),
+        Begun::Present(link) => return Ok(adding.report(link, adding.leased.clone())),
         Begun::New(pending) => *pending,
     };
     let mut lease = None;
@@ -209,6 +215,11 @@ impl Adding<'_> {
                 .map_err(|error| CniError::from_chain(Code::Attach, &error)),
             None => Ok(()),
         }
+    }
+
+    /// A link whose lease was lost with the first answer, or that has not all of its addresses, is recreated.
+    fn repeat(&self) -> Repeat {
+        if self.network.ipam.is_some() && self.leased.is_none() { Repeat::Rebuild } else { Repeat::Keep }
     }
 
     fn report(&self, link: Link, lease: Option<CniResult>) -> CniResult {
@@ -246,11 +257,6 @@ impl Adding<'_> {
 
 fn owner(network: &Network, default: Owner) -> Owner {
     Owner { uid: network.owner.unwrap_or(default.uid), gid: network.group.unwrap_or(default.gid) }
-}
-
-/// With addresses everything is done again: the lease may have been lost with the first answer.
-fn repeat(network: &Network) -> Repeat {
-    if network.ipam.is_some() { Repeat::Rebuild } else { Repeat::Keep }
 }
 
 fn check_mode(network: &Network, id: &DeviceId, actual: Mode) -> Result<(), CniError> {

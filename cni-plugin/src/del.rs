@@ -52,7 +52,7 @@ pub fn del(call: &Call, attachment: &Deletion) -> Result<(), CniError> {
     let mut deleted = delete(call, attachment, &leased);
     // A plugin that never answered ADD may be one that cannot: then the configuration that replaced its own decides, and
     // the note stays for a GC, by which the plugin is asked again.
-    if deleted.is_err() && releasing.is_some() && leased.note.mark().is_some() {
+    if deleted.is_err() && releasing.is_some() && leased.note.may_run() {
         let delegate = call.document.ipam(&call.settings).and_then(|ipam| find(call, ipam.as_ref()));
         let corrected = Leased { delegate, document: &call.document, note: leased.note.kept() };
         deleted = delete(call, attachment, &corrected).or(deleted);

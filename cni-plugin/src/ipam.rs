@@ -1,6 +1,7 @@
 //! IPAM by another plugin: run, understood, undone.
 
 mod announce;
+mod answer;
 pub mod configure;
 mod descendants;
 pub mod kube_ovn;
@@ -12,23 +13,25 @@ mod route;
 mod supervisor;
 
 pub(crate) use announce::announce;
+pub(crate) use answer::leased_mac;
+pub use answer::understand;
 pub(crate) use note::Note;
 pub(crate) use objection::Objections;
-pub(crate) use present::{check, refuse_twice};
+pub(crate) use present::{check, is_in_use, refuse_twice};
 pub use supervisor::supervise;
 
 use crate::Call;
 use crate::config::Ipam;
-use crate::config::kube_ovn::{KubeOvn, PLUGIN as KUBE_OVN};
+use crate::config::kube_ovn::KubeOvn;
 use crate::protocol::error::{CniError, Code, chain};
 use crate::protocol::result::CniResult;
 use crate::protocol::version::Version;
+use descendants::Process;
 use kube_ovn::Failure;
 use macvtap::mac::MacAddr;
 use rustix::fs::{Access, access};
 use serde_json::Value;
 use std::ffi::OsString;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -68,6 +71,8 @@ struct Answer {
     json: Option<Value>,
     /// Whether processes that it started go on.
     has_left: bool,
+    /// Those of them that were seen.
+    left: Vec<Process>,
 }
 
 /// How a plugin failed.
@@ -77,41 +82,6 @@ struct Failed {
     /// Whether it was started and did not come to its end, so that what it did is unknown.
     cut_off: bool,
     error: CniError,
-}
-
-/// What the answer of a plugin to an ADD means: addresses, and routes that are complete. Pure.
-pub fn understand(answer: Value, plugin: &str) -> Result<CniResult, CniError> {
-    let is_kube_ovns = plugin == KUBE_OVN;
-    let mut result = CniResult::parse(answer, "its answer", Code::Ipam)?;
-    if result.ips.is_empty() {
-        let reason = if is_kube_ovns { kube_ovn::VERSION_MISMATCH } else { "its answer has no ips" };
-        return Err(CniError::new(Code::Ipam, reason));
-    }
-    if let Some(ip) = result.ips.iter().find(|ip| !is_a_hosts(ip.address.addr())) {
-        let message = format!("it gave {}, which no host can have", ip.address);
-        return Err(CniError::new(Code::Ipam, message));
-    }
-    if let Some(mac) = mac(&result).filter(|mac| mac.parse::<MacAddr>().is_err()) {
-        let message = format!("it gave the MAC address {mac:?}, which is not a unicast address");
-        return Err(CniError::new(Code::Ipam, message));
-    }
-    if is_kube_ovns {
-        kube_ovn::complete(&mut result);
-    }
-    route::complete(&mut result)?;
-    Ok(result)
-}
-
-/// Whether a host can have the address. The kernel takes most others without a word, and 0.0.0.0 for none.
-fn is_a_hosts(address: IpAddr) -> bool {
-    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
-    !broadcast && !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
-}
-
-/// The address of the interface that the plugin chose, if it chose one.
-fn mac(result: &CniResult) -> Option<&str> {
-    let place = result.ips.iter().find_map(|ip| ip.interface).unwrap_or(0);
-    result.interfaces.get(place).map(|interface| interface.mac.as_str()).filter(|mac| !mac.is_empty())
 }
 
 impl<'c> Delegate<'c> {
@@ -160,13 +130,18 @@ impl<'c> Delegate<'c> {
         let answer = self.ask(note, &mark)?;
         // From here on they are ours to give back, also when the answer is useless.
         let mut lease = Lease { delegate: self, note, result: CniResult::default(), kept: false };
-        if !answer.has_left {
-            note.has_ended(&self.call.document).map_err(unwritten)?;
-        }
-        let answer = answer.json.ok_or_else(|| self.failed("ADD", "it answered nothing"))?;
+        let Answer { json, has_left, left } = answer;
+        let mark = Some(mark).filter(|_| has_left);
+        note.close(&self.call.document, json.clone(), mark, left).map_err(unwritten)?;
+        let answer = json.ok_or_else(|| self.failed("ADD", "it answered nothing"))?;
         let understood = understand(answer, &self.plugin);
         lease.result = understood.map_err(|error| self.failed("ADD", &error.message))?;
         Ok(lease)
+    }
+
+    /// Returns what an earlier ADD of the same attachment leased, with the same configuration, and nothing has released.
+    pub(crate) fn leased(&self, note: &Note) -> Option<CniResult> {
+        understand(note.answer(&self.call.document)?, &self.plugin).ok()
     }
 
     /// DEL: gives addresses back. What the plugin's ADD left running could lease again: it is ended after the plugin had the
@@ -189,7 +164,7 @@ impl<'c> Delegate<'c> {
 
     fn settle(&self, note: &Note, released: Result<(), Failed>) -> Result<(), CniError> {
         let mut released = released.map_err(|failed| failed.error);
-        if note.mark().is_some_and(|mark| descendants::end_marked(&mark)) {
+        if note.running().is_some_and(|(mark, left)| descendants::end_left(&mark, &left)) {
             released = self.release(note).map_err(|failed| failed.error);
         }
         let settled = note.settle(&self.call.document, &released);
@@ -333,7 +308,7 @@ impl<'c> Delegate<'c> {
         // What is not JSON is quoted by whatever expects a result.
         let json: Option<Value> = text.map(|text| serde_json::from_str(text).unwrap_or_else(|_| text.into()));
         if output.success {
-            return Ok(Answer { json, has_left: output.has_left });
+            return Ok(Answer { json, has_left: output.has_left, left: output.left });
         }
         let text_of = |key: &str| json.as_ref()?.get(key)?.as_str().filter(|text| !text.is_empty());
         let reason = match (text_of("msg"), text_of("details")) {
@@ -367,7 +342,7 @@ impl Lease<'_> {
 
     /// The address of the interface that the plugin chose, if it chose one.
     pub fn mac(&self) -> Option<MacAddr> {
-        mac(&self.result)?.parse().ok()
+        leased_mac(&self.result)
     }
 
     /// Whether these are kube-ovn's.

@@ -1,5 +1,6 @@
 //! The processes that an IPAM plugin started, however they detached themselves: a process group ends with `setsid(2)`, the
-//! line of descent does not, nor do the environment variables. Read from `/proc`, where kernels without
+//! line of descent does not, nor do the environment variables. What a plugin that succeeded left behind is given to the
+//! process that serves the ADD and noted, for it may have another environment. Read from `/proc`, where kernels without
 //! `CONFIG_PROC_CHILDREN` list no children.
 //!
 //! A process that listens on a socket is spared: it serves others too, and what it leased is released by the DEL of its
@@ -8,6 +9,7 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,44 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The variable that every process of an ADD's IPAM plugin inherits, unless it is started with an environment of its own.
 pub(super) const MARK: &str = "MACVTAP_LEASING";
+
+/// A process that stays distinguishable when its number is given to another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Process {
+    number: i32,
+    /// When it started, in clock ticks since the machine did (proc(5)).
+    started: u64,
+}
+
+impl Process {
+    fn of(process: Pid) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        // Its name, the second field, can contain anything.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let started = fields.split_whitespace().nth(19)?.parse().ok()?;
+        Some(Self { number: process.as_raw_pid(), started })
+    }
+
+    /// The process itself and everything that it has started, if it still runs.
+    fn family(self) -> Vec<Pid> {
+        let own = Pid::from_raw(self.number).filter(|own| Self::of(*own) == Some(self));
+        let mut family: Vec<Pid> = own.into_iter().collect();
+        let mut next = 0;
+        while let Some(process) = family.get(next) {
+            family.extend(children(*process));
+            next += 1;
+        }
+        family
+    }
+}
+
+/// Returns the processes that were given to the calling process when their parents ended.
+pub(super) fn adopted() -> Vec<Process> {
+    if !is_proc_ours() {
+        return Vec::new();
+    }
+    children(getpid()).into_iter().filter_map(Process::of).collect()
+}
 
 /// Kills every living descendant of a process, which is the one that orphans among them are given to: the children of a
 /// child that ends are its own children then, so it is enough to kill those until there are none.
@@ -28,10 +68,12 @@ pub(super) fn has_left(root: Pid) -> bool {
     is_proc_ours() && !living(|| children(root)).is_empty()
 }
 
-/// Kills every process that bears this mark. Returns whether there was one.
-pub(super) fn end_marked(mark: &str) -> bool {
+/// Kills every process that bears this mark, and these with all that they started. Returns whether there was one.
+pub(super) fn end_left(mark: &str, left: &[Process]) -> bool {
     let entry = format!("{MARK}={mark}");
-    end_all(|| living(|| marked(entry.as_bytes())))
+    let list =
+        || marked(entry.as_bytes()).into_iter().chain(left.iter().flat_map(|one| one.family())).collect();
+    end_all(|| living(list))
 }
 
 /// Kills what is found until nothing is. Returns whether there was something.

@@ -3,6 +3,7 @@
 //! anything from one whose plugin was missing when it was detached, and a GC could not release what no DEL released. Kept
 //! apart from the attachment records, so that the device itself is free.
 
+use super::descendants::Process;
 use crate::Call;
 use crate::config::Document;
 use crate::protocol::environment::Attachment;
@@ -43,6 +44,10 @@ struct Noted {
     args: String,
     /// The mark of the plugin's processes, while one of them may run.
     mark: Option<String>,
+    /// Processes of the plugin that went on when it had answered.
+    left: Vec<Process>,
+    /// What the plugin answered.
+    answer: Option<Value>,
     /// The configuration that the plugin was asked with.
     config: Value,
 }
@@ -96,9 +101,22 @@ impl Note {
         self.read().is_some()
     }
 
-    /// Returns the mark of the processes of the plugin's ADD, if one of them may run.
-    pub(crate) fn mark(&self) -> Option<String> {
-        self.read()?.mark
+    /// Whether a process of the plugin's ADD may run.
+    pub(crate) fn may_run(&self) -> bool {
+        self.running().is_some()
+    }
+
+    /// Returns the processes of the plugin's ADD that may run: their mark, and those that were seen.
+    pub(super) fn running(&self) -> Option<(String, Vec<Process>)> {
+        let noted = self.read()?;
+        Some((noted.mark?, noted.left))
+    }
+
+    /// Returns what the plugin answered, when it was asked the same.
+    pub(super) fn answer(&self, document: &Document) -> Option<Value> {
+        let noted = self.read()?;
+        let is_same = noted.config == document.without_previous() && noted.args == variable("CNI_ARGS");
+        noted.answer.filter(|_| is_same)
     }
 
     /// Returns the call by which the addresses are released, where the given one has another network or other `ipam` than the
@@ -128,20 +146,25 @@ impl Note {
             Ok(id) => id.trim().to_owned(),
             Err(_) => format!("{}:{}", self.container, self.interface),
         };
-        self.write(document, Some(mark.clone()))?;
+        self.write(document, Noted { mark: Some(mark.clone()), ..Noted::default() })?;
         Ok(mark)
     }
 
-    /// Notes that the plugin has answered, and no process of it runs.
-    pub(super) fn has_ended(&self, document: &Document) -> Result<(), FileError> {
-        self.write(document, None)
+    /// Notes what the plugin has answered, and which of its processes go on: those with the mark, if there is one.
+    pub(super) fn close(
+        &self,
+        document: &Document,
+        answer: Option<Value>,
+        mark: Option<String>,
+        left: Vec<Process>,
+    ) -> Result<(), FileError> {
+        self.write(document, Noted { mark, left, answer, ..Noted::default() })
     }
 
-    fn write(&self, document: &Document, mark: Option<String>) -> Result<(), FileError> {
-        let variable = |name| std::env::var(name).unwrap_or_default();
+    fn write(&self, document: &Document, noted: Noted) -> Result<(), FileError> {
         let (netns, args) = (variable("CNI_NETNS"), variable("CNI_ARGS"));
         let (network, config) = (document.name.clone(), document.without_previous());
-        let noted = Noted { network, netns, args, mark, config };
+        let noted = Noted { network, netns, args, config, ..noted };
         let json = serde_json::to_vec(&noted).unwrap_or_default();
         file::replace(&self.path, &json, Durability::Memory)
     }
@@ -152,7 +175,12 @@ impl Note {
             (Ok(()), _) if self.is_kept => Ok(()),
             (Ok(()), _) => file::remove(&self.path),
             (Err(_), Some(_)) => Ok(()),
-            (Err(_), None) => self.write(document, None),
+            (Err(_), None) => self.write(document, Noted::default()),
         }
     }
+}
+
+/// A variable of the call; empty if it is absent or not text.
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_default()
 }

@@ -2,10 +2,10 @@
 
 use crate::ipam::route::{self, EVERYTHING, Entry, describe, entry, same_family};
 use crate::protocol::error::{CniError, Code};
-use crate::protocol::result::{CniResult, Route};
+use crate::protocol::result::{CniResult, Ip, Route};
 use ipnet::IpNet;
 use macvtap::kernel::{Home, Kernel, Place, Rtnl};
-use macvtap::link::{By, Link};
+use macvtap::link::{By, IfName, Link};
 use macvtap::netlink::{Kind, NetlinkError};
 use netlink_packet_core::Parseable;
 use netlink_packet_route::AddressFamily;
@@ -42,38 +42,56 @@ pub(crate) fn refuse_twice(kernel: &mut Rtnl, lease: &CniResult) -> Result<(), C
 
 /// Whether addresses and routes that ADD reported for this link are there.
 pub(crate) fn check(kernel: &mut Rtnl, link: &Link, reported: &CniResult) -> Result<(), CniError> {
-    let unreadable = |error: NetlinkError| CniError::from_chain(Code::Check, &error);
-    let lost = |what: String| {
-        let message = format!("interface {} lost {what}; delete the pod to have it recreated", link.name);
-        CniError::new(Code::Check, message)
-    };
     let place = reported.interfaces.iter().position(|i| i.name == link.name && !i.sandbox.is_empty());
-    let ours = || reported.ips.iter().filter(|ip| ip.interface.is_some() && ip.interface == place);
+    let ours = reported.ips.iter().filter(|ip| ip.interface.is_some() && ip.interface == place);
+    match missing(kernel, link, ours, &reported.routes) {
+        Ok(None) => Ok(()),
+        Ok(Some(lost)) => {
+            let message = format!("interface {} lost {lost}; delete the pod to have it recreated", link.name);
+            Err(CniError::new(Code::Check, message))
+        }
+        Err(error) => Err(CniError::from_chain(Code::Check, &error)),
+    }
+}
+
+/// Whether an interface has all addresses and routes that were leased for it. What cannot be found out counts as no.
+pub(crate) fn is_in_use(kernel: &mut Rtnl, interface: &IfName, lease: &CniResult) -> bool {
+    let Ok(Some(link)) = kernel.find(Place::Home(Home::Target), &By::Name(interface.clone())) else {
+        return false;
+    };
+    matches!(missing(kernel, &link, lease.ips.iter(), &lease.routes), Ok(None))
+}
+
+/// Returns the first of these addresses and routes that a link does not have, in words.
+fn missing<'i>(
+    kernel: &mut Rtnl,
+    link: &Link,
+    mut ips: impl Iterator<Item = &'i Ip> + Clone,
+    reported: &[Route],
+) -> Result<Option<String>, NetlinkError> {
     let mut present = HashSet::new();
     for everything in EVERYTHING {
-        if ours().any(|ip| same_family(&everything, &ip.address.addr())) {
-            let found = addresses(kernel, Some(link.index), everything.addr()).map_err(unreadable)?;
+        if ips.clone().any(|ip| same_family(&everything, &ip.address.addr())) {
+            let found = addresses(kernel, Some(link.index), everything.addr())?;
             present.extend(found.into_iter().map(|present| present.net));
         }
     }
-    if let Some(ip) = ours().find(|ip| !present.contains(&ip.address)) {
-        return Err(lost(format!("address {}", ip.address)));
+    if let Some(ip) = ips.find(|ip| !present.contains(&ip.address)) {
+        return Ok(Some(format!("address {}", ip.address)));
     }
     let mut present = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        if reported.routes.iter().any(|route| destination(route).is_some_and(|net| of(net) == family)) {
-            present.extend(routes(kernel, family).map_err(unreadable)?);
+        if reported.iter().any(|route| destination(route).is_some_and(|net| of(net) == family)) {
+            present.extend(routes(kernel, family)?);
         }
     }
     present.retain(|entry| entry.ifindex.is_none_or(|index| index == link.index));
-    for route in &reported.routes {
-        let Some(destination) = destination(route) else { continue };
-        if !present.iter().any(|entry| is_meant(entry, destination, route)) {
-            let route = Route { dst: Some(destination), ..route.clone() };
-            return Err(lost(format!("route {}", describe(&route))));
-        }
-    }
-    Ok(())
+    let lost = reported.iter().find_map(|route| {
+        let destination = destination(route)?;
+        let is_there = present.iter().any(|entry| is_meant(entry, destination, route));
+        (!is_there).then(|| Route { dst: Some(destination), ..route.clone() })
+    });
+    Ok(lost.map(|route| format!("route {}", describe(&route))))
 }
 
 fn of(net: IpNet) -> AddressFamily {

@@ -5,13 +5,15 @@
 //! started by [`supervise`](super::supervisor::supervise), this program again, which leads a process group and adopts the
 //! plugin's orphans, and ends all of them when its parent dies or the plugin fails. No step needs a thread, so none can fail to start.
 
-use super::{descendants, supervisor};
+use super::descendants::{self, Process};
+use super::supervisor;
 use crate::protocol::environment::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, pidfd_open,
+    set_child_subreaper, waitid,
 };
 use std::ffi::OsString;
 use std::fs::File;
@@ -32,6 +34,8 @@ pub(super) struct Output {
     pub(super) success: bool,
     /// Whether processes that it started go on after it succeeded.
     pub(super) has_left: bool,
+    /// Those of them that an ADD can distinguish.
+    pub(super) left: Vec<Process>,
     /// How it ended, for a person.
     pub(super) status: ExitStatus,
     /// A result, or an error.
@@ -75,7 +79,8 @@ pub(super) fn run(
             let status = group.end().map_err(|source| RunError::Wait { path: path.to_owned(), source })?;
             let stderr = String::from_utf8_lossy(&stderr).into_owned();
             let has_left = status.code() == Some(i32::from(supervisor::HAS_LEFT));
-            Ok(Output { success: status.success() || has_left, has_left, status, stdout, stderr })
+            let left = if has_left { descendants::adopted() } else { Vec::new() };
+            Ok(Output { success: status.success() || has_left, has_left, left, status, stdout, stderr })
         }
         Ok(Some(_)) => Err(RunError::TooLong(path.to_owned())),
         Ok(None) => Err(RunError::Timeout(path.to_owned())),
@@ -96,6 +101,11 @@ impl Group {
         if command == "DEL" && !are_arguments_readable() {
             // Plugins refuse them as ADD does here, and a pod must be able to go.
             program.env_remove("CNI_ARGS");
+        }
+        if command == "ADD" {
+            // What the plugin leaves behind becomes a child of this process when the supervisor ends, and so is found. A
+            // kernel that refuses it leaves the mark to find it by.
+            let _ = set_child_subreaper(Some(getpid()));
         }
         let leader = program
             .arg(supervisor::VERB)

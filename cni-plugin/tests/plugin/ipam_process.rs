@@ -189,12 +189,16 @@ fn an_add_that_cannot_start_a_process_fails_in_words_and_leaves_nothing() {
 fn a_worker_that_a_successful_plugin_left_behind_leases_nothing_after_the_del() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let before = node.traces();
-    let worker = "setsid sh -c 'sleep 67; echo l >/run/lease' >/dev/null 2>&1 </dev/null &";
-    let call = with_plugin(&node, &pod, &format!("[ $CNI_COMMAND = DEL ] || {{ {worker} {ANSWER}; }}"));
-    call.ok("ADD");
-    call.ok("DEL");
-    until_gone(&node, "sleep 67");
-    assert_eq!((node.traces(), link(&pod)), (before, Value::Null));
+    // The second one in an environment of its own, without our mark.
+    for environment in ["", "env -i PATH=$PATH "] {
+        let worker =
+            format!("{environment}setsid sh -c 'sleep 67; echo l >/run/lease' >/dev/null 2>&1 </dev/null &");
+        let call = with_plugin(&node, &pod, &format!("[ $CNI_COMMAND = DEL ] || {{ {worker} {ANSWER}; }}"));
+        call.ok("ADD");
+        call.ok("DEL");
+        until_gone(&node, "sleep 67");
+        assert_eq!((node.traces(), link(&pod)), (before.clone(), Value::Null), "{environment}");
+    }
 }
 
 #[test]

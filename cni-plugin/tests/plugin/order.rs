@@ -1,5 +1,6 @@
 //! In which order ADD does things: nothing is touched for a call that cannot succeed, and what fails is undone from the end.
 
+use crate::ipam::script;
 use crate::support::{Call, Node, link, node_and_pods, pod, record};
 use serde_json::{Value, json};
 use std::process::Command;
@@ -13,6 +14,37 @@ fn a_repeated_add_without_its_ipam_plugin_costs_the_pod_nothing() {
     let message = call.clone().with(json!({"ipam": {"type": "nope"}})).fails("ADD", 101);
     assert!(message.contains("IPAM plugin nope"), "{message}");
     assert_eq!((node.traces(), link(&pod)), before);
+}
+
+#[test]
+fn a_repeated_add_gives_the_lease_that_the_link_has_also_while_its_ipam_plugin_fails() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    script(
+        &node,
+        "some",
+        "echo $CNI_COMMAND >>/run/calls; [ ! -e /run/broken ] || { echo '{\"code\": 11, \"msg\": \"range full\"}'; exit 1; }; \
+         [ $CNI_COMMAND = DEL ] || echo '{\"interfaces\": [{\"mac\": \"02:00:00:00:00:99\"}], \"ips\": [{\"address\": \"10.9.0.2/24\"}], \
+         \"routes\": [{\"dst\": \"10.77.0.0/16\"}], \"dns\": {\"nameservers\": [\"10.9.0.1\"]}}'",
+    );
+    let call =
+        Call::new(&node, &pod, "c1").with(json!({"ipam": {"type": "some"}})).var("CNI_PATH", "/run/plugins");
+    let first = call.ok("ADD");
+    Node::ip(&pod, "link set net1 alias untouched");
+    node.sh("touch /run/broken");
+    assert_eq!(call.ok("ADD"), first);
+    assert!(Node::ip(&pod, "link show net1").contains("untouched"), "the running link was replaced");
+    assert_eq!(node.sh("cat /run/calls"), "ADD\n");
+    // What the pod removed is given to it again.
+    node.sh("rm /run/broken");
+    Node::ip(&pod, "addr flush dev net1");
+    assert_eq!(call.ok("ADD"), first);
+    call.clone().with(json!({"prevResult": first})).ok("CHECK");
+    assert!(Node::ip(&pod, "-4 -br addr show dev net1").contains("10.9.0.2/24"));
+    // What is asked for in another way is leased again.
+    let other = call.clone().with(json!({"ipam": {"type": "some", "range": "other"}}));
+    other.ok("ADD");
+    assert_eq!(node.sh("cat /run/calls"), "ADD\nDEL\nADD\nCHECK\nDEL\nADD\n");
+    other.ok("DEL");
 }
 
 #[test]
