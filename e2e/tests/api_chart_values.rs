@@ -295,7 +295,8 @@ fn values_that_contradict_each_other_are_refused_in_words() -> Result<()> {
     )?;
     rendered(&api, &["agent.maxSurge=0", "agent.maxUnavailable=1"])?;
     refused(rendered(&api, &["agent.maxUnavailable=1"]), "set agent.maxSurge to 0")?;
-    for key in ["commonLabels", "operator.podLabels", "agent.podLabels"] {
+    let labels = ["operator.podLabels", "agent.podLabels", "operator.labels", "agent.labels"];
+    for key in labels.into_iter().chain(["commonLabels"]) {
         let given = format!(r"{key}.app\.kubernetes\.io/name=other");
         let why = format!("{key}: the chart sets label app.kubernetes.io/name itself");
         refused(rendered(&api, &[&given]), &why)?;
@@ -317,6 +318,20 @@ fn values_that_contradict_each_other_are_refused_in_words() -> Result<()> {
     ensure!(word.contains("k8s.v1.cni.cncf.io/networks: \"on\""), "{word}");
     refused(rendered(&api, &["operator.image=one-string:1"]), "image")?;
     refused(rendered(&api, &["agent.image.digest=md5:1"]), "digest")?;
+    // The label of one object goes before that of every object; kustomize takes no key that is given twice.
+    let twice =
+        rendered(&api, &["commonLabels.team=every", "agent.labels.team=one", "agent.podLabels.team=pod"])?;
+    let set = twice.split("\n---\n").find(|object| object.contains("\nkind: DaemonSet\n"));
+    let set = set.context("no DaemonSet")?;
+    ensure!(set.contains("team: one") && set.contains("team: pod") && !set.contains("team: every"), "{set}");
+    for (given, why) in [
+        ("metrics=null", "missing property 'metrics'"),
+        ("agent.listen=null", "missing property 'listen'"),
+        ("agent.netnsDirs=null", "missing property 'netnsDirs'"),
+        ("agent.cniBinDir=//", "does not match pattern"),
+    ] {
+        refused(rendered(&api, &[given]), why)?;
+    }
     // A part without values is off.
     let without = rendered(&api, &["webhook=null", "openshift.securityContextConstraints=true"])?;
     ensure!(!without.contains("macvtap-webhook"), "{without}");

@@ -1,13 +1,23 @@
 {{- define "macvtap.labels" -}}
+{{- include "macvtap.labelsAnd" (dict "root" . "key" "" "given" dict) }}
+{{- end }}
+
+{{- /* The labels of every object and these of one, which go before those of every object: a key is given once. */ -}}
+{{- define "macvtap.labelsAnd" -}}
+{{- include "macvtap.furtherLabels" (dict "key" "commonLabels" "given" .root.Values.commonLabels) }}
+{{- include "macvtap.furtherLabels" (dict "key" .key "given" .given) }}
+{{- include "macvtap.ownLabels" .root }}
+{{- with merge (dict) (.given | default dict) (.root.Values.commonLabels | default dict) }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "macvtap.ownLabels" -}}
 app.kubernetes.io/part-of: macvtap
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
-{{- include "macvtap.furtherLabels" (dict "key" "commonLabels" "given" .Values.commonLabels) }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
 {{- end }}
 
 {{- /* Further labels. One that the chart sets itself is refused: its selectors need it, and a key is given once. */ -}}
