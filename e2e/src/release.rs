@@ -250,6 +250,14 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_pushes_every_image_of_the_release() {
+        let text = fs::read_to_string(Checkout::here().path("README.md")).unwrap();
+        let archive = format!("oci-archive:dist/$image-{VERSION}.oci.tar");
+        let all = format!("for image in {}; do skopeo copy --all {archive} ", image::NAMES.join(" "));
+        assert!(text.contains(&all), "README.md does not push each image by `{all}`");
+    }
+
+    #[test]
     fn checksums_are_what_sha256sum_reads() {
         let dist = tempfile::tempdir().unwrap();
         layout::write(&dist.path().join("b"), "two").unwrap();
