@@ -26,9 +26,17 @@ pub fn helm(cluster: &Cluster) -> Command {
 
 /// Installs or upgrades the chart and waits until operator and agents are ready. `values` are further `--set` words.
 pub fn product(cluster: &Cluster, values: &[&str]) -> Result<()> {
+    product_for(cluster, None, values)
+}
+
+/// As [`product`], with the chart's file of values for a distribution.
+pub fn product_for(cluster: &Cluster, distribution: Option<&str>, values: &[&str]) -> Result<()> {
     let chart = cluster.checkout().path("charts/macvtap-operator");
     let mut command = helm(cluster);
-    command.args(["upgrade", "--install", RELEASE]).arg(chart).args(["-n", NAMESPACE, "--create-namespace"]);
+    command.args(["upgrade", "--install", RELEASE]).arg(&chart).args(["-n", NAMESPACE, "--create-namespace"]);
+    if let Some(distribution) = distribution {
+        command.arg("--values").arg(chart.join("values").join(format!("{distribution}.yaml")));
+    }
     let own = [
         "imagePullPolicy=IfNotPresent",
         "global.imageRegistry=localhost",

@@ -6,7 +6,7 @@ use e2e::layout::Checkout;
 use e2e::{Cluster, Kubectl, Node, Options, images, install, wait};
 use serde_json::Value;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const RESOURCE: &str = "macvtap.network.kubevirt.io/field";
@@ -95,6 +95,13 @@ spec:
         let decimal = |hex| u32::from_str_radix(hex, 16).with_context(|| format!("stat said {node:?}"));
         Ok([link, format!("{}:{}", decimal(major)?, decimal(minor)?)])
     }
+
+    /// Waits until the pool has so many devices in use: the agent reads that from the kubelet's list of pods' resources.
+    fn counts(&self, count: u64) -> Result<()> {
+        self.kubectl().wait_until("", "macvtapresourcepool/field", 2 * PATIENCE, |pool| {
+            (pool["status"]["devices"]["allocated"].as_u64() == Some(count)).then_some(())
+        })
+    }
 }
 
 /// As a virtual machine's pod is.
@@ -118,13 +125,7 @@ fn a_pod_has_its_tap_and_is_counted_and_a_new_agent_leaves_it_alone() -> Result<
         let pings = || field.exec("asks", "tapguest ping net1 - 198.51.100.2 fd00:5::2 198.51.100.1 10");
         let said = pings()?;
         ensure!(said.contains(" 0% packet loss"), "{said}");
-        // Whoever counts has asked the kubelet for the pods' resources.
-        let counted = |count: u64| {
-            field.kubectl().wait_until("", "macvtapresourcepool/field", 2 * PATIENCE, |pool| {
-                (pool["status"]["devices"]["allocated"].as_u64() == Some(count)).then_some(())
-            })
-        };
-        counted(2)?;
+        field.counts(2)?;
         let words = ["-n", install::NAMESPACE, "rollout"];
         field.kubectl().run(&[&words[..], &["restart", "daemonset/macvtap-node-agent"]].concat())?;
         let status = ["status", "daemonset/macvtap-node-agent", "--timeout=90s"];
@@ -135,7 +136,7 @@ fn a_pod_has_its_tap_and_is_counted_and_a_new_agent_leaves_it_alone() -> Result<
         let said = pings()?;
         ensure!(said.contains(" 0% packet loss"), "{said}");
         field.kubectl().run(&["delete", "pods", "--all", "--timeout=60s"])?;
-        counted(0)?;
+        field.counts(0)?;
         wait::until("no record", PATIENCE, || {
             let left = field.node()?.exec(&["sh", "-c", "ls /run/macvtap/attachments"])?;
             Ok((!left.contains("fieldMvp")).then_some(()))
@@ -169,5 +170,45 @@ fn a_pod_with_a_user_namespace_whose_tap_it_could_not_open_is_told_why_it_does_n
                 .filter_map(|event| event["message"].as_str());
             messages.any(|message| message.contains("hostUsers")).then_some(())
         })
+    })
+}
+
+/// Distributions, and the directories of this node that are mounted where a node of theirs has them.
+const DISTRIBUTIONS: [(&str, &[[&str; 2]]); 2] = [
+    (
+        "k3s",
+        &[
+            ["/opt/cni/bin", "/var/lib/rancher/k3s/data/cni"],
+            ["/var/lib/moved/kubelet/pod-resources", "/var/lib/kubelet/pod-resources"],
+        ],
+    ),
+    ("k0s", &[["/var/lib/moved/kubelet", "/var/lib/k0s/kubelet"]]),
+];
+
+#[test]
+fn a_pod_has_its_tap_and_is_counted_with_the_values_of_distributions() -> Result<()> {
+    play(|field| {
+        for (distribution, directories) in DISTRIBUTIONS {
+            let begun = Instant::now();
+            for [from, to] in directories {
+                let mount = format!("mkdir -p {to} && {{ mountpoint -q {to} || mount --bind {from} {to}; }}");
+                field.node()?.exec(&["sh", "-c", &mount])?;
+            }
+            install::product_for(&field.cluster, Some(distribution), &[])?;
+            // The agent installs it again, by the directory of these values.
+            field.node()?.exec(&["rm", "/opt/cni/bin/macvtap"])?;
+            wait::until("the plugin", PATIENCE, || {
+                field.node()?.exec(&["test", "-x", "/opt/cni/bin/macvtap"]).map(Some)
+            })?;
+            field.apply("guest", ANSWERS, "", UNPRIVILEGED)?;
+            field.ready("guest").with_context(|| distribution.to_owned())?;
+            let [link, node] = field.tap("guest")?;
+            ensure!(link == node, "{distribution}: its link is {link}, its node {node}");
+            field.counts(1).with_context(|| distribution.to_owned())?;
+            field.kubectl().run(&["delete", "pod", "guest", "--timeout=60s"])?;
+            field.counts(0)?;
+            println!("{distribution}: {:.0} s", begun.elapsed().as_secs_f64());
+        }
+        Ok(())
     })
 }

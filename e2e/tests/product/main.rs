@@ -10,3 +10,4 @@ mod pools;
 #[path = "../api/prometheus.rs"]
 mod prometheus;
 mod stage;
+mod webhook;
