@@ -9,6 +9,7 @@ use crate::device_id::{DeviceId, ResourceName, SLOT_MAX};
 use crate::mac::MacAddr;
 use crate::mode::Mode;
 use crate::pci::PciAddress;
+use file::{WrittenLink, WrittenResource, WrittenTable};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -225,7 +226,7 @@ pub enum TableError {
 impl DeviceTable {
     /// Reads a table and checks that no slot and no index occurs twice.
     pub fn parse(json: &[u8]) -> Result<Self, TableError> {
-        serde_json::from_slice::<file::Table>(json)?.checked()
+        serde_json::from_slice::<WrittenTable>(json)?.checked()
     }
 
     /// Reads what this program knows of a table: a resource or a lower link with a value of another release is left out.
@@ -247,9 +248,9 @@ impl DeviceTable {
                 None => true,
             };
             if let Some(links) = resource.get_mut("links").and_then(Value::as_array_mut) {
-                links.retain(|link| is_known(file::Link::deserialize(link).err()));
+                links.retain(|link| is_known(WrittenLink::deserialize(link).err()));
             }
-            if !is_known(file::Resource::deserialize(&*resource).err()) {
+            if !is_known(WrittenResource::deserialize(&*resource).err()) {
                 *resource = Value::Null;
             }
         }

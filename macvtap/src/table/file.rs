@@ -2,8 +2,8 @@
 //! has a slot and an index like any device.
 
 use super::{
-    DeviceTable, DeviceType, Devices, LinkIdentity, LowerLink, Owner, SlotRange, TableError, TapOnly,
-    VERSION, WholeNic, overlap,
+    DeviceTable, DeviceType, Devices, LinkIdentity, LowerLink, Owner, Resource, SlotRange, TableError,
+    TapOnly, VERSION, WholeNic, overlap,
 };
 use crate::device_id::ResourceName;
 use crate::mode::Mode;
@@ -13,18 +13,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Table {
+pub(super) struct WrittenTable {
     version: u32,
     boot_id: String,
     next_ifindex: u32,
     #[serde(default)]
     standalone: bool,
-    resources: BTreeMap<ResourceName, Resource>,
+    resources: BTreeMap<ResourceName, WrittenResource>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Resource {
+pub(super) struct WrittenResource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pool: Option<String>,
     prefix: String,
@@ -37,12 +37,12 @@ pub(super) struct Resource {
     all_multicast: bool,
     owner: Owner,
     tap_only: TapOnly,
-    links: Vec<Link>,
+    links: Vec<WrittenLink>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Link {
+pub(super) struct WrittenLink {
     ifindex: u32,
     name: String,
     identity: LinkIdentity,
@@ -57,9 +57,9 @@ impl Serialize for DeviceTable {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut next_ifindex = self.next_ifindex;
         let resources = self.resources.iter();
-        let resources =
-            resources.map(|(name, resource)| (name.clone(), Resource::of(resource, &mut next_ifindex)));
-        let table = Table {
+        let resources = resources
+            .map(|(name, resource)| (name.clone(), WrittenResource::of(resource, &mut next_ifindex)));
+        let table = WrittenTable {
             version: self.version,
             boot_id: self.boot_id.clone(),
             standalone: self.standalone,
@@ -70,7 +70,7 @@ impl Serialize for DeviceTable {
     }
 }
 
-impl Table {
+impl WrittenTable {
     /// The table, unless it contradicts itself.
     pub(super) fn checked(self) -> Result<DeviceTable, TableError> {
         if self.version != VERSION {
@@ -134,11 +134,11 @@ impl Table {
     }
 }
 
-impl Resource {
-    fn of(resource: &super::Resource, next_ifindex: &mut u32) -> Self {
+impl WrittenResource {
+    fn of(resource: &Resource, next_ifindex: &mut u32) -> Self {
         let links = match &resource.devices {
-            Devices::Macvtaps(links) => links.iter().map(Link::of_macvtaps).collect(),
-            Devices::Nics(nics) => nics.iter().map(|nic| Link::of_nic(nic, next_ifindex)).collect(),
+            Devices::Macvtaps(links) => links.iter().map(WrittenLink::of_macvtaps).collect(),
+            Devices::Nics(nics) => nics.iter().map(|nic| WrittenLink::of_nic(nic, next_ifindex)).collect(),
         };
         Self {
             pool: resource.pool.clone(),
@@ -153,13 +153,13 @@ impl Resource {
         }
     }
 
-    fn into_known(self) -> super::Resource {
+    fn into_known(self) -> Resource {
         let links = self.links.into_iter();
         let devices = match self.device_type {
-            DeviceType::Macvtap => Devices::Macvtaps(links.map(Link::into_macvtaps).collect()),
-            DeviceType::HostDevice => Devices::Nics(links.filter_map(Link::into_nic).collect()),
+            DeviceType::Macvtap => Devices::Macvtaps(links.map(WrittenLink::into_macvtaps).collect()),
+            DeviceType::HostDevice => Devices::Nics(links.filter_map(WrittenLink::into_nic).collect()),
         };
-        super::Resource {
+        Resource {
             pool: self.pool,
             prefix: self.prefix,
             mtu: self.mtu,
@@ -172,7 +172,7 @@ impl Resource {
     }
 }
 
-impl Link {
+impl WrittenLink {
     fn of_macvtaps(link: &LowerLink) -> Self {
         let LowerLink { ifindex, name, identity, mode, ranges } = link.clone();
         Self { ifindex, name, identity, mode, ranges, pci: None }
