@@ -10,6 +10,7 @@ use macvtap_node_agent::report::link_list;
 use macvtap_node_agent::worker::{self, WorkerError};
 use std::error::Error;
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -58,14 +59,14 @@ fn exit_code(error: &WorkerError) -> ExitCode {
 
 fn command(arguments: Vec<OsString>) -> Result<ExitCode, Box<dyn Error>> {
     match Arguments::parse_from(arguments).command {
-        Some(Command::Probe { question, run_dir }) => println(&probe::ask(&run_dir, question)?),
-        Some(Command::Links { output: Output::Text }) => println(&link_list::text(&link_list::links()?)),
-        Some(Command::Links { output: Output::Json }) => println(&link_list::json(&link_list::links()?)?),
+        Some(Command::Probe { question, run_dir }) => println(&probe::ask(&run_dir, question)?)?,
+        Some(Command::Links { output: Output::Text }) => println(&link_list::text(&link_list::links()?))?,
+        Some(Command::Links { output: Output::Json }) => println(&link_list::json(&link_list::links()?)?)?,
         Some(Command::InstallCni { cni_bin_dir, cni_plugin, ehost_device }) => {
             for name in PluginName::wanted(ehost_device) {
                 let version = env!("CARGO_PKG_VERSION");
                 let installed = install::install(&cni_plugin, &cni_bin_dir, *name, version)?;
-                println(&format!("{}: {installed:?}", cni_bin_dir.join(name.as_str()).display()));
+                println(&format!("{}: {installed:?}", cni_bin_dir.join(name.as_str()).display()))?;
             }
         }
         None => {}
@@ -78,7 +79,10 @@ fn complain(error: &dyn Error) {
     eprintln!("macvtap-node-agent: {}", error_chain(error));
 }
 
-#[expect(clippy::print_stdout, reason = "the answer of a command")]
-fn println(text: &str) {
-    println!("{text}");
+/// Prints the answer of a command. A reader that leaves early, such as `head`, is not an error.
+fn println(text: &str) -> io::Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }

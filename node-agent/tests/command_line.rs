@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, its helpers too")]
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// The agent with these arguments and this configuration in the environment. One that serves instead of ending is ended,
 /// with another exit code.
@@ -71,4 +71,13 @@ fn links_can_be_listed_without_anything_else() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let links: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(links.as_array().unwrap().iter().any(|link| link["name"] == "lo"));
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_not_an_error() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_macvtap-node-agent"));
+    let mut links = command.arg("links").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(links.stdout.take());
+    let ended = links.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{ended:?}");
 }

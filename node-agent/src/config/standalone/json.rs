@@ -8,8 +8,10 @@ use std::fmt;
 pub(super) struct Object(pub(super) Vec<(String, Value)>);
 
 impl Object {
+    /// The value of a key; `null` is none, as macvtap-cni reads it.
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
-        self.0.iter().find(|(known, _)| known == key).map(|(_, value)| value)
+        let found = self.0.iter().find(|(known, _)| known == key).map(|(_, value)| value);
+        found.filter(|value| !value.is_null())
     }
 
     pub(super) fn text(&self, key: &str) -> Option<&str> {

@@ -29,7 +29,11 @@ fn the_documented_example_is_read_as_it_always_was() {
 
 #[test]
 fn mode_and_capacity_have_the_usual_defaults() {
-    for text in [r#"[{"name":"a","lowerDevice":"b"}]"#, r#"[{"name":"a","lowerDevice":"b","mode":""}]"#] {
+    for text in [
+        r#"[{"name":"a","lowerDevice":"b"}]"#,
+        r#"[{"name":"a","lowerDevice":"b","mode":""}]"#,
+        r#"[{"name":"a","lowerDevice":"b","mode":null,"capacity":null,"type":null,"master":null}]"#,
+    ] {
         assert_eq!((pool(text).mode(), pool(text).settings.per_link()), (Mode::Bridge, 100));
     }
     assert_eq!(pool(r#"[{"name":"a","lowerDevice":"b","mode":"passthru"}]"#).settings.per_link(), 1);
