@@ -241,6 +241,9 @@ impl Adding<'_> {
             result.interfaces.push(interface);
         }
         let lease = lease.unwrap_or_default();
+        // A result of an earlier ADD also has what was leased then.
+        result.ips.retain(|ip| ip.interface != Some(ours) || lease.ips.is_empty());
+        result.routes.retain(|route| !lease.routes.contains(route));
         result.ips.extend(lease.ips.into_iter().map(|mut ip| {
             ip.interface = Some(ours);
             ip

@@ -33,6 +33,7 @@ fn a_repeated_add_gives_the_lease_that_the_link_has_also_while_its_ipam_plugin_f
     node.sh("touch /run/broken");
     assert_eq!(call.ok("ADD"), first);
     assert!(Node::ip(&pod, "link show net1").contains("untouched"), "the running link was replaced");
+    assert_eq!(call.clone().with(json!({"prevResult": first})).ok("ADD"), first, "something is in it twice");
     assert_eq!(node.sh("cat /run/calls"), "ADD\n");
     // What the pod removed is given to it again.
     node.sh("rm /run/broken");
