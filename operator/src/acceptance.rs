@@ -53,7 +53,9 @@ pub fn judge<'p>(
         let Some(name) = pool.metadata.name.as_deref() else {
             continue;
         };
-        let verdict = check_selectors(pool).and_then(|()| claim(pool, name, &mut owners));
+        // One with an invalid selector keeps its resource name: nodes keep it, too.
+        let claimed = claim(pool, name, &mut owners);
+        let verdict = check_selectors(pool).and(claimed);
         verdicts.insert(name, verdict);
     }
     verdicts
@@ -212,6 +214,20 @@ mod tests {
             created(pool("a", json!({"networks": [{"name": "n", "namespaces": {"selector": selector}}]})), 1);
         let text = verdicts(&[bad])[0].1.as_ref().unwrap().to_string();
         assert!(text.contains("networks[n].namespaces.selector"), "{text}");
+    }
+
+    #[test]
+    fn a_slip_in_a_selector_hands_the_resource_name_to_no_other_pool() {
+        let slip = json!({"resourceName": "shared", "nodeSelector": {"matchLabels": {"bad key!": "x"}}});
+        let pools =
+            [created(pool("old", slip), 1), created(pool("young", json!({"resourceName": "shared"})), 2)];
+        assert!(matches!(
+            verdicts(&pools)[..],
+            [
+                ("old", Some(Rejection::InvalidSelector { .. })),
+                ("young", Some(Rejection::ResourceNameConflict { .. }))
+            ]
+        ));
     }
 
     #[test]
