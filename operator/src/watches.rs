@@ -23,7 +23,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch_objects};
 use kube::{Client, Resource, ResourceExt};
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
-use macvtap_crds::{POOL_LABEL, RELEASE_ANNOTATION};
+use macvtap_crds::{OPERATOR_FIELD_MANAGER, POOL_LABEL, RELEASE_ANNOTATION};
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -110,7 +110,13 @@ pub fn networks(client: &Client, refresh: &Refresh) -> Watched<NetworkAttachment
         Api::all(client.clone()),
         config,
         |network: &mut NetworkAttachmentDefinition| {
-            network.metadata.managed_fields = None;
+            // They prove whether the operator wrote the network; which fields does not matter.
+            if let Some(managers) = &mut network.metadata.managed_fields {
+                managers.retain(|entry| entry.manager.as_deref() == Some(OPERATOR_FIELD_MANAGER));
+                for entry in managers {
+                    entry.fields_v1 = None;
+                }
+            }
         },
     )
 }

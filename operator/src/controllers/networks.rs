@@ -175,7 +175,7 @@ fn is_as_it_was(pool: &MacvtapResourcePool, context: &Context) -> bool {
 async fn announce(pool: &MacvtapResourcePool, report: &NetworkReport, context: &Context) {
     for (namespace, name) in &report.adopted {
         let note = format!(
-            "NetworkAttachmentDefinition {namespace}/{name} had the label of an earlier pool of this name and belongs to this one now"
+            "NetworkAttachmentDefinition {namespace}/{name} was restored from a backup, had the labels of an earlier pool or had lost its own, and belongs to this pool now"
         );
         let event = about(EventType::Normal, EventReason::NetworkAdopted, note, (namespace, name));
         context.announce(&event, pool).await;

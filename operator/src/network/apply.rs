@@ -1,7 +1,7 @@
 //! Writes and removes network attachment definitions; never touches one that is not ours.
 
 use super::kind::{NetworkAttachmentDefinition, NetworkKey};
-use super::plan::{Desired, NetworkPlan, is_orphan, is_ours, is_written_by_us, key, same};
+use super::plan::{Desired, NetworkPlan, is_free, is_ours, is_written_by_us, key, same};
 use super::report::{NetworkReport, Problem};
 use crate::refusal;
 use futures::{StreamExt, stream};
@@ -99,10 +99,7 @@ async fn perform(client: &Client, step: NetworkWrite, pools: &BTreeSet<String>) 
             let adopted = create(client, &network, pools).await?;
             Ok(if adopted { Done::Adopted(key(&network)) } else { Done::Ready })
         }
-        NetworkWrite::Repair(network) => {
-            let needed = repair(client, &network).await?;
-            Ok(if needed { Done::Repaired(key(&network)) } else { Done::Ready })
-        }
+        NetworkWrite::Repair(network) => repair(client, &network).await,
         NetworkWrite::Delete(key, uid) => match delete_ours(client, &key, uid).await {
             Ok(()) => Ok(Done::Removed),
             Err(error) => Err(failed(&key, &error)),
@@ -183,27 +180,27 @@ async fn create(
         Err(error) => return Err(failed(&key, &error)),
     }
     let there = api.get_opt(&key.1).await.map_err(|error| failed(&key, &error))?;
-    let orphan = there.as_ref().is_some_and(|there| {
-        let pool = network.labels().get(POOL_LABEL).map_or("", String::as_str);
-        is_orphan(there, pool, pools)
-    });
     match there {
         // Ours already: the cache has not seen it yet. Or gone again, and made by the same write.
-        Some(there) if !orphan && !same_owner(&there, network) => Err(conflict(&key)),
-        Some(_) | None => write(client, network).await.map(|()| orphan),
+        Some(there) if same_owner(&there, network) => write(client, network).await.map(|()| false),
+        None => write(client, network).await.map(|()| false),
+        Some(there) if is_free(&there, network, pools) => write(client, network).await.map(|()| true),
+        Some(_) => Err(conflict(&key)),
     }
 }
 
-/// Makes one of ours as it should be. Says whether that was needed: the cache may not have seen our own last write.
-async fn repair(client: &Client, network: &NetworkAttachmentDefinition) -> Result<bool, Failure> {
+/// Makes one of ours as it should be. The cache may not have seen our own last write.
+async fn repair(client: &Client, network: &NetworkAttachmentDefinition) -> Result<Done, Failure> {
     let key = key(network);
     let api: Api<NetworkAttachmentDefinition> = Api::namespaced(client.clone(), &key.0);
-    let there = api.get_opt(&key.1).await.map_err(|error| failed(&key, &error))?;
-    match there {
-        Some(there) if !same_owner(&there, network) => Err(conflict(&key)),
-        Some(there) if same(&there, network) => Ok(false),
-        Some(_) | None => write(client, network).await.map(|()| true),
-    }
+    let done = match api.get_opt(&key.1).await.map_err(|error| failed(&key, &error))? {
+        Some(there) if !same_owner(&there, network) => return Err(conflict(&key)),
+        // What the operator did not write it would not delete either.
+        Some(there) if !is_written_by_us(&there) => Done::Adopted(key),
+        Some(there) if same(&there, network) => return Ok(Done::Ready),
+        Some(_) | None => Done::Repaired(key),
+    };
+    write(client, network).await.map(|()| done)
 }
 
 async fn write(client: &Client, network: &NetworkAttachmentDefinition) -> Result<(), Failure> {

@@ -30,7 +30,7 @@ pub struct Desired {
 pub struct NetworkPlan {
     /// Not there, or not ours: to be made if nobody else has the name.
     pub create: Vec<NetworkKey>,
-    /// Ours, but changed by hand or by a new spec.
+    /// Ours, but changed by hand or by a new spec, or written by somebody else, such as a backup tool.
     pub repair: Vec<NetworkKey>,
     /// Ours, and no longer wanted; with the UID, so that nobody's of the same name goes in its place.
     pub delete: Vec<(NetworkKey, Option<String>)>,
@@ -87,7 +87,7 @@ pub fn plan<'n>(
             None => plan.delete.push((key, network.uid())),
             Some(wanted) => {
                 missing.remove(&key);
-                if same(network, wanted) {
+                if same(network, wanted) && is_written_by_us(network) {
                     plan.keep.push(key);
                 } else {
                     plan.repair.push(key);
@@ -106,12 +106,19 @@ pub fn is_ours(network: &impl Resource, pool: &str, uid: &str) -> bool {
     label(POOL_LABEL) == Some(pool) && label(POOL_UID_LABEL) == Some(uid)
 }
 
-/// Whether the network names the pool, and a UID that no pool has: it was restored from a backup, or written for an
-/// earlier pool of this name, and nobody else owns it.
-pub fn is_orphan(network: &impl Resource, pool: &str, pools: &BTreeSet<String>) -> bool {
-    let label = |key: &str| network.meta().labels.as_ref().and_then(|labels| labels.get(key));
-    label(POOL_LABEL).is_some_and(|name| name == pool)
-        && label(POOL_UID_LABEL).is_some_and(|uid| !pools.contains(uid))
+/// Whether the pool of `wanted` may take this network of its name: no other pool owns it, and it names a former pool of this
+/// name, as one that was restored from a backup does, or the operator wrote it, whatever became of its labels. `pools` has the
+/// UIDs of all pools.
+pub fn is_free(
+    there: &impl Resource,
+    wanted: &NetworkAttachmentDefinition,
+    pools: &BTreeSet<String>,
+) -> bool {
+    let label = |key: &str| there.meta().labels.as_ref().and_then(|labels| labels.get(key));
+    let uid = label(POOL_UID_LABEL);
+    let is_its_own = uid == wanted.labels().get(POOL_UID_LABEL);
+    let names_former = uid.is_some() && label(POOL_LABEL) == wanted.labels().get(POOL_LABEL);
+    (is_its_own || uid.is_none_or(|uid| !pools.contains(uid))) && (names_former || is_written_by_us(there))
 }
 
 /// Whether the operator wrote the network. Labels alone prove nothing: anybody who may write networks can copy them.
@@ -211,6 +218,7 @@ fn network_name(template: &str, link: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::testing::pool;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
     use kube::api::ObjectMeta;
     use serde_json::json;
 
@@ -228,6 +236,18 @@ mod tests {
         links: &[&str],
     ) -> Desired {
         desired(pool, namespaces.iter(), &links.iter().map(|link| (*link).to_owned()).collect())
+    }
+
+    fn managers(names: &[&str]) -> Vec<ManagedFieldsEntry> {
+        let entry =
+            |name: &&str| ManagedFieldsEntry { manager: Some((*name).to_owned()), ..Default::default() };
+        names.iter().map(entry).collect()
+    }
+
+    /// The network as the operator wrote it.
+    fn written(mut network: NetworkAttachmentDefinition) -> NetworkAttachmentDefinition {
+        network.metadata.managed_fields = Some(managers(&[OPERATOR_FIELD_MANAGER]));
+        network
     }
 
     fn keys(desired: &Desired) -> Vec<String> {
@@ -255,17 +275,37 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_a_pool_that_is_no_more_is_an_orphan_of_the_one_that_has_its_name() {
+    fn a_network_that_no_other_pool_owns_is_taken_back() {
         let dp = pool("dp", json!({"networks": [{"name": "net", "namespaces": {"names": ["a"]}}]}));
         let desired = wanted(&dp, &[namespace("a", &[])], &[]);
-        let network = &desired.networks[&("a".into(), "net".into())];
-        let pools = |uids: &[&str]| uids.iter().map(|uid| (*uid).to_owned()).collect();
-        assert!(is_orphan(network, "dp", &pools(&["uid-of-the-restored-pool"])));
-        assert!(!is_orphan(network, "dp", &pools(&["uid-dp"])));
-        assert!(!is_orphan(network, "other", &pools(&[])));
-        let mut unlabelled = network.clone();
-        unlabelled.metadata.labels = None;
-        assert!(!is_orphan(&unlabelled, "dp", &pools(&[])));
+        let net = &desired.networks[&("a".into(), "net".into())];
+        let with = |labels: &[(&str, &str)], writers: &[&str]| {
+            let mut network = net.clone();
+            network.metadata.labels = Some(crate::testing::labels(labels));
+            network.metadata.managed_fields = Some(managers(writers));
+            is_free(&network, net, &BTreeSet::from(["uid-dp".to_owned(), "uid-other".to_owned()]))
+        };
+        let us = [OPERATOR_FIELD_MANAGER];
+        let backup = ["velero"];
+        // Restored from a backup, or left by a former pool.
+        assert!(with(&[(POOL_LABEL, "dp"), (POOL_UID_LABEL, "uid-former")], &backup));
+        assert!(!with(&[(POOL_LABEL, "former"), (POOL_UID_LABEL, "uid-former")], &backup));
+        assert!(with(&[(POOL_LABEL, "former"), (POOL_UID_LABEL, "uid-former")], &us));
+        // Without labels, as a manifest that was written by hand.
+        assert!(with(&[], &us) && !with(&[], &backup));
+        assert!(with(&[(POOL_LABEL, "dp")], &us) && !with(&[(POOL_LABEL, "dp")], &backup));
+        assert!(with(&[(POOL_UID_LABEL, "uid-dp")], &us) && !with(&[(POOL_UID_LABEL, "uid-dp")], &backup));
+        // Another pool's.
+        assert!(!with(&[(POOL_LABEL, "dp"), (POOL_UID_LABEL, "uid-other")], &us));
+    }
+
+    #[test]
+    fn a_network_that_somebody_else_restored_is_written_again() {
+        let pool = pool("dp", json!({"networks": [{"name": "net", "namespaces": {"names": ["a"]}}]}));
+        let desired = wanted(&pool, &[namespace("a", &[])], &[]);
+        let restored = desired.networks.values().next().unwrap().clone();
+        assert_eq!(plan(&desired, std::slice::from_ref(&restored)).repair, [key(&restored)]);
+        assert_eq!(plan(&desired, [&written(restored.clone())]).keep, [key(&restored)]);
     }
 
     #[test]
@@ -312,7 +352,8 @@ mod tests {
         let networks = json!([{"name": "kept", "namespaces": {"selector": {}}}, {"name": "new", "namespaces": {"selector": {}}}]);
         let pool = pool("dp", json!({"networks": networks}));
         let desired = wanted(&pool, &[namespace("a", &[]), namespace("b", &[])], &[]);
-        let there = |namespace: &str, name: &str| desired.networks[&(namespace.into(), name.into())].clone();
+        let there =
+            |namespace: &str, name: &str| written(desired.networks[&(namespace.into(), name.into())].clone());
         let mut edited = there("a", "kept");
         edited.spec.config = "{}".into();
         let mut without_resource = there("b", "kept");
@@ -336,7 +377,7 @@ mod tests {
     fn labels_of_others_on_our_network_do_not_matter() {
         let pool = pool("dp", json!({"networks": [{"name": "net", "namespaces": {"selector": {}}}]}));
         let desired = wanted(&pool, &[namespace("a", &[])], &[]);
-        let mut labelled = desired.networks.values().next().unwrap().clone();
+        let mut labelled = written(desired.networks.values().next().unwrap().clone());
         labelled.labels_mut().insert("team".into(), "x".into());
         assert_eq!(plan(&desired, &[labelled]).repair, []);
     }
