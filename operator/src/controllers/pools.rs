@@ -1,6 +1,7 @@
 //! Reconciles pools: reports on each, leads its staged rollout, and, when it is deleted, waits for the drain.
 
 mod publish;
+mod refused;
 mod unreadable;
 
 use crate::catalog::{Catalog, released};
@@ -185,7 +186,13 @@ impl Controller for Pools {
                 let finalizers = meta.finalizers.iter().flatten().map(String::as_str);
                 return set_finalizers(meta, finalizers.chain([POOL_FINALIZER]), context).await;
             }
-            (PoolAction::Release, Some(pool)) => return release(meta(pool), context).await,
+            (PoolAction::Release, Some(pool)) => {
+                let released = release(meta(pool), context).await;
+                if let Err(error) = &released {
+                    refused::explain(snapshot, pool, error, context).await?;
+                }
+                return released;
+            }
             // Nothing else is decided about a pool that is gone, and these not about such a pool.
             (
                 PoolAction::Publish(_) | PoolAction::Explain(_) | PoolAction::Claim | PoolAction::Release,
@@ -255,6 +262,17 @@ fn serve(snapshot: &PoolSnapshot, pool: &MacvtapResourcePool) -> Vec<PoolAction>
 
 /// Decides the status of a pool, and how its rollout goes on.
 fn publish(snapshot: &PoolSnapshot, pool: &MacvtapResourcePool) -> (Vec<PoolAction>, RolloutStep) {
+    let (status, step, recheck) = status(snapshot, pool);
+    let mut actions: Vec<_> = recheck.map(PoolAction::Recheck).into_iter().collect();
+    actions.push(PoolAction::Publish(Box::new(status)));
+    (actions, step)
+}
+
+/// Returns the status of a pool, how its rollout goes on, and how soon either may change without an event.
+fn status(
+    snapshot: &PoolSnapshot,
+    pool: &MacvtapResourcePool,
+) -> (MacvtapResourcePoolStatus, RolloutStep, Option<Duration>) {
     let PoolSnapshot { nodes, catalog, grants, networks, now, .. } = snapshot;
     let subject = Subject::new(pool, catalog, grants);
     let assessments = assess_all(&subject, nodes);
@@ -270,9 +288,7 @@ fn publish(snapshot: &PoolSnapshot, pool: &MacvtapResourcePool) -> (Vec<PoolActi
         networks,
         now: *now,
     });
-    let mut actions: Vec<_> = recheck(nodes, &assessments).map(PoolAction::Recheck).into_iter().collect();
-    actions.push(PoolAction::Publish(Box::new(status)));
-    (actions, step)
+    (status, step, recheck(nodes, &assessments))
 }
 
 /// Waits for the drain, then removes the networks, then lets the pool go.
