@@ -1,17 +1,36 @@
 //! Writes the specs of node states.
 
+use crate::entry::Form;
 use crate::overwrite;
 use crate::states::Spec;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::Api;
+use kube::api::{Api, ApiResource, DynamicObject};
 use kube::{Client, Resource};
 use macvtap_crds::v1alpha1::MacvtapNodeState;
 use serde_json::json;
 
 /// Writes the spec of a node's state; its status is the agent's and is never sent. `exists` says whether the cache has the
 /// state. Returns the version it became.
+///
+/// The kind of release 0.1.0 requires what a brief form leaves out. It may be older than operator and agents, where CRDs are
+/// installed apart from them.
 pub async fn apply(client: &Client, name: &str, spec: &Spec, exists: bool) -> Result<u64, kube::Error> {
-    let pools: serde_json::Result<Vec<_>> = spec.pools.iter().map(|entry| entry.json(spec.form)).collect();
+    match write(client, name, spec, spec.form, exists).await {
+        Err(kube::Error::Api(status)) if status.code == 422 && spec.form == Form::Brief => {
+            write(client, name, spec, Form::Full, exists).await
+        }
+        written => written,
+    }
+}
+
+async fn write(
+    client: &Client,
+    name: &str,
+    spec: &Spec,
+    form: Form,
+    exists: bool,
+) -> Result<u64, kube::Error> {
+    let pools: serde_json::Result<Vec<_>> = spec.pools.iter().map(|entry| entry.json(form)).collect();
     let pools = pools.map_err(kube::Error::SerdeError)?;
     let body = json!({
         "apiVersion": MacvtapNodeState::api_version(&()),
@@ -28,6 +47,40 @@ pub async fn apply(client: &Client, name: &str, spec: &Spec, exists: bool) -> Re
         },
         "spec": {"configHash": spec.config_hash, "pools": pools},
     });
-    let states: Api<MacvtapNodeState> = Api::all(client.clone());
+    // As it is: the type leaves out what is brief.
+    let kind = ApiResource::erase::<MacvtapNodeState>(&());
+    let states: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
     overwrite::put(&states, name, &body, exists).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::entry_of;
+    use crate::testing::pool;
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::Value;
+    use std::sync::Arc;
+    use tower::{BoxError, service_fn};
+
+    /// Answers as an API server with the kind of release 0.1.0.
+    async fn old_kind(request: Request<Body>) -> Result<Response<Body>, BoxError> {
+        let object: Value = serde_json::from_slice(&request.into_body().collect_bytes().await?)?;
+        let invalid = json!({"kind": "Status", "apiVersion": "v1", "code": 422, "status": "Failure",
+            "reason": "Invalid", "message": "spec.pools[0].phase: Required value"});
+        let mut stored = object.clone();
+        stored["metadata"]["resourceVersion"] = "7".into();
+        let is_whole = object.pointer("/spec/pools/0/phase").is_some();
+        let (code, answer) = if is_whole { (201, stored) } else { (422, invalid) };
+        Ok(Response::builder().status(code).body(Body::from(serde_json::to_vec(&answer)?))?)
+    }
+
+    #[tokio::test]
+    async fn a_kind_of_the_first_release_receives_the_full_form() {
+        let client = Client::new(service_fn(old_kind), "default");
+        let entry = Arc::new(entry_of(&pool("dp", json!({}))));
+        let spec = Spec { pools: vec![entry], form: Form::Brief, ..Spec::default() };
+        assert_eq!(apply(&client, "n1", &spec, false).await.unwrap(), 7);
+    }
 }
