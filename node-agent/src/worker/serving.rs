@@ -312,9 +312,9 @@ impl Serving {
         if step.table_changed {
             // Losses at once; what is new must be on the disk first, or the plugin would not know it.
             for (resource, running) in &self.resources {
-                if let Some(offer) = step.offers.get(resource) {
-                    running.publish(self.stored_part(offer));
-                }
+                let offer = step.offers.get(resource).map(|offer| self.stored_part(offer));
+                // What has left the table is not allocated while the next table is written.
+                running.publish(offer.unwrap_or_else(|| running.offer.borrow().common_with(None)));
             }
             if self.table_retry.is_none_or(|retry| now >= retry) {
                 self.table.write(&step.evolution.table);

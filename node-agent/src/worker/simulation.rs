@@ -14,7 +14,7 @@ mod world;
 
 use judge::Judge;
 use random::Chance;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use world::SimulatedNode;
 use world::faults::{HAPPENINGS, Happening};
 
@@ -44,6 +44,9 @@ type TimedHappening = (Happening, u64);
 
 /// Events of a simulation.
 const EVENTS: usize = 120;
+
+/// Seeds that found mistakes, with the events as they were then or are now.
+const FOUND: [u64; 1] = [676];
 
 /// Seeds in `make test`.
 const SEEDS: u64 = 40;
@@ -105,11 +108,13 @@ fn whatever_happens_nothing_is_taken_shared_forgotten_or_left() {
     let one = number("MACVTAP_SIMULATION_SEED");
     let first = one.or_else(|| number("MACVTAP_SIMULATION_FIRST")).unwrap_or(1);
     let count = if one.is_some() { 1 } else { number("MACVTAP_SIMULATION_SEEDS").unwrap_or(SEEDS) };
-    let mut played = Duration::ZERO;
-    for seed in first..first + count {
+    let (begun, mut played) = (Instant::now(), Duration::ZERO);
+    let found = FOUND.into_iter().filter(|_| one.is_none());
+    for seed in found.chain(first..first + count) {
         let (verdict, _, time) = play(&events(seed), None);
         played += time;
-        if verdict.is_err() {
+        if let Err(fault) = verdict {
+            println!("seed {seed} fails after {:.1} s: {fault}", begun.elapsed().as_secs_f64());
             let (verdict, history, _) = play(&shortest(events(seed), None), None);
             panic!("seed {seed}: {verdict:?}\n{}", history.join("\n"));
         }

@@ -154,6 +154,17 @@ async fn what_could_not_be_stored_is_not_served_and_not_counted() {
 }
 
 #[tokio::test]
+async fn what_has_left_the_table_is_not_allocated_while_the_next_table_is_written() {
+    let (name, stored) = ("a".parse().unwrap(), table(&[("a", 3)]).await);
+    let mut serving = serving();
+    let _registered = running(&mut serving, "a");
+    let left = Offer::of_table(&name, &stored.resources[&name]);
+    serving.resources[&name].offer.send_replace(Arc::new(left));
+    decide(&mut serving, &[("b", 3)]).await;
+    assert_eq!(offer(&serving, "a").runs, []);
+}
+
+#[tokio::test]
 async fn an_agent_that_starts_with_a_full_disk_serves_what_is_on_it_and_nothing_else() {
     let stored = table(&[("a", 5)]).await;
     let mut serving = serving();

@@ -140,6 +140,7 @@ impl SimulatedWorker {
 
     /// What of an offer is on the disk already.
     fn serve_stored(&self, step: &Step, kubelet: &mut SimulatedKubelet) {
+        kubelet.offered.retain(|resource, _| step.offers.contains_key(resource));
         for (resource, offer) in &step.offers {
             let entry = self.engine.on_disk(resource);
             let stored = entry.map(|entry| Offer::of_table(resource, entry));
