@@ -2,7 +2,7 @@
 
 use crate::config::{Announce, Dad, Network};
 use crate::ipam::objection::Objections;
-use crate::ipam::present;
+use crate::ipam::present::{self, IPV6_MTU_MIN};
 use crate::ipam::route::{self, describe, family};
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Ip};
@@ -35,9 +35,6 @@ const CARRIER_PATIENCE: Duration = Duration::from_secs(10);
 /// Without a carrier the kernel waits for one for ever.
 const PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(10);
-
-/// `IPV6_MIN_MTU` of `linux/ipv6.h`.
-const IPV6_MTU_MIN: u32 = 1280;
 
 /// Gives the link its addresses, while it is down: the kernel announces those it has when it comes up.
 pub fn addresses(

@@ -14,6 +14,9 @@ use netlink_packet_route::route::RouteMessage;
 use std::collections::HashSet;
 use std::net::IpAddr;
 
+/// `IPV6_MIN_MTU` of `linux/ipv6.h`.
+pub(super) const IPV6_MTU_MIN: u32 = 1280;
+
 /// An address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Address {
@@ -54,12 +57,13 @@ pub(crate) fn check(kernel: &mut Rtnl, link: &Link, reported: &CniResult) -> Res
     }
 }
 
-/// Whether an interface has all addresses and routes that were leased for it. What cannot be found out counts as no.
+/// Whether an interface has all addresses and routes that were leased for it, and can keep them: a larger MTU than one too small for
+/// IPv6 takes the link down, and so its routes away. What cannot be found out counts as no.
 pub(crate) fn is_in_use(kernel: &mut Rtnl, interface: &IfName, lease: &CniResult) -> bool {
     let Ok(Some(link)) = kernel.find(Place::Home(Home::Target), &By::Name(interface.clone())) else {
         return false;
     };
-    matches!(missing(kernel, &link, lease.ips.iter(), &lease.routes), Ok(None))
+    link.mtu >= IPV6_MTU_MIN && matches!(missing(kernel, &link, lease.ips.iter(), &lease.routes), Ok(None))
 }
 
 /// Returns the first of these addresses and routes that a link does not have, in words.
@@ -85,11 +89,14 @@ fn missing<'i>(
             present.extend(routes(kernel, family)?);
         }
     }
-    present.retain(|entry| entry.ifindex.is_none_or(|index| index == link.index));
     let lost = reported.iter().find_map(|route| {
         let destination = destination(route)?;
-        let is_there = present.iter().any(|entry| is_meant(entry, destination, route));
-        (!is_there).then(|| Route { dst: Some(destination), ..route.clone() })
+        // Another plugin of the chain may have added one to a router of another interface.
+        let is_there = |entry: &Entry| {
+            let is_ours = entry.ifindex.is_none_or(|index| index == link.index);
+            (is_ours || route.gw.is_some()) && is_meant(entry, destination, route)
+        };
+        (!present.iter().any(is_there)).then(|| Route { dst: Some(destination), ..route.clone() })
     });
     Ok(lost.map(|route| format!("route {}", describe(&route))))
 }

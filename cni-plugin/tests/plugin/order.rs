@@ -144,6 +144,25 @@ fn a_repeated_add_gives_back_the_mtu_that_a_smaller_lower_link_took() {
 }
 
 #[test]
+fn a_repeated_add_keeps_the_routes_of_a_link_whose_mtu_grows_to_one_that_ipv6_needs() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    script(
+        &node,
+        "some",
+        "echo '{\"ips\": [{\"address\": \"10.9.0.2/24\"}], \"routes\": [{\"dst\": \"10.77.0.0/16\", \"gw\": \"10.9.0.1\"}]}'",
+    );
+    let call =
+        Call::new(&node, &pod, "c1").with(json!({"ipam": {"type": "some"}})).var("CNI_PATH", "/run/plugins");
+    node.sh("ip link set dp0 mtu 1200");
+    call.ok("ADD");
+    node.sh("ip link set dp0 mtu 1500");
+    call.ok("ADD");
+    assert_eq!(link(&pod)["mtu"], 1500);
+    assert!(Node::ip(&pod, "-4 route show dev net1").contains("10.77.0.0/16 via 10.9.0.1"));
+    call.ok("DEL");
+}
+
+#[test]
 fn a_record_names_the_namespace_by_a_path_without_links() {
     let Some((node, [pod])) = node_and_pods() else { return };
     node.sh(&format!("touch /run/netns/x; mount --bind {} /run/netns/x", pod.netns().display()));

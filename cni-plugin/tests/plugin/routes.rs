@@ -107,6 +107,21 @@ fn behind_sbr_the_pod_has_its_own_default_route_and_check_finds_the_moved_ones()
 }
 
 #[test]
+fn a_route_that_a_later_plugin_added_to_a_router_of_another_interface_is_found() {
+    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
+    give_eth0(&pod);
+    let call = with_routes(&node, &pod, "c1");
+    let mut result = call.ok("ADD");
+    result["routes"].as_array_mut().unwrap().push(json!({"dst": "10.20.0.0/16", "gw": "10.0.0.1"}));
+    let check = call.with(json!({"prevResult": result}));
+    assert!(check.fails("CHECK", 102).contains("lost route 10.20.0.0/16 via 10.0.0.1"));
+    Node::ip(&pod, "route add 10.20.0.0/16 via 10.0.0.1 dev eth0");
+    check.ok("CHECK");
+    Node::ip(&pod, "route del default dev net1");
+    assert!(check.fails("CHECK", 102).contains("lost route 0.0.0.0/0 via 10.9.0.1"));
+}
+
+#[test]
 fn two_thousand_routes_are_checked_in_one_list() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let routes: Vec<Value> = (0..2_000)
