@@ -213,6 +213,12 @@ pub(crate) fn give_eth0(pod: &Holder) {
     ] {
         Node::ip(pod, command);
     }
+    // Both ends have a state of their own, which the kernel sets a while later.
+    wait_until("eth0 and its other end are up", || {
+        let links = Node::ip(pod, "-br link");
+        let up = links.lines().filter(|line| line.contains("eth0") && line.contains(" UP "));
+        up.count() == 2
+    });
 }
 
 /// What a socket or a tap gave: whole frames.
