@@ -47,7 +47,7 @@ pub(crate) fn of_pool(reason: &str) -> Option<&'static str> {
         "NetworkNameNotUsable" => "change the name of the network in the pool",
         "DevicesInUse" => "delete the pods that use devices of the pool",
         "NodesDraining" => "if a node does not answer, see \"Delete a pool\" in docs/operations.md",
-        "RemovingNetworks" => "find out whose finalizer keeps the networks",
+        "RemovingNetworks" => "read the message: an admission policy or a missing right keeps the networks",
         _ => return None,
     })
 }

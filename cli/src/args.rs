@@ -168,7 +168,7 @@ pub(crate) struct Sysdump {
     pub(crate) file: Option<PathBuf>,
 
     /// Lines of each log.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(i64).range(1..))]
     pub(crate) log_lines: i64,
 }
 
