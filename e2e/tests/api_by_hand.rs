@@ -70,6 +70,55 @@ fn a_pool_whose_finalizer_was_taken_away_is_forgotten_and_its_successor_waits_fo
 }
 
 #[test]
+fn a_pool_that_is_replaced_without_its_finalizer_stays_on_its_nodes() -> Result<()> {
+    let scene = Scene::new(&["n1", "n2"], false)?;
+    scene.pool("dp", &json!({"rollout": {"type": "Staged", "staged": {"batch": 1}}}))?;
+    for node in ["n1", "n2"] {
+        scene.answer(node, 0)?;
+        scene.expect_pools(node, &[("dp", "Active")])?;
+        scene.answer(node, 0)?;
+    }
+    scene.ready_nodes("dp", "2/2")?;
+    finalizers(&scene, "dp", &json!([]))?;
+    scene.api.kubectl.wait_until("", "mrp/dp", DEADLINE, |pool| {
+        (pool.pointer("/metadata/finalizers/0")? == "macvtap.network.kubevirt.io/drain").then_some(())
+    })?;
+    // Once the nodes have another pool, the operator has looked at them since.
+    scene.pool("probe", &json!({"links": [{"names": ["dp1"]}]}))?;
+    for node in ["n1", "n2"] {
+        scene.expect_pools(node, &[("dp", "Active"), ("probe", "Active")])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_drained_pool_says_why_its_networks_cannot_be_removed() -> Result<()> {
+    let scene = Scene::new(&["n1"], true)?;
+    scene.pool("dp", &network("net", &json!({"names": ["default"]})))?;
+    scene.network("default", "net")?;
+    let rules = json!([{"apiGroups": ["k8s.cni.cncf.io"], "apiVersions": ["*"], "operations": ["DELETE"], "resources": ["*"]}]);
+    let validations = json!([{"expression": "false", "message": "networks are under change control"}]);
+    let kind = |kind: &str, spec: Value| json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": "keep"}, "spec": spec});
+    let policy = json!({"failurePolicy": "Fail", "matchConstraints": {"resourceRules": rules}, "validations": validations});
+    scene.api.create(&kind("ValidatingAdmissionPolicy", policy))?;
+    let binding = json!({"policyName": "keep", "validationActions": ["Deny"]});
+    scene.api.create(&kind("ValidatingAdmissionPolicyBinding", binding))?;
+    e2e::wait::until("the policy", DEADLINE, || {
+        let attempt = ["-n", "default", "delete", NETWORKS, "net", "--dry-run=server"];
+        Ok(scene.api.kubectl.run(&attempt).is_err().then_some(()))
+    })?;
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--wait=false"])?;
+    scene.api.kubectl.wait_until("", "mrp/dp", DEADLINE, |pool| {
+        let conditions = pool.pointer("/status/conditions")?.as_array()?;
+        let terminating = conditions.iter().find(|condition| condition["type"] == "Terminating")?;
+        terminating["message"].as_str()?.contains("networks are under change control").then_some(())
+    })?;
+    scene.api.kubectl.run(&["delete", "validatingadmissionpolicybinding", "keep"])?;
+    scene.gone("", "mrp/dp")?;
+    scene.gone("default", &format!("{NETWORKS}/net"))
+}
+
+#[test]
 fn a_finalizer_of_somebody_else_keeps_a_pool_without_a_write_and_a_network_without_the_pool() -> Result<()> {
     let scene = Scene::new(&["n1"], true)?;
     scene.pool("dp", &network("net", &json!({"names": ["default"]})))?;

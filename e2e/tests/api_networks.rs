@@ -47,6 +47,44 @@ fn networks_restored_from_a_backup_are_taken_over_in_either_order() -> Result<()
 }
 
 #[test]
+fn a_network_that_lost_its_labels_is_taken_back() -> Result<()> {
+    let scene = Scene::new(&["n1"], true)?;
+    scene.pool("dp", &network("net", &json!({"names": ["default"]})))?;
+    let uid = uid(&scene, "dp")?;
+    belongs(&scene, "net", &uid)?;
+    for lost in [&[POOL][..], &[POOL_UID], &[POOL, POOL_UID]] {
+        let labels: serde_json::Map<_, _> = lost.iter().map(|key| ((*key).to_owned(), Value::Null)).collect();
+        let patch = json!({"metadata": {"labels": labels}}).to_string();
+        scene.api.kubectl.run(&["-n", "default", "patch", NETWORKS, "net", "--type=merge", "-p", &patch])?;
+        scene.api.kubectl.wait_until("default", &format!("{NETWORKS}/net"), DEADLINE, |network| {
+            let labels = &network["metadata"]["labels"];
+            (labels[POOL] == "dp" && labels[POOL_UID] == uid.as_str()).then_some(())
+        })?;
+    }
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=20s"])?;
+    scene.gone("default", &format!("{NETWORKS}/net"))
+}
+
+#[test]
+fn a_network_restored_for_the_living_pool_goes_with_it() -> Result<()> {
+    let scene = Scene::new(&["n1"], true)?;
+    scene.pool("dp", &network("net", &json!({"selector": {"matchLabels": {"macvtap": "yes"}}})))?;
+    scene.namespace("first", &json!({"macvtap": "yes"}))?;
+    scene.network("first", "net")?;
+    let mut network = scene.api.kubectl.get("first", &format!("{NETWORKS}/net"))?;
+    scene.namespace("later", &json!({"macvtap": "no"}))?;
+    network["metadata"] = json!({
+        "name": "net", "namespace": "later",
+        "labels": network["metadata"]["labels"], "annotations": network["metadata"]["annotations"],
+    });
+    scene.api.create(&network)?;
+    scene.namespace("later", &json!({"macvtap": "yes"}))?;
+    scene.event("dp", "NetworkAdopted")?;
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=20s"])?;
+    scene.gone("later", &format!("{NETWORKS}/net"))
+}
+
+#[test]
 fn a_network_of_another_living_pool_or_of_nobody_is_not_taken_over() -> Result<()> {
     let scene = Scene::new(&["n1"], true)?;
     scene.api.replace(&foreign("default", "net"))?;
