@@ -7,6 +7,7 @@ mod networks;
 mod nodes;
 mod pools;
 mod rights;
+mod webhook;
 
 pub(crate) use agents::trouble as agent_trouble;
 pub(crate) use installation::kinds;
@@ -53,16 +54,17 @@ pub(crate) async fn pass(cluster: &Cluster, args: &Check) -> Report {
     if args.pre {
         before::report(&facts, cluster, args, rights).await
     } else {
-        after(&facts, &cluster.address, rights)
+        let webhook = webhook::check(cluster, facts.now).await;
+        after(&facts, &cluster.address, rights, webhook)
     }
 }
 
 /// The report on an installation.
-fn after(facts: &Facts, address: &str, rights: Section) -> Report {
+fn after(facts: &Facts, address: &str, rights: Section, webhook: Option<Section>) -> Report {
     let mut cluster = vec![installation::api(facts, address)];
     cluster.extend(installation::multus(facts));
     cluster.extend(installation::kinds(facts));
-    concluded(vec![
+    let mut sections = vec![
         Section::new("cluster", cluster),
         rights,
         Section::new("operator", installation::operator(facts)),
@@ -70,7 +72,9 @@ fn after(facts: &Facts, address: &str, rights: Section) -> Report {
         Section::new("nodes", nodes::check(facts)),
         Section::new("pools", pools::check(facts)),
         Section::new("networks and quotas", networks::check(facts)),
-    ])
+    ];
+    sections.extend(webhook);
+    concluded(sections)
 }
 
 /// The report with its conclusion.

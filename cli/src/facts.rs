@@ -23,6 +23,9 @@ pub(crate) const OPERATOR: &str = "app.kubernetes.io/name=macvtap-operator";
 /// Label selector of the agents' objects.
 pub(crate) const AGENT: &str = "app.kubernetes.io/name=macvtap-node-agent";
 
+/// Label selector of the webhook's objects.
+pub(crate) const WEBHOOK: &str = "app.kubernetes.io/name=macvtap-webhook";
+
 /// Name of the operator's lease.
 pub(crate) const LEASE: &str = "macvtap-operator";
 

@@ -5,7 +5,7 @@ mod redact;
 use crate::args::{Check, Sysdump};
 use crate::check;
 use crate::cluster::{Cluster, Unread, list};
-use crate::facts::{AGENT, NETWORK_KIND, OPERATOR, OUR_KINDS};
+use crate::facts::{AGENT, NETWORK_KIND, OPERATOR, OUR_KINDS, WEBHOOK};
 use crate::output::{self, Format};
 use anyhow::{Context as _, Result};
 use flate2::Compression;
@@ -22,7 +22,7 @@ use std::path::PathBuf;
 type Archive = tar::Builder<GzEncoder<File>>;
 
 /// What is listed: group, version, kind, plural, label selector. Secrets and `ConfigMap`s are not among them.
-const LISTED: [(&str, &str, &str, &str, &str); 10] = [
+const LISTED: [(&str, &str, &str, &str, &str); 13] = [
     (GROUP, "v1alpha1", "MacvtapResourcePool", "macvtapresourcepools", ""),
     (GROUP, "v1alpha1", "MacvtapNodeState", "macvtapnodestates", ""),
     ("k8s.cni.cncf.io", "v1", "NetworkAttachmentDefinition", "network-attachment-definitions", ""),
@@ -32,6 +32,15 @@ const LISTED: [(&str, &str, &str, &str, &str); 10] = [
     ("apps", "v1", "DaemonSet", "daemonsets", AGENT),
     ("", "v1", "Pod", "pods", OPERATOR),
     ("", "v1", "Pod", "pods", AGENT),
+    ("apps", "v1", "Deployment", "deployments", WEBHOOK),
+    ("", "v1", "Pod", "pods", WEBHOOK),
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "MutatingWebhookConfiguration",
+        "mutatingwebhookconfigurations",
+        "app.kubernetes.io/part-of=macvtap",
+    ),
     ("coordination.k8s.io", "v1", "Lease", "leases", ""),
 ];
 
@@ -183,7 +192,7 @@ impl Dump {
     }
 
     async fn logs(&mut self, cluster: &Cluster, lines: i64) -> Result<()> {
-        for labels in [OPERATOR, AGENT] {
+        for labels in [OPERATOR, AGENT, WEBHOOK] {
             let all: Result<Vec<Pod>, _> =
                 list(Api::all(cluster.client.clone()), ListParams::default().labels(labels)).await;
             let pods = match all {

@@ -236,6 +236,66 @@ fn a_certificate_is_renewed_while_another_replica_serves_the_former_one() -> Res
     asks(&api)
 }
 
+fn cli(api: &Api) -> std::process::Command {
+    let program = Checkout::here().path("target/debug/kubectl-macvtap");
+    let mut command = std::process::Command::new(program);
+    command.env("KUBECONFIG", api.kubectl.kubeconfig());
+    command
+}
+
+/// The reasons that `kubectl macvtap check` gives about the webhook.
+fn checked(api: &Api) -> Result<Vec<String>> {
+    let output = cli(api).args(["check", "-o", "json"]).output().context("run kubectl-macvtap")?;
+    let report: Value = serde_json::from_slice(&output.stdout).context("read the report")?;
+    let mut sections = report["sections"].as_array().into_iter().flatten();
+    let section = sections.find(|section| section["title"] == "webhook");
+    let found = section.with_context(|| format!("no section about the webhook: {report:#}"))?;
+    let all = found["diagnostics"].as_array().into_iter().flatten();
+    Ok(all.filter_map(|found| found["reason"].as_str().map(str::to_owned)).collect())
+}
+
+#[test]
+fn a_check_names_what_keeps_the_webhook_from_its_work() -> Result<()> {
+    api::build(&Checkout::here(), "kubectl-macvtap")?;
+    let api = prepared()?;
+    assert_eq!(checked(&api)?, ["WebhookNotServing", "WebhookNotTrusted", "WebhookNotRenewed"]);
+
+    // Its endpoints, as the controllers of a cluster write them.
+    api.replace(&json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": "macvtap-webhook-x", "namespace": NAMESPACE,
+            "labels": {"kubernetes.io/service-name": "macvtap-webhook"},
+        },
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}],
+    }))?;
+    let webhook = start(&api, "first")?;
+    wait::until("a webhook that is well", DEADLINE, || Ok(checked(&api)?.is_empty().then_some(())))?;
+    ensure!(webhook.terminate()? == Some(0), "the webhook did not end in order");
+
+    let view = ["config", "view", "--raw", "--flatten", "-o", "json"];
+    let config: Value = serde_json::from_str(&api.kubectl.run(&view)?)?;
+    let foreign = &config["clusters"][0]["cluster"]["certificate-authority-data"];
+    ensure!(foreign.is_string(), "the kubeconfig has no authority");
+    let patch = json!([{"op": "replace", "path": "/webhooks/0/clientConfig/caBundle", "value": foreign}]);
+    api.kubectl.run(&["patch", CONFIGURATION, "--type=json", "-p", &patch.to_string()])?;
+    assert_eq!(checked(&api)?, ["WebhookNotTrusted"]);
+    api.kubectl.run(&["-n", NAMESPACE, "delete", SECRET])?;
+    assert_eq!(checked(&api)?, ["WebhookNotTrusted", "WebhookSecretMissing"]);
+
+    let archive = api.kubectl.kubeconfig().with_file_name("dump.tar.gz");
+    let path = archive.to_str().context("a path")?;
+    process::output(cli(&api).args(["sysdump", "-f", path]))?;
+    let all = process::output(std::process::Command::new("tar").args(["-xzOf", path]))?;
+    for wanted in
+        ["kind: MutatingWebhookConfiguration", "caBundle", "app.kubernetes.io/name: macvtap-webhook"]
+    {
+        ensure!(all.contains(wanted), "{wanted} is not in the archive");
+    }
+    Ok(())
+}
+
 #[test]
 fn its_rights_are_those_of_its_own_objects() -> Result<()> {
     let api = prepared()?;

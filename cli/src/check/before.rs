@@ -10,8 +10,8 @@ use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::{Api, ResourceExt as _};
 use std::collections::BTreeSet;
 
-/// The oldest Linux whose interfaces are used.
-const OLDEST_LINUX: (u32, u32) = (5, 2);
+/// The oldest Linux that docs/versions.md promises.
+const OLDEST_LINUX: (u32, u32) = (5, 4);
 
 /// Architectures that there are programs for.
 const ARCHITECTURES: [&str; 2] = ["amd64", "arm64"];
@@ -149,12 +149,12 @@ mod tests {
         let all = vec![
             of("a", "linux", "amd64", "6.1.0-27-amd64"),
             of("b", "windows", "amd64", "10"),
-            of("c", "linux", "arm64", "4.19.1"),
+            of("c", "linux", "arm64", "5.3.18-lp152"),
             node("d", json!({})),
         ];
         let found: Vec<_> = nodes(&Ok(all)).into_iter().map(|found| found.fact).collect();
         assert!(
-            found[0].contains("node b runs windows") && found[1].contains("node c runs Linux 4.19.1"),
+            found[0].contains("node b runs windows") && found[1].contains("node c runs Linux 5.3.18-lp152"),
             "{found:?}"
         );
         assert!(found[2].contains("virtual") && found[3].starts_with("1 of 4"), "{found:?}");

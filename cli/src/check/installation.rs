@@ -158,18 +158,25 @@ fn leading(facts: &Facts) -> Diagnostic {
         }
         Ok(leases) => leases,
     };
-    let lasts = |lease: &&Lease| {
+    let lasts = |lease: &Lease| {
         let spec = lease.spec.as_ref()?;
         let renewed = spec.renew_time.as_ref()?.0;
         let seconds = i64::from(spec.lease_duration_seconds.unwrap_or(15));
         let age = facts.now.duration_since(renewed).as_secs();
         (age <= seconds + SKEW).then(|| spec.holder_identity.clone().filter(|holder| !holder.is_empty()))?
     };
-    match leases.iter().find_map(|lease| lasts(&lease)) {
-        Some(holder) => Diagnostic::ok(format!("operator {holder} leads")),
-        None => Diagnostic::failed(format!("no operator leads: nobody has renewed lease {LEASE}"))
+    let leading = leases.iter().filter_map(|lease| {
+        Some(format!("{} in namespace {}", lasts(lease)?, lease.namespace().unwrap_or_default()))
+    });
+    match leading.collect::<Vec<_>>().as_slice() {
+        [holder] => Diagnostic::ok(format!("operator {holder} leads")),
+        [] => Diagnostic::failed(format!("no operator leads: nobody has renewed lease {LEASE}"))
             .because("NoLeader")
             .remedy("read the log of the operator's pods; they say what they wait for")
+            .see(anchor::INSTALLATION),
+        several => Diagnostic::failed(format!("several operators lead: {}", several.join(", ")))
+            .because("SeveralInstallations")
+            .remedy("uninstall all releases of the chart but one: a cluster has one operator")
             .see(anchor::INSTALLATION),
     }
 }
@@ -211,6 +218,9 @@ mod tests {
         assert!(operator(&facts).iter().all(|found| found.reason.is_none()));
         facts.leases = Ok(vec![object(json!({"metadata": {}, "spec": spec(10)}))]);
         assert_eq!(operator(&facts)[1].reason.as_deref(), Some("NoLeader"));
+        let of = |namespace| object(json!({"metadata": {"namespace": namespace}, "spec": spec(95)}));
+        facts.leases = Ok(vec![of("a"), of("b")]);
+        assert_eq!(operator(&facts)[1].reason.as_deref(), Some("SeveralInstallations"));
     }
 
     #[test]

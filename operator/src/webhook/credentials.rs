@@ -18,7 +18,8 @@ use std::collections::BTreeMap;
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 const FORMER: &str = "former.crt";
-const RENEWAL: &str = "macvtap.network.kubevirt.io/renewal";
+/// Annotation of the Secret: when its certificate is renewed. A Secret without it has no certificate yet.
+pub const RENEWAL: &str = "macvtap.network.kubevirt.io/renewal";
 
 /// How often a write is tried that another replica was faster with.
 const ATTEMPTS: u32 = 3;
@@ -53,6 +54,15 @@ pub struct Credentials {
     former: Option<String>,
 }
 
+impl Credentials {
+    /// Whether a server of each of these names can be called with them.
+    fn is_usable(&self, servers: &[String], now: Timestamp) -> bool {
+        let is_of =
+            |server: &String| certificate::check_bundle(self.certificate.as_bytes(), server, now).is_ok();
+        certificate::tls(&self.certificate, &self.key).is_ok() && servers.iter().all(is_of)
+    }
+}
+
 /// Why the certificate is not known to be valid.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
@@ -84,10 +94,9 @@ async fn stored(client: &Client, names: &Names) -> Result<Credentials, Credentia
     let failed = |error| CredentialsError::Secret(names.secret.clone(), error);
     for _ in 0..ATTEMPTS {
         let secret = api.get(&names.secret).await.map_err(failed)?;
-        // One that somebody damaged is replaced at once.
-        let current =
-            read(&secret).filter(|current| certificate::tls(&current.certificate, &current.key).is_ok());
         let now = Timestamp::now();
+        // One that somebody damaged is replaced at once, as is one of another installation.
+        let current = read(&secret).filter(|current| current.is_usable(&names.server, now));
         if let Some(current) = current.as_ref().filter(|current| now < current.renewal) {
             return Ok(current.clone());
         }
@@ -173,6 +182,18 @@ mod tests {
         let renewed = read(&secret).unwrap();
         assert_eq!((renewed.certificate, renewed.former), (second.certificate, Some(first.certificate)));
         assert_eq!(secret.labels()["theirs"], "kept");
+    }
+
+    #[test]
+    fn a_certificate_of_other_names_and_an_expired_one_are_not_usable() {
+        let now = Timestamp::now();
+        let current = read(&write(Secret::default(), made(), None)).unwrap();
+        let usable = |servers: &[&str], now| {
+            current.is_usable(&servers.iter().map(|&server| server.to_owned()).collect::<Vec<_>>(), now)
+        };
+        assert!(usable(&["x"], now));
+        assert!(!usable(&["x", "macvtap-webhook.other.svc"], now));
+        assert!(!usable(&["x"], now + std::time::Duration::from_hours(2400)));
     }
 
     #[test]
