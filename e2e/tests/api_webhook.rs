@@ -285,9 +285,9 @@ fn a_check_names_what_keeps_the_webhook_from_its_work() -> Result<()> {
     assert_eq!(checked(&api)?, ["WebhookNotTrusted", "WebhookSecretMissing"]);
 
     let archive = api.kubectl.kubeconfig().with_file_name("dump.tar.gz");
-    let path = archive.to_str().context("a path")?;
-    process::output(cli(&api).args(["sysdump", "-f", path]))?;
-    let all = process::output(std::process::Command::new("tar").args(["-xzOf", path]))?;
+    let file = archive.to_str().context("a path")?;
+    process::output(cli(&api).args(["sysdump", "-f", file]))?;
+    let all = process::output(std::process::Command::new("tar").args(["-xzOf", file]))?;
     for wanted in
         ["kind: MutatingWebhookConfiguration", "caBundle", "app.kubernetes.io/name: macvtap-webhook"]
     {
