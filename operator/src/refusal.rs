@@ -20,15 +20,18 @@ pub fn is_refused(error: &Error) -> bool {
 
 /// An error with its causes, each once.
 pub fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut chained = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
+    let (mut chained, mut next) = (String::new(), Some(error));
+    while let Some(error) = next {
         let request =
             error.downcast_ref::<Error>().or_else(|| error.downcast_ref::<Box<Error>>().map(AsRef::as_ref));
-        chained.push_str(": ");
-        chained.push_str(&request.map_or_else(|| error.to_string(), text));
-        // The text of a request's error holds those of its causes already.
-        cause = if request.is_some() { None } else { error.source() };
+        let said = request.map_or_else(|| error.to_string(), text);
+        // Some libraries repeat their cause in their own text.
+        if !chained.ends_with(&said) {
+            chained.push_str(if chained.is_empty() { "" } else { ": " });
+            chained.push_str(&said);
+        }
+        // The answer of the server, in its own words, is the whole cause.
+        next = if matches!(request, Some(Error::Api(_))) { None } else { error.source() };
     }
     chained
 }
@@ -48,4 +51,21 @@ mod tests {
         let error = WriteError(Box::new(Error::Api(Box::new(status))));
         assert_eq!(chain(&error), "write the status of pool dp: pool \"dp\" not found");
     }
+
+    #[test]
+    fn why_the_server_cannot_be_reached_is_said() {
+        let reason = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "connection refused");
+        let connect = std::io::Error::other(Outer("client error (Connect)", reason));
+        let error = WriteError(Box::new(Error::Service(Box::new(connect))));
+        let text = chain(&error);
+        assert!(
+            text.starts_with("write the status of pool dp: ServiceError: client error (Connect)"),
+            "{text}"
+        );
+        assert!(text.ends_with(": connection refused"), "{text}");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Outer(&'static str, #[source] std::io::Error);
 }

@@ -11,6 +11,7 @@ use crate::context::{Context, Guarded, NetworkKind};
 use crate::metrics::Metrics;
 use crate::network::kind::NetworkAttachmentDefinition;
 use crate::refresh::{Events, Need, Refresh, kind_is_missing};
+use crate::refusal;
 use crate::relevance::Change;
 use crate::states::RawState;
 use filter::{Seen, Unreadable, fingerprint};
@@ -313,11 +314,13 @@ pub async fn follow_networks(
     }
 }
 
+/// Returns the event, or reports why there is none, with all causes: a wrong certificate and a closed port must not look
+/// alike.
 fn logged<K>(what: &'static str, event: watcher::Result<Event<K>>, metrics: &Metrics) -> Option<Event<K>> {
     event
         .inspect_err(|error| {
             metrics.watch_error(what);
-            tracing::warn!(%error, "watch of {what} interrupted");
+            tracing::warn!(error = refusal::chain(error), "watch of {what} interrupted");
         })
         .ok()
 }
