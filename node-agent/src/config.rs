@@ -12,6 +12,7 @@ use crate::config::standalone::{Standalone, StandaloneError};
 use crate::pools::pool::Pool;
 use crate::process::supervisor::Worker;
 use macvtap::file::Durability;
+use macvtap_crds::v1alpha1::nodestate::PoolPhase;
 use macvtap_crds::v1alpha1::{MacvtapNodeStateStatus, NodePool};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -155,6 +156,12 @@ impl Configuration {
     pub fn compile(pools: Vec<NodePool>, in_force: &[NodePool], hash: String) -> Self {
         let mut configuration = Self { hash: Some(hash), ..Self::default() };
         for pool in pools {
+            let former = in_force.iter().find(|former| former.uid == pool.uid);
+            let pool = match (pool.phase, former) {
+                (PoolPhase::Active | PoolPhase::Draining, _) => pool,
+                (PoolPhase::Unchanged, Some(former)) => former.clone(),
+                (PoolPhase::Unchanged, None) => continue,
+            };
             let error = match Pool::compile(pool.clone()) {
                 Ok(compiled) => {
                     configuration.pools.push(compiled);
@@ -163,10 +170,9 @@ impl Configuration {
                 }
                 Err(error) => error,
             };
-            let NodePool { name, uid, generation, phase, .. } = pool;
+            let NodePool { name, generation, phase, .. } = pool;
             let message = crate::error_chain(&error);
             warn!(pool = %name, reason = %message, "pool cannot be served");
-            let former = in_force.iter().find(|former| former.uid == uid);
             let former = former.map(|former| NodePool { generation, phase, ..former.clone() });
             if let Some((former, compiled)) = former.and_then(|f| Some((f.clone(), Pool::compile(f).ok()?))) {
                 configuration.pools.push(compiled);

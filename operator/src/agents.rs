@@ -116,6 +116,12 @@ impl Agents {
         state.started.contains(node) && state.pods.contains_key(node)
     }
 
+    /// Whether the node has no agent: there are pods of agents, and none is the node's.
+    pub fn is_without(&self, node: &str) -> bool {
+        let state = self.lock();
+        state.filled.is_some() && state.seen && !state.pods.contains_key(node)
+    }
+
     /// Since when the node has been meant to run an agent and has not started any, if that is so. A pod that was refused is
     /// soon replaced by another one.
     pub fn unstarted_since(&self, node: &str, now: Timestamp) -> Option<Timestamp> {

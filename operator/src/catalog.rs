@@ -1,16 +1,16 @@
 //! All pools as nodes need them, worked out once for each change of a pool and not once for each node.
 
 use crate::acceptance::{Rejection, judge, precedence};
-use crate::entry::Entry;
-use crate::entry::entry_of;
+use crate::entry::{Entry, entry_of, nameplate};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
 use kube::core::{Selector, SelectorExt};
+use macvtap_crds::condition::{self, ConditionType};
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_crds::v1alpha1::pool::RolloutType;
 use macvtap_crds::{POOL_FINALIZER, RELEASE_ANNOTATION};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// All pools.
@@ -21,7 +21,10 @@ pub struct Catalog {
     pub active: Vec<ActivePool>,
     verdicts: BTreeMap<String, Result<(), Rejection>>,
     released: Vec<Released>,
-    frozen: HashSet<String>,
+    /// Those of which nodes keep what they were sent.
+    frozen: Vec<Frozen>,
+    /// Those that are being deleted.
+    ending: Vec<Arc<Entry>>,
 }
 
 /// A pool that nodes may have.
@@ -40,6 +43,16 @@ pub struct ActivePool {
 /// The nodes a pool selects. Reading a selector costs more than asking it.
 #[derive(Clone, Debug)]
 pub struct Nodes(Option<Selector>);
+
+/// A pool of which nodes keep what they were sent.
+#[derive(Debug)]
+struct Frozen {
+    /// The nodes that it selects, if that is known.
+    nodes: Option<Nodes>,
+    /// Whether an operator may have sent it: one adds the finalizer before that, and writes a status.
+    was_sent: bool,
+    entry: Arc<Entry>,
+}
 
 /// A pool being deleted that does not wait for some nodes.
 #[derive(Debug)]
@@ -104,23 +117,49 @@ impl Catalog {
                     Some(Err(Rejection::ResourceNameConflict { .. })) => false,
                 }
         };
-        let frozen = pools.clone().filter(is_frozen).filter_map(ResourceExt::uid).collect();
+        let entry = |pool: &MacvtapResourcePool| Arc::new(entry_of(pool));
+        let kept = |pool: &MacvtapResourcePool| Frozen {
+            nodes: Nodes::new(pool.spec.node_selector.as_ref()),
+            was_sent: has_finalizer(pool) || pool.status.is_some(),
+            entry: entry(pool).unchanged(),
+        };
+        let frozen = pools.clone().filter(is_frozen).map(kept).collect();
+        let ending = pools.clone().filter(|pool| was_sent(pool)).map(|pool| entry(pool).draining()).collect();
         let released = pools.filter_map(|pool| Released::new(&pool.metadata));
-        Self { active, verdicts, released: released.collect(), frozen }
+        Self { active, verdicts, released: released.collect(), frozen, ending }
     }
 
     /// The same, with pools that cannot be read: unless they are being deleted, nodes keep what they were sent of them.
     #[must_use]
     pub fn with_unreadable<'p>(mut self, pools: impl Iterator<Item = &'p ObjectMeta> + Clone) -> Self {
-        let alive = pools.clone().filter(|meta| meta.deletion_timestamp.is_none());
-        self.frozen.extend(alive.filter_map(|meta| meta.uid.clone()));
-        self.released.extend(pools.filter_map(Released::new));
+        self.released.extend(pools.clone().filter_map(Released::new));
+        let (ending, frozen): (Vec<_>, Vec<_>) = pools.partition(|meta| meta.deletion_timestamp.is_some());
+        let entry = |meta| Arc::new(nameplate(meta));
+        self.frozen.extend(frozen.into_iter().map(|meta| Frozen {
+            nodes: None,
+            was_sent: is_claimed(meta),
+            entry: entry(meta),
+        }));
+        self.ending.extend(ending.into_iter().map(|meta| entry(meta).draining()));
         self
     }
 
     /// Whether nodes keep what they were sent of the pool with this UID.
     pub fn frozen(&self, uid: &str) -> bool {
-        self.frozen.contains(uid)
+        self.frozen.iter().any(|frozen| frozen.entry.uid == uid)
+    }
+
+    /// What a node with these labels may have been sent, where nobody knows: every pool that it could have by now. It keeps
+    /// what it has of those that it must not be sent as they are, and receives the drain of those being deleted.
+    pub fn assumed(&self, labels: &BTreeMap<String, String>) -> Vec<Arc<Entry>> {
+        let selected = self.active.iter().filter(|pool| pool.nodes.selects(labels));
+        let sent = |pool: &ActivePool| {
+            if pool.staged { pool.entry.unchanged() } else { Arc::clone(&pool.entry) }
+        };
+        let may_select = |frozen: &Frozen| frozen.nodes.as_ref().is_none_or(|nodes| nodes.selects(labels));
+        let kept = self.frozen.iter().filter(|frozen| frozen.was_sent && may_select(frozen));
+        let kept = kept.map(|frozen| &frozen.entry);
+        selected.map(sent).chain(kept.chain(&self.ending).cloned()).collect()
     }
 
     /// Whether a pool has an effect.
@@ -140,7 +179,18 @@ impl Catalog {
 }
 
 fn has_finalizer(pool: &MacvtapResourcePool) -> bool {
-    pool.finalizers().iter().any(|finalizer| finalizer == POOL_FINALIZER)
+    is_claimed(&pool.metadata)
+}
+
+fn is_claimed(meta: &ObjectMeta) -> bool {
+    meta.finalizers.iter().flatten().any(|finalizer| finalizer == POOL_FINALIZER)
+}
+
+/// Whether a pool is being deleted that nodes may have been sent.
+fn was_sent(pool: &MacvtapResourcePool) -> bool {
+    let conditions = pool.status.as_ref().map(|status| &status.conditions);
+    let accepted = conditions.and_then(|all| condition::find(all, ConditionType::Accepted));
+    pool.metadata.deletion_timestamp.is_some() && accepted.is_none_or(|accepted| accepted.status != "False")
 }
 
 /// The nodes that a pool being deleted does not wait for.

@@ -176,6 +176,18 @@ impl Context {
         }
     }
 
+    /// Takes it that every node whose agent has not answered, as far as the operator knows, holds what it may have been sent
+    /// before the operator led: its state may have been deleted, or its status removed, meanwhile.
+    pub fn assume_past(&self) {
+        let (catalog, now) = (self.catalog(), clock::now());
+        for node in self.nodes.state() {
+            let name = node.name_any();
+            if !self.agents.is_without(&name) {
+                self.states.assume(&name, || catalog.assumed(node.labels()), now);
+            }
+        }
+    }
+
     /// Asks for a look at every pool.
     pub fn every_pool(&self) {
         for pool in self.pools.state() {
@@ -259,13 +271,6 @@ impl Context {
                 let (resources, is_complete) =
                     links::link_resources(states.iter().map(Arc::as_ref), &name, &uid, now);
                 let deleted = self.states.all_deleted(now);
-                // An agent that runs and has not answered yet, or whose state is missing, may serve any link.
-                let is_unheard = |node: &Arc<Node>| {
-                    let name = node.name_any();
-                    let answered = self.states.get(&name).is_some_and(|state| state.answered());
-                    self.agents.runs_on(&name) && !answered
-                };
-                let is_complete = is_complete && !self.nodes.state().iter().any(is_unheard);
                 let may_hold = |state: &Arc<KnownState>| {
                     state.entry(&uid).is_some() && self.nodes.get(&ObjectRef::new(&state.name)).is_some()
                 };

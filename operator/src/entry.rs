@@ -1,7 +1,9 @@
 //! One pool as it is sent to a node, with names for its content, because many nodes are compared often.
 
 use kube::ResourceExt;
+use kube::api::ObjectMeta;
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
+use macvtap_crds::v1alpha1::settings::PoolSettings;
 use macvtap_crds::v1alpha1::{MacvtapResourcePool, NodePool};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -62,11 +64,19 @@ impl Entry {
 
     /// The same pool, offering no more free devices.
     pub fn draining(self: &Arc<Self>) -> Arc<Self> {
-        match self.phase {
-            PoolPhase::Draining => Arc::clone(self),
-            PoolPhase::Active => {
-                Arc::new(Self::new(NodePool { phase: PoolPhase::Draining, ..self.pool.clone() }))
-            }
+        self.in_phase(PoolPhase::Draining)
+    }
+
+    /// The same pool as the node was sent it last, whatever that was.
+    pub fn unchanged(self: &Arc<Self>) -> Arc<Self> {
+        self.in_phase(PoolPhase::Unchanged)
+    }
+
+    fn in_phase(self: &Arc<Self>, phase: PoolPhase) -> Arc<Self> {
+        if self.phase == phase {
+            Arc::clone(self)
+        } else {
+            Arc::new(Self::new(NodePool { phase, ..self.pool.clone() }))
         }
     }
 }
@@ -96,6 +106,18 @@ pub fn entry_of(pool: &MacvtapResourcePool) -> Entry {
         phase: PoolPhase::Active,
         resource_name: pool.spec.resource_name.clone(),
         settings: pool.spec.settings.clone(),
+    })
+}
+
+/// What a node is sent of a pool of which nothing but its metadata can be read.
+pub fn nameplate(meta: &ObjectMeta) -> Entry {
+    Entry::new(NodePool {
+        name: meta.name.clone().unwrap_or_default(),
+        uid: meta.uid.clone().unwrap_or_default(),
+        generation: meta.generation.unwrap_or_default(),
+        phase: PoolPhase::Unchanged,
+        resource_name: None,
+        settings: PoolSettings::default(),
     })
 }
 

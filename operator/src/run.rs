@@ -56,10 +56,15 @@ const FINISH: Duration = Duration::from_secs(5);
 /// longer silence is a connection that nobody ended and nobody hears.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
 
+/// Where a pod finds the certificates of the API server's authority, unless it has a kubeconfig.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+
 /// Runs until the shutdown; an error is one that a restart may cure.
 pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listener = admin::listen(args.listen).await?;
     let config = Config::infer().await.context("find the cluster")?;
+    let (address, certificates) = (&config.cluster_url, config.root_cert.as_ref().map(Vec::len));
+    tracing::info!(%address, certificates, from = source(), "API server");
     let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let (term, metrics) = (Arc::new(Term::default()), Arc::new(Metrics::default()));
     let gate = Gate::new(Arc::clone(&term), Arc::clone(&metrics));
@@ -90,6 +95,12 @@ pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()>
         }
     }
     Ok(())
+}
+
+/// Returns where the address of the API server and the certificates of its authority come from.
+fn source() -> String {
+    let files = std::env::var("KUBECONFIG").unwrap_or_default();
+    if files.is_empty() { SERVICE_ACCOUNT.to_owned() } else { files }
 }
 
 /// Builds a client whose every single attempt to write passes the gate.
@@ -258,6 +269,7 @@ fn start(context: &Arc<Context>, shutdown: &CancellationToken, workers: &mut Joi
     context.queues.open();
     // The cache may be filled before anybody has worked out what the pools come to.
     context.refresh_catalog();
+    context.assume_past();
     context.every_pool();
     context.every_network();
     context.every_node();

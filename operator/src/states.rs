@@ -16,6 +16,7 @@ pub use raw::RawState;
 pub use spec::Spec;
 
 use crate::clock;
+use crate::entry::Entry;
 use jiff::Timestamp;
 use known::is_remembered;
 use kube::runtime::watcher::Event;
@@ -40,7 +41,7 @@ pub struct States {
 #[derive(Debug, Default)]
 struct Inner {
     known: HashMap<String, Arc<KnownState>>,
-    /// Those that were deleted, and when.
+    /// Those that are missing because they were deleted, and when.
     deleted: HashMap<String, (Arc<KnownState>, Timestamp)>,
     own: Own,
     shared: Interner,
@@ -76,15 +77,32 @@ impl States {
 
     /// The state that the node of this name had, if it was deleted not long ago and none was made since.
     pub fn deleted(&self, name: &str, now: Timestamp) -> Option<Arc<KnownState>> {
-        let inner = self.read();
-        if inner.known.contains_key(name) { None } else { inner.deleted(name, now).cloned() }
+        self.read().deleted(name, now).cloned()
     }
 
     /// All states that were deleted, likewise.
     pub fn all_deleted(&self, now: Timestamp) -> Vec<Arc<KnownState>> {
         let inner = self.read();
-        let names = inner.deleted.keys().filter(|name| !inner.known.contains_key(*name));
-        names.filter_map(|name| inner.deleted(name, now).cloned()).collect()
+        inner.deleted.keys().filter_map(|name| inner.deleted(name, now).cloned()).collect()
+    }
+
+    /// Takes it that the agent of a node has answered a state, which may be missing by now, if nobody knows better: the
+    /// operator has not seen what happened before it started. `pools` is what that state may have contained.
+    pub fn assume(&self, name: &str, pools: impl FnOnce() -> Vec<Arc<Entry>>, now: Timestamp) {
+        let mut inner = self.write();
+        if let Some(state) = inner.known.get_mut(name) {
+            if !state.answered() && !state.pools.is_empty() && state.answer_missing_since.is_none() {
+                Arc::make_mut(state).answer_missing_since = Some(now);
+            }
+        } else if inner.deleted(name, now).is_none() {
+            let (name, pools) = (name.to_owned(), pools());
+            // What nothing was sent to holds nothing.
+            if !pools.is_empty() {
+                let answer_missing_since = Some(now);
+                let state = KnownState { name, pools, answer_missing_since, ..KnownState::default() };
+                inner.deleted.insert(state.name.clone(), (Arc::new(state), now));
+            }
+        }
     }
 
     /// All states, likewise.
@@ -127,7 +145,7 @@ impl States {
         state.wait_since(before.as_deref(), None);
         let state = Arc::new(state);
         if is_there {
-            inner.known.insert(name.to_owned(), Arc::clone(&state));
+            inner.insert(&state);
         }
         state
     }
@@ -212,12 +230,13 @@ impl Inner {
                         self.deleted.insert(name, (state, now));
                     }
                 }
+                self.deleted.retain(|name, _| !self.known.contains_key(name));
                 self.shared.sweep();
                 (Event::InitDone, None)
             }
             Event::Apply(raw) => {
                 let (state, lag) = self.observe(&raw, now);
-                self.known.insert(state.name.clone(), Arc::clone(&state));
+                self.insert(&state);
                 (Event::Apply(state), lag)
             }
             Event::Delete(raw) => {
@@ -231,6 +250,11 @@ impl Inner {
             }
         };
         Taken { event, lag }
+    }
+
+    fn insert(&mut self, state: &Arc<KnownState>) {
+        self.deleted.remove(&state.name);
+        self.known.insert(state.name.clone(), Arc::clone(state));
     }
 
     fn deleted(&self, name: &str, now: Timestamp) -> Option<&Arc<KnownState>> {

@@ -110,7 +110,8 @@ pub struct NodePool {
     pub uid: String,
     /// Generation of the pool in which these settings were changed last.
     pub generation: i64,
-    /// Active, or Draining: offer no free device, keep those in use until their pods are gone. Absent: Active.
+    /// Active; Draining: offer no free device, keep those in use until their pods are gone; or Unchanged: serve the pool as it
+    /// was sent last, if it ever was. Absent: Active.
     #[serde(default, skip_serializing_if = "PoolPhase::is_active")]
     pub phase: PoolPhase,
     /// Name of the resource, without prefix. Absent: the pool's name, or the link's with resourcePer: Link.
@@ -141,6 +142,8 @@ pub enum PoolPhase {
     Active,
     /// It keeps devices in use and offers no other.
     Draining,
+    /// It serves the pool as it was sent last, if it ever was; the settings of the entry have no effect.
+    Unchanged,
 }
 
 impl PoolPhase {

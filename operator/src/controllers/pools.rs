@@ -286,6 +286,7 @@ fn status(
         assessments: &assessments,
         rollout: &step,
         networks,
+        remembered: &snapshot.drain.remembered,
         now: *now,
     });
     (status, step, recheck(nodes, &assessments))
@@ -317,7 +318,7 @@ fn terminate(snapshot: &PoolSnapshot, pool: &Result<MacvtapResourcePool, Invalid
     if let Ok(pool) = pool {
         actions.extend(publish(snapshot, pool).0);
     } else {
-        actions.push(PoolAction::Explain(Some(report::terminating(meta, &snapshot.nodes))));
+        actions.push(PoolAction::Explain(Some(report::terminating(meta, &snapshot.nodes, remembered))));
         actions.push(PoolAction::Recheck(RETRY));
     }
     actions

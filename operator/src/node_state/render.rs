@@ -63,7 +63,8 @@ pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool)
         .filter(|old| !node.current.is_some_and(|state| drained(state, old, node.now)))
         .collect();
     fit(room, &mut entries, &mut draining, &held);
-    for old in frozen {
+    // From the last, so that those of one priority stay in their order.
+    for old in frozen.into_iter().rev() {
         let rank = |entry: &Arc<Entry>| entry.settings.priority > old.settings.priority;
         entries.insert(entries.iter().take_while(|entry| rank(entry)).count(), Arc::clone(old));
     }

@@ -35,6 +35,8 @@ pub struct Observed<'o> {
     pub rollout: &'o RolloutStep,
     /// What became of its networks.
     pub networks: &'o NetworkReport,
+    /// The nodes that may still hold it although their states do not show it, if it is being deleted.
+    pub remembered: &'o [String],
     /// The time.
     pub now: Timestamp,
 }
@@ -76,7 +78,7 @@ fn findings(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]
         networks_ready(observed),
     ];
     if observed.pool.metadata.deletion_timestamp.is_some() {
-        findings.push(terminating(&observed.pool.metadata, observed.nodes));
+        findings.push(terminating(&observed.pool.metadata, observed.nodes, observed.remembered));
     } else {
         findings.extend(stalled(&findings));
     }
@@ -222,8 +224,8 @@ fn networks_ready(observed: &Observed<'_>) -> Finding {
 }
 
 /// Names the nodes that a pool being deleted waits for, those with most devices in use first. Its metadata is enough,
-/// so it also works for a pool that cannot be read.
-pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView]) -> Finding {
+/// so it also works for a pool that cannot be read. `remembered` are nodes that may hold it although their states do not show it.
+pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView], remembered: &[String]) -> Finding {
     let (name, uid) = (meta.name.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default());
     let mut holders: Vec<(u32, &NodeView)> = nodes
         .iter()
@@ -232,6 +234,14 @@ pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView]) -> Finding {
             Some((state.pool(name).map_or(0, |entry| entry.allocated), node))
         })
         .collect();
+    if holders.is_empty() && !remembered.is_empty() {
+        let named = remembered.iter().take(SAMPLES_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let message = format!(
+            "waiting for {} nodes whose states are missing and may have had the pool: {named}",
+            remembered.len()
+        );
+        return finding(ConditionType::Terminating, true, PoolReason::NodesDraining, message);
+    }
     if holders.is_empty() {
         let message = "no node has the pool any more; its networks are being removed";
         return finding(ConditionType::Terminating, true, PoolReason::RemovingNetworks, message);

@@ -272,7 +272,7 @@ impl KnownState {
 
     /// Whether the node is to offer devices of any pool with one of these UIDs.
     pub fn offers_any(&self, uids: &HashSet<&str>) -> bool {
-        self.pools.iter().any(|entry| entry.phase == PoolPhase::Active && uids.contains(entry.uid.as_str()))
+        self.pools.iter().any(|entry| entry.phase != PoolPhase::Draining && uids.contains(entry.uid.as_str()))
     }
 
     /// The entry of a pool in spec.

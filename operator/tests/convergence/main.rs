@@ -282,7 +282,6 @@ fn the_networks_of_links_stay_when_the_operator_restarts_while_a_state_is_missin
 
     cluster.happen(&Event::StateGone(0));
     cluster.restart();
-    cluster.hear_all();
     let pod = serde_json::json!({
         "metadata": {"name": "agent"}, "status": {"phase": "Running"},
         "spec": {"nodeName": node_name(0), "containers": []},
@@ -294,6 +293,40 @@ fn the_networks_of_links_stay_when_the_operator_restarts_while_a_state_is_missin
     cluster.hear_all();
     cluster.look_at_networks(&pool_name(0));
     assert_eq!(cluster.server().networks.len(), 1);
+}
+
+#[test]
+fn a_pool_being_deleted_waits_for_nodes_whose_states_are_missing_when_the_operator_starts() {
+    let mut cluster = Cluster::default();
+    let (node, pool) = (node_name(0), pool_name(STAGED.name));
+    cluster.happen(&Event::Node { name: 0, zone: 0 });
+    cluster.happen(&Event::Pool(Wish { staged: None, ..STAGED }));
+    let pass = |cluster: &mut Cluster| {
+        cluster.hear_all();
+        cluster.look_at_pool(&pool);
+        cluster.hear_all();
+        cluster.look_at_node(&node);
+        cluster.hear_all();
+    };
+    (0..2).for_each(|_| pass(&mut cluster));
+    cluster.answer(&node, 2);
+    cluster.happen(&Event::PoolGone(STAGED.name));
+    pass(&mut cluster);
+    cluster.answer(&node, 2);
+    cluster.happen(&Event::StateGone(0));
+    cluster.restart();
+    (0..2).for_each(|_| pass(&mut cluster));
+    let left = |cluster: &Cluster| {
+        let pools = cluster.server().pools.len();
+        (pools, cluster.real(&node_name(0)).and_then(|state| Some(state.pools.first()?.phase)))
+    };
+    assert_eq!(left(&cluster), (1, Some(PoolPhase::Draining)));
+    cluster.answer(&node, 2);
+    pass(&mut cluster);
+    assert_eq!(left(&cluster), (1, Some(PoolPhase::Draining)));
+    cluster.answer(&node, 0);
+    (0..2).for_each(|_| pass(&mut cluster));
+    assert_eq!(left(&cluster), (0, None));
 }
 
 #[test]

@@ -175,11 +175,13 @@ impl Cluster {
         }
     }
 
-    /// The operator starts again, and knows nothing of what it saw before.
+    /// The operator starts again, knows nothing of what it saw before, and leads once it has listed everything.
     pub(crate) fn restart(&mut self) {
         self.operator = Operator::new(&self.server);
         let deleted = self.server().deleted.clone();
         self.operator.heard.deleted = deleted;
+        self.hear_all();
+        self.operator.context.assume_past();
     }
 
     /// What a node's state really is.

@@ -3,6 +3,7 @@ mod silence;
 use super::*;
 use kube::core::DeserializeGuard;
 use macvtap_crds::v1alpha1::MacvtapNodeState;
+use macvtap_crds::v1alpha1::nodestate::PoolPhase;
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -92,4 +93,22 @@ async fn a_pool_that_cannot_be_served_keeps_its_former_settings_also_over_a_rest
     assert_eq!(restarted.configuration().pools.len(), 1);
     let deleted = restarted.next(Some(state("h3", "dp[0", "Draining"))).unwrap();
     assert!(deleted.pools[0].draining);
+}
+
+#[test]
+fn a_pool_that_must_stay_unchanged_is_served_as_it_was_and_not_at_all_where_it_never_was() {
+    let pool = |name: &str, phase: &str, link: &str| json!({"name": name, "uid": name, "generation": 2, "phase": phase, "links": [{"names": [link]}]});
+    let state = |hash: &str, pools: &[serde_json::Value]| {
+        let spec = json!({"configHash": hash, "pools": pools});
+        DeserializeGuard(Ok(MacvtapNodeState::new("n1", serde_json::from_value(spec).unwrap())))
+    };
+    let mut served = LastServed::default();
+    served.next(Some(state("h1", &[pool("a", "Active", "dp0"), pool("b", "Draining", "dp0")])));
+    let unchanged = ["a", "b", "never"].map(|name| pool(name, "Unchanged", "other"));
+    let next = served.next(Some(state("h2", &unchanged))).unwrap();
+    let pools: Vec<_> =
+        next.in_force.iter().map(|p| (p.name.as_str(), p.phase, p.settings.links[0].names.clone())).collect();
+    let link = Some(vec!["dp0".to_owned()]);
+    assert_eq!(pools, [("a", PoolPhase::Active, link.clone()), ("b", PoolPhase::Draining, link)]);
+    assert_eq!((next.hash.as_deref(), next.refused.len()), (Some("h2"), 0));
 }

@@ -30,7 +30,8 @@ pub(super) async fn explain(
             written.map(drop).map_err(failed)
         }
         Err(invalid) => {
-            let mut finding = report::terminating(&invalid.metadata, &snapshot.nodes);
+            let mut finding =
+                report::terminating(&invalid.metadata, &snapshot.nodes, &snapshot.drain.remembered);
             finding.message.push_str(&why);
             super::unreadable::say(&invalid.metadata, &invalid.error, Some(finding), context).await
         }

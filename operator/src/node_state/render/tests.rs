@@ -1,6 +1,7 @@
 //! What nodes are told.
 
 use super::*;
+use crate::states::{Spec, States};
 use crate::testing::{created, deleted, known, labels, pool, spec, state};
 use kube::ResourceExt;
 use macvtap_crds::v1alpha1::{
@@ -282,4 +283,44 @@ fn a_node_whose_state_was_deleted_is_told_again_of_what_it_had_whoever_s_turn_it
     assert!(!drained(&made, &draining, NOW));
     let later = Timestamp::from_second(600).unwrap();
     assert!(drained(&made, &draining, later), "its agent has not come back for ten minutes");
+}
+
+#[test]
+fn a_node_of_which_nobody_knows_what_it_was_sent_keeps_what_it_has_and_drains_what_is_deleted() {
+    let selector = json!({"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]});
+    let pools = [
+        pool("all", json!({})),
+        pool("staged", json!({"rollout": {"type": "Staged"}})),
+        pool(
+            "elsewhere",
+            json!({"rollout": {"type": "Staged"}, "nodeSelector": {"matchLabels": {"zone": "b"}}}),
+        ),
+        pool("frozen", json!({"nodeSelector": selector})),
+        deleted(pool("ending", json!({}))),
+    ];
+    let (odd, gone) = (pool("odd", json!({})), deleted(pool("gone", json!({}))));
+    let catalog = Catalog::new(pools.iter()).with_unreadable([&odd.metadata, &gone.metadata].into_iter());
+    let states = States::default();
+    let sent = |state: Option<&KnownState>, turn: bool, now| {
+        let labels = labels(&[]);
+        let target = Target { name: "n1", labels: &labels, silent: false, current: state, now };
+        render(target, &catalog, |_| turn)
+    };
+    states.assume("n1", || catalog.assumed(&labels(&[])), NOW);
+    let entries = sent(states.deleted("n1", NOW).as_deref(), false, NOW);
+    let (unchanged, draining) = (PoolPhase::Unchanged, PoolPhase::Draining);
+    let (written, mut found) = (spec(&entries), Vec::new());
+    found.extend(names(&written));
+    found.sort_by_key(|(name, _)| *name);
+    let kept = [("all", PoolPhase::Active), ("ending", draining), ("frozen", unchanged)];
+    assert_eq!(found, [&kept[..], &[("gone", draining), ("odd", unchanged), ("staged", unchanged)]].concat());
+    // Until its agent has answered the new state, for ten minutes.
+    let written = Spec { pools: entries, ..Spec::default() };
+    states.send("n1", written.clone());
+    let state = states.stored("n1", &written, 1, NOW);
+    let later = Timestamp::from_second(600).unwrap();
+    assert_eq!(sent(Some(&state), false, NOW), written.pools, "and nothing is written again");
+    let later = sent(Some(&state), true, later);
+    let of = |name: &str| later.iter().find(|entry| entry.name == name).map(|entry| entry.phase);
+    assert_eq!((of("staged"), of("ending"), of("odd")), (Some(PoolPhase::Active), None, Some(unchanged)));
 }

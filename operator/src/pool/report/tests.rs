@@ -139,7 +139,8 @@ fn report(
     let subject = Subject::new(pool, catalog, grants);
     let assessments = &assess_all(&subject, nodes);
     let rollout = advance(pool, &subject, assessments, grants);
-    let observed = Observed { pool, verdict, nodes, assessments, rollout: &rollout, networks, now };
+    let observed =
+        Observed { pool, verdict, nodes, assessments, rollout: &rollout, networks, remembered: &[], now };
     Report { status: super::status(&observed), recheck: recheck(nodes, assessments), rollout }
 }
 

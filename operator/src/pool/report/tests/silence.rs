@@ -69,3 +69,16 @@ fn a_node_whose_agent_is_down_is_unreachable_after_90_seconds_although_it_had_ap
     node.agent_down = None;
     says(&status(&dp, &[node]), Ready, true, PoolReason::AllNodesReady);
 }
+
+#[test]
+fn a_pool_being_deleted_names_the_nodes_that_may_hold_it_although_their_states_are_missing() {
+    let pool = crate::testing::deleted(pool("dp", json!({})));
+    let waits = |remembered: &[&str]| {
+        let remembered: Vec<String> = remembered.iter().map(|name| (*name).to_owned()).collect();
+        let found = super::super::terminating(&pool.metadata, &[], &remembered);
+        (found.reason, found.message)
+    };
+    let message = "waiting for 2 nodes whose states are missing and may have had the pool: n1, n2";
+    assert_eq!(waits(&["n1", "n2"]), ("NodesDraining", message.to_owned()));
+    assert_eq!(waits(&[]).0, "RemovingNetworks");
+}
