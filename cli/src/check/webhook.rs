@@ -188,11 +188,11 @@ mod tests {
                     {"addresses": ["10.0.0.2"], "conditions": {"ready": false}},
                 ],
             }))]),
-            secret: Ok(secret(json!({credentials::RENEWAL: made.renewal.to_string()}))),
+            secret: Ok(secret(&json!({credentials::RENEWAL: made.renewal.to_string()}))),
         }
     }
 
-    fn secret(annotations: serde_json::Value) -> PartialObjectMeta<Secret> {
+    fn secret(annotations: &serde_json::Value) -> PartialObjectMeta<Secret> {
         object(json!({"metadata": {"name": SECRET, "annotations": annotations}}))
     }
 
@@ -235,7 +235,7 @@ mod tests {
         let mut webhook = well();
         webhook.secret = Err(Unread::Absent);
         assert_eq!(reasons(&webhook, "2026-01-02T00:00:00Z"), ["WebhookSecretMissing"]);
-        webhook.secret = Ok(secret(json!({})));
+        webhook.secret = Ok(secret(&json!({})));
         assert_eq!(reasons(&webhook, "2026-01-02T00:00:00Z"), ["WebhookNotRenewed"]);
         webhook.secret = Err(Unread::Forbidden("no".to_owned()));
         assert_eq!(reasons(&webhook, "2026-01-02T00:00:00Z"), [""; 0]);
