@@ -14,6 +14,7 @@ mod plugin;
 #[allow(dead_code, reason = "shared with the tests of the product, which use all of it")]
 #[path = "../product/pods.rs"]
 mod pods;
+mod reboot;
 mod sandbox;
 #[allow(dead_code, reason = "shared with the tests of the product, which use all of it")]
 #[path = "../product/stage.rs"]
