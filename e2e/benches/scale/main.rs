@@ -200,6 +200,7 @@ impl Bench {
         let start = operator.ready().await?;
         say("start with everything there", start);
         self.starts.push(start);
+        operator.leads().await?;
         // What it would write, it writes at once; the pools' pace is half a second.
         tokio::time::sleep(Duration::from_secs(5)).await;
         let mut written = Requests::read(&self.client).await?.since(&before).writes();

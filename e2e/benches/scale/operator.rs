@@ -59,6 +59,16 @@ impl Operator {
         }
     }
 
+    /// Waits until it leads: the lease of one that was killed before it runs for 15 seconds.
+    pub(crate) async fn leads(&self) -> Result<()> {
+        let begun = Instant::now();
+        while !get(self.listen, "/metrics").unwrap_or_default().contains("macvtap_operator_leading 1") {
+            ensure!(begun.elapsed() < READY, "the operator does not lead:\n{}", process::tail(&self.log, 20));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
     /// Kills it and waits for its end.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.child.kill().context("kill the operator")?;
@@ -74,10 +84,14 @@ impl Drop for Operator {
 }
 
 fn answers(address: SocketAddr) -> Result<bool> {
+    Ok(get(address, "/readyz")?.split_whitespace().nth(1) == Some("200"))
+}
+
+fn get(address: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    Ok(answer.split_whitespace().nth(1) == Some("200"))
+    Ok(answer)
 }
