@@ -49,7 +49,7 @@ pub struct Nodes(Option<Selector>);
 struct Frozen {
     /// The nodes that it selects, if that is known.
     nodes: Option<Nodes>,
-    /// Whether an operator may have sent it: one adds the finalizer before that, and writes a status.
+    /// Whether an operator may have sent it: one adds the finalizer before that, and reports whether it is accepted.
     was_sent: bool,
     entry: Arc<Entry>,
 }
@@ -120,7 +120,7 @@ impl Catalog {
         let entry = |pool: &MacvtapResourcePool| Arc::new(entry_of(pool));
         let kept = |pool: &MacvtapResourcePool| Frozen {
             nodes: Nodes::new(pool.spec.node_selector.as_ref()),
-            was_sent: has_finalizer(pool) || pool.status.is_some(),
+            was_sent: has_finalizer(pool) || !matches!(accepted(pool), None | Some("Unknown")),
             entry: entry(pool).unchanged(),
         };
         let frozen = pools.clone().filter(is_frozen).map(kept).collect();
@@ -188,9 +188,18 @@ fn is_claimed(meta: &ObjectMeta) -> bool {
 
 /// Whether a pool is being deleted that nodes may have been sent.
 fn was_sent(pool: &MacvtapResourcePool) -> bool {
-    let conditions = pool.status.as_ref().map(|status| &status.conditions);
-    let accepted = conditions.and_then(|all| condition::find(all, ConditionType::Accepted));
-    pool.metadata.deletion_timestamp.is_some() && accepted.is_none_or(|accepted| accepted.status != "False")
+    let was_sent = match accepted(pool) {
+        Some("True") => true,
+        Some("False") => false,
+        _ => has_finalizer(pool),
+    };
+    pool.metadata.deletion_timestamp.is_some() && was_sent
+}
+
+/// The status of the condition Accepted: Unknown in the status that the API server itself gives a new pool.
+fn accepted(pool: &MacvtapResourcePool) -> Option<&str> {
+    let conditions = &pool.status.as_ref()?.conditions;
+    Some(condition::find(conditions, ConditionType::Accepted)?.status.as_str())
 }
 
 /// The nodes that a pool being deleted does not wait for.
@@ -223,6 +232,26 @@ mod tests {
             deleted(pool("gone", json!({}))),
         ];
         assert_eq!(names(&pools), ["first", "old", "young"]);
+    }
+
+    #[test]
+    fn what_no_operator_has_sent_is_not_assumed_of_a_node() {
+        let accepted = |mut pool: MacvtapResourcePool, status: &str| {
+            let condition = json!({"type": "Accepted", "status": status, "reason": "Pending", "message": "", "lastTransitionTime": "1970-01-01T00:00:00Z"});
+            pool.metadata.finalizers = None;
+            pool.status = serde_json::from_value(json!({"conditions": [condition]})).unwrap();
+            pool
+        };
+        let pools = [
+            accepted(pool("new", json!({})), "Unknown"),
+            accepted(deleted(pool("new-and-deleted", json!({}))), "Unknown"),
+            accepted(deleted(pool("rejected", json!({}))), "False"),
+            accepted(pool("replaced", json!({})), "True"),
+            deleted(pool("ending", json!({}))),
+        ];
+        let assumed = Catalog::new(pools.iter()).assumed(&BTreeMap::new());
+        let names: Vec<_> = assumed.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["replaced", "ending"]);
     }
 
     #[test]
