@@ -74,6 +74,7 @@ fn a_pool_that_is_replaced_without_its_finalizer_stays_on_its_nodes() -> Result<
     let scene = Scene::new(&["n1", "n2"], false)?;
     scene.pool("dp", &json!({"rollout": {"type": "Staged", "staged": {"batch": 1}}}))?;
     for node in ["n1", "n2"] {
+        scene.api.kubectl.wait_until("", &format!("mns/{node}"), DEADLINE, |_| Some(()))?;
         scene.answer(node, 0)?;
         scene.expect_pools(node, &[("dp", "Active")])?;
         scene.answer(node, 0)?;
