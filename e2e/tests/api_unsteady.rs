@@ -131,7 +131,10 @@ impl Storm {
                 let pools = state.pointer(place).and_then(Value::as_array).into_iter().flatten();
                 pools.into_iter().find(|pool| pool["name"] == STAGED)
             };
-            let Some(entry) = part("/spec/pools") else { continue };
+            // An agent serves an unchanged one as before, whatever else the entry contains.
+            let Some(entry) = part("/spec/pools").filter(|entry| entry["phase"] != "Unchanged") else {
+                continue;
+            };
             if part("/status/pools").is_none_or(|answer| answer["generation"] != entry["generation"]) {
                 let mtu = entry.pointer("/macvtap/mtu").and_then(Value::as_u64).context("no MTU")?;
                 let name = state["metadata"]["name"].as_str().context("a state without name")?;
