@@ -145,7 +145,7 @@ impl fmt::Display for Tie {
 /// A link of the node cannot be moved into a pod.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnfitHostLink {
-    /// There is no such link.
+    /// The link does not exist.
     #[error("deviceID {0} is neither a device of this node nor an interface on it")]
     Missing(IfName),
     /// It is something else.

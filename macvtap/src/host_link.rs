@@ -99,7 +99,7 @@ impl Pending for Moving<'_> {
         self.kernel
     }
 
-    /// There is no record of it, so a repetition finds no link.
+    /// It has no record, so a repetition finds no link.
     fn is_repeat(&self) -> bool {
         false
     }
