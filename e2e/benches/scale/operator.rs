@@ -62,7 +62,8 @@ impl Operator {
     /// Waits until it leads: the lease of one that was killed before it runs for 15 seconds.
     pub(crate) async fn leads(&self) -> Result<()> {
         let begun = Instant::now();
-        while !get(self.listen, "/metrics").unwrap_or_default().contains("macvtap_operator_leading 1") {
+        let is_leading = |metrics: String| metrics.lines().any(|line| line == "macvtap_operator_leading 1");
+        while !get(self.listen, "/metrics").is_ok_and(is_leading) {
             ensure!(begun.elapsed() < READY, "the operator does not lead:\n{}", process::tail(&self.log, 20));
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
