@@ -53,6 +53,8 @@ struct State {
     /// How often all devices of a resource became unhealthy because a stream ended.
     losses: usize,
     registrations: usize,
+    /// Registrations that are being answered or whose stream is open.
+    sessions: usize,
     pods: Vec<(String, String, String)>,
     /// What the kubelet writes into its checkpoint: UIDs of pods, and the resource and ID of a device of each.
     memory: Option<Vec<(String, String, String)>>,
@@ -60,6 +62,18 @@ struct State {
     list_error: Option<&'static str>,
     /// Processes that asked which pod has which device, each as often as it did.
     askers: Vec<i32>,
+}
+
+impl State {
+    /// A stream of this resource ended, or could not be opened. Says nothing of a resource whose entry by name is gone.
+    fn lose(&mut self, resource: &str) {
+        if self.clients.remove(resource).is_some() {
+            self.losses += 1;
+            if let Some(plugin) = self.plugins.get_mut(resource) {
+                plugin.connected = false;
+            }
+        }
+    }
 }
 
 /// A kubelet, until it is dropped.
@@ -123,6 +137,11 @@ impl Kubelet {
 
     pub(crate) fn registrations(&self) -> usize {
         self.state.lock().unwrap().registrations
+    }
+
+    /// How many registrations are being answered or have an open stream.
+    pub(crate) fn sessions(&self) -> usize {
+        self.state.lock().unwrap().sessions
     }
 
     /// How often a process asked which pod has which device.

@@ -40,6 +40,7 @@ impl Registration for Double {
             return Err(Status::invalid_argument(format!("version {}", request.version)));
         }
         let socket = self.directory.join(&request.endpoint);
+        let session = Session::new(&self.state);
         let channel = connect(&socket).await?;
         // As the kubelet: calls back before it answers.
         let mut client = DevicePluginClient::new(channel.clone());
@@ -76,9 +77,28 @@ impl Registration for Double {
         let (state, endpoint) = (Arc::clone(&self.state), request.endpoint);
         if !state.lock().unwrap().registers_only {
             let directory = self.directory.clone();
-            tokio::spawn(async move { follow(client, state, resource, endpoint, directory).await });
+            tokio::spawn(async move {
+                let _session = session;
+                follow(client, state, resource, endpoint, directory).await;
+            });
         }
         Ok(Response::new(Empty {}))
+    }
+}
+
+/// One registration, from the call to the end of its stream.
+struct Session(Arc<Mutex<State>>);
+
+impl Session {
+    fn new(state: &Arc<Mutex<State>>) -> Self {
+        state.lock().unwrap().sessions += 1;
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().sessions -= 1;
     }
 }
 
@@ -111,7 +131,10 @@ async fn follow(
     endpoint: String,
     directory: PathBuf,
 ) {
-    let Ok(answer) = client.list_and_watch(Empty {}).await else { return };
+    let Ok(answer) = client.list_and_watch(Empty {}).await else {
+        state.lock().unwrap().lose(&resource);
+        return;
+    };
     let mut lists = answer.into_inner();
     loop {
         // Looks from time to time whether this stream was dropped by the test.
@@ -133,12 +156,7 @@ async fn follow(
                 write_checkpoint(&directory, &state);
             }
             (Ok(_), _) => {
-                if state.clients.remove(&resource).is_some() {
-                    state.losses += 1;
-                    if let Some(plugin) = state.plugins.get_mut(&resource) {
-                        plugin.connected = false;
-                    }
-                }
+                state.lose(&resource);
                 return;
             }
         }
