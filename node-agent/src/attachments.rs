@@ -11,6 +11,8 @@ mod lost;
 pub mod orphan;
 pub mod sandbox;
 pub mod taps;
+mod unlisted;
 pub mod witness;
 
 pub use lost::{Lost, LostLink};
+pub(crate) use unlisted::Unlisted;

@@ -7,7 +7,7 @@ use macvtap_proto::deviceplugin::{AllocateRequest, ContainerAllocateRequest};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 use support::kubelet::{Kubelet, await_true};
-use support::{Node, eventually, is_root, metric, serving, signal_to};
+use support::{Node, eventually, eventually_in, is_root, metric, serving, signal_to};
 
 const CONFIGURATION: &str = r#"[{"name":"dataplane","lowerDevice":"dp0","mode":"bridge","capacity":50}]"#;
 
@@ -300,6 +300,26 @@ fn everything_that_happens_is_counted() {
     node.sh("ip link set dp0 up");
     kubelet.drop_stream("dataplane");
     is("registrations_total", "", 2);
+}
+
+#[test]
+fn a_device_of_a_pod_that_soon_ended_is_free_once_the_kubelet_has_listed_the_pod_and_forgotten_it() {
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
+    let asked = || kubelet.asked_by(agent.worker().unwrap());
+    let ask_after = |before: usize| move || asked() > before;
+    await_true("the kubelet is asked at the start", ask_after(0));
+    kubelet.allocate("dataplane", &["dataplaneMvp1"]).unwrap();
+    await_true("the kubelet is asked after the allocation", ask_after(asked()));
+    let allocated = || metric(&node, r#"macvtap_devices{resource="dataplane",state="allocated"}"#);
+    await_true("the device is in use", || allocated() == Some(1));
+    // It did not list the pod yet, and lists it for a few seconds only.
+    kubelet.add_pod("vm", "dataplaneMvp1");
+    let is_asked = ask_after(asked());
+    let lives = Duration::from_secs(7);
+    eventually_in(lives, "the kubelet is asked while the pod lives", || is_asked().then_some(()));
+    kubelet.remove_pod("vm");
+    // What the kubelet never listed counts for a minute after the allocation.
+    eventually_in(Duration::from_secs(40), "the device is free", || (allocated()? == 0).then_some(()));
 }
 
 #[test]

@@ -154,7 +154,7 @@ impl Serving {
                     change = Change::Something;
                 }
                 seen = usage.recv() => {
-                    let Some(Seen { usage, listed, asked, ask_for_checkpoint }) = seen else { return };
+                    let Some(Seen { usage, listed, asked, ask_for_checkpoint, .. }) = seen else { return };
                     if ask_for_checkpoint {
                         self.repeat_list();
                     }

@@ -3,7 +3,7 @@
 use crate::attachments::cleanup::{self, Troubles};
 use crate::attachments::collector::{Collector, Liveness, Observation};
 use crate::attachments::sandbox::{Fate, Sandboxes};
-use crate::attachments::{Lost, LostLink, taps};
+use crate::attachments::{Lost, LostLink, Unlisted, taps};
 use crate::config::args::RunArguments;
 use crate::devices::assignment::GRACE;
 use crate::devices::nics::NicNames;
@@ -25,8 +25,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
-/// Between looks. Two of them are the collector's patience.
+/// Between scans.
 const PERIOD: Duration = Duration::from_secs(10);
+
+/// Between scans while the kubelet has not listed a device that was allocated: once it has, its list shows when the device
+/// is free again, and the pod may end before the period does.
+const PENDING_PERIOD: Duration = Duration::from_secs(2);
 
 /// Devices that pods have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +49,8 @@ pub(super) struct Seen {
     pub(super) listed: Vec<DeviceId>,
     /// When it was asked.
     pub(super) asked: Instant,
+    /// Whether a device was allocated a moment ago that the kubelet has not listed.
+    pub(super) is_pending: bool,
     /// Whether the kubelet is to write its checkpoint, as it does for every list of devices.
     pub(super) ask_for_checkpoint: bool,
 }
@@ -79,16 +85,17 @@ pub(super) async fn follow(
         kubelet_since: Instant::now(),
         happened,
         lost: Lost::new(),
-        unlisted: BTreeMap::new(),
+        unlisted: Unlisted::default(),
         is_logged: false,
     };
     loop {
         let Some(now) = look.once().await else { return };
+        let pause = if now.is_pending { PENDING_PERIOD } else { PERIOD };
         if seen.send(now).await.is_err() {
             return;
         }
         tokio::select! {
-            () = tokio::time::sleep(PERIOD) => {}
+            () = tokio::time::sleep(pause) => {}
             // What was allocated is in use from now on, and soon the kubelet will list the pod that holds it.
             () = look.shared.allocated.notified() => tokio::time::sleep(Duration::from_secs(1)).await,
             // Records that are made from now on are made under this kubelet.
@@ -113,8 +120,7 @@ struct Look {
     kubelet_since: Instant,
     happened: watch::Receiver<Happened>,
     lost: Lost,
-    /// Attached devices that the kubelet does not list, and whether that was logged.
-    unlisted: BTreeMap<DeviceId, bool>,
+    unlisted: Unlisted,
     is_logged: bool,
 }
 
@@ -137,7 +143,8 @@ impl Look {
             self.shared.ages.observe(listing, now);
         }
         self.shared.ledger.absolve(listing.iter().flat_map(|listing| &listing.devices), now);
-        let listed = listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
+        let listed: Vec<DeviceId> =
+            listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
         let shared = Arc::clone(&self.shared);
         let mut collector = std::mem::take(&mut self.collector);
         let mut troubles = std::mem::take(&mut self.troubles);
@@ -188,13 +195,15 @@ impl Look {
         // A kubelet that says nothing has not given anybody a new pod.
         if answered {
             self.note_lost(lost);
-            self.note_unlisted(unlisted);
+            self.note_unlisted(unlisted, now);
         }
         self.shared.metrics.orphans_removed.inc_by(done.removed);
         self.shared.metrics.adopted.inc_by(done.adopted);
-        in_use.extend(self.shared.ledger.recent(GRACE));
+        let recent = self.shared.ledger.recent(GRACE);
+        let is_pending = recent.iter().any(|device| !listed.contains(device));
+        in_use.extend(recent);
         let usage = Usage { in_use, dead: self.lost.keys().cloned().collect() };
-        Some(Seen { usage, listed, asked: now, ask_for_checkpoint })
+        Some(Seen { usage, listed, asked: now, is_pending, ask_for_checkpoint })
     }
 
     fn note_lost(&mut self, lost: Lost) {
@@ -208,17 +217,11 @@ impl Look {
         self.shared.lost.send_replace(lost);
     }
 
-    /// Counts the devices that pods keep although the kubelet takes them for free. Logs each once, and only when it was seen
-    /// twice: a pod that ends is not listed for a moment.
-    fn note_unlisted(&mut self, unlisted: BTreeMap<DeviceId, Holder>) {
+    /// Counts the devices that pods keep although the kubelet takes them for free, and logs each once.
+    fn note_unlisted(&mut self, unlisted: BTreeMap<DeviceId, Holder>, now: Instant) {
         self.shared.metrics.unlisted.set(unlisted.len().try_into().unwrap_or(i64::MAX));
-        let before = std::mem::take(&mut self.unlisted);
-        for (device, holder) in unlisted {
-            let logged = before.get(&device).copied();
-            if logged == Some(false) {
-                warn!(%device, ?holder, "device is attached but the kubelet does not list it; it is kept while its pod may exist");
-            }
-            self.unlisted.insert(device, logged.is_some());
+        for (device, holder) in self.unlisted.update(unlisted, now) {
+            warn!(%device, ?holder, "device is attached but the kubelet does not list it; it is kept while its pod may exist");
         }
     }
 

@@ -101,6 +101,7 @@ async fn a_resource_that_stays_pending_keeps_the_first_report_back_for_some_seco
         usage: Usage::default(),
         listed: Vec::new(),
         asked: Instant::now(),
+        is_pending: false,
         ask_for_checkpoint: false,
     };
     usage.send(seen).await.unwrap();
