@@ -1,6 +1,6 @@
 //! Addresses and routes that the pod has now, compared with those that it should have.
 
-use crate::ipam::route::{self, EVERYTHING, Entry, describe, entry, same_family};
+use crate::ipam::route::{self, EVERYTHING, Entry, describe, entries, same_family};
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Ip, Route};
 use ipnet::IpNet;
@@ -161,7 +161,7 @@ pub(super) fn routes(kernel: &mut Rtnl, family: AddressFamily) -> Result<Vec<Ent
         &request,
         &"list the pod's routes",
         |found: &mut Vec<Entry>, payload| {
-            found.extend(RouteMessage::parse(payload).ok().as_ref().and_then(entry));
+            found.extend(RouteMessage::parse(payload).iter().flat_map(entries));
         },
     )
 }
@@ -192,7 +192,7 @@ mod tests {
             route("::/0", Some("fd00::1"), None),
         ] {
             let added = route::message(7, &wanted).unwrap();
-            let found = entry(&RouteMessage::parse(&bytes(&added)).unwrap()).unwrap();
+            let found = entries(&RouteMessage::parse(&bytes(&added)).unwrap())[0];
             assert!(is_meant(&found, wanted.dst.unwrap(), &wanted), "{found:?}");
             let other = route("10.9.0.0/16", Some("10.0.0.9"), None);
             assert!(!is_meant(&found, other.dst.unwrap(), &other), "{found:?}");
@@ -202,7 +202,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_payload_makes_the_readers_panic(noise in prop::collection::vec(any::<u8>(), 0..120)) {
-            let _ = (address(&noise), RouteMessage::parse(&noise).ok().as_ref().and_then(entry));
+            let _ = (address(&noise), RouteMessage::parse(&noise).iter().flat_map(entries).count());
         }
     }
 }

@@ -5,8 +5,8 @@ use crate::protocol::result::{CniResult, Ip, Route};
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteNextHop, RouteProtocol,
+    RouteScope, RouteType,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -29,7 +29,6 @@ pub(super) struct Entry {
     pub(super) destination: IpNet,
     pub(super) gateway: Option<IpAddr>,
     pub(super) priority: Option<u32>,
-    /// Absent for a route of several next hops.
     pub(super) ifindex: Option<u32>,
 }
 
@@ -117,7 +116,7 @@ pub(crate) fn message(ifindex: u32, route: &Route) -> Option<RouteMessage> {
 /// stays, unless another interface has the very same. Where another one has 1, which nothing can be in front of, the route
 /// is put behind it: to share is worse than to wait.
 pub(crate) fn put_in_front(request: &mut RouteMessage, present: &[Entry]) {
-    let Some(new) = entry(request) else { return };
+    let Some((new, _)) = unicast(request) else { return };
     let others = present.iter().filter(|other| {
         (other.table, other.destination) == (new.table, new.destination) && other.ifindex != new.ifindex
     });
@@ -157,8 +156,21 @@ pub(crate) fn family(address: IpAddr) -> AddressFamily {
     }
 }
 
-/// A unicast route that the kernel lists; absent for one of another kind.
-pub(super) fn entry(message: &RouteMessage) -> Option<Entry> {
+/// A unicast route that the kernel lists, once for each next hop; none for one of another kind.
+pub(super) fn entries(message: &RouteMessage) -> Vec<Entry> {
+    let Some((whole, hops)) = unicast(message) else { return Vec::new() };
+    let hop = |hop: &RouteNextHop| {
+        let gateway = hop.attributes.iter().find_map(gateway_of);
+        Entry { gateway, ifindex: Some(hop.interface_index), ..whole }
+    };
+    match hops {
+        // The kernel makes one route of IPv6 routes that differ in their routers only.
+        Some(hops) => hops.iter().map(hop).collect(),
+        None => vec![whole],
+    }
+}
+
+fn unicast(message: &RouteMessage) -> Option<(Entry, Option<&[RouteNextHop]>)> {
     let default = match message.header.address_family {
         AddressFamily::Inet => EVERYTHING[0].addr(),
         AddressFamily::Inet6 => EVERYTHING[1].addr(),
@@ -169,19 +181,27 @@ pub(super) fn entry(message: &RouteMessage) -> Option<Entry> {
     }
     let table = u32::from(message.header.table);
     let mut entry = Entry { table, destination: EVERYTHING[0], gateway: None, priority: None, ifindex: None };
-    let mut destination = default;
+    let (mut destination, mut hops) = (default, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
-            RouteAttribute::Gateway(address) => entry.gateway = ip(address),
+            RouteAttribute::Gateway(_) => entry.gateway = gateway_of(attribute),
             RouteAttribute::Priority(priority) => entry.priority = Some(*priority),
             RouteAttribute::Table(table) => entry.table = *table,
             RouteAttribute::Oif(index) => entry.ifindex = Some(*index),
+            RouteAttribute::MultiPath(all) => hops = Some(all.as_slice()),
             _ => {}
         }
     }
     entry.destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
-    Some(entry)
+    Some((entry, hops))
+}
+
+fn gateway_of(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        _ => None,
+    }
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -246,21 +266,21 @@ mod tests {
             message(ifindex, &Route { dst, gw, priority, table, ..Route::default() }).unwrap()
         };
         let others = [of(2, Some(1024), None), of(3, Some(512), None), of(2, Some(7), Some(100))];
-        let others: Vec<Entry> = others.iter().filter_map(entry).collect();
+        let others: Vec<Entry> = others.iter().flat_map(entries).collect();
         let metric = |named, others: &[Entry]| {
             let mut request = of(7, named, None);
             put_in_front(&mut request, others);
-            entry(&request).unwrap().priority.unwrap()
+            entries(&request)[0].priority.unwrap()
         };
         assert_eq!(metric(None, &[]), 1024);
         assert_eq!(metric(None, &others), 511);
         assert_eq!(metric(Some(1024), &others), 1023, "the very same");
         assert_eq!(metric(Some(600), &others), 600, "as asked for");
-        let first = entry(&of(2, Some(1), None)).unwrap();
+        let first = entries(&of(2, Some(1), None))[0];
         for named in [None, Some(1), Some(0)] {
             assert_eq!(metric(named, &[first, others[1]]), 2, "nothing is in front of 1");
         }
-        let ours = entry(&of(7, Some(9), None)).unwrap();
+        let ours = entries(&of(7, Some(9), None))[0];
         assert_eq!(metric(None, &[ours]), 1024, "its own");
     }
 

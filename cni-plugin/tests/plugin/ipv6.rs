@@ -156,3 +156,20 @@ fn duplicate_address_detection_is_a_key_of_its_own_and_leaves_the_pods_timers() 
     }
     assert!(call.with(json!({"dad": "Maybe"})).fails("ADD", 7).contains("dad"));
 }
+
+#[test]
+fn two_routers_to_one_destination_are_found_again() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let routes = json!([{"dst": "::/0", "gw": "fe80::1"}, {"dst": "::/0", "gw": "fe80::2"}, {"dst": "10.8.0.0/24", "gw": "10.9.0.8"}, {"dst": "10.8.0.0/24", "gw": "10.9.0.9"}]);
+    let addresses = json!([{"address": "fd09::2/64"}, {"address": "10.9.0.2/24"}]);
+    let ipam = json!({"type": "static", "addresses": addresses, "routes": routes});
+    let call = Call::new(&node, &pod, "c1").with(json!({"ipam": ipam}));
+    let result = call.ok("ADD");
+    Node::ip(&pod, "link set net1 alias kept");
+    let checked = call.clone().with(json!({"prevResult": result}));
+    checked.ok("CHECK");
+    call.ok("ADD");
+    assert_eq!(link(&pod)["ifalias"], "kept", "a repeated ADD leaves the link of a running pod alone");
+    Node::ip(&pod, "-6 route del default via fe80::2 dev net1");
+    assert!(checked.fails("CHECK", 102).contains("lost route ::/0 via fe80::2"));
+}
