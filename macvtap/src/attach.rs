@@ -50,6 +50,10 @@ const WITHOUT_ARP: Change<'_> = Change {
     all_multicast: None,
     multicast: None,
     alias: None,
+    queue_length: None,
+    group: None,
+    dormant: None,
+    detach: None,
     up: None,
 };
 

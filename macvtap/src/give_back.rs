@@ -265,14 +265,28 @@ fn restore(
     if name.is_none() {
         warn!(nic = nic.name, name = now.name, "name is taken on the node by now, so the NIC keeps another");
     }
-    let name = name.filter(|name| name.as_str() != now.name);
+    let mut first_error = remove_names(node, found, nic, |_| true).err();
+    let parts = differences(found, nic, name.filter(|name| name.as_str() != now.name));
+    for wanted in foreign_programs(found, nic).chain(parts).filter(|wanted| *wanted != Change::default()) {
+        let restored = node.set(now.index, wanted, &format_args!("restore NIC {}", nic.name));
+        let is_needed = wanted.name.is_some() || wanted.mac.is_some();
+        if let Err(error) = if is_needed { restored } else { unless_refused(restored, nic) } {
+            first_error.get_or_insert(error);
+        }
+    }
+    first_error.map_or(Ok(()), Err)
+}
+
+/// What of a NIC is not as it was, in the order in which it is restored.
+fn differences<'n>(found: &NicLink, nic: &'n Nic, name: Option<&'n IfName>) -> [Change<'n>; 10] {
+    let now = &found.link;
     let mac = nic.mac.filter(|mac| now.device_mac() != Some(*mac));
     let differs = |wanted: bool, now: bool| (wanted != now).then_some(wanted);
     let alias = nic.alias.as_deref().unwrap_or_default();
-    let mut first_error = remove_names(node, found, nic, |_| true).err();
     let resets = matches!(&nic.identity, LinkIdentity::Hardware { mac, .. }
         if found.permanent_mac.is_some_and(|own| own != *mac));
-    let parts = [
+    let (tuning, now_tuned) = (&nic.tuning, &found.tuning);
+    [
         // Neither older kernels nor every driver change these while the link is up.
         Change {
             up: Some(false).filter(|_| now.up && (name.is_some() || mac.is_some())),
@@ -293,20 +307,27 @@ fn restore(
             alias: Some(alias).filter(|alias| *alias != found.alias.as_deref().unwrap_or_default()),
             ..Change::default()
         },
+        Change {
+            queue_length: tuning.queue_length.filter(|wanted| now_tuned.queue_length != Some(*wanted)),
+            group: tuning.group.filter(|wanted| now_tuned.group != Some(*wanted)),
+            dormant: tuning.dormant.filter(|wanted| now_tuned.dormant != Some(*wanted)),
+            ..Change::default()
+        },
         // A driver that took the pod's address for the permanent one takes the own one when it is reset.
         Change { up: Some(true).filter(|_| resets && !nic.up), ..Change::default() },
         Change { up: Some(false).filter(|_| resets && !nic.up), ..Change::default() },
         // Set down above, or in the pod, or by the kernel.
         Change { up: Some(nic.up).filter(|up| *up), ..Change::default() },
-    ];
-    for wanted in parts.into_iter().filter(|wanted| *wanted != Change::default()) {
-        let restored = node.set(now.index, wanted, &format_args!("restore NIC {}", nic.name));
-        let is_needed = wanted.name.is_some() || wanted.mac.is_some();
-        if let Err(error) = if is_needed { restored } else { unless_refused(restored, nic) } {
-            first_error.get_or_insert(error);
-        }
-    }
-    first_error.map_or(Ok(()), Err)
+    ]
+}
+
+/// The removal of XDP programs that the NIC did not have on the node. One that a pod attached would see and change the
+/// frames of the next pod.
+fn foreign_programs<'f>(found: &'f NicLink, nic: &'f Nic) -> impl Iterator<Item = Change<'f>> {
+    let own = nic.programs.as_ref();
+    let is_foreign = move |program: &u32| own.is_some_and(|own| !own.contains(program));
+    let foreign = found.programs.iter().filter(move |(_, program)| is_foreign(program));
+    foreign.map(|(place, _)| Change { detach: Some(*place), ..Change::default() })
 }
 
 /// A NIC that is neither in the pod nor on the node.
@@ -332,3 +353,6 @@ fn explain_absence(nic: &Nic) -> Result<Returned, ReturnError> {
     );
     Ok(Returned::Elsewhere)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ mod message;
 mod name;
 mod nic;
 pub(crate) mod value;
+mod xdp;
 
 pub use message::{
     change, create_macvtap, create_veth, delete, get, get_all, no_ipv6_address, remove_names, transfer,
@@ -11,6 +12,7 @@ pub use message::{
 pub use name::{BadIfName, IfName};
 pub use nic::NicLink;
 pub(crate) use nic::{known, named, recorded};
+pub use xdp::XdpPlace;
 
 use crate::mac::MacAddr;
 use crate::mode::Mode;
@@ -141,6 +143,14 @@ pub struct Change<'a> {
     pub multicast: Option<bool>,
     /// Its alias; empty: none.
     pub alias: Option<&'a str>,
+    /// How many frames its queue takes.
+    pub queue_length: Option<u32>,
+    /// The group it belongs to.
+    pub group: Option<u32>,
+    /// Whether it stays dormant until a program of the user says otherwise.
+    pub dormant: Option<bool>,
+    /// The XDP program that is detached from it.
+    pub detach: Option<XdpPlace>,
     /// Whether it is administratively up.
     pub up: Option<bool>,
 }

@@ -84,6 +84,27 @@ pub struct Nic {
     /// Its other names; those that a pod adds do not come back with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub alt_names: Vec<String>,
+    /// Its queue, group and mode.
+    #[serde(default)]
+    pub tuning: Tuning,
+    /// The kernel's numbers of the XDP programs that it had; absent in a record of an earlier release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub programs: Option<Vec<u32>>,
+}
+
+/// Settings of a NIC that it keeps wherever it goes. Absent in a record of an earlier release.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Tuning {
+    /// How many frames its queue takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_length: Option<u32>,
+    /// The group it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
+    /// Whether it stays dormant until a program of the user says otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dormant: Option<bool>,
 }
 
 /// Who holds a device.

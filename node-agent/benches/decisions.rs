@@ -12,7 +12,7 @@
 mod results;
 
 use macvtap::pci::PciAddress;
-use macvtap::record::Nic;
+use macvtap::record::{Nic, Tuning};
 use macvtap_crds::v1alpha1::NodePool;
 use macvtap_node_agent::devices::assignment;
 use macvtap_node_agent::devices::engine::Engine;
@@ -140,6 +140,8 @@ fn in_pod(link: &Link) -> InPod {
         all_multicast: false,
         alias: None,
         alt_names: Vec::new(),
+        tuning: Tuning::default(),
+        programs: None,
     };
     let pod = PodName { namespace: "default".to_owned(), name: link.name.clone() };
     InPod { pod, nic, hardware: link.hardware.clone() }

@@ -46,6 +46,7 @@ fn shape(link: &Value) -> Value {
         "index": link["ifindex"], "name": link["ifname"], "names": link["altnames"], "mac": link["address"],
         "mtu": link["mtu"], "alias": link["ifalias"],
         "flags": [is("UP"), is("PROMISC"), is("ALLMULTI")], "arp": !is("NOARP"), "multicast": is("MULTICAST"),
+        "queue": link["txqlen"], "group": link["group"], "mode": link["linkmode"],
     })
 }
 

@@ -1,12 +1,12 @@
 //! The messages that ask for links, make them and change them. Pure: nothing here is sent.
 
-use super::{By, Change, IfName, Macvtap, Move, Veth};
+use super::{By, Change, IfName, Macvtap, Move, Veth, XdpPlace};
 use crate::mode::Mode;
 use crate::netns::NetnsId;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoMacVtap, InfoVeth, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, MacVtapMode, Prop,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkMode, LinkXdp, MacVtapMode, Prop,
 };
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -95,6 +95,12 @@ pub fn change(index: u32, change: Change<'_>) -> LinkMessage {
     // Without a final zero, which would make an empty alias one of length 1.
     let alias = change.alias.map(|alias| DefaultNla::new(IFALIAS, alias.as_bytes().to_vec()));
     attributes.extend(alias.map(LinkAttribute::Other));
+    attributes.extend(change.queue_length.map(LinkAttribute::TxQueueLen));
+    attributes.extend(change.group.map(LinkAttribute::Group));
+    let mode = |dormant| if dormant { LinkMode::Dormant } else { LinkMode::Default };
+    attributes.extend(change.dormant.map(|dormant| LinkAttribute::Mode(mode(dormant))));
+    let nothing = |place: XdpPlace| LinkAttribute::Xdp(vec![LinkXdp::Fd(-1), LinkXdp::Flags(place.flag())]);
+    attributes.extend(change.detach.map(nothing));
     message
 }
 

@@ -1,17 +1,22 @@
 //! NICs as the kernel describes them, and how one is known again. Pure.
 
 use super::value::{lossy, text, until_zero, word};
+use super::xdp::{self, XdpPlace};
 use super::{BadIfName, HEADER_LEN, IfName, Link};
 use crate::mac::MacAddr;
-use crate::record::Nic;
+use crate::record::{Nic, Tuning};
 use crate::table::LinkIdentity;
 use netlink_packet_core::NlasIterator;
 
 /// Attribute numbers of `linux/if_link.h` that only whole NICs need.
 mod attribute {
     pub(super) const MASTER: u16 = 10;
+    pub(super) const TXQLEN: u16 = 13;
+    pub(super) const LINKMODE: u16 = 17;
     pub(super) const IFALIAS: u16 = 20;
+    pub(super) const GROUP: u16 = 27;
     pub(super) const LINK_NETNSID: u16 = 37;
+    pub(super) const XDP: u16 = 43;
     pub(super) const MAX_MTU: u16 = 51;
     pub(super) const PROP_LIST: u16 = 52;
     pub(super) const ALT_IFNAME: u16 = 53;
@@ -23,6 +28,9 @@ mod attribute {
 const FLAGS: std::ops::Range<usize> = 8..12;
 const IFF_NOARP: u32 = 0x80;
 const IFF_MULTICAST: u32 = 0x1000;
+
+/// `IF_LINK_MODE_DORMANT` of `linux/if.h`.
+const LINK_MODE_DORMANT: u8 = 1;
 
 /// A link with what identifies it as a certain NIC and decides what becomes of it in another namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +57,10 @@ pub struct NicLink {
     pub arp: bool,
     /// Whether it sends to groups. A pod can turn that off.
     pub multicast: bool,
+    /// What of it only a pod with `NET_ADMIN` changes.
+    pub tuning: Tuning,
+    /// Its XDP programs, by the kernel's number. They see every frame, in whatever namespace it is.
+    pub programs: Vec<(XdpPlace, u32)>,
 }
 
 impl NicLink {
@@ -68,6 +80,8 @@ impl NicLink {
             max_mtu: None,
             arp: flags & IFF_NOARP == 0,
             multicast: flags & IFF_MULTICAST != 0,
+            tuning: Tuning::default(),
+            programs: Vec::new(),
         };
         for attribute in NlasIterator::new(payload.get(HEADER_LEN..).unwrap_or_default()) {
             let attribute = attribute.map_err(|_| "has a broken attribute")?;
@@ -75,6 +89,12 @@ impl NicLink {
             match attribute.kind() {
                 attribute::MASTER => nic.master = word(value).filter(|index| *index != 0),
                 attribute::IFALIAS => nic.alias = Some(lossy(value)).filter(|alias| !alias.is_empty()),
+                attribute::TXQLEN => nic.tuning.queue_length = word(value),
+                attribute::LINKMODE => {
+                    nic.tuning.dormant = value.first().map(|mode| *mode == LINK_MODE_DORMANT);
+                }
+                attribute::GROUP => nic.tuning.group = word(value),
+                attribute::XDP => nic.programs = xdp::programs(value),
                 attribute::LINK_NETNSID => nic.lower_elsewhere = true,
                 attribute::MAX_MTU => nic.max_mtu = word(value).filter(|mtu| *mtu != 0),
                 attribute::PERM_ADDRESS => nic.permanent_mac = mac(value),
@@ -164,6 +184,8 @@ impl NicLink {
             all_multicast: self.link.all_multicast,
             alias: self.alias.clone(),
             alt_names: self.alt_names.clone(),
+            tuning: self.tuning,
+            programs: Some(self.programs.iter().map(|(_, program)| *program).collect()),
         })
     }
 

@@ -51,6 +51,8 @@ pub(crate) fn nic(known: &WholeNic) -> Nic {
         all_multicast: false,
         alias: None,
         alt_names: Vec::new(),
+        tuning: macvtap::record::Tuning::default(),
+        programs: None,
     }
 }
 

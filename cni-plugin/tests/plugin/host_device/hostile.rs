@@ -130,6 +130,19 @@ fn what_a_pod_built_on_the_nic_does_not_stay_on_it() {
 }
 
 #[test]
+fn the_next_pod_gets_the_nic_without_the_former_ones_queue_group_and_mode() {
+    let Some((node, pod)) = ready_node() else { return };
+    node.sh("ip link set dp0 txqueuelen 500 group 4");
+    let before = state(&node, &pod);
+    let call = call(&node, &pod, "c1");
+    call.ok("ADD");
+    Node::ip(&pod, "link set net1 txqueuelen 7 mode dormant");
+    Node::ip(&pod, "link set net1 group 9");
+    call.ok("DEL");
+    assert_eq!(state(&node, &pod), before);
+}
+
+#[test]
 fn a_pod_cannot_leave_the_nic_without_arp_or_multicast() {
     let Some((node, pod)) = ready_node() else { return };
     let before = state(&node, &pod);

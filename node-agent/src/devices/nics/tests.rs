@@ -16,6 +16,8 @@ pub(crate) fn recorded(link: &Link) -> Nic {
         all_multicast: false,
         alias: None,
         alt_names: link.altnames.clone(),
+        tuning: macvtap::record::Tuning::default(),
+        programs: None,
     }
 }
 
