@@ -91,9 +91,7 @@ impl States {
     pub fn assume(&self, name: &str, pools: impl FnOnce() -> Vec<Arc<Entry>>, now: Timestamp) {
         let mut inner = self.write();
         if let Some(state) = inner.known.get_mut(name) {
-            if !state.answered() && !state.pools.is_empty() && state.answer_missing_since.is_none() {
-                Arc::make_mut(state).answer_missing_since = Some(now);
-            }
+            assume_answered(state, now);
         } else if inner.deleted(name, now).is_none() {
             let (name, pools) = (name.to_owned(), pools());
             // What nothing was sent to holds nothing.
@@ -220,14 +218,16 @@ impl Inner {
                         Arc::make_mut(state).write(spec);
                     }
                 }
-                for (name, state) in before {
+                for (name, mut state) in before {
                     if self.known.contains_key(&name) {
                         continue;
                     }
                     if self.own.survives(&name, Gone::NotListedSince(begun)) {
                         self.known.insert(name, state);
                     } else {
-                        self.deleted.insert(name, (state, now));
+                        // Whatever happened to it while no watch was open.
+                        assume_answered(&mut state, now);
+                        self.remember(state, now);
                     }
                 }
                 self.deleted.retain(|name, _| !self.known.contains_key(name));
@@ -242,9 +242,13 @@ impl Inner {
             Event::Delete(raw) => {
                 let state = Arc::new(KnownState::read(&raw, &mut self.shared));
                 if !self.own.survives(&state.name, Gone::Deleted(state.version)) {
-                    let known = self.known.remove(&state.name).unwrap_or_else(|| Arc::clone(&state));
+                    let mut known = self.known.remove(&state.name).unwrap_or_else(|| Arc::clone(&state));
+                    if !known.answered() && state.answered() {
+                        // No event showed the answer before.
+                        Arc::make_mut(&mut known).status.clone_from(&state.status);
+                    }
                     self.deleted.retain(|_, (_, at)| is_remembered(*at, now));
-                    self.deleted.insert(state.name.clone(), (known, now));
+                    self.remember(known, now);
                 }
                 (Event::Delete(state), None)
             }
@@ -255,6 +259,10 @@ impl Inner {
     fn insert(&mut self, state: &Arc<KnownState>) {
         self.deleted.remove(&state.name);
         self.known.insert(state.name.clone(), Arc::clone(state));
+    }
+
+    fn remember(&mut self, state: Arc<KnownState>, now: Timestamp) {
+        self.deleted.insert(state.name.clone(), (state, now));
     }
 
     fn deleted(&self, name: &str, now: Timestamp) -> Option<&Arc<KnownState>> {
@@ -280,6 +288,13 @@ impl Inner {
         state.answer_missing_since = self.answer_missing_since(&state, now);
         state.wait_since(self.known.get(&state.name).map(Arc::as_ref), shown.then_some(now));
         (Arc::new(state), lag)
+    }
+}
+
+/// Takes it that an agent has answered a state since the operator last saw it. What nothing was sent to holds nothing.
+fn assume_answered(state: &mut Arc<KnownState>, now: Timestamp) {
+    if !state.was_answered(now) && !state.pools.is_empty() {
+        Arc::make_mut(state).answer_missing_since = Some(now);
     }
 }
 

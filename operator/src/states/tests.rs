@@ -114,6 +114,25 @@ fn a_state_that_is_deleted_is_remembered_until_another_is_made_and_its_answers_a
 }
 
 #[test]
+fn an_answer_that_no_event_showed_before_its_state_was_deleted_counts() {
+    let states = States::default();
+    states.take(Event::Apply(versioned(5, None)), at(0));
+    states.take(Event::Delete(versioned(7, Some("old"))), at(1));
+    assert!(states.deleted("n1", at(2)).unwrap().answered(), "the deleted state has it");
+
+    states.take(Event::Apply(versioned(8, None)), at(700));
+    states.take(Event::Delete(versioned(9, None)), at(1400));
+    assert!(!states.deleted("n1", at(1401)).unwrap().was_answered(at(1401)), "the watch showed everything");
+
+    states.take(Event::Apply(versioned(10, None)), at(2100));
+    for event in [Event::Init, Event::InitDone] {
+        states.take(event, at(2101));
+    }
+    let deleted = states.deleted("n1", at(2102)).unwrap();
+    assert!(deleted.was_answered(at(2102)), "what happened while no watch was open was not seen");
+}
+
+#[test]
 fn a_spec_on_its_way_may_bring_a_pool_that_no_state_has() {
     let states = States::default();
     let entry = Arc::new(entry_of(&pool("dp", serde_json::json!({}))));
