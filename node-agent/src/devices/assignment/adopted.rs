@@ -1,7 +1,7 @@
 //! The links of a resource from one table to the next.
 
 use super::{Demand, Surroundings, nowhere};
-use macvtap::table::LowerLink;
+use macvtap::table::{LinkIdentity, LowerLink};
 
 /// The links a resource had and those it should have, each once, under its index of today.
 pub(super) fn adopt(
@@ -16,9 +16,14 @@ pub(super) fn adopt(
             // An index of another boot may be any link's today.
             link.ifindex = 0;
         }
-        if let Some(known) = around.links.get(link.ifindex) {
-            link.name.clone_from(&known.name);
-            link.identity.clone_from(&known.identity);
+        match around.links.get(link.ifindex) {
+            Some(known) if may_become(&link.identity, &known.identity) => {
+                link.name.clone_from(&known.name);
+                link.identity.clone_from(&known.identity);
+            }
+            // The link is gone, and another one has its index.
+            Some(_) => link.ifindex = 0,
+            None => {}
         }
     }
     merge(&mut links, around);
@@ -55,6 +60,22 @@ pub(super) fn adopt(
     }
     settle(&mut links, demand);
     links
+}
+
+/// Whether a link that was known as one thing can be known as another and still be the same: it can be renamed, and a driver
+/// may report an address that was set as its own. A link that moves into the namespace brings its index along, so another one
+/// may have the index of one that was deleted.
+fn may_become(before: &LinkIdentity, now: &LinkIdentity) -> bool {
+    match (before, now) {
+        _ if *before == nowhere() => true,
+        (LinkIdentity::Hardware { parent, .. }, LinkIdentity::Hardware { parent: other, .. }) => {
+            parent == other
+        }
+        (LinkIdentity::Name { kind, .. }, LinkIdentity::Name { kind: other, .. }) => kind == other,
+        // A NIC whose device is not always reported.
+        (LinkIdentity::Hardware { .. }, LinkIdentity::Name { kind, .. })
+        | (LinkIdentity::Name { kind, .. }, LinkIdentity::Hardware { .. }) => kind.is_empty(),
+    }
 }
 
 /// A table that was rebuilt has a link more than once: by its index of each record, which may be one that it had before it was
@@ -95,7 +116,7 @@ mod tests {
     use super::super::{Known, KnownLinks};
     use super::*;
     use macvtap::mode::Mode;
-    use macvtap::table::{LinkIdentity, SlotRange};
+    use macvtap::table::SlotRange;
     use std::collections::BTreeSet;
     use std::time::Instant;
 
@@ -137,6 +158,27 @@ mod tests {
         // The second one was unplugged when the table was rebuilt, and has another index since.
         let before = [lower(7, 1, 0), lower(0, 1, 1), lower(0, 2, 2), lower(9, 2, 3)];
         assert_eq!(adopted(&before), [(7, vec![0, 1]), (12, vec![3, 2])]);
+    }
+
+    #[test]
+    fn another_link_with_the_index_of_one_that_is_gone_does_not_get_its_devices() {
+        let made = |kind: &str, name: &str| LinkIdentity::Name { kind: kind.into(), name: name.into() };
+        let on = |parent: &str| LinkIdentity::Hardware {
+            mac: [2, 0, 0, 0, 0, 1].try_into().unwrap(),
+            parent: parent.into(),
+        };
+        for before in [made("bond", "bond0"), made("veth", "eth0"), made("", "eth0"), on("0000:00:0b.0")] {
+            let gone = LowerLink { identity: before.clone(), ..lower(7, 1, 0) };
+            let expected = if before == made("", "eth0") { 7 } else { 0 };
+            assert_eq!(adopted(&[gone]), [(expected, vec![0])], "{before:?}");
+        }
+        assert_eq!(adopted(&[LowerLink { ifindex: 12, ..lower(7, 1, 0) }]), [(12, vec![0])], "a new address");
+        for (renamed, replaced) in
+            [(made("bond", "b"), made("vlan", "bond0")), (on("0000:00:0a.0"), made("veth", "b"))]
+        {
+            assert!(may_become(&renamed, &renamed) && !may_become(&renamed, &replaced), "{renamed:?}");
+        }
+        assert!(may_become(&made("bond", "bond0"), &made("bond", "renamed")));
     }
 
     #[test]
