@@ -130,6 +130,7 @@ pub(super) fn settle(world: &mut SimulatedNode, judge: &mut Judge) -> Judgement 
     }
     rounds(world, judge)?;
     everybody_is_up(world)?;
+    nothing_is_left_of_pods_that_ended(world)?;
     for name in RESOURCES {
         let resource: ResourceName = name.parse().unwrap();
         let (free, uid) = (world.kubelet.allocate(&resource), world.create_pod_of(&resource));
@@ -174,6 +175,20 @@ fn everybody_is_up(world: &SimulatedNode) -> Judgement {
         let forgotten = !world.kubelet.given.contains_key(&pod.device);
         let up = pod.is_up() && pod.opened.is_some();
         must(up || forgotten || world.is_held_twice(&pod.device), || format!("pod {uid} is stuck: {pod:?}"))?;
+    }
+    Ok(())
+}
+
+/// While other pods live, which may have the names of those that ended. The record stays while a namespace has the inode
+/// number of the one that is gone, and while the pod of that name has no sandbox: the kubelet forgot its device.
+fn nothing_is_left_of_pods_that_ended(world: &SimulatedNode) -> Judgement {
+    for record in records::list(&world.paths).unwrap().records {
+        let Holder::Pod { pod_uid, pod_name, netns_inode, .. } = &record.holder else { continue };
+        let pods = &world.kubelet.pods;
+        let lives = pods.keys().any(|uid| uid.to_string() == *pod_uid);
+        let waits = pods.values().any(|pod| pod.name == *pod_name && !pod.is_up());
+        let inode_lives = world.machine.spaces.values().any(|space| space.inode == *netns_inode);
+        must(lives || waits || inode_lives, || format!("the pod of this record has ended: {record:?}"))?;
     }
     Ok(())
 }

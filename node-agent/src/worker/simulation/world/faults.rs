@@ -218,10 +218,13 @@ impl SimulatedNode {
             None => self.end_agent(),
             Some(_) => self.decide(dies),
         }
-        if chance.percent(70) {
+        let is_back = chance.percent(70);
+        // The next agent starts with other pools than the last one had.
+        let edited = if chance.percent(30) { self.pool_edited(chance) } else { String::new() };
+        if is_back {
             self.start_agent();
         }
-        format!("{dies:?}, back {}", self.worker.is_some())
+        format!("{dies:?}, back {is_back} {edited}")
     }
 
     /// The state directory is lost or damaged, which an agent notices when it starts.
