@@ -31,7 +31,7 @@ use serving::Serving;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use table_writer::TableWriter;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -199,7 +199,8 @@ async fn lead(
         tasks.spawn(keeper.keep(presence));
     }
     let names = Arc::clone(&shared.nics.borrow());
-    engine.world.in_use = usage::at_start(&shared.paths, &arguments.device_plugin_dir, &names);
+    engine.world.in_use =
+        usage::at_start(&shared.paths, &shared.plugins, &names, &shared.ledger, Instant::now());
     let directory = arguments.device_plugin_dir.clone();
     let table = TableWriter::start(shared.paths.clone(), Some(lock)).map_err(WorkerError::Runtime)?;
     let (shared, readiness) = (Arc::clone(&shared), readiness.clone());

@@ -127,7 +127,7 @@ impl Agent {
 }
 
 fn decide(engine: &mut Engine, shared: &Shared) -> Offer {
-    engine.world.in_use.extend(shared.ledger.recent(assignment::GRACE));
+    engine.world.in_use.extend(shared.ledger.recent(assignment::GRACE, Instant::now()));
     let is_away = |nic: &WholeNic| engine.nic_on_node(nic).is_none();
     engine.world.in_pods = nics::in_pods(&shared.paths, engine.table(), is_away);
     let mut step = engine.step(Instant::now());

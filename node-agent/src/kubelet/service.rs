@@ -228,7 +228,7 @@ impl DevicePlugin for Service {
             // Of all that were granted or of none.
         }
         for granted in grants.iter().flatten() {
-            self.shared.ledger.note(granted.device().clone());
+            self.shared.ledger.note(granted.device().clone(), Instant::now());
             if offer.tap_only == TapOnly::Allowed {
                 self.shared.ledger.note_unstarted(granted.device());
             }

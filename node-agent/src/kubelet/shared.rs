@@ -7,19 +7,33 @@ use crate::process::metrics::Metrics;
 use macvtap::device_id::DeviceId;
 use macvtap::paths::Paths;
 use macvtap::record::Holder;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, watch};
 
-/// Devices handed out so recently that the kubelet may not list them yet.
+/// Devices that were handed out and that the kubelet has not listed since.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    allocated: Mutex<BTreeMap<DeviceId, Instant>>,
+    allocated: Mutex<BTreeMap<DeviceId, Allocation>>,
     former: Mutex<BTreeMap<DeviceId, (Holder, Instant)>>,
     unstarted: Mutex<BTreeMap<DeviceId, Instant>>,
 }
+
+/// A device that was handed out.
+#[derive(Debug)]
+struct Allocation {
+    /// When; for one of an earlier agent, when this one started.
+    at: Instant,
+    /// Whether an earlier agent handed it out.
+    is_earlier: bool,
+    /// When the kubelet was last asked to write its checkpoint for it.
+    asked: Option<Instant>,
+}
+
+/// The pauses between two requests for a checkpoint because of one device: as long as it has waited, within these limits.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_mins(1), Duration::from_mins(10));
 
 /// What the endpoints of all resources and the worker share.
 #[derive(Debug)]
@@ -75,8 +89,14 @@ impl Shared {
 
 impl Ledger {
     /// Notes an allocation.
-    pub fn note(&self, device: DeviceId) {
-        self.lock().insert(device, Instant::now());
+    pub fn note(&self, device: DeviceId, now: Instant) {
+        self.lock().insert(device, Allocation { at: now, is_earlier: false, asked: None });
+    }
+
+    /// Notes devices that were handed out by an earlier agent, as the kubelet's checkpoint shows at the start.
+    pub fn note_earlier(&self, devices: impl Iterator<Item = DeviceId>, now: Instant) {
+        let noted = |device| (device, Allocation { at: now, is_earlier: true, asked: None });
+        self.lock().extend(devices.map(noted));
     }
 
     /// Notes that a container will have to start with the device.
@@ -99,17 +119,46 @@ impl Ledger {
     pub fn confirm<'a>(&self, listed: impl Iterator<Item = &'a DeviceId>, asked: Instant) {
         let mut allocated = self.lock();
         for device in listed {
-            if allocated.get(device).is_some_and(|at| *at < asked) {
+            if allocated.get(device).is_some_and(|allocation| allocation.at < asked) {
                 allocated.remove(device);
             }
         }
     }
 
-    /// Devices allocated less than `age` ago and not listed since; older notes are dropped.
-    pub fn recent(&self, age: Duration) -> Vec<DeviceId> {
+    /// Returns the devices allocated less than `age` ago and not listed since.
+    pub fn recent(&self, age: Duration, now: Instant) -> Vec<DeviceId> {
+        let allocated = self.lock();
+        let recent = allocated.iter().filter(|(_, allocation)| allocation.is_recent(age, now));
+        recent.map(|(device, _)| device.clone()).collect()
+    }
+
+    /// Whether a device was allocated longer ago than `age` and not listed since.
+    pub fn has_older(&self, age: Duration, now: Instant) -> bool {
+        self.lock().values().any(|allocation| !allocation.is_recent(age, now))
+    }
+
+    /// Returns the devices allocated longer ago than `age`, not listed since, and `held` by pods as the kubelet's checkpoint
+    /// shows: their pods may still be starting. Drops the notes of others of that age.
+    pub fn keep(&self, age: Duration, held: &BTreeSet<DeviceId>, now: Instant) -> BTreeSet<DeviceId> {
         let mut allocated = self.lock();
-        allocated.retain(|_, at| at.elapsed() < age);
-        allocated.keys().cloned().collect()
+        allocated.retain(|device, allocation| allocation.is_recent(age, now) || held.contains(device));
+        let older = allocated.iter().filter(|(_, allocation)| !allocation.is_recent(age, now));
+        older.map(|(device, _)| device.clone()).collect()
+    }
+
+    /// Whether the kubelet must write its checkpoint because of these devices, of which nothing else shows that pods hold them;
+    /// notes that it was asked to.
+    pub fn is_checkpoint_due(&self, devices: &BTreeSet<DeviceId>, now: Instant) -> bool {
+        let mut is_due = false;
+        for (device, allocation) in &mut *self.lock() {
+            if !devices.contains(device) {
+                allocation.asked = None;
+            } else if allocation.is_due(now) {
+                allocation.asked = Some(now);
+                is_due = true;
+            }
+        }
+        is_due
     }
 
     /// Notes the holder that the device's record named when it was handed out: not the pod that got it.
@@ -136,8 +185,22 @@ impl Ledger {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Instant>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Allocation>> {
         lock(&self.allocated)
+    }
+}
+
+impl Allocation {
+    fn is_recent(&self, age: Duration, now: Instant) -> bool {
+        !self.is_earlier && now.saturating_duration_since(self.at) < age
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let (shortest, longest) = ASK_AGAIN;
+        self.asked.is_none_or(|asked| {
+            let pause = asked.saturating_duration_since(self.at).clamp(shortest, longest);
+            now.saturating_duration_since(asked) >= pause
+        })
     }
 }
 

@@ -305,7 +305,7 @@ impl Serving {
     async fn step(&mut self) -> Option<Instant> {
         let now = Instant::now();
         // A pod that was admitted a moment ago: the next scan is a second away, and a pool that drains may not wait for it.
-        self.engine.world.in_use.extend(self.shared.ledger.recent(GRACE));
+        self.engine.world.in_use.extend(self.shared.ledger.recent(GRACE, now));
         self.engine.world.in_pods = self.in_pods();
         let mut step = self.engine.step(now);
         let mut wake = step.wake;

@@ -7,10 +7,9 @@ use crate::attachments::{Lost, LostLink, Unlisted, taps};
 use crate::config::args::RunArguments;
 use crate::devices::assignment::GRACE;
 use crate::devices::nics::NicNames;
-use crate::kubelet::Shared;
 use crate::kubelet::directory::Happened;
-use crate::kubelet::podresources;
-use crate::kubelet::{checkpoint, instance};
+use crate::kubelet::{Ledger, Shared};
+use crate::kubelet::{checkpoint, instance, podresources};
 use crate::pods::Listing;
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::Rtnl;
@@ -55,11 +54,19 @@ pub(super) struct Seen {
     pub(super) ask_for_checkpoint: bool,
 }
 
-/// What is known before the kubelet was asked: enough never to move a device that a pod has.
-pub(super) fn at_start(paths: &Paths, plugins: &Path, names: &NicNames) -> BTreeSet<DeviceId> {
-    let mut in_use = checkpoint::devices(plugins, names);
-    in_use.extend(recorded(paths).into_iter().map(|record| record.device));
-    in_use
+/// What is known before the kubelet was asked: enough never to move a device that a pod has. Notes what no record names as
+/// allocated: the kubelet never lists the devices of init containers.
+pub(super) fn at_start(
+    paths: &Paths,
+    plugins: &Path,
+    names: &NicNames,
+    ledger: &Ledger,
+    now: Instant,
+) -> BTreeSet<DeviceId> {
+    let recorded: BTreeSet<DeviceId> = recorded(paths).into_iter().map(|record| record.device).collect();
+    let held = checkpoint::devices(plugins, names);
+    ledger.note_earlier(held.difference(&recorded).cloned(), now);
+    held.into_iter().chain(recorded).collect()
 }
 
 /// Scans periodically and publishes every result. Removes orphans.
@@ -149,7 +156,7 @@ impl Look {
         let mut collector = std::mem::take(&mut self.collector);
         let mut troubles = std::mem::take(&mut self.troubles);
         let since = self.kubelet_since;
-        let allocated = self.shared.ledger.recent(GRACE).into_iter().collect();
+        let allocated = self.shared.ledger.recent(GRACE, now).into_iter().collect();
         // Files, and deletions that take the kernel 20 ms each: off the thread that answers the kubelet.
         let looked = tokio::task::spawn_blocking(move || {
             let (paths, plugins) = (&shared.paths, &shared.plugins);
@@ -181,11 +188,13 @@ impl Look {
                 None => checkpoint::devices(plugins, &names),
             };
             in_use.extend(recorded(paths).into_iter().map(|record| record.device));
+            let ask_for_checkpoint =
+                starting(&shared.ledger, plugins, &names, &mut in_use, now) || plan.ask_for_checkpoint;
             let lost = plan
                 .dead
                 .into_iter()
                 .map(|(record, pod)| (record.device.clone(), LostLink::of(&record, pod)));
-            let state = (collector, troubles, plan.ask_for_checkpoint);
+            let state = (collector, troubles, ask_for_checkpoint);
             (state, in_use, lost.collect::<Lost>(), plan.unlisted, done)
         });
         let (state, mut in_use, lost, unlisted, done): (_, BTreeSet<DeviceId>, _, _, _) =
@@ -199,7 +208,7 @@ impl Look {
         }
         self.shared.metrics.orphans_removed.inc_by(done.removed);
         self.shared.metrics.adopted.inc_by(done.adopted);
-        let recent = self.shared.ledger.recent(GRACE);
+        let recent = self.shared.ledger.recent(GRACE, now);
         let is_pending = recent.iter().any(|device| !listed.contains(device));
         in_use.extend(recent);
         let usage = Usage { in_use, dead: self.lost.keys().cloned().collect() };
@@ -248,6 +257,23 @@ impl Look {
             }
         }
     }
+}
+
+/// Adds devices whose pods have been starting for long: only the kubelet's checkpoint shows that they hold them. Returns whether
+/// the kubelet must write it again, since it may be behind.
+pub(super) fn starting(
+    ledger: &Ledger,
+    plugins: &Path,
+    names: &NicNames,
+    in_use: &mut BTreeSet<DeviceId>,
+    now: Instant,
+) -> bool {
+    let is_needed = ledger.has_older(GRACE, now);
+    let held = if is_needed { checkpoint::devices(plugins, names) } else { BTreeSet::new() };
+    let starting = ledger.keep(GRACE, &held, now);
+    let only = starting.difference(in_use).cloned().collect();
+    in_use.extend(starting);
+    ledger.is_checkpoint_due(&only, now)
 }
 
 /// This node's links and namespaces.
@@ -300,5 +326,37 @@ fn all_recorded(paths: &Paths) -> (Vec<Attachment>, Vec<DeviceId>) {
             warn!(%reason, "attachment records not readable");
             (Vec::new(), Vec::new())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_of_an_init_container_is_in_use_for_as_long_as_its_pod_takes_to_start() {
+        let plugins = tempfile::tempdir().unwrap();
+        let write_checkpoint = |ids: &str| {
+            let text = format!(
+                r#"{{"Data":{{"PodDeviceEntries":[{{"PodUID":"u","ContainerName":"init",
+                "ResourceName":"macvtap.network.kubevirt.io/a","DeviceIDs":{{"-1":[{ids}]}},"AllocResp":""}}]}}}}"#
+            );
+            std::fs::write(plugins.path().join("kubelet_internal_checkpoint"), text).unwrap();
+        };
+        let (ledger, device): (_, DeviceId) = (Ledger::default(), "aMvp0".parse().unwrap());
+        let (allocated, later) = (Instant::now(), Instant::now() + 5 * GRACE);
+        ledger.note(device.clone(), allocated);
+        write_checkpoint(r#""aMvp0""#);
+        let in_use = |recorded: &[&DeviceId], now: Instant| {
+            let mut in_use = recorded.iter().copied().cloned().collect();
+            let is_due = starting(&ledger, plugins.path(), &NicNames::default(), &mut in_use, now);
+            (in_use.contains(&device), is_due)
+        };
+        assert_eq!(in_use(&[], allocated + GRACE / 2), (false, false), "it counts as a recent allocation");
+        assert_eq!(in_use(&[&device], later), (true, false), "the record shows that it is in use");
+        assert_eq!(in_use(&[], later), (true, true), "the checkpoint may be behind");
+        assert_eq!(in_use(&[], later), (true, false), "it was asked for a moment ago");
+        write_checkpoint("");
+        assert_eq!(in_use(&[], later), (false, false));
     }
 }

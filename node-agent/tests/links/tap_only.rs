@@ -1,9 +1,9 @@
 //! Pods that take the tap alone.
 
 use crate::CONFIGURATION;
-use crate::support::{eventually, serving};
+use crate::support::{eventually, eventually_in, metric, serving};
 use macvtap::record::State;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_pod_that_takes_the_tap_alone_gets_a_link_when_it_starts_and_the_next_one_another() {
@@ -173,4 +173,26 @@ fn a_tap_of_an_earlier_release_no_longer_lets_routers_configure_the_node() {
     node.sh(&format!("echo 1 > {accepts}"));
     let _agent = node.agent(CONFIGURATION);
     eventually("routers are ignored", || node.sh(&format!("cat {accepts}")).starts_with('0').then_some(()));
+}
+
+#[test]
+fn a_device_that_an_earlier_agent_allocated_for_an_init_container_is_in_use_while_the_checkpoint_names_it() {
+    let Some((node, kubelet, agent)) = serving(CONFIGURATION) else { return };
+    kubelet.allocate("dataplane", &["dataplaneMvp9"]).unwrap();
+    kubelet.remember("u1", "dataplaneMvp9");
+    // The image of the init container is still being pulled.
+    drop(agent);
+    let began = Instant::now();
+    let agent = node.agent(CONFIGURATION);
+    kubelet.await_plugin("dataplane", |plugin| plugin.registered_at > began && plugin.healthy() == Some(50));
+    let worker = agent.worker().unwrap();
+    let two_scans = Duration::from_secs(40);
+    eventually_in(two_scans, "the kubelet is asked twice", || (kubelet.asked_by(worker) >= 2).then_some(()));
+    let allocated = || metric(&node, r#"macvtap_devices{resource="dataplane",state="allocated"}"#);
+    assert_eq!(allocated(), Some(1));
+    // The pod is deleted before it has started, and the kubelet writes its checkpoint for another list.
+    kubelet.forget("u1");
+    node.sh("ip link set dp0 down");
+    kubelet.await_healthy("dataplane", 0);
+    eventually_in(two_scans, "the device is free", || (allocated()? == 0).then_some(()));
 }

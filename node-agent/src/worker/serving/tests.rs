@@ -302,7 +302,7 @@ async fn a_pool_with_a_device_that_was_just_allocated_is_not_drained() {
     let dir = tempfile::tempdir().unwrap();
     let mut serving = serving_in(Paths::new(dir.path(), dir.path()));
     decide(&mut serving, &[("a", 5)]).await;
-    serving.shared.ledger.note("aMvp0".parse().unwrap());
+    serving.shared.ledger.note("aMvp0".parse().unwrap(), Instant::now());
     // The pool is deleted before the kubelet is asked what its pods have.
     let mut deleted = configuration(&[("a", 5)]);
     deleted.pools[0].draining = true;

@@ -9,11 +9,13 @@ use crate::attachments::collector::{Collector, Liveness, Observation};
 use crate::attachments::sandbox::{self, Fate};
 use crate::devices::assignment::{self, GRACE};
 use crate::devices::engine::{Engine, Step};
+use crate::devices::nics::NicNames;
 use crate::devices::offer::Offer;
-use crate::kubelet::instance;
+use crate::kubelet::{Ledger, instance};
 use crate::links::link::Link;
 use crate::pods::{Listing, PodName};
 use crate::pools::pool::Pool;
+use crate::worker::usage;
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::{Kernel, Place};
 use macvtap::kubelet_id::{self, ServingKubelet};
@@ -24,7 +26,7 @@ use macvtap::record::{Attachment, Holder};
 use macvtap::tap_pods::{self, TapNote};
 use macvtap::{records, table_file};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -32,7 +34,7 @@ pub(super) struct SimulatedWorker {
     pub(super) engine: Engine,
     collector: Collector,
     troubles: Troubles,
-    ledger: BTreeMap<DeviceId, Instant>,
+    ledger: Ledger,
     usage: BTreeSet<DeviceId>,
     kubelet_starts: u64,
     kubelet_since: Instant,
@@ -70,14 +72,14 @@ impl SimulatedWorker {
         if planted == Some(Planted::ForgottenTable) {
             engine = Engine::new(assignment::empty(boot, false), boot.to_owned(), false);
         }
-        engine.world.in_use =
-            crate::worker::usage::at_start(paths, plugins, &crate::devices::nics::NicNames::default());
+        let ledger = Ledger::default();
+        engine.world.in_use = usage::at_start(paths, plugins, &NicNames::default(), &ledger, now);
         Self {
             usage: engine.world.in_use.clone(),
             engine,
             collector: Collector::default(),
             troubles: Troubles::new(),
-            ledger: BTreeMap::new(),
+            ledger,
             kubelet_starts: starts,
             kubelet_since: now,
             look: Looking::Not,
@@ -86,12 +88,11 @@ impl SimulatedWorker {
     }
 
     pub(super) fn allocated(&mut self, device: DeviceId, now: Instant) {
-        self.ledger.insert(device, now);
+        self.ledger.note(device, now);
     }
 
-    fn recent(&mut self, now: Instant) -> BTreeSet<DeviceId> {
-        self.ledger.retain(|_, at| now.duration_since(*at) < GRACE);
-        self.ledger.keys().cloned().collect()
+    fn recent(&self, now: Instant) -> BTreeSet<DeviceId> {
+        self.ledger.recent(GRACE, now).into_iter().collect()
     }
 
     /// Hears of links and pools, decides, stores the table if the disk takes it, and serves. Ends early if it dies, before or
@@ -172,7 +173,10 @@ impl SimulatedWorker {
                 Looking::Asked(Heard { listing, asked: clock.now, ..heard })
             }
             Looking::Asked(heard) => {
-                self.judge(paths, machine, clock, heard);
+                // The kubelet writes its checkpoint for the list that it is sent then.
+                if self.judge(paths, machine, clock, heard) {
+                    kubelet.note(clock.plugins);
+                }
                 Looking::Not
             }
         };
@@ -192,13 +196,14 @@ impl SimulatedWorker {
         listing
     }
 
+    /// Returns whether the kubelet must write its checkpoint.
     fn judge(
         &mut self,
         paths: &Paths,
         machine: &mut Machine,
         clock: Clock<'_>,
         Heard { records, damaged, serving, listing, asked }: Heard,
-    ) {
+    ) -> bool {
         let (own, allocated) = (super::node::agent(), self.recent(clock.now));
         let kubelet = self.serving(paths, clock.plugins).filter(|kubelet| serving.as_ref() == Some(kubelet));
         let memory = crate::kubelet::checkpoint::memory(clock.plugins, kubelet.as_ref());
@@ -226,18 +231,14 @@ impl SimulatedWorker {
             listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
         self.usage = match listing {
             Some(listing) => listing.devices.into_keys().collect(),
-            None => {
-                crate::kubelet::checkpoint::devices(clock.plugins, &crate::devices::nics::NicNames::default())
-            }
+            None => crate::kubelet::checkpoint::devices(clock.plugins, &NicNames::default()),
         };
         self.usage.extend(records::list(paths).unwrap().records.into_iter().map(|record| record.device));
-        let recent = self.recent(clock.now);
-        self.usage.extend(recent);
-        for device in listed {
-            if self.ledger.get(&device).is_some_and(|at| *at < asked) {
-                self.ledger.remove(&device);
-            }
-        }
+        let names = NicNames::default();
+        let is_behind = usage::starting(&self.ledger, clock.plugins, &names, &mut self.usage, clock.now);
+        self.usage.extend(allocated);
+        self.ledger.confirm(listed.iter(), asked);
+        is_behind || plan.ask_for_checkpoint
     }
 }
 
