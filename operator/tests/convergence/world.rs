@@ -133,7 +133,8 @@ impl Cluster {
             state.status = status;
             state.metadata.resource_version = Some(second.to_string());
         }
-        if state.status["observedHash"].is_string() {
+        // A node that is gone holds nothing, even if its agent answers once more.
+        if state.status["observedHash"].is_string() && server.nodes.contains_key(node) {
             server.in_use.insert(node.to_owned(), in_use);
         }
     }
