@@ -2,6 +2,7 @@
 
 use crate::link::value::word;
 use netlink_packet_core::NlasIterator;
+use std::collections::BTreeSet;
 
 /// `struct ifaddrmsg` of `linux/if_addr.h`: where the scope is, and the index.
 const ADDRESS_SCOPE: usize = 3;
@@ -15,10 +16,18 @@ const ROUTE_PREFIX: usize = 1;
 const ROUTE_TYPE: usize = 7;
 const ROUTE_LEN: usize = 12;
 
-/// `RTN_UNICAST`, `RTA_OIF` and `RTA_MULTIPATH` of `linux/rtnetlink.h`.
+/// `RTN_UNICAST`, `RTA_OIF`, `RTA_MULTIPATH` and `RTA_NH_ID` of `linux/rtnetlink.h`.
 const UNICAST: u8 = 1;
 const OIF: u16 = 4;
 const MULTIPATH: u16 = 9;
+const NH_ID: u16 = 30;
+
+/// `struct nhmsg`, `NHA_ID`, `NHA_GROUP`, `NHA_OIF` and `struct nexthop_grp` of `linux/nexthop.h`.
+pub(crate) const NEXTHOP_LEN: usize = 8;
+const NEXTHOP_ID: u16 = 1;
+const NEXTHOP_GROUP: u16 = 2;
+const NEXTHOP_OIF: u16 = 5;
+const NEXTHOP_MEMBER_LEN: usize = 8;
 
 /// `struct rtnexthop` of `linux/rtnetlink.h`: its length, and where its index is.
 const HOP_LEN: usize = 8;
@@ -30,19 +39,58 @@ pub fn addressed(payload: &[u8]) -> Option<u32> {
     payload.get(ADDRESS_INDEX).and_then(word).filter(|_| scope.is_some_and(|scope| scope < SCOPE_LINK))
 }
 
-/// The links of a default route (`RTM_NEWROUTE`), of every next hop; none of any other route.
-pub fn default_routes(payload: &[u8]) -> Vec<u32> {
-    let is_default = payload.get(ROUTE_PREFIX) == Some(&0) && payload.get(ROUTE_TYPE) == Some(&UNICAST);
-    let attributes = payload.get(ROUTE_LEN..).filter(|_| is_default).unwrap_or_default();
-    let mut links = Vec::new();
-    for attribute in NlasIterator::new(attributes).flatten() {
+/// What default routes use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DefaultRoutes {
+    /// The links of all next hops.
+    pub(crate) links: BTreeSet<u32>,
+    /// The nexthop objects of routes that name nothing else (`net.ipv4.nexthop_compat_mode=0`).
+    pub(crate) nexthops: BTreeSet<u32>,
+}
+
+impl DefaultRoutes {
+    /// Takes a route (`RTM_NEWROUTE`), which may be any.
+    pub(crate) fn add(&mut self, payload: &[u8]) {
+        let is_default = payload.get(ROUTE_PREFIX) == Some(&0) && payload.get(ROUTE_TYPE) == Some(&UNICAST);
+        let attributes = payload.get(ROUTE_LEN..).filter(|_| is_default).unwrap_or_default();
+        let (mut links, mut nexthop) = (Vec::new(), None);
+        for attribute in NlasIterator::new(attributes).flatten() {
+            match attribute.kind() {
+                OIF => links.extend(word(attribute.value())),
+                MULTIPATH => links.extend(hops(attribute.value())),
+                NH_ID => nexthop = word(attribute.value()),
+                _ => {}
+            }
+        }
+        self.nexthops.extend(nexthop.filter(|_| links.is_empty()));
+        self.links.extend(links);
+    }
+}
+
+/// A nexthop object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Nexthop {
+    /// Through this link.
+    Link(u32),
+    /// Several others.
+    Group(Vec<u32>),
+}
+
+/// Reads a nexthop object with its number (`RTM_NEWNEXTHOP`).
+pub(crate) fn nexthop(payload: &[u8]) -> Option<(u32, Nexthop)> {
+    let (mut id, mut found) = (None, None);
+    for attribute in NlasIterator::new(payload.get(NEXTHOP_LEN..)?).flatten() {
         match attribute.kind() {
-            OIF => links.extend(word(attribute.value())),
-            MULTIPATH => links.extend(hops(attribute.value())),
+            NEXTHOP_ID => id = word(attribute.value()),
+            NEXTHOP_OIF => found = word(attribute.value()).map(Nexthop::Link),
+            NEXTHOP_GROUP => {
+                let members = attribute.value().chunks_exact(NEXTHOP_MEMBER_LEN);
+                found = Some(Nexthop::Group(members.filter_map(|member| word(member.get(..4)?)).collect()));
+            }
             _ => {}
         }
     }
-    links
+    id.zip(found)
 }
 
 /// The indexes of a route's next hops.
@@ -76,7 +124,10 @@ mod tests {
         message.header.destination_prefix_length = prefix;
         message.header.kind = kind;
         message.attributes = attributes;
-        default_routes(&bytes(&message))
+        let mut found = DefaultRoutes::default();
+        found.add(&bytes(&message));
+        assert_eq!(found.nexthops, [].into());
+        found.links.into_iter().collect()
     }
 
     fn hop(index: u32) -> RouteNextHop {
@@ -93,7 +144,27 @@ mod tests {
         assert_eq!(route(24, RouteType::Unicast, through(7)), [0; 0]);
         assert_eq!(route(0, RouteType::Unreachable, through(1)), [0; 0]);
         let several = vec![RouteAttribute::MultiPath(vec![hop(8), hop(7)])];
-        assert_eq!(route(0, RouteType::Unicast, several), [8, 7]);
+        assert_eq!(route(0, RouteType::Unicast, several), [7, 8]);
+    }
+
+    #[test]
+    fn a_default_route_that_names_a_nexthop_object_only_is_of_that_objects_links() {
+        let attribute = |kind: u16, value: &[u8]| {
+            let length = u16::try_from(4 + value.len()).unwrap();
+            [&length.to_ne_bytes(), &kind.to_ne_bytes(), value].concat()
+        };
+        let number = |kind, number: u32| attribute(kind, &number.to_ne_bytes());
+        let header = [vec![0; ROUTE_TYPE], vec![UNICAST], vec![0; 4]].concat();
+        let mut found = DefaultRoutes::default();
+        found.add(&[header.clone(), number(NH_ID, 5)].concat());
+        found.add(&[header, number(NH_ID, 6), number(OIF, 7)].concat());
+        assert_eq!((found.links, found.nexthops), ([7].into(), [5].into()));
+        let object = |attributes: &[Vec<u8>]| nexthop(&[vec![0; NEXTHOP_LEN], attributes.concat()].concat());
+        assert_eq!(object(&[number(NEXTHOP_ID, 5), number(NEXTHOP_OIF, 7)]), Some((5, Nexthop::Link(7))));
+        let members = [8_u32, 0, 9, 0].map(u32::to_ne_bytes).concat();
+        let group = object(&[number(NEXTHOP_ID, 5), attribute(NEXTHOP_GROUP, &members)]);
+        assert_eq!(group, Some((5, Nexthop::Group(vec![8, 9]))));
+        assert_eq!(object(&[number(NEXTHOP_ID, 5)]), None, "a blackhole");
     }
 
     #[test]
@@ -117,7 +188,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_makes_the_readers_panic_or_hang(noise in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (addressed(&noise), default_routes(&noise), hops(&noise).count());
+            DefaultRoutes::default().add(&noise);
+            let _ = (addressed(&noise), nexthop(&noise), hops(&noise).count());
         }
     }
 }

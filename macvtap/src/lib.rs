@@ -8,6 +8,7 @@ pub mod adopt;
 pub mod attach;
 pub mod boot;
 pub mod claim;
+pub mod default_routes;
 pub mod detach;
 pub mod device_id;
 pub mod file;

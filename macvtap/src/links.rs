@@ -1,12 +1,13 @@
 //! The steps on the links of one namespace that only whole NICs need.
 
+use crate::default_routes;
 use crate::host_ties;
 use crate::link::{self, Change, Move, NicLink};
 use crate::netlink::{Kind, NetlinkError, Socket};
 use crate::netns::NetnsId;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use std::collections::BTreeSet;
 use std::fmt::Display;
 
 /// The links of one namespace. `what` says what is asked for, for the error.
@@ -49,7 +50,9 @@ impl Links for Socket {
     }
 
     fn has_default_route(&mut self, index: u32) -> Result<bool, NetlinkError> {
-        Ok(route_of(self, index, AddressFamily::Inet)? || route_of(self, index, AddressFamily::Inet6)?)
+        let is_among = |links: BTreeSet<u32>| links.contains(&index);
+        Ok(is_among(default_routes::links(self, AddressFamily::Inet, Some(index))?)
+            || is_among(default_routes::links(self, AddressFamily::Inet6, Some(index))?))
     }
 
     fn has_address(&mut self, index: u32) -> Result<bool, NetlinkError> {
@@ -71,16 +74,4 @@ fn address_of(socket: &mut Socket, index: u32, family: AddressFamily) -> Result<
     message.header.index = index;
     let found = socket.list(Kind::GetAddress, &message, &"list the node's addresses")?;
     Ok(found.iter().any(|payload| host_ties::addressed(payload) == Some(index)))
-}
-
-fn route_of(socket: &mut Socket, index: u32, family: AddressFamily) -> Result<bool, NetlinkError> {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family;
-    // Fewer to read where the kernel sorts them out.
-    message.attributes.push(RouteAttribute::Oif(index));
-    // A node may have more routes than a list takes.
-    let what = &"list the node's routes";
-    socket.fold(Kind::GetRoute, &message, what, |found: &mut bool, payload| {
-        *found |= host_ties::default_routes(payload).contains(&index);
-    })
 }

@@ -53,6 +53,8 @@ pub enum Kind {
     NewNsId = 88,
     /// `RTM_GETNSID`
     GetNsId = 90,
+    /// `RTM_GETNEXTHOP`
+    GetNexthop = 106,
     /// `RTM_DELLINKPROP`
     DelLinkProperty = 109,
 }

@@ -14,7 +14,6 @@ use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
-use netlink_packet_route::route::RouteMessage;
 use rtnetlink::MulticastGroup;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -327,18 +326,11 @@ fn addressed() -> Result<BTreeSet<u32>, LinksError> {
     Ok(found)
 }
 
-/// The links of the caller's namespace that default routes use. Nothing is kept of all other routes, of which there may
-/// be a million.
+/// The links of the caller's namespace that default routes use.
 fn default_routes() -> Result<BTreeSet<u32>, LinksError> {
     let mut socket = Socket::open()?;
-    let mut found = BTreeSet::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family;
-        let add =
-            |links: &mut BTreeSet<u32>, payload: &[u8]| links.extend(host_ties::default_routes(payload));
-        found.append(&mut socket.fold(Request::GetRoute, &request, &"list routes", add)?);
-    }
+    let mut found = macvtap::default_routes::links(&mut socket, AddressFamily::Inet, None)?;
+    found.append(&mut macvtap::default_routes::links(&mut socket, AddressFamily::Inet6, None)?);
     Ok(found)
 }
 

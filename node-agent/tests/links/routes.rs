@@ -32,3 +32,25 @@ fn a_default_route_is_found_behind_any_number_of_others_and_they_cost_no_memory(
     let memory = agent.memory("VmHWM");
     assert!(memory < MEMORY, "{memory} KiB");
 }
+
+#[test]
+fn a_default_route_that_names_a_nexthop_object_only_is_found() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    for link in ["dp0", "dp1", "dp2"] {
+        node.add_link(link);
+    }
+    node.sh(
+        "sysctl -qw net.ipv4.nexthop_compat_mode=0; ip nexthop add id 1 dev dp0; ip nexthop add id 2 group 1; \
+         ip route add default nhid 2; ip nexthop add id 3 via fe80::9 dev dp2; ip -6 route add default nhid 3",
+    );
+    let kubelet = Kubelet::start(&node);
+    let passthru = |name, link| format!(r#"{{"name":"{name}","lowerDevice":"{link}","mode":"passthru"}}"#);
+    let pools = [passthru("uplink", "dp0"), passthru("other", "dp1"), passthru("uplink6", "dp2")];
+    let _agent = node.agent(&format!("[{}]", pools.join(",")));
+    kubelet.await_healthy("other", 1);
+    kubelet.await_healthy("uplink", 0);
+    kubelet.await_healthy("uplink6", 0);
+}

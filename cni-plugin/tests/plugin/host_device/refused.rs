@@ -22,6 +22,17 @@ fn a_nic_that_the_node_uses_by_now_stays_untouched() {
         ),
         ("ip route add default dev dp0", "ip route del default", "a default route of the node uses it"),
         ("ip -6 route add default dev dp0", "ip -6 route del default", "a default route of the node uses it"),
+        (
+            "sysctl -qw net.ipv4.nexthop_compat_mode=0; ip nexthop add id 1 dev dp0; ip nexthop add id 2 group 1; \
+             ip route add default nhid 2",
+            "ip route del default",
+            "a default route of the node uses it",
+        ),
+        (
+            "ip nexthop add id 3 via fe80::9 dev dp0; ip -6 route add default nhid 3",
+            "ip -6 route del default",
+            "a default route of the node uses it",
+        ),
         ("ip link add link dp0 name up0 type macvtap", "ip link del up0", "up0 is built on it"),
     ] {
         node.sh(make);
