@@ -7,7 +7,7 @@ MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-migration bench-pods bench-idle bench-scale chaos faults fuzz simulate killed generate docs release images cluster-up cluster-down fmt deny lint tool
+.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-migration bench-pods bench-idle bench-scale chaos faults fuzz simulate plant killed generate docs release images cluster-up cluster-down fmt deny lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -76,6 +76,9 @@ fuzz: ## Ten million hostile inputs for everything that each program reads from 
 SEEDS ?= 10000
 simulate: ## SEEDS simulated nodes with random faults; a seed that fails is printed, MACVTAP_SIMULATION_SEED repeats it
 	MACVTAP_SIMULATION_SEEDS=$(SEEDS) cargo test --locked -p macvtap-node-agent --lib simulation -- --show-output
+
+plant: ## Plant the faults of .ci/planted (NAME=x: those whose names begin so) in a copy: the test that each names must find it in a minute
+	@.ci/plant $(NAME)
 
 killed: ## Ten thousand pairs of ADD and DEL in 16 processes, a third of them killed (root); make test tries some of them
 	MACVTAP_KILLED_PAIRS=10000 REQUIRE_ROOT=1 cargo test --locked -p macvtap-cni --test plugin killed:: -- --show-output
