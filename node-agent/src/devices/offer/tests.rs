@@ -80,6 +80,12 @@ fn spread_takes_from_the_link_with_the_fewest_in_use_and_pack_from_the_one_with_
 }
 
 #[test]
+fn devices_of_one_link_are_preferred_by_number_in_whatever_order_the_kubelet_names_them() {
+    let offer = offer(Allocation::Spread, vec![run(8, 2, 2), run(0, 2, 2)]);
+    assert_eq!(offer.prefer(&ids([9, 1, 8, 0]), &[], 3), ids([0, 1, 8]));
+}
+
+#[test]
 fn preferences_keep_what_must_be_and_end_with_what_there_is() {
     let offer = offer(Allocation::Spread, vec![run(0, 4, 2)]);
     assert_eq!(offer.prefer(&ids([1, 2]), &ids([2]), 3), ids([2, 1]));
