@@ -1,7 +1,10 @@
 //! Pieces of schema that no Rust type yields, and the tidying that makes generated schemas ones Kubernetes likes.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+/// The largest whole number that every reader of JSON holds exactly: the API server keeps bounds as 64-bit floats.
+const WHOLE_MAX: i64 = (1 << 53) - 1;
 
 /// A label selector with bounds, so that rules next to it stay within the API server's cost limits.
 pub(crate) fn label_selector(_: &mut SchemaGenerator) -> Schema {
@@ -128,13 +131,15 @@ pub(crate) fn batch(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "x-kubernetes-int-or-string": true,
         "minimum": 1,
+        "maximum": i32::MAX,
         "pattern": "^([1-9][0-9]?|100)%$",
     })
 }
 
 /// Removes what serde's view of the world leaves in a schema: `nullable` (in Kubernetes an absent field is absent, and
 /// null in a nullable one would not get its default), titles, number formats the API server does not know, and the
-/// fraction of whole numbers.
+/// fraction of whole numbers. Gives integers the bound of their Rust type: an object that the API server takes must be one
+/// that our programs can read.
 pub(crate) fn tidy(schema: &mut Value) {
     match schema {
         Value::Number(number) => {
@@ -153,13 +158,29 @@ pub(crate) fn tidy(schema: &mut Value) {
             if fields.get("title").is_some_and(Value::is_string) {
                 fields.remove("title");
             }
-            if fields.get("format").and_then(Value::as_str).is_some_and(|format| format.starts_with("uint")) {
-                fields.insert("format".to_owned(), "int64".into());
-            }
+            bound(fields);
             fields.values_mut().for_each(tidy);
         }
         Value::Array(items) => items.iter_mut().for_each(tidy),
         Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
+}
+
+/// Bounds an integer by what its Rust type holds, unless its schema has a bound.
+fn bound(fields: &mut Map<String, Value>) {
+    let Some(format) = fields.get("format").and_then(Value::as_str) else { return };
+    let (most, is_unsigned) = match format {
+        "uint8" => (u8::MAX.into(), true),
+        "uint16" => (u16::MAX.into(), true),
+        "uint32" => (u32::MAX.into(), true),
+        "int32" => (i32::MAX.into(), false),
+        "uint" | "uint64" => (WHOLE_MAX, true),
+        "int64" => (WHOLE_MAX, false),
+        _ => return,
+    };
+    fields.entry("maximum").or_insert_with(|| most.into());
+    if is_unsigned {
+        fields.insert("format".to_owned(), "int64".into());
     }
 }
 

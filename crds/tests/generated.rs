@@ -98,3 +98,60 @@ fn no_field_is_without_a_description_or_without_a_bound() {
     }
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
+
+/// The largest value that each integer of a schema must not exceed, by its path: `format` is that of its Rust type.
+fn integers(path: &str, schema: &serde_json::Value, found: &mut std::collections::BTreeMap<String, u64>) {
+    let is_mixed = schema["x-kubernetes-int-or-string"] == true;
+    if schema["type"] == "integer" || is_mixed {
+        let most = match schema["format"].as_str() {
+            Some("uint8") => u8::MAX.into(),
+            Some("uint16") => u16::MAX.into(),
+            Some("uint32") => u32::MAX.into(),
+            Some("uint" | "uint64") => u64::MAX,
+            Some("int64") => i64::MAX.cast_unsigned(),
+            // The type of IntOrString.
+            None if is_mixed => i32::MAX.cast_unsigned().into(),
+            // Of another format nothing is known, so that no bound is small enough.
+            _ => 0,
+        };
+        found.insert(path.to_owned(), most);
+    }
+    match schema {
+        serde_json::Value::Object(fields) => {
+            for (key, value) in fields {
+                integers(&format!("{path}/{}", key.replace('~', "~0").replace('/', "~1")), value, found);
+            }
+        }
+        serde_json::Value::Array(items) => {
+            for (i, value) in items.iter().enumerate() {
+                integers(&format!("{path}/{i}"), value, found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn every_integer_has_a_maximum_that_its_type_holds() {
+    use kube::CustomResourceExt;
+    let types =
+        [macvtap_crds::v1alpha1::MacvtapResourcePool::crd(), macvtap_crds::v1alpha1::MacvtapNodeState::crd()];
+    let (mut found, mut wrong) = (0, Vec::new());
+    for (types, (name, crd)) in types.iter().zip(macvtap_crds::generate::crds().unwrap()) {
+        let mut most = std::collections::BTreeMap::new();
+        integers("", &serde_json::to_value(types).unwrap()["spec"]["versions"][0]["schema"], &mut most);
+        for (path, most) in most {
+            found += 1;
+            let bound = crd["spec"]["versions"][0]["schema"]
+                .pointer(&path)
+                .unwrap()
+                .get("maximum")
+                .and_then(serde_json::Value::as_u64);
+            if bound.is_none_or(|bound| bound > most) {
+                wrong.push(format!("{name} {path}: {bound:?}, and its type holds {most}"));
+            }
+        }
+    }
+    assert!(found > 40, "only {found} integers were found");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

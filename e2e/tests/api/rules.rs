@@ -87,6 +87,11 @@ fn resource_rules() -> Vec<Rule> {
             "batch",
         ),
         rule(
+            json!({"rollout": {"type": "Staged", "staged": {"batch": i32::MAX}}}),
+            json!({"rollout": {"type": "Staged", "staged": {"batch": 1_u32 << 31}}}),
+            "less than or equal to 2147483647",
+        ),
+        rule(
             json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["x"]}]}}),
             json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
             "In and NotIn need values",
