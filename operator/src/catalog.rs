@@ -202,11 +202,12 @@ fn accepted(pool: &MacvtapResourcePool) -> Option<&str> {
     Some(condition::find(conditions, ConditionType::Accepted)?.status.as_str())
 }
 
-/// The nodes that a pool being deleted does not wait for.
+/// The nodes that a pool being deleted does not wait for: their names, separated by commas or white space.
 pub fn released(pool: &ObjectMeta) -> BTreeSet<String> {
     let annotations = pool.annotations.as_ref();
     let names = annotations.and_then(|all| all.get(RELEASE_ANNOTATION)).map_or("", String::as_str);
-    names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    let is_separator = |c: char| c == ',' || c.is_whitespace();
+    names.split(is_separator).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -276,6 +277,15 @@ mod tests {
         let older = created(pool("older", json!({"resourceName": "dp"})), 1);
         let younger = created(replaced, 5);
         assert!(!Catalog::new([&older, &younger].into_iter()).frozen("uid-dp"));
+    }
+
+    #[test]
+    fn released_nodes_are_separated_by_commas_or_white_space() {
+        for names in ["n1,n2", " n1, n2,", "n1 n2", "n1\nn2\n", "\tn1,\r\n  n2"] {
+            let mut pool = pool("dp", json!({}));
+            pool.annotations_mut().insert(RELEASE_ANNOTATION.into(), names.into());
+            assert_eq!(released(&pool.metadata).into_iter().collect::<Vec<_>>(), ["n1", "n2"], "{names:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::assess::{Assessment, Obstacle};
 use crate::acceptance::Rejection;
+use crate::catalog::released;
 use crate::network::NetworkReport;
 use crate::node::{NodeView, silent};
 use crate::rollout::{RolloutStep, Standing};
@@ -9,6 +10,7 @@ use crate::states::KnownPool;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ObjectMeta;
+use macvtap_crds::RELEASE_ANNOTATION;
 use macvtap_crds::condition::{self, ConditionStatus, ConditionType, Finding};
 use macvtap_crds::v1alpha1::pool::{
     DeviceCounts, LinkCounts, NetworkCounts, NodeCounts, NodeSample, SAMPLES_MAX,
@@ -223,9 +225,23 @@ fn networks_ready(observed: &Observed<'_>) -> Finding {
     }
 }
 
-/// Names the nodes that a pool being deleted waits for, those with most devices in use first. Its metadata is enough,
-/// so it also works for a pool that cannot be read. `remembered` are nodes that may hold it although their states do not show it.
+/// Names the nodes that a pool being deleted waits for, and the names in its annotation that are not those of a node. Its
+/// metadata is enough, so it also works for a pool that cannot be read. `remembered` are nodes that may hold it although their
+/// states do not show it.
 pub fn terminating(meta: &ObjectMeta, nodes: &[NodeView], remembered: &[String]) -> Finding {
+    let mut finding = holders(meta, nodes, remembered);
+    let mut unknown = released(meta);
+    unknown.retain(|name| nodes.iter().all(|node| node.name() != name));
+    if finding.reason != PoolReason::RemovingNetworks.as_str() && !unknown.is_empty() {
+        let named = unknown.iter().take(SAMPLES_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = format!("; annotation {RELEASE_ANNOTATION} names nodes that do not exist: {named}");
+        finding.message.push_str(&more);
+    }
+    finding
+}
+
+/// Names the nodes that a pool being deleted waits for, those with most devices in use first.
+fn holders(meta: &ObjectMeta, nodes: &[NodeView], remembered: &[String]) -> Finding {
     let (name, uid) = (meta.name.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default());
     let mut holders: Vec<(u32, &NodeView)> = nodes
         .iter()

@@ -1,6 +1,7 @@
 //! Nodes that do not answer.
 
 use super::*;
+use macvtap_crds::RELEASE_ANNOTATION;
 
 #[test]
 fn a_node_whose_agent_never_starts_counts_as_unreachable_after_minutes_unless_it_is_virtual() {
@@ -81,4 +82,20 @@ fn a_pool_being_deleted_names_the_nodes_that_may_hold_it_although_their_states_a
     let message = "waiting for 2 nodes whose states are missing and may have had the pool: n1, n2";
     assert_eq!(waits(&["n1", "n2"]), ("NodesDraining", message.to_owned()));
     assert_eq!(waits(&[]).0, "RemovingNetworks");
+}
+
+#[test]
+fn a_pool_being_deleted_says_which_released_nodes_do_not_exist() {
+    let alive = pool("dp", json!({}));
+    let mut pool = crate::testing::deleted(alive.clone());
+    pool.metadata.annotations = Some([(RELEASE_ANNOTATION.to_owned(), "n1\nn2 typo".to_owned())].into());
+    let message = |names: &[&'static str], remembered: &[String]| {
+        let nodes: Vec<_> = names.iter().map(|name| healthy(name, &alive).view()).collect();
+        super::super::terminating(&pool.metadata, &nodes, remembered).message
+    };
+    let named = format!("; annotation {RELEASE_ANNOTATION} names nodes that do not exist: ");
+    assert!(message(&["n1", "n2"], &[]).ends_with(&format!("{named}typo")));
+    assert!(message(&["n1"], &["n9".to_owned()]).ends_with(&format!("{named}n2, typo")));
+    assert!(!message(&["n1", "n2", "typo"], &[]).contains(RELEASE_ANNOTATION));
+    assert!(!message(&[], &[]).contains(RELEASE_ANNOTATION), "nothing is waited for");
 }
