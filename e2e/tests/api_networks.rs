@@ -85,6 +85,45 @@ fn a_network_restored_for_the_living_pool_goes_with_it() -> Result<()> {
 }
 
 #[test]
+fn of_an_earlier_pools_networks_that_the_pool_does_not_want_ours_go_and_restored_ones_are_named() -> Result<()>
+{
+    let mut scene = Scene::new(&["n1"], true)?;
+    let places = json!({"names": ["default"]});
+    let mut spec = network("net", &places);
+    spec["networks"] = json!([{"name": "net", "namespaces": places}, {"name": "old", "namespaces": places}]);
+    scene.pool("dp", &spec)?;
+    scene.says("dp", "NetworksReady", "True", "AllNetworksReady")?;
+    scene.operator.take().context("no operator")?.terminate()?;
+    scene.api.kubectl.run(&[
+        "patch",
+        "mrp",
+        "dp",
+        "--type=merge",
+        "-p",
+        r#"{"metadata": {"finalizers": null}}"#,
+    ])?;
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=20s"])?;
+    scene.api.create(&restored("restored"))?;
+    scene.pool("dp", &network("net", &places))?;
+    scene.start()?;
+    let uid = uid(&scene, "dp")?;
+    belongs(&scene, "net", &uid)?;
+    scene.gone("default", &format!("{NETWORKS}/old"))?;
+    let message = |scene: &Scene, holds: bool| {
+        scene.api.kubectl.wait_until("", "mrp/dp", DEADLINE, |pool| {
+            let conditions = pool.pointer("/status/conditions")?.as_array()?;
+            let found = conditions.iter().find(|condition| condition["type"] == "NetworksReady")?;
+            let names =
+                found["message"].as_str()?.contains("earlier pool dp and are left alone: default/restored;");
+            (found["reason"] == "AllNetworksReady" && names == holds).then_some(())
+        })
+    };
+    message(&scene, true)?;
+    scene.api.kubectl.run(&["-n", "default", "delete", NETWORKS, "restored"])?;
+    message(&scene, false)
+}
+
+#[test]
 fn a_network_of_another_living_pool_or_of_nobody_is_not_taken_over() -> Result<()> {
     let scene = Scene::new(&["n1"], true)?;
     scene.api.replace(&foreign("default", "net"))?;

@@ -4,6 +4,7 @@ use crate::agents::Agents;
 use crate::catalog::Catalog;
 use crate::clock;
 use crate::metrics::Metrics;
+use crate::network::former::is_of_former;
 use crate::network::kind::NetworkAttachmentDefinition;
 use crate::network::links;
 use crate::network::plan::is_ours;
@@ -259,6 +260,17 @@ impl Context {
         let present = *self.network_kind.borrow() == NetworkKind::Present;
         let (name, uid) = (pool.name_any(), pool.uid().unwrap_or_default());
         present.then(|| self.networks.state_filter(|network| is_ours(network, &name, &uid)))
+    }
+
+    /// The networks of earlier pools of this name.
+    pub fn networks_of_former(&self, pool: &str) -> Vec<Arc<NetworkAttachmentDefinition>> {
+        let pools = self.pool_uids();
+        self.networks.state_filter(|network| is_of_former(network, pool, &pools))
+    }
+
+    /// The UIDs of all pools.
+    pub fn pool_uids(&self) -> BTreeSet<String> {
+        self.pools.state().iter().filter_map(|pool| pool.meta().uid.clone()).collect()
     }
 
     /// With `resourcePer: Link`, the resources that nodes report for the pool, and whether these are all.

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod config;
+pub mod former;
 pub mod kind;
 pub mod links;
 pub mod plan;

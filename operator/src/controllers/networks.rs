@@ -3,9 +3,9 @@
 use crate::clock;
 use crate::context::{Context, Guarded, NetworkKind};
 use crate::controller::{Again, Controller, ReconcileError};
-use crate::network::kind::NetworkAttachmentDefinition;
+use crate::network::kind::{NetworkAttachmentDefinition, NetworkKey};
 use crate::network::plan::{self, Desired, NetworkPlan};
-use crate::network::{NetworkReport, Problem, apply};
+use crate::network::{NetworkReport, Problem, apply, former};
 use crate::queue::Queue;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ObjectMeta;
@@ -38,6 +38,8 @@ pub struct NetworkSnapshot {
     kind: NetworkKind,
     /// Those that the pool has made, if that is known.
     ours: Option<Vec<Arc<NetworkAttachmentDefinition>>>,
+    /// Those of earlier pools of its name.
+    of_former: Vec<Arc<NetworkAttachmentDefinition>>,
     namespaces: Vec<Arc<PartialObjectMeta<Namespace>>>,
     /// With `resourcePer: Link`, the resources that nodes report, and whether these are all.
     links: (BTreeSet<String>, bool),
@@ -52,8 +54,8 @@ pub enum NetworkAction {
     Withdraw,
     /// Report this.
     Report(NetworkReport),
-    /// Write the difference and report what became of it.
-    Write(Desired, NetworkPlan),
+    /// Write the difference and report what became of it, and these networks of an earlier pool that are left alone.
+    Write(Desired, NetworkPlan, Vec<NetworkKey>),
     /// Reconcile again after this time.
     Recheck(Duration),
 }
@@ -81,6 +83,7 @@ impl Controller for Networks {
             has_effect: !is_ending && context.catalog().verdict(name).is_ok(),
             kind: *context.network_kind.borrow(),
             ours: context.networks_of(pool),
+            of_former: context.networks_of_former(name),
             namespaces: context.namespaces.state(),
             links: context.link_resources(pool),
             _turn: turn,
@@ -88,7 +91,7 @@ impl Controller for Networks {
     }
 
     fn decide(snapshot: &NetworkSnapshot) -> Vec<NetworkAction> {
-        let NetworkSnapshot { pool, has_effect, kind, ours, namespaces, links, .. } = snapshot;
+        let NetworkSnapshot { pool, has_effect, kind, ours, of_former, namespaces, links, .. } = snapshot;
         // A pool that is not accepted keeps what it has: its networks work as long as its devices do. Nobody has compared
         // them, so there is nothing to report when it is accepted again.
         if !has_effect {
@@ -100,9 +103,12 @@ impl Controller for Networks {
         let (links, are_all_links) = links;
         let desired = plan::desired(pool, namespaces.iter().map(Arc::as_ref), links);
         let mut plan = plan::plan(&desired, ours.iter().map(Arc::as_ref));
+        let (written, mut restored) = former::unwanted(&desired, of_former.iter().map(Arc::as_ref));
+        plan.delete.extend(written);
         let mut actions = Vec::new();
-        if !are_all_links && !plan.delete.is_empty() {
+        if !are_all_links && (!plan.delete.is_empty() || !restored.is_empty()) {
             plan.delete.clear();
+            restored.clear();
             // No event announces that a node is no longer waited for.
             actions.push(NetworkAction::Recheck(RETRY));
         }
@@ -110,7 +116,7 @@ impl Controller for Networks {
             let (desired, ready) = (desired.networks.len(), plan.keep.len());
             NetworkAction::Report(NetworkReport { desired, ready, ..NetworkReport::default() })
         } else {
-            NetworkAction::Write(desired, plan)
+            NetworkAction::Write(desired, plan, restored)
         });
         actions
     }
@@ -128,10 +134,12 @@ impl Controller for Networks {
             }
             NetworkAction::Recheck(wait) => return Ok(Some(wait)),
             NetworkAction::Report(report) => report,
-            NetworkAction::Write(desired, plan) => match write(pool, desired, plan, context).await {
-                Some(report) => report,
-                None => return Ok(Some(Duration::ZERO)),
-            },
+            NetworkAction::Write(desired, plan, restored) => {
+                match write(pool, desired, plan, context).await {
+                    Some(report) => NetworkReport { restored, ..report },
+                    None => return Ok(Some(Duration::ZERO)),
+                }
+            }
         };
         let retry = report.retry().then_some(RETRY);
         let (name, uid) = (pool.name_any(), pool.uid().unwrap_or_default());
@@ -150,7 +158,7 @@ async fn write(
     context: &Context,
 ) -> Option<NetworkReport> {
     let name = pool.name_any();
-    let pools = context.pools.state().iter().filter_map(|pool| pool.meta().uid.clone()).collect();
+    let pools = context.pool_uids();
     let is_current = || is_as_it_was(pool, context);
     let pass = apply::apply(&context.client, desired, plan, &pools, is_current).await;
     if pass.has_lost {

@@ -353,7 +353,7 @@ fn may_come_back(name: &str, uid: &str, context: &Context) -> bool {
 /// still look them up. Those that a finalizer of somebody else keeps are deleted as far as the operator can, and named.
 async fn release(meta: &ObjectMeta, context: &Context) -> Result<Again, ReconcileError> {
     let (name, uid) = (meta.name.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default());
-    let kept = apply::remove_all(&context.client, name, uid)
+    let kept = apply::remove_all(&context.client, name, uid, &context.pool_uids())
         .await
         .map_err(|error| ReconcileError::new("remove the networks of pool", name, error))?;
     let others = meta.finalizers.iter().flatten().map(String::as_str).filter(|f| *f != POOL_FINALIZER);

@@ -1,5 +1,6 @@
 //! Writes and removes network attachment definitions; never touches one that is not ours.
 
+use super::former::is_of_former;
 use super::kind::{NetworkAttachmentDefinition, NetworkKey};
 use super::plan::{Desired, NetworkPlan, is_free, is_ours, is_written_by_us, key, same};
 use super::report::{NetworkReport, Problem};
@@ -107,9 +108,14 @@ async fn perform(client: &Client, step: NetworkWrite, pools: &BTreeSet<String>) 
     }
 }
 
-/// Deletes every network of a pool that the operator wrote. Asks the API server, not the cache: what the cache has not
+/// Deletes every network of a pool, and of earlier ones of its name, that the operator wrote. Asks the API server, not the cache: what the cache has not
 /// seen yet would remain for ever. Returns those that finalizers of others keep although they are deleted.
-pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<Vec<NetworkKey>, kube::Error> {
+pub async fn remove_all(
+    client: &Client,
+    pool: &str,
+    uid: &str,
+    pools: &BTreeSet<String>,
+) -> Result<Vec<NetworkKey>, kube::Error> {
     let all: Api<NetworkAttachmentDefinition> = Api::all(client.clone());
     let mut found = match all.list(&ListParams::default().labels(&format!("{POOL_LABEL}={pool}"))).await {
         Ok(found) => found.items,
@@ -117,7 +123,8 @@ pub async fn remove_all(client: &Client, pool: &str, uid: &str) -> Result<Vec<Ne
         Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    found.retain(|network| is_ours(network, pool, uid) && is_written_by_us(network));
+    let is_its = |network: &_| is_ours(network, pool, uid) || is_of_former(network, pool, pools);
+    found.retain(|network| is_its(network) && is_written_by_us(network));
     let deletions: Vec<_> = found
         .iter()
         .filter(|network| network.metadata.deletion_timestamp.is_none())

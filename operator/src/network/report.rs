@@ -19,6 +19,8 @@ pub struct NetworkReport {
     pub repaired: Vec<NetworkKey>,
     /// Those restored from a backup, or left by an earlier pool of the name, that are the pool's now.
     pub adopted: Vec<NetworkKey>,
+    /// Those restored from a backup for an earlier pool of the name, which the pool does not want.
+    pub restored: Vec<NetworkKey>,
 }
 
 /// Something that is wrong with a pool's networks.

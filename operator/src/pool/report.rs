@@ -9,6 +9,7 @@ use crate::rollout::{RolloutStep, Standing};
 use crate::states::KnownPool;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 use kube::api::ObjectMeta;
 use macvtap_crds::RELEASE_ANNOTATION;
 use macvtap_crds::condition::{self, ConditionStatus, ConditionType, Finding};
@@ -195,7 +196,27 @@ fn degraded(counts: &NodeCounts, samples: &[NodeSample]) -> Finding {
     }
 }
 
+/// Reports on the networks, and names those of an earlier pool that are left alone: they do not make the pool less ready,
+/// because anybody who may write networks can copy labels.
 fn networks_ready(observed: &Observed<'_>) -> Finding {
+    let mut finding = wanted_networks(observed);
+    let restored = &observed.networks.restored;
+    let has_effect = observed.pool.metadata.deletion_timestamp.is_none() && observed.verdict.is_ok();
+    if has_effect && !restored.is_empty() {
+        let names = restored.iter().take(SAMPLES_MAX).map(|(namespace, name)| format!("{namespace}/{name}"));
+        let names = names.collect::<Vec<_>>().join(", ");
+        let more = if restored.len() > SAMPLES_MAX { ", ..." } else { "" };
+        let note = format!(
+            "; {} NetworkAttachmentDefinitions name an earlier pool {} and are left alone: {names}{more}; delete them, or add the networks to the pool",
+            restored.len(),
+            observed.pool.name_any()
+        );
+        finding.message.push_str(&note);
+    }
+    finding
+}
+
+fn wanted_networks(observed: &Observed<'_>) -> Finding {
     let networks = observed.networks;
     let state = |status: bool, reason, message: String| {
         finding(ConditionType::NetworksReady, status, reason, message)
