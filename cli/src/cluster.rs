@@ -1,7 +1,7 @@
 //! The way to the API server, and reading lists from it.
 
 use crate::args::Connection;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use kube::api::{ListParams, ObjectList};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -80,9 +80,9 @@ impl Cluster {
                 let found = Config::from_kubeconfig(&options).await;
                 found.with_context(|| format!("find context {context} in the kubeconfig"))?
             }
-            (None, None) => {
-                Config::infer().await.context("find a cluster; set KUBECONFIG or --kubeconfig")?
-            }
+            (None, None) => Config::infer().await.map_err(|error| {
+                anyhow!("find a cluster: {}; set KUBECONFIG or --kubeconfig", refusal::not_found(&error))
+            })?,
         };
         Self::at(config)
     }

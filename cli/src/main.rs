@@ -23,6 +23,7 @@ use anyhow::Result;
 use args::{Args, Command};
 use clap::{CommandFactory as _, Parser as _};
 use cluster::Cluster;
+use macvtap_operator::refusal;
 use std::process::ExitCode;
 
 /// Name of the executable, by which kubectl finds it.
@@ -36,7 +37,7 @@ async fn main() -> ExitCode {
         Err(error) => {
             use std::io::Write as _;
             // Nobody is left to read if this fails.
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let _ = writeln!(std::io::stderr(), "error: {}", refusal::chain(error.as_ref()));
             ExitCode::from(2)
         }
     }

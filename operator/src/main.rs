@@ -4,9 +4,11 @@ use anyhow::Context;
 use clap::Parser;
 use kube::Client;
 use macvtap_operator::args::{Args, Command, LogFormat};
-use macvtap_operator::{migrate, run, webhook};
+use macvtap_operator::{migrate, refusal, run, webhook};
 use mimalloc::MiMalloc;
+use std::error::Error;
 use std::io::IsTerminal;
+use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -15,10 +17,31 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 // What it does takes little; with a thread for each processor of a large node it would take much memory.
 #[tokio::main(worker_threads = 2)]
-async fn main() -> anyhow::Result<()> {
-    let Args { command, serve, log_format, log_level } = Args::parse();
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(error.as_ref());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes why the program ends, with all causes in one line, to the log if there is one.
+#[expect(clippy::print_stderr, reason = "there may be no log, and this line is why the program ends")]
+fn complain(error: &(dyn Error + 'static)) {
+    let error = refusal::chain(error);
+    if tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!(error, "the operator ends");
+    } else {
+        eprintln!("macvtap-operator: {error}");
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let Args { command, serve, log_format, log_level } = args;
     if let Some(Command::Migrate(args)) = command {
-        return Ok(migrate::run(args, async || Ok(Client::try_default().await?)).await?);
+        return Ok(migrate::run(args, async || Ok(Client::try_from(run::cluster().await?)?)).await?);
     }
     // The runtime's own spans repeat what our messages say.
     let filter = EnvFilter::try_new(format!("kube_runtime=warn,{log_level}"))

@@ -3,6 +3,7 @@
 //! The text of a [`kube::Error`] repeats the whole answer as a Rust value; people need the message in it.
 
 use kube::Error;
+use kube::config::InferConfigError;
 use std::error::Error as StdError;
 
 /// What went wrong with a request, for a log or a condition.
@@ -25,8 +26,8 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
         let request =
             error.downcast_ref::<Error>().or_else(|| error.downcast_ref::<Box<Error>>().map(AsRef::as_ref));
         let said = request.map_or_else(|| error.to_string(), text);
-        // Some libraries repeat their cause in their own text.
-        if !chained.ends_with(&said) {
+        // Some libraries repeat their causes in their own text.
+        if !chained.contains(&said) {
             chained.push_str(if chained.is_empty() { "" } else { ": " });
             chained.push_str(&said);
         }
@@ -34,6 +35,18 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
         next = if matches!(request, Some(Error::Api(_))) { None } else { error.source() };
     }
     chained
+}
+
+/// Why no cluster was found. Of the two ways to find one, the way that was not meant has nothing to say: a kubeconfig where
+/// a pod has its service account, and the service account elsewhere.
+pub fn not_found(error: &InferConfigError) -> String {
+    let file = std::env::var("KUBECONFIG").unwrap_or_default();
+    let is_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    match error.source() {
+        Some(kubeconfig) if !file.is_empty() => format!("KUBECONFIG={file}: {}", chain(kubeconfig)),
+        Some(kubeconfig) if !is_pod => chain(kubeconfig),
+        _ => chain(error),
+    }
 }
 
 #[cfg(test)]

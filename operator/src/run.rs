@@ -62,7 +62,7 @@ const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.
 /// Runs until the shutdown; an error is one that a restart may cure.
 pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listener = admin::listen(args.listen).await?;
-    let config = Config::infer().await.context("find the cluster")?;
+    let config = cluster().await?;
     let (address, certificates) = (&config.cluster_url, config.root_cert.as_ref().map(Vec::len));
     tracing::info!(%address, certificates, from = source(), "API server");
     let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
@@ -95,6 +95,16 @@ pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()>
         }
     }
     Ok(())
+}
+
+/// Finds the cluster by the kubeconfig, or by the pod's service account.
+pub async fn cluster() -> anyhow::Result<Config> {
+    Config::infer().await.map_err(|error| {
+        let why = refusal::not_found(&error);
+        anyhow::anyhow!(
+            "find the cluster: {why}; set KUBECONFIG to a kubeconfig that can be read with all files that it names, or run in a pod that has {SERVICE_ACCOUNT}"
+        )
+    })
 }
 
 /// Returns where the address of the API server and the certificates of its authority come from.

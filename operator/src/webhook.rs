@@ -13,11 +13,12 @@ pub mod review;
 pub mod serve;
 
 use crate::args::Webhook;
+use crate::run::cluster;
 use crate::{admin, refusal};
 use anyhow::Context as _;
 use certificate::Tls;
 use credentials::{Credentials, Names};
-use kube::{Client, Config};
+use kube::Client;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +32,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Serves until the shutdown.
 pub async fn run(args: Webhook, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listener = admin::listen(args.listen).await?;
-    let config = Config::infer().await.context("find the cluster")?;
+    let config = cluster().await?;
     let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config).context("make a client")?;
     let names = Names::new(&args, namespace);
