@@ -6,6 +6,8 @@
 #![allow(clippy::print_stdout, reason = "the seed and what happened belong in the test's output")]
 
 mod api;
+#[path = "api/direct.rs"]
+mod direct;
 #[path = "api/outcome.rs"]
 mod outcome;
 #[path = "api/relay.rs"]
@@ -15,15 +17,22 @@ mod scene;
 
 use anyhow::{Context as _, Result, ensure};
 use api::{Api, Program};
-use outcome::{Random, list};
+use direct::Direct;
+use outcome::Random;
 use relay::{Fault, Relay};
-use scene::{MULTUS_KIND, NETWORKS, Scene, foreign, network};
+use scene::{MULTUS_KIND, NETWORKS, Scene, answered, condition, foreign, network};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// How many events a sequence has.
-const EVENTS: u64 = 16;
+const EVENTS: u64 = 12;
+
+/// How long the agents answer between two events.
+const BETWEEN: Duration = Duration::from_millis(700);
+
+/// How often they do.
+const TICK: Duration = Duration::from_millis(50);
 
 /// How many nodes there are.
 const NODES: u64 = 5;
@@ -33,7 +42,10 @@ const NODES: u64 = 5;
 const DEADLINE: Duration = Duration::from_secs(90);
 
 /// For how long nothing may change until that counts as the end.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(2);
+
+/// For how long a pool with a device in use is watched.
+const HELD: Duration = Duration::from_secs(6);
 
 const STAGED: &str = "staged";
 const PLAIN: &str = "plain";
@@ -41,10 +53,13 @@ const POOL_LABEL: &str = "macvtap.network.kubevirt.io/pool";
 
 struct Storm {
     scene: Scene,
+    direct: Direct,
     relay: Relay,
     random: Random,
     cuts: u32,
     edits: u64,
+    /// How many devices of each pool are in use on the first node.
+    in_use: u32,
 }
 
 impl Storm {
@@ -60,8 +75,16 @@ impl Storm {
         let far = api.kubectl.kubeconfig().with_file_name("far");
         std::fs::create_dir_all(&far)?;
         std::fs::write(far.join("kubeconfig"), config.to_string())?;
-        let mut storm =
-            Self { scene: Scene { operator: None, api }, relay, random: Random(seed), cuts: 0, edits: 0 };
+        let direct = Direct::new(api.kubectl.kubeconfig())?;
+        let mut storm = Self {
+            direct,
+            scene: Scene { operator: None, api },
+            relay,
+            random: Random(seed),
+            cuts: 0,
+            edits: 0,
+            in_use: 0,
+        };
         (0..NODES).try_for_each(|number| storm.scene.node(&format!("n{number}"), &json!({"zone": "a"})))?;
         storm.scene.api.create(&foreign("default", "net-plain"))?;
         storm.pools()?;
@@ -97,13 +120,14 @@ impl Storm {
     }
 
     fn happen(&mut self) -> Result<String> {
-        let fault = match self.random.below(6) {
+        let fault = match self.random.below(8) {
             0 if self.cuts < 3 => {
                 self.cuts += 1;
                 Fault::Cut
             }
             0 | 1 => Fault::Delay(Duration::from_millis(100 + self.random.below(900))),
             2 | 3 => Fault::Throttle(20_000 + u32::try_from(self.random.below(200_000))?),
+            4 | 5 => self.behind()?,
             _ => Fault::None,
         };
         self.relay.set(fault);
@@ -121,10 +145,67 @@ impl Storm {
         Ok(format!("{fault:?}, {}", what?))
     }
 
+    /// Some watches seconds behind the others.
+    fn behind(&mut self) -> Result<Fault> {
+        let late = Duration::from_millis(2000 + self.random.below(3000));
+        Ok(Fault::Behind(late, u32::try_from(self.random.below(4))?))
+    }
+
+    /// Deletes a pool with devices in use: it stays until they are free.
+    fn drain(&mut self) -> Result<()> {
+        self.in_use = 1;
+        self.occupy()?;
+        let fault = self.behind()?;
+        println!("drain, {fault:?}");
+        self.relay.set(fault);
+        self.scene.api.kubectl.run(&["delete", "mrp", PLAIN, "--wait=false"])?;
+        self.answer_for(HELD, |storm| {
+            ensure!(storm.has_plain()?, "the pool was released with a device in use");
+            Ok(())
+        })?;
+        self.in_use = 0;
+        self.occupy()?;
+        self.relay.set(Fault::None);
+        e2e::wait::until("the drained pool to go", DEADLINE, || {
+            self.answer()?;
+            Ok((!self.has_plain()?).then_some(()))
+        })
+    }
+
+    /// Whether the pool that is drained exists, with its network.
+    fn has_plain(&self) -> Result<bool> {
+        let pools = self.direct.pools()?;
+        let exists = pools.iter().any(|pool| pool["metadata"]["name"] == PLAIN);
+        let states = self.direct.states()?;
+        let n0 = states.iter().find(|state| state["metadata"]["name"] == "n0").context("n0 has no state")?;
+        let entries = n0["spec"]["pools"].as_array().into_iter().flatten();
+        let is_held = entries.into_iter().any(|entry| entry["name"] == PLAIN);
+        ensure!(is_held || self.in_use == 0, "n0 lost the pool with a device in use");
+        Ok(exists)
+    }
+
+    /// Reports the devices in use of the first node.
+    fn occupy(&self) -> Result<()> {
+        let states = self.direct.states()?;
+        let n0 = states.iter().find(|state| state["metadata"]["name"] == "n0").context("n0 has no state")?;
+        self.direct.answer("n0", &answered(n0, self.in_use, &condition("Ready", "True", "Serving")))
+    }
+
+    /// Answers for all agents for so long, and checks this each time.
+    fn answer_for(&self, time: Duration, check: impl Fn(&Self) -> Result<()>) -> Result<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            self.answer()?;
+            check(self)?;
+            std::thread::sleep(TICK);
+        }
+        Ok(())
+    }
+
     /// Compares the cluster with what must hold at any time, and answers for every agent that has something to answer.
     /// Returns whether none had.
     fn answer(&self) -> Result<bool> {
-        let states = list(&self.scene.api, "mns")?;
+        let states = self.direct.states()?;
         let mut changing: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
         for state in &states {
             let part = |place: &str| {
@@ -148,10 +229,12 @@ impl Storm {
         for state in &states {
             if state["status"]["observedHash"] != state["spec"]["configHash"] {
                 idle = false;
-                self.scene.answer(state["metadata"]["name"].as_str().context("no name")?, 0)?;
+                let name = state["metadata"]["name"].as_str().context("no name")?;
+                let in_use = if name == "n0" { self.in_use } else { 0 };
+                self.direct.answer(name, &answered(state, in_use, &condition("Ready", "True", "Serving")))?;
             }
         }
-        for pool in list(&self.scene.api, "mrp")? {
+        for pool in self.direct.pools()? {
             let counts = &pool["status"]["nodes"];
             ensure!(counts["unreachable"].as_u64().unwrap_or_default() == 0, "every agent answers: {pool:#}");
             let conditions = pool["status"]["conditions"].as_array().into_iter().flatten();
@@ -167,21 +250,30 @@ impl Storm {
         let (mut seen, mut since) = (String::new(), Instant::now());
         loop {
             let idle = self.answer()?;
-            let now = self.scene.versions()?;
+            let now = self.versions()?;
             if now != seen || !idle {
                 (seen, since) = (now, Instant::now());
             } else if since.elapsed() >= QUIET && self.complete()? {
                 return Ok(());
             }
             ensure!(begun.elapsed() < DEADLINE, "not complete after {DEADLINE:?}: {seen}");
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(TICK);
         }
+    }
+
+    /// The versions of everything that the operator writes.
+    fn versions(&self) -> Result<String> {
+        let all = [self.direct.pools()?, self.direct.states()?, self.direct.networks()?].concat();
+        let version = |object: &Value| {
+            format!("{}={}", object["metadata"]["name"], object["metadata"]["resourceVersion"])
+        };
+        Ok(all.iter().map(version).collect::<Vec<_>>().join(" "))
     }
 
     /// Whether every node has both pools as they are now, and the pools say so.
     fn complete(&self) -> Result<bool> {
-        let states = list(&self.scene.api, "mns")?;
-        for pool in list(&self.scene.api, "mrp")? {
+        let states = self.direct.states()?;
+        for pool in self.direct.pools()? {
             let (meta, report) = (&pool["metadata"], &pool["status"]);
             let said = report["conditions"].as_array().into_iter().flatten();
             let is_ready = said.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
@@ -213,7 +305,7 @@ fn whatever_becomes_of_its_connections_the_operator_keeps_its_promises_and_ends_
     let before = theirs(&storm)?;
     for number in 0..EVENTS {
         println!("{number:2} {}", storm.happen()?);
-        (0..2).try_for_each(|_| storm.answer().map(drop))?;
+        storm.answer_for(BETWEEN, |_| Ok(()))?;
     }
     storm.relay.set(Fault::None);
     storm.settle().context("after the events")?;
@@ -227,5 +319,5 @@ fn whatever_becomes_of_its_connections_the_operator_keeps_its_promises_and_ends_
     storm.settle().context("a fresh operator")?;
     let fresh = outcome::outcome(&storm.scene.api)?;
     ensure!(ended == fresh, "a fresh operator makes {fresh:#?}, the sequence ended with {ended:#?}");
-    Ok(())
+    storm.drain()
 }

@@ -23,6 +23,9 @@ pub(crate) enum Fault {
     /// What is sent arrives up to so much later, on each connection by another time: events of different kinds overtake
     /// each other.
     Delay(Duration),
+    /// Of the connections that there are, this one and every fourth after it is so late, the others are not: what one watch
+    /// shows is older by seconds than what another one does.
+    Behind(Duration, u32),
     /// So many bytes arrive in a second, on each connection.
     Throttle(u32),
 }
@@ -61,8 +64,11 @@ struct Way {
 impl Way {
     /// Sets what becomes of the connection with this number.
     fn set(&self, fault: Fault, number: u32) {
-        let delay =
-            if let Fault::Delay(most) = fault { most / STEPS * (number % STEPS + 1) } else { Duration::ZERO };
+        let delay = match fault {
+            Fault::Delay(most) => most / STEPS * (number % STEPS + 1),
+            Fault::Behind(late, first) if number % STEPS == first % STEPS => late,
+            _ => Duration::ZERO,
+        };
         *self.delay.lock().unwrap_or_else(PoisonError::into_inner) = delay;
         self.rate.store(if let Fault::Throttle(rate) = fault { rate } else { 0 }, Ordering::SeqCst);
         if fault == Fault::Swallow {
@@ -139,7 +145,8 @@ fn pass_on(client: TcpStream, to: u16, shared: &Mutex<Shared>) -> Result<()> {
     }
     let server = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, to)))?;
     let way = Arc::new(Way::default());
-    way.set(shared.fault, u32::try_from(shared.connections.len()).unwrap_or_default());
+    let fault = if let Fault::Behind(..) = shared.fault { Fault::None } else { shared.fault };
+    way.set(fault, u32::try_from(shared.connections.len()).unwrap_or_default());
     for (from, into) in [(&client, &server), (&server, &client)] {
         let (from, into, way) = (from.try_clone()?, into.try_clone()?, Arc::clone(&way));
         thread::spawn(move || pump(from, into, &way));

@@ -92,20 +92,7 @@ impl Scene {
     /// The same with another condition Ready of every pool.
     pub(crate) fn answer_with(&self, node: &str, allocated: u32, ready: &Value) -> Result<()> {
         let state = self.api.kubectl.get("", &format!("mns/{node}"))?;
-        let entries = state.pointer("/spec/pools").and_then(Value::as_array).cloned().unwrap_or_default();
-        let pools: Vec<Value> = entries
-            .iter()
-            .map(|pool| {
-                json!({
-                    "name": pool["name"], "generation": pool["generation"], "links": ["dp0"],
-                    "capacity": 50, "allocatable": 50, "allocated": allocated,
-                    "conditions": [ready],
-                })
-            })
-            .collect();
-        let status =
-            json!({"observedHash": state["spec"]["configHash"], "agentVersion": "test", "pools": pools});
-        self.api.patch_status(&format!("mns/{node}"), &status)
+        self.api.patch_status(&format!("mns/{node}"), &answered(&state, allocated, ready))
     }
 
     /// Makes a node one that has not been Ready for long.
@@ -198,6 +185,22 @@ pub(crate) const MULTUS_KIND: &str = include_str!("network-kind.yaml");
 pub(crate) fn condition(kind: &str, status: &str, reason: &str) -> Value {
     let time = "2026-01-01T00:00:00Z";
     json!({"type": kind, "status": status, "reason": reason, "message": "m", "lastTransitionTime": time})
+}
+
+/// The status by which an agent answers a spec: every pool has 50 devices, so many in use.
+pub(crate) fn answered(state: &Value, allocated: u32, ready: &Value) -> Value {
+    let entries = state.pointer("/spec/pools").and_then(Value::as_array).cloned().unwrap_or_default();
+    let pools: Vec<Value> = entries
+        .iter()
+        .map(|pool| {
+            json!({
+                "name": pool["name"], "generation": pool["generation"], "links": ["dp0"],
+                "capacity": 50, "allocatable": 50, "allocated": allocated,
+                "conditions": [ready],
+            })
+        })
+        .collect();
+    json!({"observedHash": state["spec"]["configHash"], "agentVersion": "test", "pools": pools})
 }
 
 pub(crate) fn network(name: &str, namespaces: &Value) -> Value {
