@@ -211,20 +211,39 @@ fn heard(node: &Node, slot: u32) -> [bool; 4] {
     sent.map(|frame| got.contains(&frame))
 }
 
+/// So many groups that nobody joined.
+const GROUPS: u8 = 64;
+
+/// How many groups' frames reach the tap of a slot. Of those that nobody joined some do: macvlan knows joined groups by 8 bits
+/// of a hash with a key that each network namespace draws (`mc_hash` in drivers/net/macvlan.c).
+fn groups_received(node: &Node, slot: u32) -> u8 {
+    let (wire, guest) = (far_end(node), tap_of(node, slot));
+    for group in 0..GROUPS {
+        wire.send(&frame([0x33, 0x33, 0xff, 0x12, 0x34, group], [0x86, 0xdd], group)).unwrap();
+    }
+    let last = frame(BROADCAST, [0x08, 0], GROUPS);
+    wire.send(&last).unwrap();
+    let got = frames_until(&guest, TAP_HEADER, "the broadcast", |frame| frame == last.as_slice());
+    let is_of_group = |frame: &&Frame| frame.starts_with(&[0x33, 0x33, 0xff, 0x12, 0x34]);
+    u8::try_from(got.iter().filter(is_of_group).count()).unwrap()
+}
+
 #[test]
 fn a_guest_hears_solicitations_and_lldp_because_its_link_takes_all_multicast() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let call = Call::new(&node, &pod, "c1");
     call.ok("ADD");
     assert_eq!(heard(&node, 0), [true, true, false, true]);
+    assert_eq!(groups_received(&node, 0), GROUPS);
     call.ok("DEL");
-    // A pool may turn it off; then only what the pod's kernel joined is heard.
+    // A pool may turn it off; then the guest gets only what the pod's kernel joined.
     node.store_table(|table| {
         table.resources.values_mut().for_each(|resource| resource.all_multicast = false);
     });
     call.ok("ADD");
     assert_eq!(link(&pod)["allmulti"], 0);
-    assert_eq!(heard(&node, 0), [false, false, false, true]);
+    let got = groups_received(&node, 0);
+    assert!(got < GROUPS / 2, "{got} of {GROUPS} groups");
 }
 
 /// The kernel gives a promiscuous macvtap every group's frames, and those for strangers only to one in passthru mode.
