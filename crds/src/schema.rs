@@ -166,7 +166,7 @@ pub(crate) fn tidy(schema: &mut Value) {
     }
 }
 
-/// Bounds an integer by what its Rust type holds, unless its schema has a bound.
+/// Sets the maximum of an integer to what its Rust type holds, unless its schema has a maximum.
 fn bound(fields: &mut Map<String, Value>) {
     let Some(format) = fields.get("format").and_then(Value::as_str) else { return };
     let (most, is_unsigned) = match format {
