@@ -43,10 +43,16 @@ pub(crate) fn outcome(api: &Api) -> Result<BTreeMap<String, Value>> {
         let conditions = pool["status"]["conditions"].as_array().cloned().unwrap_or_default();
         let facts: Vec<Value> =
             conditions.iter().map(|c| json!([c["type"], c["status"], c["reason"]])).collect();
-        if facts.contains(&json!(["Accepted", "True", "Valid"])) {
+        let mut networks = pool["status"]["networks"].clone();
+        // A dry run keeps the networks that the pool had before; a fresh operator makes none.
+        let is_dry_run = pool["spec"]["advertisement"] == "DryRun";
+        if is_dry_run && networks.is_object() {
+            networks["ready"] = Value::Null;
+        }
+        if !is_dry_run && facts.contains(&json!(["Accepted", "True", "Valid"])) {
             accepted.push(pool["metadata"]["name"].clone());
         }
-        let status = json!({"conditions": facts, "nodes": pool["status"]["nodes"], "networks": pool["status"]["networks"]});
+        let status = json!({"conditions": facts, "nodes": pool["status"]["nodes"], "networks": networks});
         outcome.insert(format!("pool {}", pool["metadata"]["name"]), status);
     }
     for state in list(api, "mns")? {
@@ -63,7 +69,7 @@ pub(crate) fn outcome(api: &Api) -> Result<BTreeMap<String, Value>> {
     for network in list(api, NETWORKS)? {
         let meta = &network["metadata"];
         let owner = &meta["labels"][POOL_LABEL];
-        // A pool that is not accepted keeps what it has.
+        // A pool that is not accepted, or in a dry run, keeps what it has.
         if owner.is_null() || accepted.contains(owner) {
             let about = json!([meta["labels"], meta["annotations"], network["spec"]]);
             outcome.insert(format!("network {}/{}", meta["namespace"], meta["name"]), about);
