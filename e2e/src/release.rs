@@ -250,11 +250,13 @@ mod tests {
     }
 
     #[test]
-    fn the_documentation_pushes_every_image_of_the_release() {
+    fn the_documentation_pushes_every_image_of_the_release_and_unpacks_its_cli() {
         let text = fs::read_to_string(Checkout::here().path("README.md")).unwrap();
         let archive = format!("oci-archive:dist/$image-{VERSION}.oci.tar");
         let all = format!("for image in {}; do skopeo copy --all {archive} ", image::NAMES.join(" "));
         assert!(text.contains(&all), "README.md does not push each image by `{all}`");
+        let cli = "tar -xzf dist/kubectl-macvtap-linux-amd64.tar.gz ";
+        assert!(text.contains(cli), "README.md does not unpack the CLI by `{cli}`");
     }
 
     #[test]
