@@ -122,7 +122,8 @@ fn manifests(checkout: &Checkout, origin: &Origin, dist: &Path) -> Result<()> {
     stage_chart(checkout, origin, &staged)?;
     let package = archive::gzip(&archive::directory(&staged, "macvtap-operator")?)?;
     layout::write(&dist.join(format!("macvtap-operator-{VERSION}.tgz")), package)?;
-    layout::write(&dist.join("install.yaml"), installation(checkout, origin, &staged)?)?;
+    let manifest = manifest(checkout, &staged, origin.registry.as_deref())?;
+    layout::write(&dist.join("install.yaml"), manifest)?;
     let mut kinds = String::new();
     for (_, path) in sorted(&checkout.path("crds/yaml"))? {
         kinds += &fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -144,7 +145,8 @@ fn stage_chart(checkout: &Checkout, origin: &Origin, staged: &Path) -> Result<()
     layout::write(&path, text)
 }
 
-fn installation(checkout: &Checkout, origin: &Origin, chart: &Path) -> Result<String> {
+/// Everything that the chart yields, as one manifest, with images of this registry.
+pub fn manifest(checkout: &Checkout, chart: &Path, registry: Option<&str>) -> Result<String> {
     let mut helm = Command::new(checkout.bin().join("helm"));
     helm.args(["template", "macvtap"]).arg(chart).args([
         "-n",
@@ -152,7 +154,7 @@ fn installation(checkout: &Checkout, origin: &Origin, chart: &Path) -> Result<St
         "--kube-version=1.32.0",
         "--no-hooks",
     ]);
-    if let Some(registry) = &origin.registry {
+    if let Some(registry) = registry {
         helm.args(["--set", &format!("global.imageRegistry={registry}")]);
     }
     let objects = process::output(&mut helm).context("render the chart")?;

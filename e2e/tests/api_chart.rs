@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use api::Api;
 use api::chart::{NAMESPACE, helm, install, refused, rendered};
 use e2e::layout::Checkout;
-use e2e::process;
+use e2e::{process, release};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -56,6 +56,35 @@ fn two_operators_share_one_name_and_a_budget() -> Result<()> {
     }
     install(&api, &["operator.replicas=1"])?;
     refused(api.kubectl.get(NAMESPACE, "poddisruptionbudget/macvtap-operator"), "not found")
+}
+
+#[test]
+fn the_manifest_of_a_release_is_applied_twice_and_deleted_as_the_documentation_says() -> Result<()> {
+    let api = Api::without_crds()?;
+    let checkout = Checkout::here();
+    let chart = checkout.path("charts/macvtap-operator");
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("install.yaml");
+    std::fs::write(&file, release::manifest(&checkout, &chart, Some("registry.example"))?)?;
+    let file = file.to_str().context("the path is not UTF-8")?;
+    for _ in 0..2 {
+        api.kubectl.run(&["apply", "--server-side", "-f", file])?;
+    }
+    for (workload, program) in [
+        ("deployment/macvtap-operator", "macvtap-operator"),
+        ("daemonset/macvtap-node-agent", "macvtap-node-agent"),
+    ] {
+        let image = api.kubectl.get(NAMESPACE, workload)?;
+        let image = image.pointer("/spec/template/spec/containers/0/image").cloned();
+        assert_eq!(image, Some(json!(format!("registry.example/{program}:{}", release::VERSION))));
+    }
+    // No controller ends the namespace here.
+    api.kubectl.run(&["delete", "-f", file, "--wait=false"])?;
+    let kinds = "clusterrole,clusterrolebinding,flowschema,validatingadmissionpolicy,validatingadmissionpolicybinding";
+    let left = api.kubectl.run(&["get", kinds, "-o", "name"])?;
+    let left: Vec<&str> = left.lines().filter(|name| name.contains("macvtap")).collect();
+    ensure!(left.is_empty(), "{left:?} stays");
+    Ok(())
 }
 
 #[test]
