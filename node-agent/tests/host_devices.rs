@@ -88,7 +88,7 @@ impl Agent {
         pool.as_object_mut().unwrap().extend(says.as_object().unwrap().clone());
         let mut engine = Engine::new(table, BOOT.to_owned(), false);
         engine.world.pools = vec![Pool::compile(serde_json::from_value::<NodePool>(pool).unwrap()).unwrap()];
-        engine.world.in_use = checkpoint::devices(&node.plugins(), &shared.nics.borrow());
+        engine.world.in_use = checkpoint::devices(&node.plugins(), &shared.nics.borrow()).unwrap_or_default();
         let _ = engine.world.inventory.reset(links);
         let first = decide(&mut engine, &shared);
         let (offer, offered) = watch::channel(Arc::new(first));

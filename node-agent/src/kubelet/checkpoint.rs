@@ -34,17 +34,18 @@ pub struct Given {
     pub lower: LowerLinks,
 }
 
-/// Devices of ours that the kubelet has given to pods.
-pub fn devices(plugins: &Path, names: &NicNames) -> BTreeSet<DeviceId> {
-    let given = given(plugins).into_iter();
+/// Returns the devices of ours that the kubelet has given to pods; none when there is no checkpoint that can be read, which
+/// does not show that pods hold none.
+pub fn devices(plugins: &Path, names: &NicNames) -> Option<BTreeSet<DeviceId>> {
+    let given = read(plugins)?.into_iter();
     let devices = given.flat_map(|Given { resource, devices, nics, .. }| {
         let nics = nics.into_iter().filter_map(move |nic| names.device(&resource, &nic.to_string()));
         devices.into_iter().chain(nics)
     });
-    devices.collect()
+    Some(devices.collect())
 }
 
-/// The same, by container, with what was promised. None when there is no checkpoint, or none that can be read.
+/// Returns the same, by container, with what was promised; nothing when there is no checkpoint that can be read.
 pub fn given(plugins: &Path) -> Vec<Given> {
     read(plugins).unwrap_or_default()
 }
@@ -111,7 +112,8 @@ mod tests {
     fn read(text: &str) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(CHECKPOINT), text).unwrap();
-        devices(dir.path(), &NicNames::default()).iter().map(ToString::to_string).collect()
+        let devices = devices(dir.path(), &NicNames::default()).unwrap();
+        devices.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -198,10 +200,13 @@ mod tests {
     }
 
     #[test]
-    fn a_note_that_cannot_be_read_tells_nothing() {
-        for text in ["", "{", "[]", r#"{"Data":{"PodDeviceEntries":[{"DeviceIDs":[1]},7]}}"#] {
-            assert_eq!(read(text), [""; 0]);
+    fn a_checkpoint_that_cannot_be_read_does_not_show_that_pods_hold_nothing() {
+        assert_eq!(read(r#"{"Data":{"PodDeviceEntries":[{"DeviceIDs":[1]},7]}}"#), [""; 0]);
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(devices(dir.path(), &NicNames::default()), None);
+        for damaged in ["", "{", "[]"] {
+            std::fs::write(dir.path().join(CHECKPOINT), damaged).unwrap();
+            assert_eq!(devices(dir.path(), &NicNames::default()), None, "{damaged}");
         }
-        assert!(devices(Path::new("/nonexistent"), &NicNames::default()).is_empty());
     }
 }

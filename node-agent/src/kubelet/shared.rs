@@ -138,10 +138,11 @@ impl Ledger {
     }
 
     /// Returns the devices allocated longer ago than `age`, not listed since, and `held` by pods as the kubelet's checkpoint
-    /// shows: their pods may still be starting. Drops the notes of others of that age.
-    pub fn keep(&self, age: Duration, held: &BTreeSet<DeviceId>, now: Instant) -> BTreeSet<DeviceId> {
+    /// shows: their pods may still be starting. Drops the notes of others of that age, unless no checkpoint could be read.
+    pub fn keep(&self, age: Duration, held: Option<&BTreeSet<DeviceId>>, now: Instant) -> BTreeSet<DeviceId> {
         let mut allocated = self.lock();
-        allocated.retain(|device, allocation| allocation.is_recent(age, now) || held.contains(device));
+        let is_held = |device: &DeviceId| held.is_none_or(|held| held.contains(device));
+        allocated.retain(|device, allocation| allocation.is_recent(age, now) || is_held(device));
         let older = allocated.iter().filter(|(_, allocation)| !allocation.is_recent(age, now));
         older.map(|(device, _)| device.clone()).collect()
     }

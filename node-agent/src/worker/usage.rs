@@ -1,6 +1,10 @@
 //! Which devices pods have, from the kubelet, from records and from what was just allocated.
 
-use crate::attachments::cleanup::{self, Troubles};
+mod witnesses;
+
+pub(super) use witnesses::{Witnesses, at_start, recorded, starting};
+
+use crate::attachments::cleanup::{self, Done, Troubles};
 use crate::attachments::collector::{Collector, Liveness, Observation};
 use crate::attachments::sandbox::{Fate, Sandboxes};
 use crate::attachments::{Lost, LostLink, Unlisted, taps};
@@ -8,21 +12,21 @@ use crate::config::args::RunArguments;
 use crate::devices::assignment::GRACE;
 use crate::devices::nics::NicNames;
 use crate::kubelet::directory::Happened;
-use crate::kubelet::{Ledger, Shared};
-use crate::kubelet::{checkpoint, instance, podresources};
+use crate::kubelet::{Shared, checkpoint, instance, podresources};
 use crate::pods::Listing;
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::Rtnl;
+use macvtap::kubelet_id::ServingKubelet;
 use macvtap::paths::Paths;
 use macvtap::record::{Attachment, Holder};
 use macvtap::tap_pods::{self, TapNote};
 use macvtap::{detach, records};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, warn};
+use tracing::warn;
+use witnesses::{Records, all_recorded};
 
 /// Between scans.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -54,21 +58,6 @@ pub(super) struct Seen {
     pub(super) ask_for_checkpoint: bool,
 }
 
-/// What is known before the kubelet was asked: enough never to move a device that a pod has. Notes what no record names as
-/// allocated: the kubelet never lists the devices of init containers.
-pub(super) fn at_start(
-    paths: &Paths,
-    plugins: &Path,
-    names: &NicNames,
-    ledger: &Ledger,
-    now: Instant,
-) -> BTreeSet<DeviceId> {
-    let recorded: BTreeSet<DeviceId> = recorded(paths).into_iter().map(|record| record.device).collect();
-    let held = checkpoint::devices(plugins, names);
-    ledger.note_earlier(held.difference(&recorded).cloned(), now);
-    held.into_iter().chain(recorded).collect()
-}
-
 /// Scans periodically and publishes every result. Removes orphans.
 pub(super) async fn follow(
     arguments: RunArguments,
@@ -86,8 +75,8 @@ pub(super) async fn follow(
     let mut look = Look {
         arguments,
         shared,
-        collector: Collector::default(),
-        troubles: Troubles::new(),
+        judge: Judge::default(),
+        witnesses: Witnesses::default(),
         kubelet_starts,
         kubelet_since: Instant::now(),
         happened,
@@ -121,14 +110,75 @@ async fn kubelet_restarted(happened: &mut watch::Receiver<Happened>, starts: u64
 struct Look {
     arguments: RunArguments,
     shared: Arc<Shared>,
-    collector: Collector,
-    troubles: Troubles,
+    judge: Judge,
+    witnesses: Witnesses,
     kubelet_starts: u64,
     kubelet_since: Instant,
     happened: watch::Receiver<Happened>,
     lost: Lost,
     unlisted: Unlisted,
     is_logged: bool,
+}
+
+/// What is remembered of attachments from one scan to the next.
+#[derive(Debug, Default)]
+struct Judge {
+    collector: Collector,
+    troubles: Troubles,
+}
+
+/// What the attachments have shown.
+#[derive(Debug)]
+struct Judged {
+    lost: Lost,
+    unlisted: BTreeMap<DeviceId, Holder>,
+    ask_for_checkpoint: bool,
+    done: Done,
+}
+
+/// What was seen before the attachments are judged.
+struct Before {
+    records: Records,
+    /// The kubelet that served before it was asked.
+    kubelet: Option<ServingKubelet>,
+    kubelet_since: Instant,
+    now: Instant,
+}
+
+impl Judge {
+    /// Judges the attachments, and removes orphans.
+    fn judge(&mut self, shared: &Shared, listing: Option<&Listing>, before: &Before) -> Judged {
+        let (paths, plugins) = (&shared.paths, &shared.plugins);
+        let (records, damaged) = &before.records;
+        let allocated = shared.ledger.recent(GRACE, before.now).into_iter().collect();
+        let kubelet = instance::observe(paths, plugins);
+        // Else one was asked and the other has its socket by now.
+        let kubelet = kubelet.filter(|kubelet| before.kubelet.as_ref() == Some(kubelet));
+        let has_taps = records.iter().any(|record| record.holder == Holder::Host);
+        let memory = has_taps.then(|| checkpoint::memory(plugins, kubelet.as_ref())).flatten();
+        let seen = Observation {
+            records,
+            damaged,
+            listing,
+            memory: memory.as_ref(),
+            allocated: &allocated,
+            own_pod: shared.ages.own(),
+            node: shared.ages.node(),
+            kubelet: kubelet.as_ref().map(|kubelet| kubelet.id.as_str()),
+            kubelet_since: before.kubelet_since,
+            now: before.now,
+        };
+        let mut plan = self.collector.plan(&seen, &NodeLiveness::new(paths));
+        // The records were read a while ago: a pod that is ending has lost its link by right.
+        plan.dead.retain(|(record, _)| records::stands(paths, record));
+        let done = cleanup::clean(paths, &plan, &mut self.troubles);
+        let lost = plan.dead.into_iter().map(|(record, pod)| {
+            let link = LostLink::of(&record, pod);
+            (record.device, link)
+        });
+        let (lost, ask_for_checkpoint) = (lost.collect(), plan.ask_for_checkpoint);
+        Judged { lost, unlisted: plan.unlisted, ask_for_checkpoint, done }
+    }
 }
 
 impl Look {
@@ -143,7 +193,7 @@ impl Look {
         let (paths, plugins) = (self.shared.paths.clone(), self.shared.plugins.clone());
         // Before the kubelet is asked: what is recorded later may be of a pod that its answer does not know.
         let before = move || (instance::observe(&paths, &plugins), all_recorded(&paths));
-        let (kubelet_before, recorded_before) = tokio::task::spawn_blocking(before).await.ok()?;
+        let (kubelet, records) = tokio::task::spawn_blocking(before).await.ok()?;
         let listing = self.ask_kubelet(&names).await;
         let answered = listing.is_some();
         if let Some(listing) = &listing {
@@ -153,61 +203,32 @@ impl Look {
         let listed: Vec<DeviceId> =
             listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
         let shared = Arc::clone(&self.shared);
-        let mut collector = std::mem::take(&mut self.collector);
-        let mut troubles = std::mem::take(&mut self.troubles);
-        let since = self.kubelet_since;
-        let allocated = self.shared.ledger.recent(GRACE, now).into_iter().collect();
+        let (mut judge, mut witnesses) =
+            (std::mem::take(&mut self.judge), std::mem::take(&mut self.witnesses));
+        let kubelet_since = self.kubelet_since;
         // Files, and deletions that take the kernel 20 ms each: off the thread that answers the kubelet.
         let looked = tokio::task::spawn_blocking(move || {
-            let (paths, plugins) = (&shared.paths, &shared.plugins);
-            let (records, damaged) = recorded_before;
-            let kubelet = instance::observe(paths, plugins);
-            // Else one was asked and the other has its socket by now.
-            let kubelet = kubelet.filter(|kubelet| kubelet_before.as_ref() == Some(kubelet));
-            let has_taps = records.iter().any(|record| record.holder == Holder::Host);
-            let memory = has_taps.then(|| checkpoint::memory(plugins, kubelet.as_ref())).flatten();
-            let seen = Observation {
-                records: &records,
-                damaged: &damaged,
-                listing: listing.as_ref(),
-                memory: memory.as_ref(),
-                allocated: &allocated,
-                own_pod: shared.ages.own(),
-                node: shared.ages.node(),
-                kubelet: kubelet.as_ref().map(|kubelet| kubelet.id.as_str()),
-                kubelet_since: since,
-                now,
-            };
-            let mut plan = collector.plan(&seen, &NodeLiveness::new(paths));
-            // The records were read a while ago: a pod that is ending has lost its link by right.
-            plan.dead.retain(|(record, _)| records::stands(paths, record));
-            let done = cleanup::clean(paths, &plan, &mut troubles);
-            let mut in_use = match listing {
-                Some(listing) => listing.devices.into_keys().collect(),
-                // Without pod resources its checkpoint is all the kubelet publishes; it forgets late, never early.
-                None => checkpoint::devices(plugins, &names),
-            };
-            in_use.extend(recorded(paths).into_iter().map(|record| record.device));
-            let ask_for_checkpoint =
-                starting(&shared.ledger, plugins, &names, &mut in_use, now) || plan.ask_for_checkpoint;
-            let lost = plan
-                .dead
-                .into_iter()
-                .map(|(record, pod)| (record.device.clone(), LostLink::of(&record, pod)));
-            let state = (collector, troubles, ask_for_checkpoint);
-            (state, in_use, lost.collect::<Lost>(), plan.unlisted, done)
+            // Without records nothing is known of any attachment, not that there is none.
+            let judged = records.map(|records| {
+                judge.judge(&shared, listing.as_ref(), &Before { records, kubelet, kubelet_since, now })
+            });
+            let plugins = &shared.plugins;
+            let mut in_use = witnesses.update(listing, plugins, &names, recorded(&shared.paths));
+            let is_behind = starting(&shared.ledger, plugins, &names, &mut in_use, now);
+            (judge, witnesses, judged, in_use, is_behind)
         });
-        let (state, mut in_use, lost, unlisted, done): (_, BTreeSet<DeviceId>, _, _, _) =
-            looked.await.ok()?;
-        let ask_for_checkpoint;
-        (self.collector, self.troubles, ask_for_checkpoint) = state;
-        // A kubelet that says nothing has not given anybody a new pod.
-        if answered {
-            self.note_lost(lost);
-            self.note_unlisted(unlisted, now);
+        let (judged, mut in_use, mut ask_for_checkpoint);
+        (self.judge, self.witnesses, judged, in_use, ask_for_checkpoint) = looked.await.ok()?;
+        if let Some(judged) = judged {
+            ask_for_checkpoint |= judged.ask_for_checkpoint;
+            // A kubelet that says nothing has not given anybody a new pod.
+            if answered {
+                self.note_lost(judged.lost);
+                self.note_unlisted(judged.unlisted, now);
+            }
+            self.shared.metrics.orphans_removed.inc_by(judged.done.removed);
+            self.shared.metrics.adopted.inc_by(judged.done.adopted);
         }
-        self.shared.metrics.orphans_removed.inc_by(done.removed);
-        self.shared.metrics.adopted.inc_by(done.adopted);
         let recent = self.shared.ledger.recent(GRACE, now);
         let is_pending = recent.iter().any(|device| !listed.contains(device));
         in_use.extend(recent);
@@ -259,23 +280,6 @@ impl Look {
     }
 }
 
-/// Adds devices whose pods have been starting for long: only the kubelet's checkpoint shows that they hold them. Returns whether
-/// the kubelet must write it again, since it may be behind.
-pub(super) fn starting(
-    ledger: &Ledger,
-    plugins: &Path,
-    names: &NicNames,
-    in_use: &mut BTreeSet<DeviceId>,
-    now: Instant,
-) -> bool {
-    let is_needed = ledger.has_older(GRACE, now);
-    let held = if is_needed { checkpoint::devices(plugins, names) } else { BTreeSet::new() };
-    let starting = ledger.keep(GRACE, &held, now);
-    let only = starting.difference(in_use).cloned().collect();
-    in_use.extend(starting);
-    ledger.is_checkpoint_due(&only, now)
-}
-
 /// This node's links and namespaces.
 struct NodeLiveness<'n> {
     paths: &'n Paths,
@@ -304,59 +308,5 @@ impl Liveness for NodeLiveness<'_> {
 
     fn tap_note(&self, device: &DeviceId) -> Option<TapNote> {
         tap_pods::read(self.paths, device)
-    }
-}
-
-fn recorded(paths: &Paths) -> Vec<Attachment> {
-    all_recorded(paths).0
-}
-
-/// Records, and devices whose record cannot be read.
-fn all_recorded(paths: &Paths) -> (Vec<Attachment>, Vec<DeviceId>) {
-    match records::list(paths) {
-        Ok(listing) => {
-            for (device, error) in &listing.damaged {
-                let reason = crate::error_chain(error);
-                debug!(%device, %reason, "attachment record not readable");
-            }
-            (listing.records, listing.damaged.into_iter().map(|(device, _)| device).collect())
-        }
-        Err(error) => {
-            let reason = crate::error_chain(&error);
-            warn!(%reason, "attachment records not readable");
-            (Vec::new(), Vec::new())
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_of_an_init_container_is_in_use_for_as_long_as_its_pod_takes_to_start() {
-        let plugins = tempfile::tempdir().unwrap();
-        let write_checkpoint = |ids: &str| {
-            let text = format!(
-                r#"{{"Data":{{"PodDeviceEntries":[{{"PodUID":"u","ContainerName":"init",
-                "ResourceName":"macvtap.network.kubevirt.io/a","DeviceIDs":{{"-1":[{ids}]}},"AllocResp":""}}]}}}}"#
-            );
-            std::fs::write(plugins.path().join("kubelet_internal_checkpoint"), text).unwrap();
-        };
-        let (ledger, device): (_, DeviceId) = (Ledger::default(), "aMvp0".parse().unwrap());
-        let (allocated, later) = (Instant::now(), Instant::now() + 5 * GRACE);
-        ledger.note(device.clone(), allocated);
-        write_checkpoint(r#""aMvp0""#);
-        let in_use = |recorded: &[&DeviceId], now: Instant| {
-            let mut in_use = recorded.iter().copied().cloned().collect();
-            let is_due = starting(&ledger, plugins.path(), &NicNames::default(), &mut in_use, now);
-            (in_use.contains(&device), is_due)
-        };
-        assert_eq!(in_use(&[], allocated + GRACE / 2), (false, false), "it counts as a recent allocation");
-        assert_eq!(in_use(&[&device], later), (true, false), "the record shows that it is in use");
-        assert_eq!(in_use(&[], later), (true, true), "the checkpoint may be behind");
-        assert_eq!(in_use(&[], later), (true, false), "it was asked for a moment ago");
-        write_checkpoint("");
-        assert_eq!(in_use(&[], later), (false, false));
     }
 }

@@ -36,6 +36,7 @@ pub(super) struct SimulatedWorker {
     troubles: Troubles,
     ledger: Ledger,
     usage: BTreeSet<DeviceId>,
+    witnesses: usage::Witnesses,
     kubelet_starts: u64,
     kubelet_since: Instant,
     look: Looking,
@@ -80,6 +81,7 @@ impl SimulatedWorker {
             collector: Collector::default(),
             troubles: Troubles::new(),
             ledger,
+            witnesses: usage::Witnesses::default(),
             kubelet_starts: starts,
             kubelet_since: now,
             look: Looking::Not,
@@ -229,12 +231,8 @@ impl SimulatedWorker {
         cleanup::clean_through(paths, &mut hands, &plan, &mut self.troubles);
         let listed: Vec<DeviceId> =
             listing.iter().flat_map(|listing| listing.devices.keys().cloned()).collect();
-        self.usage = match listing {
-            Some(listing) => listing.devices.into_keys().collect(),
-            None => crate::kubelet::checkpoint::devices(clock.plugins, &NicNames::default()),
-        };
-        self.usage.extend(records::list(paths).unwrap().records.into_iter().map(|record| record.device));
         let names = NicNames::default();
+        self.usage = self.witnesses.update(listing, clock.plugins, &names, usage::recorded(paths));
         let is_behind = usage::starting(&self.ledger, clock.plugins, &names, &mut self.usage, clock.now);
         self.usage.extend(allocated);
         self.ledger.confirm(listed.iter(), asked);
