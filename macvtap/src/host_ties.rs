@@ -41,11 +41,11 @@ pub fn addressed(payload: &[u8]) -> Option<u32> {
 
 /// What default routes use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct DefaultRoutes {
+pub struct DefaultRoutes {
     /// The links of all next hops.
-    pub(crate) links: BTreeSet<u32>,
+    pub links: BTreeSet<u32>,
     /// The nexthop objects of routes that name nothing else (`net.ipv4.nexthop_compat_mode=0`).
-    pub(crate) nexthops: BTreeSet<u32>,
+    pub nexthops: BTreeSet<u32>,
 }
 
 impl DefaultRoutes {
@@ -91,6 +91,12 @@ pub(crate) fn nexthop(payload: &[u8]) -> Option<(u32, Nexthop)> {
         }
     }
     id.zip(found)
+}
+
+/// Reads the number of a nexthop object that was added, replaced or removed.
+pub fn nexthop_id(payload: &[u8]) -> Option<u32> {
+    let mut attributes = NlasIterator::new(payload.get(NEXTHOP_LEN..)?).flatten();
+    attributes.find(|attribute| attribute.kind() == NEXTHOP_ID).and_then(|id| word(id.value()))
 }
 
 /// The indexes of a route's next hops.
@@ -165,6 +171,7 @@ mod tests {
         let group = object(&[number(NEXTHOP_ID, 5), attribute(NEXTHOP_GROUP, &members)]);
         assert_eq!(group, Some((5, Nexthop::Group(vec![8, 9]))));
         assert_eq!(object(&[number(NEXTHOP_ID, 5)]), None, "a blackhole");
+        assert_eq!(nexthop_id(&[vec![0; NEXTHOP_LEN], number(NEXTHOP_ID, 5)].concat()), Some(5));
     }
 
     #[test]
@@ -189,7 +196,7 @@ mod tests {
         #[test]
         fn no_answer_makes_the_readers_panic_or_hang(noise in prop::collection::vec(any::<u8>(), 0..200)) {
             DefaultRoutes::default().add(&noise);
-            let _ = (addressed(&noise), nexthop(&noise), hops(&noise).count());
+            let _ = (addressed(&noise), nexthop(&noise), nexthop_id(&noise), hops(&noise).count());
         }
     }
 }

@@ -7,7 +7,6 @@ use crate::netlink::{Kind, NetlinkError, Socket};
 use crate::netns::NetnsId;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressMessage;
-use std::collections::BTreeSet;
 use std::fmt::Display;
 
 /// The links of one namespace. `what` says what is asked for, for the error.
@@ -50,9 +49,9 @@ impl Links for Socket {
     }
 
     fn has_default_route(&mut self, index: u32) -> Result<bool, NetlinkError> {
-        let is_among = |links: BTreeSet<u32>| links.contains(&index);
-        Ok(is_among(default_routes::links(self, AddressFamily::Inet, Some(index))?)
-            || is_among(default_routes::links(self, AddressFamily::Inet6, Some(index))?))
+        let mut is_among =
+            |family| Ok(default_routes::find(self, family, Some(index))?.links.contains(&index));
+        Ok(is_among(AddressFamily::Inet)? || is_among(AddressFamily::Inet6)?)
     }
 
     fn has_address(&mut self, index: u32) -> Result<bool, NetlinkError> {

@@ -8,6 +8,7 @@ use crate::links::reader::{self, Event, Reader};
 use crate::links::sysfs;
 use crate::process::metrics::Metrics;
 use futures::StreamExt;
+use macvtap::host_ties::DefaultRoutes;
 use macvtap::netlink::{Kind as Request, NetlinkError, Socket};
 use macvtap::{host_ties, support};
 use netlink_packet_core::NetlinkPayload;
@@ -56,6 +57,7 @@ enum Query {
 /// The answer to a [`Query`].
 enum Answer {
     Speeds(Vec<(u32, Option<u32>)>),
+    DefaultRoutes(DefaultRoutes),
     News(News),
 }
 
@@ -77,12 +79,13 @@ pub enum LinksError {
 }
 
 /// What is heard of.
-const GROUPS: [MulticastGroup; 5] = [
+const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Nexthop,
 ];
 
 /// Between full lists.
@@ -103,7 +106,7 @@ pub async fn inventory() -> Result<Inventory, LinksError> {
     let _ = inventory.reset(aside(links).await?.into_iter().map(reader::with_speed));
     let _ = inventory.set_macvtap(aside(|| Ok(support::has_macvtap()?)).await?);
     let _ = inventory.set_addressed(aside(addressed).await?);
-    let _ = inventory.set_default_routes(aside(default_routes).await?);
+    let _ = inventory.set_default_routes(aside(default_routes).await?.links);
     Ok(inventory)
 }
 
@@ -177,7 +180,7 @@ async fn follow_once(
             }
             answer = finished(&mut running) => {
                 running = None;
-                if news.send(found(reader, answer?)).await.is_err() { return Ok(FollowEnd::Unheard) }
+                if news.send(found(reader, answer?, &mut due)).await.is_err() { return Ok(FollowEnd::Unheard) }
             }
             () = sleep_until(next.map(|(_, at)| at)) => if let Some((query, _)) = next {
                 due.remove(&query);
@@ -248,15 +251,21 @@ async fn ask(query: Query, outdated: Vec<(u32, String)>) -> Result<Answer, Links
             Ok(Answer::Speeds(speeds.collect()))
         }
         Query::Addresses => Ok(Answer::News(News::Addressed(addressed()?))),
-        Query::DefaultRoutes => Ok(Answer::News(News::DefaultRoutes(default_routes()?))),
+        Query::DefaultRoutes => Ok(Answer::DefaultRoutes(default_routes()?)),
     };
     aside(read).await
 }
 
 /// What an answer changes.
-fn found(reader: &mut Reader, answer: Answer) -> News {
+fn found(reader: &mut Reader, answer: Answer, due: &mut BTreeMap<Query, Instant>) -> News {
     match answer {
         Answer::News(news) => news,
+        Answer::DefaultRoutes(DefaultRoutes { links, nexthops }) => {
+            if reader.learn_nexthops(nexthops) {
+                due.entry(Query::DefaultRoutes).or_insert_with(|| Instant::now() + QUERY_DELAY);
+            }
+            News::DefaultRoutes(links)
+        }
         Answer::Speeds(speeds) => {
             let speeds = speeds.into_iter();
             let changed =
@@ -327,10 +336,12 @@ fn addressed() -> Result<BTreeSet<u32>, LinksError> {
 }
 
 /// The links of the caller's namespace that default routes use.
-fn default_routes() -> Result<BTreeSet<u32>, LinksError> {
+fn default_routes() -> Result<DefaultRoutes, LinksError> {
     let mut socket = Socket::open()?;
-    let mut found = macvtap::default_routes::links(&mut socket, AddressFamily::Inet, None)?;
-    found.append(&mut macvtap::default_routes::links(&mut socket, AddressFamily::Inet6, None)?);
+    let mut found = macvtap::default_routes::find(&mut socket, AddressFamily::Inet, None)?;
+    let mut other = macvtap::default_routes::find(&mut socket, AddressFamily::Inet6, None)?;
+    found.links.append(&mut other.links);
+    found.nexthops.append(&mut other.nexthops);
     Ok(found)
 }
 

@@ -1,6 +1,7 @@
 //! Notifications of the kernel about links, addresses and routes.
 
 use crate::links::link;
+use macvtap::host_ties::nexthop_id;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkMessage;
@@ -13,11 +14,20 @@ use std::io;
 /// Message types of the kernel (`linux/rtnetlink.h`).
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
 
 /// A notification as far as it can be read: the kernel takes any bytes for an alias or another name of a link, and the
 /// library drops a message with an attribute that it cannot read.
 #[derive(Debug)]
-pub(super) struct Notification(pub(super) Option<RouteNetlinkMessage>);
+pub(super) enum Notification {
+    /// What the library can read.
+    Read(RouteNetlinkMessage),
+    /// A nexthop object was added, replaced or removed.
+    Nexthop(u32),
+    /// Anything else.
+    Unreadable,
+}
 
 /// Notifications with their senders.
 pub(super) type Notifications = futures::channel::mpsc::UnboundedReceiver<(
@@ -42,11 +52,15 @@ impl NetlinkDeserializable for Notification {
     fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Infallible> {
         let of_link =
             |make: fn(LinkMessage) -> RouteNetlinkMessage| link::read_message(payload).ok().map(make);
-        Ok(Self(match header.message_type {
+        let read = match header.message_type {
             RTM_NEWLINK => of_link(RouteNetlinkMessage::NewLink),
             RTM_DELLINK => of_link(RouteNetlinkMessage::DelLink),
+            RTM_NEWNEXTHOP | RTM_DELNEXTHOP => {
+                return Ok(nexthop_id(payload).map_or(Self::Unreadable, Self::Nexthop));
+            }
             _ => RouteNetlinkMessage::deserialize(header, payload).ok(),
-        }))
+        };
+        Ok(read.map_or(Self::Unreadable, Self::Read))
     }
 }
 

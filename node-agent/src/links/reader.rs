@@ -24,6 +24,10 @@ pub(super) struct Reader {
     devices: BTreeMap<u32, KnownDevice>,
     /// Links whose speed may have changed.
     outdated: BTreeSet<u32>,
+    /// The nexthop objects that default routes use.
+    nexthops: BTreeSet<u32>,
+    /// Others that changed since these were read.
+    changed_nexthops: BTreeSet<u32>,
 }
 
 /// What is known of a NIC or a bond.
@@ -48,7 +52,7 @@ pub(super) enum Event {
     Gone(u32),
     /// Addresses that hosts can use were added or removed.
     Addresses,
-    /// A default route was added or removed.
+    /// A default route was added or removed, or goes another way.
     DefaultRoutes,
     /// The kernel could not deliver an event.
     Overflow,
@@ -62,7 +66,13 @@ impl Default for Reader {
 
 impl Reader {
     fn of(sysfs: PathBuf) -> Self {
-        Self { sysfs, devices: BTreeMap::new(), outdated: BTreeSet::new() }
+        Self {
+            sysfs,
+            devices: BTreeMap::new(),
+            outdated: BTreeSet::new(),
+            nexthops: BTreeSet::new(),
+            changed_nexthops: BTreeSet::new(),
+        }
     }
 
     /// Reads one event.
@@ -72,7 +82,15 @@ impl Reader {
     )]
     pub(super) fn read(&mut self, payload: NetlinkPayload<Notification>) -> Event {
         let message = match payload {
-            NetlinkPayload::InnerMessage(Notification(Some(message))) => message,
+            NetlinkPayload::InnerMessage(Notification::Read(message)) => message,
+            // Of routes that name such an object only, nothing is reported when it is replaced.
+            NetlinkPayload::InnerMessage(Notification::Nexthop(id)) if self.nexthops.contains(&id) => {
+                return Event::DefaultRoutes;
+            }
+            NetlinkPayload::InnerMessage(Notification::Nexthop(id)) => {
+                self.changed_nexthops.insert(id);
+                return Event::Irrelevant;
+            }
             NetlinkPayload::Overrun(_) => return Event::Overflow,
             _ => return Event::Irrelevant,
         };
@@ -130,6 +148,13 @@ impl Reader {
         let before = device.hardware.speed_mbps;
         device.hardware.speed_mbps = speed.or(before);
         speed.filter(|_| speed != before)
+    }
+
+    /// Takes the nexthop objects that default routes use. Returns whether one changed that was not known to be among them: it
+    /// may have done so after it was read.
+    pub(super) fn learn_nexthops(&mut self, nexthops: BTreeSet<u32>) -> bool {
+        self.nexthops = nexthops;
+        !std::mem::take(&mut self.changed_nexthops).is_disjoint(&self.nexthops)
     }
 
     /// Completes the link of an event. Reads nothing that waits for the kernel's lock.

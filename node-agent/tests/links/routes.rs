@@ -54,3 +54,27 @@ fn a_default_route_that_names_a_nexthop_object_only_is_found() {
     kubelet.await_healthy("uplink", 0);
     kubelet.await_healthy("uplink6", 0);
 }
+
+#[test]
+fn a_default_route_that_goes_another_way_because_its_nexthop_object_was_replaced_is_noticed() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::new();
+    for link in ["dp0", "dp1"] {
+        node.add_link(link);
+    }
+    node.sh(
+        "sysctl -qw net.ipv4.nexthop_compat_mode=0; ip nexthop add id 1 dev dp0; ip nexthop add id 2 group 1; \
+         ip route add default nhid 2",
+    );
+    let kubelet = Kubelet::start(&node);
+    let passthru = |name, link| format!(r#"{{"name":"{name}","lowerDevice":"{link}","mode":"passthru"}}"#);
+    let _agent = node.agent(&format!("[{},{}]", passthru("first", "dp0"), passthru("second", "dp1")));
+    kubelet.await_healthy("first", 0);
+    kubelet.await_healthy("second", 1);
+    // Of the route itself nothing is reported.
+    node.sh("ip nexthop replace id 1 dev dp1");
+    kubelet.await_healthy("second", 0);
+    kubelet.await_healthy("first", 1);
+}
