@@ -110,6 +110,7 @@ fn add_macvtap(
         network: Some(call.document.name.clone()),
         netns_id: adding.netns_id,
         lower_name: lower.name.clone(),
+        lower_identity: lower.identity.clone(),
         link: Macvtap {
             lower: lower.ifindex,
             index: ifindex,
@@ -322,6 +323,7 @@ impl From<AttachError> for CniError {
             AttachError::Claim(ClaimError::InUse { .. })
             | AttachError::Nic(UnfitNic::Missing { .. } | UnfitNic::Tied { .. })
             | AttachError::LowerGone { .. }
+            | AttachError::LowerReplaced { .. }
             | AttachError::LowerBusy { .. }
             | AttachError::NoFreeMinor => Code::TryAgain,
             _ => Code::Attach,

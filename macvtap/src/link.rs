@@ -36,6 +36,7 @@ mod attribute {
     pub(super) const INFO_KIND: u16 = 1;
     pub(super) const INFO_DATA: u16 = 2;
     pub(super) const MACVLAN_MODE: u16 = 1;
+    pub(super) const PARENT_DEV_NAME: u16 = 56;
 }
 
 /// The kernel's bits of `linux/if.h`.
@@ -59,6 +60,8 @@ pub struct Link {
     pub mode: Option<Mode>,
     /// Index of the link below, in that link's namespace.
     pub lower: Option<u32>,
+    /// The device behind it; reported by the kernel since 5.14.
+    pub parent: Option<String>,
     /// Hardware address; absent when it has none or another length than Ethernet's.
     pub mac: Option<[u8; 6]>,
     /// MTU in bytes.
@@ -233,6 +236,7 @@ impl Link {
             kind: None,
             mode: None,
             lower: None,
+            parent: None,
             mac: None,
             mtu: 0,
             up: flags & IFF_UP != 0,
@@ -248,6 +252,7 @@ impl Link {
                 attribute::ADDRESS => link.mac = value.try_into().ok(),
                 attribute::MTU => link.mtu = word(value).ok_or("has a broken MTU")?,
                 attribute::LINK => link.lower = word(value),
+                attribute::PARENT_DEV_NAME => link.parent = text(value),
                 attribute::LINKINFO => (link.kind, link.mode) = info(value)?,
                 _ => {}
             }
@@ -325,6 +330,7 @@ mod tests {
             kind: Some("macvtap".into()),
             mode: Some(Mode::Vepa),
             lower: Some(3),
+            parent: None,
             mac: Some([2, 0, 0, 0, 0, 1]),
             mtu: 9000,
             up: false,

@@ -161,6 +161,18 @@ pub enum LinkIdentity {
     },
 }
 
+impl LinkIdentity {
+    /// Whether a link that was known by this can be of this kind, on this device. A link can be renamed, and a driver may
+    /// report an address that was set as its own; but kind and device of a link stay.
+    pub fn may_be(&self, kind: Option<&str>, device: Option<&str>) -> bool {
+        match self {
+            // The device is not always reported.
+            Self::Hardware { parent, .. } => kind.is_none() && device.is_none_or(|device| device == parent),
+            Self::Name { kind: known, .. } => kind.unwrap_or_default() == known,
+        }
+    }
+}
+
 /// Consecutive slots with consecutive indexes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -41,6 +41,22 @@ pub enum AttachError {
         /// Its index.
         ifindex: u32,
     },
+    /// Another link has the index of the lower link.
+    #[error(
+        "lower link {name} (index {ifindex}) of device {device} does not exist any more: link {now} ({kind}) has its index; the node agent offers other devices once it runs"
+    )]
+    LowerReplaced {
+        /// The device.
+        device: DeviceId,
+        /// Name of the lower link in the device table.
+        name: String,
+        /// Its index.
+        ifindex: u32,
+        /// Who has the index.
+        now: String,
+        /// What that is.
+        kind: String,
+    },
     /// The lower link cannot carry a macvtap now.
     #[error(
         "lower link {name} cannot carry a macvtap: it belongs to a bridge or bond, or another device holds it in passthru mode"

@@ -64,10 +64,8 @@ impl<K: Kernel> Pending for Attaching<'_, K> {
 
     /// Its tap has a minor that no record names.
     fn place(&mut self) -> Result<(), AttachError> {
-        if self.request.also_mac.is_some() {
-            // The kernel compares that address only when the link takes it, after the ADD.
-            self.check()?;
-        }
+        // The kernel takes whatever link has the index of the lower link by now.
+        self.check()?;
         let _lock = lock::node(self.paths)?;
         if let Some(number) = self.spare.as_ref().and_then(|spare| spare.tap) {
             self.create_numbered(number)?;
@@ -288,6 +286,18 @@ pub(super) fn check_lower<K: Kernel>(kernel: &mut K, request: &Request) -> Resul
         name: request.lower_name.clone(),
         ifindex,
     })?;
+    // Under its own name it is what the administrator of the node means, whatever it was.
+    let is_meant = lower.name == request.lower_name
+        || request.lower_identity.may_be(lower.kind.as_deref(), lower.parent.as_deref());
+    if !is_meant && fit::can_carry(lower.kind.as_deref()) {
+        return Err(AttachError::LowerReplaced {
+            device: request.device.clone(),
+            name: request.lower_name.clone(),
+            ifindex,
+            now: lower.name,
+            kind: lower.kind.unwrap_or_else(|| "a NIC".to_owned()),
+        });
+    }
     fit::judge(request.link.mtu, &lower)?;
     match request.also_mac.filter(|mac| lower.device_mac() == Some(*mac)) {
         Some(mac) => Err(UnfitError::MacInUse { mac, lower: request.lower_name.clone() }.into()),

@@ -7,7 +7,7 @@ use crate::link::Macvtap;
 use crate::mac::MacAddr;
 use crate::netns::NetnsId;
 use crate::record::Holder;
-use crate::table::Owner;
+use crate::table::{LinkIdentity, Owner};
 
 /// Where the link of a device is made.
 pub(super) const TARGET: Place = Place::Home(Home::Target);
@@ -23,8 +23,10 @@ pub struct Request {
     pub network: Option<String>,
     /// Number of the pod's namespace; none for a pod that has only the tap.
     pub netns_id: Option<NetnsId>,
-    /// Name of the lower link, for messages.
+    /// Name of the lower link in the device table.
     pub lower_name: String,
+    /// What the lower link is known by.
+    pub lower_identity: LinkIdentity,
     /// The link.
     pub link: Macvtap,
     /// Addresses that are tried in turn when another device has [`Macvtap::mac`].

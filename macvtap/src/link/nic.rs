@@ -21,7 +21,6 @@ mod attribute {
     pub(super) const PROP_LIST: u16 = 52;
     pub(super) const ALT_IFNAME: u16 = 53;
     pub(super) const PERM_ADDRESS: u16 = 54;
-    pub(super) const PARENT_DEV_NAME: u16 = 56;
 }
 
 /// Where the flags are in `struct ifinfomsg`, and the kernel's bits of `linux/if.h` that only whole NICs need.
@@ -39,8 +38,6 @@ pub struct NicLink {
     pub link: Link,
     /// The address it was made with; kept by the kernel since 5.6.
     pub permanent_mac: Option<MacAddr>,
-    /// The device behind it; reported by the kernel since 5.14.
-    pub parent: Option<String>,
     /// Its alias.
     pub alias: Option<String>,
     /// Its other names.
@@ -71,7 +68,6 @@ impl NicLink {
         let mut nic = Self {
             link,
             permanent_mac: None,
-            parent: None,
             alias: None,
             alt_names: Vec::new(),
             odd_names: Vec::new(),
@@ -98,7 +94,6 @@ impl NicLink {
                 attribute::LINK_NETNSID => nic.lower_elsewhere = true,
                 attribute::MAX_MTU => nic.max_mtu = word(value).filter(|mtu| *mtu != 0),
                 attribute::PERM_ADDRESS => nic.permanent_mac = mac(value),
-                attribute::PARENT_DEV_NAME => nic.parent = text(value),
                 attribute::PROP_LIST => {
                     let names = NlasIterator::new(value).flatten();
                     let names = names.filter(|property| property.kind() == attribute::ALT_IFNAME);
@@ -121,12 +116,12 @@ impl NicLink {
         match identity {
             LinkIdentity::Hardware { mac, parent } => {
                 // A kernel that reports only one of them is believed.
-                let known = self.parent.is_some() || self.permanent_mac.is_some();
+                let known = self.link.parent.is_some() || self.permanent_mac.is_some();
                 // An ipvlan or passthru macvlan on the NIC has its address, also as its permanent one.
                 let is_hardware = self.link.kind.is_none();
                 known
                     && is_hardware
-                    && self.parent.as_ref().is_none_or(|own| own == parent)
+                    && self.link.parent.as_ref().is_none_or(|own| own == parent)
                     && self.permanent_mac.is_none_or(|own| own == *mac)
             }
             LinkIdentity::Name { kind, name } => self.has_kind(kind) && self.alias.as_ref() == Some(name),
@@ -137,7 +132,7 @@ impl NicLink {
     pub(crate) fn displaces(&self, identity: &LinkIdentity) -> bool {
         match identity {
             LinkIdentity::Hardware { mac, parent } => {
-                self.parent.as_ref() == Some(parent) && self.permanent_mac.is_some_and(|own| own != *mac)
+                self.link.parent.as_ref() == Some(parent) && self.permanent_mac.is_some_and(|own| own != *mac)
             }
             LinkIdentity::Name { .. } => false,
         }
@@ -199,9 +194,9 @@ impl NicLink {
 /// Which of these links, all of one namespace, is the NIC that was at hand when this was noted.
 pub(crate) fn known<'l>(links: &'l [NicLink], identity: &LinkIdentity) -> Option<&'l NicLink> {
     // A kernel that reports the device behind one link reports it for every link that has one.
-    let reports_parents = links.iter().any(|link| link.parent.is_some());
+    let reports_parents = links.iter().any(|link| link.link.parent.is_some());
     let needs_parent = reports_parents && matches!(identity, LinkIdentity::Hardware { .. });
-    links.iter().find(|link| link.is(identity) && (link.parent.is_some() || !needs_parent))
+    links.iter().find(|link| link.is(identity) && (link.link.parent.is_some() || !needs_parent))
 }
 
 /// Which of these links, all of one namespace, is the NIC of a record. A driver may report an address that was set as the
@@ -211,7 +206,7 @@ pub(crate) fn recorded<'l>(links: &'l [NicLink], nic: &Nic) -> Option<&'l NicLin
     let LinkIdentity::Hardware { parent, .. } = &nic.identity else { return known(links, &nic.identity) };
     let is_marked = |link: &&NicLink| {
         link.link.kind.is_none()
-            && link.parent.as_ref() == Some(parent)
+            && link.link.parent.as_ref() == Some(parent)
             && link.alias.as_ref() == Some(&nic.name)
     };
     known(links, &nic.identity).or_else(|| links.iter().find(is_marked))

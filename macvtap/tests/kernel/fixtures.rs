@@ -164,6 +164,7 @@ pub(super) fn request(node: &Node, slot: u32, pod: Option<(&Holder, &str)>) -> R
         network: pod.map(|_| "dataplane".into()),
         netns_id: None,
         lower_name: "dp0".into(),
+        lower_identity: device.link.identity.clone(),
         link: Macvtap {
             lower: device.link.ifindex,
             index: device.ifindex,

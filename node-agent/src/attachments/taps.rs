@@ -182,6 +182,7 @@ pub fn ensure(paths: &Paths, device: &DeviceId, start: Start<'_>) -> Result<(), 
         network: None,
         netns_id: None,
         lower_name: known.link.name.clone(),
+        lower_identity: known.link.identity.clone(),
         link: Macvtap {
             lower: known.link.ifindex,
             index: known.ifindex,

@@ -120,6 +120,7 @@ fn blank(index: u32, name: &str, kind: Option<&str>, lower: Option<u32>) -> Link
         kind: kind.map(str::to_owned),
         mode: None,
         lower,
+        parent: None,
         mac: Some([2, 0, 0, 0, 0, 1]),
         mtu: 1500,
         up: kind.is_none(),

@@ -288,6 +288,7 @@ impl SimulatedNode {
             network: Some("net".into()),
             netns_id: Some(NetnsId(sandbox.netns)),
             lower_name: found.link.name.clone(),
+            lower_identity: found.link.identity.clone(),
             link: Macvtap {
                 lower: found.link.ifindex,
                 index: found.ifindex,
