@@ -11,6 +11,7 @@ use crate::protocol::version::Version;
 use crate::settings::Settings;
 use macvtap::mac::MacAddr;
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::path::{Component, Path};
 use tracing::warn;
 use value::{is_never, name, number, object, string, version, wrong};
@@ -209,11 +210,11 @@ impl Document {
 
     /// The attachments that a GC keeps, as container ID and interface; none when the configuration has no list.
     /// Go writes an empty list as `null`.
-    pub fn valid_attachments(&self) -> Result<Option<Vec<(String, String)>>, CniError> {
+    pub fn valid_attachments(&self) -> Result<Option<HashSet<(String, String)>>, CniError> {
         let want = "a list of {containerID, ifname}, which the runtime fills in";
         let mut valid = None;
         for (key, list) in VALID_KEYS.into_iter().filter_map(|key| Some((key, self.json.get(key)?))) {
-            let valid: &mut Vec<_> = valid.get_or_insert_default();
+            let valid: &mut HashSet<_> = valid.get_or_insert_default();
             let entries = match list {
                 Value::Null => continue,
                 Value::Array(entries) => entries,
@@ -224,7 +225,7 @@ impl Document {
                 text("containerID").zip(text("ifname"))
             };
             for entry in entries {
-                valid.push(pair(entry).ok_or_else(|| wrong(key, entry, want))?);
+                valid.insert(pair(entry).ok_or_else(|| wrong(key, entry, want))?);
             }
         }
         Ok(valid)
@@ -255,9 +256,17 @@ impl Document {
         Value::Object(json)
     }
 
-    /// Whether it names the same addresses of the same network.
+    /// Whether an IPAM plugin is asked the same with it.
     pub fn leases_as(&self, other: &Self) -> bool {
-        self.name == other.name && self.json.get("ipam") == other.json.get("ipam")
+        let asked = |document: &Self| {
+            let mut json = document.for_ipam(document.version);
+            // The list of a GC, and the results of other plugins.
+            for key in VALID_KEYS.into_iter().chain(["prevResult", "cniVersion"]) {
+                json.as_object_mut().map(|json| json.remove(key));
+            }
+            json
+        };
+        asked(self) == asked(other)
     }
 
     /// Returns the whole configuration but the result of the plugins before.

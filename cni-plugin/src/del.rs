@@ -154,7 +154,7 @@ fn find<'c>(call: &'c Call, ipam: Option<&Ipam>) -> Result<Option<Delegate<'c>>,
 }
 
 /// Whether a record is this container's and interface's.
-pub(crate) fn is_of(record: &record::Attachment, container: &str, interface: &str) -> bool {
+fn is_of(record: &record::Attachment, container: &str, interface: &str) -> bool {
     match &record.holder {
         Holder::Pod { container_id, ifname, .. } => container_id == container && ifname == interface,
         Holder::Host => false,

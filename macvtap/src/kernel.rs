@@ -231,7 +231,11 @@ impl Kernel for Rtnl {
 
     fn number(&mut self, path: &Path, inode: u64) -> Result<Option<NetnsId>, NetlinkError> {
         match Netns::open(path) {
-            Ok(netns) if netns.inode() == inode => netns.id(&mut self.node).map(Some),
+            Ok(netns) if netns.inode() == inode => match netns.id(&mut self.node) {
+                // A namespace of another kind.
+                Err(error) if error.errno() == Some(Errno::INVAL) => Ok(None),
+                id => id.map(Some),
+            },
             // Whatever is there by now is not the namespace that was meant.
             Ok(_) | Err(_) => Ok(None),
         }

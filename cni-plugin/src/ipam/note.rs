@@ -86,9 +86,9 @@ impl Note {
         entries.filter_map(|entry| named(entry.file_name().to_str()?)).collect()
     }
 
-    /// Whether the attachment is the one with these names.
-    pub(crate) fn is_of(&self, container: &str, interface: &str) -> bool {
-        self.container == container && self.interface == interface
+    /// Returns container and interface of the attachment.
+    pub(crate) fn names(&self) -> (String, String) {
+        (self.container.clone(), self.interface.clone())
     }
 
     /// Returns the variables that the plugin gets in addition to those of the call.

@@ -194,3 +194,43 @@ fn an_address_is_given_back_to_the_plugin_that_leased_it_whatever_the_configurat
 /// The network of the plugin with another IPAM plugin.
 const ANOTHER: &str =
     r#"{"cniVersion": "1.0.0", "name": "dataplane", "type": "macvtap", "ipam": {"type": "another"}}"#;
+
+#[test]
+fn addresses_are_released_as_they_were_leased_whatever_the_network_says_by_now() {
+    let Some((node, [pod])) = has_plugins().then(node_and_pods).flatten() else { return };
+    let call = Call::new(&node, &pod, "c1").with(json!({"ipam": host_local(false)}));
+    for edited in [json!({"args": "x"}), json!({"runtimeConfig": 5}), json!({"args": {"cni": {"ips": "x"}}})]
+    {
+        call.ok("ADD");
+        call.clone().with(edited.clone()).ok("DEL");
+        assert_eq!((link(&pod), leases(&node)), (Value::Null, String::new()), "{edited}");
+    }
+}
+
+#[test]
+fn what_is_attached_while_a_gc_runs_keeps_its_addresses() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    node.sh("mkfifo /run/go");
+    let answer = format!(
+        "echo $CNI_COMMAND >>/run/calls; [ $CNI_COMMAND != ADD ] || {{ read go </run/go; {ANSWER}; }}"
+    );
+    script(&node, "slow", &answer);
+    let call = Call::new(&node, &pod, "c1").with(json!({"ipam": {"type": "slow"}}));
+    let call = call.var("CNI_PATH", "/run/plugins");
+    let add = call.start("ADD");
+    wait_until("the IPAM plugin is asked", || node.sh("cat /run/calls 2>/dev/null; true") == "ADD\n");
+    let gc = call.clone().with(json!({"cniVersion": "1.1.0", "cni.dev/valid-attachments": []})).start("GC");
+    let waits = format!(" {} ", gc.id());
+    let is_waiting = |line: &str| line.contains("-> FLOCK") && line.contains(&waits);
+    let locks = || std::fs::read_to_string("/proc/locks").unwrap();
+    wait_until("the GC waits for the device", || locks().lines().any(is_waiting));
+    node.sh("echo >/run/go");
+    for call in [add, gc] {
+        let answer = Answer::of(call);
+        assert!(answer.success, "{answer:?}");
+    }
+    assert_eq!(link(&pod)["ifname"], "net1");
+    // GC is also asked of the plugin itself, which knows what it leased by the list.
+    assert!(!node.sh("cat /run/calls").contains("DEL"));
+    call.ok("DEL");
+}
