@@ -2,12 +2,15 @@
 //! name files; and an error in them is reported at once.
 
 use crate::protocol::error::{CniError, Code};
+use macvtap::file;
 use macvtap::paths::Paths;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Far above what a file with every setting takes, in bytes.
+const SIZE_MAX: u64 = 1 << 20;
 
 /// Longer than any runtime waits for a plugin, in seconds.
 const LONGEST: u64 = 3_600;
@@ -54,10 +57,10 @@ impl Settings {
                 format!("the node's {}: {problem}; correct or remove the file", path.display()),
             )
         };
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(wrong(error.to_string())),
+        let text = match file::read(&path, SIZE_MAX) {
+            Ok(Some(text)) => text,
+            Ok(None) => return Ok(Self::default()),
+            Err(error) => return Err(wrong(error.source.to_string())),
         };
         // A struct could also be read from a list, and a list would then set nothing without a word.
         let object: Map<String, Value> = serde_json::from_slice(&text)

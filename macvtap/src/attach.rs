@@ -23,10 +23,12 @@ pub use request::Request;
 use crate::claim::{self, Claim};
 use crate::detach;
 use crate::device_id::DeviceId;
+use crate::fit;
 use crate::kernel::{Home, Kernel};
 use crate::kubelet_id;
 use crate::link::{Change, Link};
 use crate::lock::{self, Lock};
+use crate::mac::MacAddr;
 use crate::netns::NetnsId;
 use crate::paths::Paths;
 use crate::record::{self, Attachment, Holder, State};
@@ -206,18 +208,11 @@ fn present<K: Kernel>(
         return Ok(None);
     };
     let wanted = &request.link;
-    let as_wanted = link.up
-        && link.name == wanted.name.as_str()
-        && link.mode == Some(wanted.mode)
-        && link.all_multicast == wanted.all_multicast
-        && link.promiscuous == wanted.promiscuous
-        && wanted.mac.is_none_or(|mac| {
-            let mut others = request.spare_macs.iter().copied().chain(request.also_mac);
-            link.device_mac().is_some_and(|has| has == mac || others.any(|other| other == has))
-        });
+    let as_wanted = link.up && link.name == wanted.name.as_str() && link.mode == Some(wanted.mode);
     if !as_wanted || kernel.tap(Home::Target, &wanted.name, wanted.index)? != number {
         return Ok(None);
     }
+    set_again(paths, kernel, request, record, &mut link)?;
     // A lower link that shrinks takes its devices along, and they stay small when it grows again.
     let mtu = wanted.mtu.unwrap_or(lower_mtu);
     if link.mtu != mtu {
@@ -237,8 +232,41 @@ fn present<K: Kernel>(
     }
     let node = Node { number, owner: request.owner };
     let path = paths.device_node(record.ifindex);
-    if tap::node_at(&path) != Some(node) {
+    if !tap::is_in_place(&path, node) {
         kernel.make_node(&path, node)?;
     }
     Ok(Some(link))
+}
+
+/// Sets what another plugin of the chain (tuning) has changed, in place: a container has the tap of the link open.
+fn set_again<K: Kernel>(
+    paths: &Paths,
+    kernel: &mut K,
+    request: &Request,
+    record: &Attachment,
+    link: &mut Link,
+) -> Result<(), AttachError> {
+    let wanted = &request.link;
+    let may_stay = |has: MacAddr| {
+        let mut others = request.spare_macs.iter().copied().chain(request.also_mac);
+        wanted.mac == Some(has) || others.any(|other| other == has)
+    };
+    let mac = wanted.mac.filter(|_| !link.device_mac().is_some_and(may_stay));
+    let change = Change {
+        mac,
+        promiscuous: Some(wanted.promiscuous).filter(|wanted| *wanted != link.promiscuous),
+        all_multicast: Some(wanted.all_multicast).filter(|wanted| *wanted != link.all_multicast),
+        ..Change::default()
+    };
+    if change == Change::default() {
+        return Ok(());
+    }
+    let changed = kernel.change(wanted.index, change);
+    changed.map_err(|error| fit::explain::<AttachError>(error, mac, &request.lower_name))?;
+    (link.promiscuous, link.all_multicast) = (wanted.promiscuous, wanted.all_multicast);
+    if let Some(mac) = mac {
+        link.mac = Some(mac.octets());
+        records::write(paths, &Attachment { mac: Some(mac), ..record.clone() })?;
+    }
+    Ok(())
 }

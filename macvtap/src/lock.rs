@@ -9,7 +9,7 @@
 use crate::device_id::DeviceId;
 use crate::file::{self, FileError};
 use crate::paths::Paths;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -82,7 +82,21 @@ fn open(paths: &Paths, name: &str) -> Result<(File, PathBuf), FileError> {
     // Not truncated: the content means nothing.
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
-    let file = file::within(&directory, || options.open(&path).map_err(file::failed("open", &path)))?;
+    options.custom_flags((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed());
+    let open = || options.open(&path).map_err(file::failed("open", &path));
+    let file = match file::within(&directory, open) {
+        // Of what is not a file: it is a directory, a link, or nobody reads the pipe.
+        Err(error)
+            if matches!(
+                Errno::from_io_error(&error.source),
+                Some(Errno::ISDIR | Errno::LOOP | Errno::NXIO)
+            ) =>
+        {
+            file::make_way(&path)?;
+            open()?
+        }
+        opened => opened?,
+    };
     Ok((file, path))
 }
 
@@ -110,5 +124,21 @@ mod tests {
         assert!(try_device(&paths, &b).unwrap().is_some());
         drop(held);
         assert!(try_device(&paths, &a).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_is_in_place_of_a_lock_makes_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path());
+        let a = "aMvp0".parse().unwrap();
+        file::make_directory(&paths.locks()).unwrap();
+        let path = paths.locks().join("aMvp0");
+        std::fs::create_dir(&path).unwrap();
+        drop(device(&paths, &a).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+        let _held = device(&paths, &a).unwrap();
+        assert!(path.symlink_metadata().unwrap().is_file() && !path.with_file_name("elsewhere").exists());
+        assert!(try_device(&paths, &a).unwrap().is_none());
     }
 }

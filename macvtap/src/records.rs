@@ -75,7 +75,10 @@ pub fn with_tap(paths: &Paths, tap: DeviceNumber) -> Result<Option<Attachment>, 
     let entry = paths.tap(tap);
     let target = match std::fs::read_link(&entry) {
         Ok(target) => target,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // `InvalidInput`: it is not a link.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+            return Ok(None);
+        }
         Err(error) => return Err(file::failed("read", &entry)(error).into()),
     };
     let Some(device) = target.to_str().and_then(|name| name.parse().ok()) else {
@@ -139,16 +142,19 @@ pub fn reserve_tap(paths: &Paths, tap: DeviceNumber, device: &DeviceId) -> Resul
     let temporary = file::temporary_beside(&entry);
     file::remove_one(&temporary)?;
     link_at(&temporary)?;
-    std::fs::rename(&temporary, &entry).map_err(file::failed("rename to", &entry))?;
+    file::rename(&temporary, &entry)?;
     Ok(true)
 }
 
 /// The record of a device; none when it is free.
 pub fn read(paths: &Paths, device: &DeviceId) -> Result<Option<Attachment>, RecordError> {
     let path = path(paths, device);
-    let Some(json) = file::read(&path, SIZE_MAX)? else {
-        return Ok(None);
+    let json = match file::read(&path, SIZE_MAX) {
+        // As if it were lost: the next record is written in its place.
+        Err(error) if error.is_not_a_file() => None,
+        read => read?,
     };
+    let Some(json) = json else { return Ok(None) };
     let record: Attachment = match serde_json::from_slice(&json) {
         Ok(record) => record,
         Err(source) => return Err(RecordError::Damaged { path, source }),
@@ -355,6 +361,21 @@ mod tests {
         remove(&paths, &b).unwrap();
         assert_eq!(with_tap(&paths, tap).unwrap(), None);
         assert_eq!(std::fs::read_dir(paths.taps()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_directory_in_place_of_a_record_or_a_tap_number_is_none_and_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), dir.path());
+        let tap = DeviceNumber { major: 246, minor: 5 };
+        let record = Attachment { tap: Some(tap), ..record("aMvp0") };
+        file::make_directory(&super::path(&paths, &record.device)).unwrap();
+        file::make_directory(&paths.tap(tap)).unwrap();
+        assert_eq!(read(&paths, &record.device).unwrap(), None);
+        assert_eq!(with_tap(&paths, tap).unwrap(), None);
+        assert!(reserve_tap(&paths, tap, &record.device).unwrap());
+        write(&paths, &record).unwrap();
+        assert_eq!(with_tap(&paths, tap).unwrap(), Some(record));
     }
 
     #[test]

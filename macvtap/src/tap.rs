@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
+use tracing::warn;
 
 /// Read and write for the owner, nothing for others.
 const NODE_MODE: u32 = 0o600;
@@ -141,7 +142,7 @@ pub fn make_node(path: &Path, node: Node) -> Result<(), FileError> {
     // Of a maker that was killed.
     file::remove_one(&temporary)?;
     make_new(&temporary, node)?;
-    let placed = fs::rename(&temporary, path).map_err(file::failed("rename to", path));
+    let placed = file::rename(&temporary, path);
     if placed.is_err() {
         // The reason to report is the first one.
         let _ = fs::remove_file(&temporary);
@@ -171,7 +172,14 @@ pub(crate) fn give_to(path: &Path, owner: Owner) -> Result<(), FileError> {
 
 /// Removes the node; succeeds when there is none.
 pub fn remove_node(path: &Path) -> Result<(), FileError> {
-    file::remove(path)
+    match file::remove(path) {
+        // Not by this program, and not a node. The pod must go.
+        Err(error) if error.is_not_a_file() => {
+            warn!(path = %path.display(), "a directory with content is in place of a device node; remove it");
+            Ok(())
+        }
+        removed => removed,
+    }
 }
 
 /// What is at `path`, if it is a character device.
@@ -182,6 +190,12 @@ pub fn node_at(path: &Path) -> Option<Node> {
         DeviceNumber { major: rustix::fs::major(metadata.rdev()), minor: rustix::fs::minor(metadata.rdev()) };
     let owner = Owner { uid: metadata.uid(), gid: metadata.gid() };
     is_device.then_some(Node { number, owner })
+}
+
+/// Whether this node is at `path`, for its owner and nobody else.
+pub(crate) fn is_in_place(path: &Path, node: Node) -> bool {
+    let mode = |path| fs::symlink_metadata(path).map(|metadata| metadata.mode() & 0o7777);
+    node_at(path) == Some(node) && mode(path).is_ok_and(|mode| mode == NODE_MODE)
 }
 
 /// Index of the macvtap that has this tap now, in whatever namespace it is; none when the number is free.

@@ -5,7 +5,7 @@
 
 use super::{FollowError, Following, directory};
 use macvtap::device_id::DeviceId;
-use macvtap::file::make_directory;
+use macvtap::file::{make_directory, open, remove_one};
 use macvtap::paths::Paths;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, retry_on_intr};
@@ -36,10 +36,7 @@ fn lock_directory(paths: &Paths) -> Result<File, FollowError> {
 pub(super) fn create(paths: &Paths, device: &DeviceId, following: &Following) -> Result<File, FollowError> {
     let path = path(paths, device);
     let _directory = lock_directory(paths)?;
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("replace", &path)(error)),
-        _ => {}
-    }
+    remove_one(&path).map_err(|error| failed("replace", &path)(error.source))?;
     let mut file = File::create_new(&path).map_err(failed("create", &path))?;
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(failed("lock", &path))?;
     let content = serde_json::to_vec(following).map_err(failed("write", &path))?;
@@ -55,9 +52,16 @@ pub(super) fn orphaned(
 ) -> Result<Option<(Option<Following>, File)>, FollowError> {
     let path = path(paths, device);
     let _directory = lock_directory(paths)?;
-    let mut file = match File::open(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(failed("open", &path))?,
+    let mut file = match open(&path) {
+        // Not a follower's.
+        Err(error) if error.is_not_a_file() => {
+            remove_one(&path).map_err(|error| failed("remove", &path)(error.source))?;
+            return Ok(None);
+        }
+        opened => match opened.map_err(|error| failed("open", &path)(error.source))? {
+            Some(file) => file,
+            None => return Ok(None),
+        },
     };
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => return Ok(None),

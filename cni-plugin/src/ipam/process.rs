@@ -15,6 +15,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, pidfd_open,
     set_child_subreaper, waitid,
 };
+use signal_hook::consts::SIGCHLD;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -22,6 +23,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A result is a few kilobytes.
@@ -107,9 +109,12 @@ impl Group {
             // kernel that refuses it leaves the mark to find it by.
             let _ = set_child_subreaper(Some(getpid()));
         }
+        // A caller that ignores it leaves no exit status to wait for. What has a handler is the default again in the child.
+        let _ = signal_hook::flag::register(SIGCHLD, Arc::default());
         let leader = program
             .arg(supervisor::VERB)
             .arg(std::process::id().to_string())
+            .arg(supervisor::callers_mask())
             .arg(path)
             .env("CNI_COMMAND", command)
             .envs(variables.iter().map(|(name, value)| (name, value)))

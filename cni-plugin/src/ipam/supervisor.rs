@@ -5,16 +5,18 @@ use super::descendants;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::version::Version;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, getpid, getppid, kill_process, kill_process_group, pidfd_open,
-    set_child_subreaper,
+    set_child_subreaper, umask,
 };
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
@@ -34,12 +36,31 @@ pub(super) const NOT_STARTED: u32 = 199;
 const BUSY_TRIES: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `supervise <parent's process ID> <plugin>`; none when the arguments ask for nothing of the kind. Standard input
-/// and outputs are the plugin's.
+/// The mode mask of what this plugin makes: readable to all, writable to root.
+const MASK: Mode = Mode::WGRP.union(Mode::WOTH);
+
+/// The mask that the caller set, which is the IPAM plugins'.
+static CALLERS_MASK: OnceLock<Mode> = OnceLock::new();
+
+/// Gives what this plugin makes from now on the modes that it asks for, whatever mask the caller has set.
+pub fn set_mask() {
+    let callers = umask(MASK);
+    CALLERS_MASK.get_or_init(|| callers);
+}
+
+/// Returns the argument that passes the caller's mask on to the supervisor.
+pub(super) fn callers_mask() -> String {
+    CALLERS_MASK.get().unwrap_or(&MASK).bits().to_string()
+}
+
+/// Serves `supervise <parent's process ID> <mask> <plugin>`; none when the arguments ask for nothing of the kind. Standard
+/// input and outputs are the plugin's.
 pub fn supervise(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     arguments.next().filter(|verb| verb == VERB)?;
     let parent = arguments.next().and_then(|text| text.to_str()?.parse().ok()).and_then(Pid::from_raw)?;
+    let mask = arguments.next().and_then(|text| text.to_str()?.parse().ok()).map(Mode::from_bits_truncate)?;
     let plugin = arguments.next()?;
+    umask(mask);
     Some(match run(parent, &plugin) {
         Ok(status) if status.success() && descendants::has_left(getpid()) => ExitCode::from(HAS_LEFT),
         Ok(status) => exit_like(status),

@@ -133,9 +133,12 @@ fn an_attachment_without_a_follower_fails_and_says_why() {
     let Some((node, [vm])) = node_and_pods() else { return };
     log_to_file(&node);
     // Something that is not a file has the place of the follower's.
-    node.sh("mkdir -p /run/macvtap/follow/dataplaneMvp0");
+    node.sh("mkdir -p /run/macvtap/follow/dataplaneMvp0/x");
     let message = machine(&node, &vm, "Follow").fails("ADD", 100);
-    assert!(message.contains("/run/macvtap/follow/dataplaneMvp0: Is a directory"), "{message}");
+    assert!(
+        message.contains("/run/macvtap/follow/dataplaneMvp0: it is a directory with content"),
+        "{message}"
+    );
     assert_eq!(link(&vm), Value::Null);
-    assert!(logged(&node, "WARN").iter().all(|line| line.contains("Is a directory")));
+    assert!(logged(&node, "WARN").iter().all(|line| line.contains("a directory with content")));
 }

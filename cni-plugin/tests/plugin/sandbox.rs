@@ -106,10 +106,10 @@ fn a_gc_tells_its_first_error() {
     let call = Call::new(&node, &gone, "gone").with(json!({"cniVersion": "1.1.0"}));
     call.ok("ADD");
     let path = format!("/run/macvtap/dev/{}", node.first_ifindex);
-    node.sh(&format!("rm {path}; mkdir {path}"));
+    node.sh(&format!("mount --bind /dev/null {path}"));
     let broken = call.clone().with(json!({"ipam": {"type": "nosuch"}, "cni.dev/valid-attachments": []}));
     assert!(broken.fails("GC", 103).contains(&format!("remove {path}")));
-    node.sh(&format!("rmdir {path}"));
+    node.sh(&format!("umount {path}"));
     assert!(broken.fails("GC", 101).contains("IPAM plugin nosuch"));
     assert_eq!(record(&node, 0), None);
 }

@@ -138,6 +138,13 @@ impl<'n> Call<'n> {
         self.spawn(process, command).wait().unwrap().code().unwrap()
     }
 
+    /// Runs the binary from a shell that has done this first.
+    pub(crate) fn run_after(&self, command: &str, script: &str) -> Answer {
+        let mut process = self.node.command("sh");
+        process.args(["-c", &format!("{script}; exec \"$0\""), env!("CARGO_BIN_EXE_macvtap")]);
+        Answer::of(self.spawn(process, command))
+    }
+
     /// Runs the binary with these bytes instead of a configuration.
     pub(crate) fn with_input(&self, command: &str, input: &[u8]) -> Answer {
         let process = self.node.command(env!("CARGO_BIN_EXE_macvtap"));

@@ -23,6 +23,9 @@ use tracing::{error, info, warn};
 /// The last spec.
 const FILE: &str = "nodestate.json";
 
+/// Far above what a state with every pool takes, in bytes.
+const SAVED_MAX: u64 = 64 << 20;
+
 /// Between tries to find the API server.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -148,7 +151,7 @@ impl Cluster {
     }
 
     fn load(&self) -> Option<MacvtapNodeStateSpec> {
-        let text = std::fs::read(&self.saved).ok()?;
+        let text = macvtap::file::read(&self.saved, SAVED_MAX).ok()??;
         match serde_json::from_slice(&text) {
             Ok(spec) => Some(spec),
             Err(problem) => {

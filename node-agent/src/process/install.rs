@@ -6,10 +6,14 @@
 
 pub mod keep;
 
+use macvtap::file;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+/// Far above what a plugin takes, in bytes.
+const SIZE_MAX: u64 = 256 << 20;
 
 /// What networks call the plugin by (`type` of their configuration); also the name of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,11 +77,11 @@ pub fn install(
     let target = directory.join(name);
     let mut wanted = fs::read(plugin).map_err(failed("read", plugin))?;
     wanted.extend_from_slice(format!("{MARK}{version}\n").as_bytes());
-    let present = match fs::read(&target) {
-        Ok(present) if is_executable(&target) => Some(present),
-        Ok(_) => None,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(failed("read", &target)(error)),
+    let present = match file::read(&target, SIZE_MAX) {
+        Ok(present) => present.filter(|_| is_executable(&target)),
+        // It is replaced.
+        Err(error) if error.is_not_a_file() => None,
+        Err(error) => return Err(failed("read", &target)(error.source)),
     };
     if present.as_ref() == Some(&wanted) {
         return Ok(Installed::Same);
@@ -89,7 +93,8 @@ pub fn install(
     // One name for all time: what a killed installer left is overwritten, not collected.
     let temporary = directory.join(format!(".{name}.new"));
     let written = write(&temporary, &wanted);
-    written.and_then(|()| fs::rename(&temporary, &target)).map_err(|source| {
+    let placed = || file::rename(&temporary, &target).map_err(|error| error.source);
+    written.and_then(|()| placed()).map_err(|source| {
         let _ = fs::remove_file(&temporary);
         failed("install", &target)(source)
     })?;
@@ -98,7 +103,7 @@ pub fn install(
 }
 
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let _ = fs::remove_file(path);
+    let _ = file::remove_one(path);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o755).open(path)?;
     file.write_all(content)?;
     file.sync_all()
@@ -106,8 +111,9 @@ fn write(path: &Path, content: &[u8]) -> io::Result<()> {
 
 /// Whether a runtime finds a plugin of ours here that is at least of this version.
 fn serves(target: &Path, version: &str) -> bool {
-    let found = tail(target).ok().and_then(|tail| trailer(&tail));
-    is_executable(target) && found.is_some_and(|found| !is_newer(version, &found))
+    // First: a pipe in its place would hold its reader up.
+    let program = is_executable(target).then(|| tail(target).ok()).flatten();
+    program.and_then(|tail| trailer(&tail)).is_some_and(|found| !is_newer(version, &found))
 }
 
 fn is_executable(target: &Path) -> bool {

@@ -1,6 +1,6 @@
 //! One agent serves a node. A second one on the same state directory (during an upgrade) waits until the first is gone.
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -60,7 +60,10 @@ fn take(state: &Path, name: &str, operation: FlockOperation) -> Result<NodeLock,
     let path = state.join(name);
     let failed = |source| NodeLockError { path: path.clone(), source };
     DirBuilder::new().recursive(true).mode(0o755).create(state).map_err(failed)?;
-    let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    // A pipe in its place would hold the agent up without a word.
+    let open = options.custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&path);
     let file = open.map_err(failed)?;
     loop {
         match flock(&file, operation) {

@@ -127,10 +127,24 @@ fn a_directory_of_nobody_else_is_named_until_somebody_comes() {
 }
 
 #[test]
+fn a_directory_or_pipe_in_place_of_the_plugin_is_replaced() {
+    let scene = Scene::plain();
+    let (pipe, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o755));
+    for pipe in [None, Some(pipe)] {
+        fs::remove_file(scene.plugin()).unwrap();
+        match pipe {
+            Some(pipe) => rustix::fs::mknodat(rustix::fs::CWD, scene.plugin(), pipe, mode, 0).unwrap(),
+            None => fs::create_dir(scene.plugin()).unwrap(),
+        }
+        scene.heals();
+    }
+}
+
+#[test]
 fn a_place_that_cannot_be_written_is_named_with_the_reason() {
     let scene = Scene::plain();
     fs::remove_file(scene.plugin()).unwrap();
-    fs::create_dir(scene.plugin()).unwrap();
+    fs::create_dir_all(scene.plugin().join("x")).unwrap();
     let missing = scene.look().missing.unwrap();
     assert!(missing.contains("/opt/cni/bin/macvtap"), "{missing}");
 }
