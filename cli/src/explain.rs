@@ -78,11 +78,30 @@ fn concluded(subject: &str, sections: Vec<Section>, well: &str) -> Report {
     let mut report = Report { sections, conclusion: String::new() };
     let first = report.of_level(Level::Failed).next();
     report.conclusion = match first {
-        Some(failed) => match &failed.remedy {
-            Some(remedy) => format!("{subject}: {}. What to do: {remedy}", failed.fact),
-            None => format!("{subject}: {}", failed.fact),
-        },
+        Some(failed) => {
+            // Many facts begin with the name of the subject.
+            let fact = failed.fact.strip_prefix(&format!("{subject}: ")).unwrap_or(&failed.fact);
+            match &failed.remedy {
+                Some(remedy) => format!("{subject}: {fact}. What to do: {remedy}"),
+                None => format!("{subject}: {fact}"),
+            }
+        }
         None => format!("{subject}: {well}"),
     };
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Diagnostic;
+
+    #[test]
+    fn the_conclusion_names_its_subject_once() {
+        for fact in ["pool later: it is not accepted", "it is not accepted"] {
+            let section = Section::new("pool later", vec![Diagnostic::failed(fact).remedy("rename it")]);
+            let report = concluded("pool later", vec![section], "");
+            assert_eq!(report.conclusion, "pool later: it is not accepted. What to do: rename it");
+        }
+    }
 }

@@ -46,7 +46,7 @@ pub(super) fn story(facts: &Facts, subject: &Subject) -> Report {
         );
     }
     let mut device = got(pod, &subject.namespace);
-    device.extend(events::warnings(&subject.events));
+    device.extend(events::warnings(&still_true(pod, &subject.events)));
     let sections = vec![
         Section::new("what it asks for", asks),
         Section::new("where it runs", place(facts, pod, &needed, &made)),
@@ -60,10 +60,16 @@ pub(super) fn story(facts: &Facts, subject: &Subject) -> Report {
     concluded(&title, sections, well)
 }
 
+/// The events without those of a scheduler that had no node for the pod before it had one.
+fn still_true(pod: &Pod, events: &[Event]) -> Vec<Event> {
+    let is_scheduled = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+    let is_past = |event: &&Event| is_scheduled && event.reason.as_deref() == Some("FailedScheduling");
+    events.iter().filter(|event| !is_past(event)).cloned().collect()
+}
+
 /// Why the pod does not exist: a quota rejects it before it is stored.
 fn missing(facts: &Facts, subject: &Subject) -> Section {
-    let fact = format!("the pod does not exist in namespace {}", subject.namespace);
-    let mut found = vec![Diagnostic::failed(fact).remedy("correct the name, or the namespace with -n")];
+    let mut found = Vec::new();
     // The name of a pod begins with that of its controller.
     let about = subject.events.iter().filter(|event| {
         let controller = event.involved_object.name.as_deref().unwrap_or_default();
@@ -74,6 +80,9 @@ fn missing(facts: &Facts, subject: &Subject) -> Section {
     let reached = items(&facts.quotas).iter().flat_map(|quota| quotas(quota, &prefixes, Level::Failed));
     found.extend(reached.filter(|found| found.level == Level::Failed));
     found.extend(events::warnings(&about));
+    // After what may be the cause, which is the conclusion then.
+    let fact = format!("the pod does not exist in namespace {}", subject.namespace);
+    found.push(Diagnostic::failed(fact).remedy("correct the name, or the namespace with -n"));
     Section::new("why it does not exist", found)
 }
 
@@ -288,4 +297,50 @@ fn got(pod: &Pod, namespace: &str) -> Vec<Diagnostic> {
         found.push(Diagnostic::skipped(format!("it is not ready: {}", pods::why_not_ready(pod))));
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{nothing, object};
+    use serde_json::json;
+
+    #[test]
+    fn the_conclusion_about_a_missing_pod_is_the_quota_that_rejects_it() {
+        let mut subject = Subject {
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+            pod: Err(Unread::Absent),
+            events: Vec::new(),
+        };
+        let mut facts = nothing();
+        let conclusion = story(&facts, &subject).conclusion;
+        assert!(conclusion.starts_with("pod default/web: the pod does not exist"), "{conclusion}");
+        let key = "requests.macvtap.network.kubevirt.io/dp";
+        facts.quotas = Ok(vec![object(json!({
+            "metadata": {"name": "devices", "namespace": "default"},
+            "spec": {"hard": {key: "1"}}, "status": {"hard": {key: "1"}, "used": {key: "1"}},
+        }))]);
+        let conclusion = story(&facts, &subject).conclusion;
+        assert!(conclusion.starts_with("pod default/web: quota default/devices"), "{conclusion}");
+        facts.quotas = Ok(Vec::new());
+        subject.events = vec![object(json!({
+            "metadata": {}, "involvedObject": {"name": "web"}, "type": "Warning", "reason": "FailedCreate",
+            "message": "exceeded quota: devices",
+        }))];
+        let conclusion = story(&facts, &subject).conclusion;
+        assert!(conclusion.starts_with("pod default/web: event FailedCreate"), "{conclusion}");
+    }
+
+    #[test]
+    fn events_of_the_scheduler_count_until_the_pod_has_a_node() {
+        let events: Vec<Event> = ["FailedScheduling", "Odd"]
+            .map(|reason| json!({"metadata": {}, "involvedObject": {}, "reason": reason}))
+            .map(object)
+            .into();
+        for (node, left) in [(json!(null), 2), (json!("n1"), 1)] {
+            let pod: Pod = object(json!({"metadata": {}, "spec": {"containers": [], "nodeName": node}}));
+            assert_eq!(still_true(&pod, &events).len(), left);
+        }
+    }
 }
