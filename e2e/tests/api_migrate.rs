@@ -1,4 +1,4 @@
-//! `macvtap-operator migrate` and a real API server: what it prints is taken as it is.
+//! `kubectl macvtap migrate`, `macvtap-operator migrate` and a real API server: what they print is taken as it is.
 
 mod api;
 
@@ -9,11 +9,17 @@ use e2e::process;
 use serde_json::{Value, json};
 use std::process::Command;
 
+/// What both programs print.
 fn migrate(api: &Api, args: &[&str], input: &str) -> Result<String> {
-    api::build(&Checkout::here(), "macvtap-operator")?;
-    let mut command = Command::new(Checkout::here().path("target/debug/macvtap-operator"));
-    command.env("KUBECONFIG", api.kubectl.kubeconfig()).arg("migrate").args(args);
-    process::output_with_input(&mut command, input)
+    let by = |program: &str| {
+        api::build(&Checkout::here(), program)?;
+        let mut command = Command::new(Checkout::here().path("target/debug").join(program));
+        command.env("KUBECONFIG", api.kubectl.kubeconfig()).arg("migrate").args(args);
+        process::output_with_input(&mut command, input)
+    };
+    let (by_operator, by_cli) = (by("macvtap-operator"), by("kubectl-macvtap"));
+    ensure!(by_operator.as_ref().ok() == by_cli.as_ref().ok(), "{by_operator:?}, but by the CLI {by_cli:?}");
+    by_cli
 }
 
 fn config_map(name: &str, entries: &Value) -> Value {
