@@ -24,6 +24,7 @@ use crate::Call;
 use crate::config::Ipam;
 use crate::config::kube_ovn::KubeOvn;
 use crate::protocol::error::{CniError, Code, chain};
+use crate::protocol::json;
 use crate::protocol::result::CniResult;
 use crate::protocol::version::Version;
 use descendants::Process;
@@ -306,7 +307,8 @@ impl<'c> Delegate<'c> {
         let text = String::from_utf8_lossy(&output.stdout);
         let text = Some(text.trim()).filter(|text| !text.is_empty());
         // What is not JSON is quoted by whatever expects a result.
-        let json: Option<Value> = text.map(|text| serde_json::from_str(text).unwrap_or_else(|_| text.into()));
+        let json: Option<Value> =
+            text.map(|text| json::decode(text.as_bytes()).unwrap_or_else(|_| text.into()));
         if output.success {
             return Ok(Answer { json, has_left: output.has_left, left: output.left });
         }

@@ -39,18 +39,12 @@ const KNOWN_KEYS: [(&[&str], &[&str]); 5] = [
     (&["args", "cni"], &["mac"]),
 ];
 
-/// Gives keys the spelling that is read here: Go's decoder, and so every other plugin, reads them in upper and lower case
-/// alike. A key in the right spelling wins.
+/// Gives keys of a configuration the spelling that is read here.
 fn use_known_keys(json: &mut Map<String, Value>) {
     for (path, known) in KNOWN_KEYS {
         let object = path.iter().try_fold(&mut *json, |object, key| object.get_mut(*key)?.as_object_mut());
-        let Some(object) = object else { continue };
-        for known in known {
-            let other = |key: &&String| key.eq_ignore_ascii_case(known) && key != known;
-            let Some(key) = object.keys().find(other).cloned() else { continue };
-            if let Some(value) = object.remove(&key) {
-                object.entry(*known).or_insert(value);
-            }
+        if let Some(object) = object {
+            json::respell(object, known);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! half of a pair, bytes that are not UTF-8, and numbers beyond `f64` under a key that nobody reads. A text that it refuses
 //! is rewritten once: such a half and such bytes become U+FFFD, as in Go, and what is too deep or too large becomes `null`.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 
 /// Nesting that is kept; `serde_json`'s own limit is 128.
@@ -95,6 +95,18 @@ fn paired(text: &str) -> Cow<'_, str> {
 fn unit(text: &str) -> Option<u16> {
     let digits = text.strip_prefix("\\u")?.get(..4)?;
     digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
+}
+
+/// Gives these keys of an object the spelling that is read here: Go's decoder, and so every other plugin, reads them in upper
+/// and lower case alike. A key in the right spelling wins.
+pub fn respell(object: &mut Map<String, Value>, known: &[&str]) {
+    for known in known {
+        let other = |key: &&String| key.eq_ignore_ascii_case(known) && key != known;
+        let Some(key) = object.keys().find(other).cloned() else { continue };
+        if let Some(value) = object.remove(&key) {
+            object.entry(*known).or_insert(value);
+        }
+    }
 }
 
 #[cfg(test)]

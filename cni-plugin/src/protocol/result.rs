@@ -1,6 +1,7 @@
 //! Results: what ADD prints, what an IPAM plugin answers and what comes back as `prevResult`.
 
 use crate::protocol::error::{CniError, Code};
+use crate::protocol::json;
 use crate::protocol::version::Version;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -111,8 +112,10 @@ pub struct Dns {
 
 impl CniResult {
     /// Reads a result of any version. `whose` begins the message when it cannot be read.
-    pub fn parse(value: Value, whose: &str, code: Code) -> Result<Self, CniError> {
-        if !value.is_object() {
+    pub fn parse(mut value: Value, whose: &str, code: Code) -> Result<Self, CniError> {
+        if let Value::Object(result) = &mut value {
+            respell(result);
+        } else {
             let shown: String = value.to_string().chars().take(200).collect();
             return Err(CniError::new(
                 code,
@@ -158,6 +161,29 @@ impl Dns {
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// The keys of a result, and those of each object in it.
+const KEYS: [(&str, &[&str]); 4] = [
+    ("interfaces", &["name", "mac", "mtu", "sandbox"]),
+    ("ips", &["address", "gateway", "interface"]),
+    ("routes", &["dst", "gw", "mtu", "advmss", "priority", "table", "scope"]),
+    ("dns", &["nameservers", "domain", "search", "options"]),
+];
+
+/// Gives the keys of a result the spelling that is read here.
+fn respell(result: &mut Map<String, Value>) {
+    for (key, known) in KEYS {
+        json::respell(result, &[key]);
+        let objects = match result.get_mut(key) {
+            Some(Value::Array(list)) => list.as_mut_slice(),
+            Some(one) => std::slice::from_mut(one),
+            None => &mut [],
+        };
+        for object in objects.iter_mut().filter_map(Value::as_object_mut) {
+            json::respell(object, known);
+        }
     }
 }
 
@@ -269,6 +295,21 @@ mod tests {
         assert_eq!((result.routes[0].mtu, &result.dns), (None, &Dns::default()));
         let nothing = json!({"interfaces": null, "ips": null, "routes": null, "dns": null});
         assert_eq!(CniResult::parse(nothing, "it", Code::Ipam), Ok(CniResult::default()));
+    }
+
+    #[test]
+    fn keys_are_read_in_upper_and_lower_case_alike() {
+        let json = json!({
+            "IPs": [{"Address": "10.0.0.2/24", "GATEWAY": "10.0.0.1"}],
+            "Routes": [{"Dst": "11.0.0.0/8", "GW": "10.0.0.1"}, {"dst": "12.0.0.0/8", "Dst": "13.0.0.0/8"}],
+            "Interfaces": [{"Name": "net1", "Mac": "02:00:00:00:00:01"}],
+            "DNS": {"NameServers": ["10.0.0.1"]},
+        });
+        let result = CniResult::parse(json, "it", Code::Ipam).unwrap();
+        assert_eq!(result.ips[0].gateway, Some("10.0.0.1".parse().unwrap()));
+        let destinations = result.routes.iter().map(|route| route.dst.unwrap().to_string());
+        assert_eq!(destinations.collect::<Vec<_>>(), ["11.0.0.0/8", "12.0.0.0/8"]);
+        assert_eq!((result.interfaces[0].name.as_str(), result.dns.nameservers.len()), ("net1", 1));
     }
 
     #[test]
