@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod components;
 pub mod containerfile;
 pub mod control_plane;
+pub mod crun;
 pub mod demo;
 pub mod diagnose;
 pub mod first_release;
@@ -41,6 +42,7 @@ pub mod relay;
 pub mod release;
 pub mod suite;
 pub mod traces;
+pub mod trixie;
 pub mod wait;
 
 pub use api_server::{AUDIT_LOG, ApiServer};

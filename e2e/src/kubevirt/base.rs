@@ -6,16 +6,12 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::layout::{self, Checkout};
-use crate::{components, process, progress};
-
-/// The release of Debian.
-const SUITE: &str = "trixie";
+use crate::{components, progress, trixie};
 
 /// What is asked for; what these depend on comes with them.
 const PACKAGES: [&str; 15] = [
@@ -83,7 +79,7 @@ pub(super) fn ensure(checkout: &Checkout) -> Result<PathBuf> {
     let root = dir.join("root");
     let stamp = dir.join("made");
     let wanted = layout::sha256_hex(
-        [SUITE, &PACKAGES.concat(), &LEFT_OUT.concat(), PASSWD, GROUP, VIRTQEMUD, NODE_LABELLER]
+        [trixie::SUITE, &PACKAGES.concat(), &LEFT_OUT.concat(), PASSWD, GROUP, VIRTQEMUD, NODE_LABELLER]
             .concat()
             .as_bytes(),
     );
@@ -92,69 +88,11 @@ pub(super) fn ensure(checkout: &Checkout) -> Result<PathBuf> {
     }
     progress::timed("libvirt and QEMU of Debian 13", Duration::from_secs(15), || {
         layout::remove(&root)?;
-        let archives = download(&dir)?;
-        fs::create_dir_all(&root).with_context(|| format!("create {}", root.display()))?;
-        for archive in wanted_archives(&archives)? {
-            process::output(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&root))?;
-        }
+        trixie::unpack(&dir, &PACKAGES, &LEFT_OUT, &root)?;
         adapt(checkout, &root)
     })?;
     layout::write(&stamp, wanted)?;
     Ok(root)
-}
-
-/// Downloads everything by apt with directories of its own: no package of this machine counts as there.
-fn download(dir: &Path) -> Result<PathBuf> {
-    let apt = dir.join("apt");
-    layout::remove(&apt)?;
-    for part in ["state/lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(apt.join(part)).with_context(|| format!("create {}", apt.join(part).display()))?;
-    }
-    layout::write(&apt.join("status"), "")?;
-    layout::write(&apt.join("debian.sources"), sources()?)?;
-    let run = |words: &[&str]| {
-        let mut command = Command::new("apt-get");
-        for (option, value) in [
-            ("Dir::State", apt.join("state")),
-            ("Dir::State::status", apt.join("status")),
-            ("Dir::Cache", apt.join("cache")),
-            ("Dir::Etc::sourcelist", apt.join("debian.sources")),
-            ("Dir::Etc::sourceparts", PathBuf::from("/dev/null")),
-            ("APT::Sandbox::User", PathBuf::from("root")),
-        ] {
-            command.arg("-o").arg(format!("{option}={}", value.display()));
-        }
-        command.args(words).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
-        process::output(&mut command)
-    };
-    run(&["update", "-q"]).with_context(|| format!("read the package lists of Debian {SUITE}"))?;
-    run(&[&["install", "-y", "-q", "--no-install-recommends", "--download-only"], &PACKAGES[..]].concat())
-        .context("download libvirt and QEMU")?;
-    Ok(apt.join("cache/archives"))
-}
-
-/// This machine's own sources, with the other release.
-fn sources() -> Result<String> {
-    let path = "/etc/apt/sources.list.d/debian.sources";
-    let text = fs::read_to_string(path).with_context(|| format!("read {path}; Debian 12 or later has it"))?;
-    let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
-    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    Ok(text.replace(codename.context("/etc/os-release names no release")?, SUITE))
-}
-
-fn wanted_archives(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let package = path.extension().is_some_and(|extension| extension == "deb");
-        if package && !LEFT_OUT.iter().any(|prefix| name.starts_with(prefix)) {
-            found.push(path);
-        }
-    }
-    ensure!(!found.is_empty(), "apt downloaded nothing to {}", dir.display());
-    found.sort();
-    Ok(found)
 }
 
 /// What KubeVirt expects of the distribution that its own images are made from.

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Kind, Node};
 use crate::layout::POD_CIDR;
 use crate::pki::Pki;
-use crate::{images, registry};
+use crate::{crun, images, registry};
 
 impl Node {
     /// The default network of its pods.
@@ -69,6 +69,7 @@ impl Node {
         let registries = registry::mirror(&self.layout)?;
         let words = [
             ("@RUNC@", self.runc().display().to_string()),
+            ("@CRUN@", crun::program(&self.layout.cluster.checkout).display().to_string()),
             ("@NETNS@", (self.kind == Kind::Moved).to_string()),
             ("@PAUSE@", images::PAUSE.to_owned()),
             ("@REGISTRIES@", registries.display().to_string()),
@@ -100,6 +101,11 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
         BinaryName = "@RUNC@"
         SystemdCgroup = false
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun.options]
+        BinaryName = "@CRUN@"
+        SystemdCgroup = false
   [plugins.'io.containerd.cri.v1.runtime'.cni]
     bin_dirs = ["/opt/cni/bin"]
     conf_dir = "/etc/cni/net.d"
@@ -130,5 +136,10 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         BinaryName = "@RUNC@"
+        SystemdCgroup = false
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.crun]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.crun.options]
+        BinaryName = "@CRUN@"
         SystemdCgroup = false
 "#;

@@ -7,6 +7,7 @@ mod api_outage;
 mod breaks;
 mod checkpoint;
 mod churn;
+mod crun;
 mod hangs;
 mod kubelet;
 mod links;

@@ -55,22 +55,33 @@ impl Pod {
         network: Option<&str>,
         number: u8,
     ) -> Result<Self> {
-        let pod = Self {
+        let pod = Self::new(stage, name, node, number);
+        stage.kubectl.apply(&pod.manifest(guest, resource, network))?;
+        Ok(pod)
+    }
+
+    /// A pod that is not applied.
+    pub(crate) fn new(stage: &Stage, name: &str, node: &str, number: u8) -> Self {
+        Self {
             namespace: stage.namespace.clone(),
             name: name.to_owned(),
             node: node.to_owned(),
             v4: format!("198.51.100.{number}"),
             v6: format!("fd00:5::{number}"),
-        };
+        }
+    }
+
+    /// Its manifest.
+    pub(crate) fn manifest(&self, guest: Guest, resource: &str, network: Option<&str>) -> String {
         let annotations =
             network.map(|network| format!("k8s.v1.cni.cncf.io/networks: {network}")).unwrap_or_default();
-        let Self { namespace, v4, v6, .. } = &pod;
+        let Self { namespace, name, node, v4, v6 } = self;
         let device = if network.is_some() { "net1" } else { "auto" };
         let command = match guest {
             Guest::Answers => format!("exec tapguest respond {device} - {v4} {v6}"),
             Guest::Asks => "exec sleep 100000".to_owned(),
         };
-        stage.kubectl.apply(&format!(
+        format!(
             "apiVersion: v1
 kind: Pod
 metadata:
@@ -88,8 +99,7 @@ spec:
     securityContext: {{runAsUser: 107, runAsGroup: 107, allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}
     resources: {{limits: {{{resource}: 1}}}}
 "
-        ))?;
-        Ok(pod)
+        )
     }
 
     pub(crate) fn ready(&self, stage: &Stage) -> Result<()> {
