@@ -5,5 +5,5 @@ mod node_states;
 mod pools;
 
 pub use networks::{NetworkAction, NetworkSnapshot, Networks};
-pub use node_states::{NodeSnapshot, NodeStates};
+pub use node_states::{NodeAction, NodeSnapshot, NodeStates};
 pub use pools::{Drain, PoolAction, PoolSnapshot, Pools};

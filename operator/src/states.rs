@@ -141,6 +141,7 @@ impl States {
             state.write(spec);
         }
         state.wait_since(before.as_deref(), None);
+        state.drain_since(before.as_deref(), None);
         let state = Arc::new(state);
         if is_there {
             inner.insert(&state);
@@ -261,7 +262,9 @@ impl Inner {
         self.known.insert(state.name.clone(), Arc::clone(state));
     }
 
-    fn remember(&mut self, state: Arc<KnownState>, now: Timestamp) {
+    fn remember(&mut self, mut state: Arc<KnownState>, now: Timestamp) {
+        // Nobody receives its drains any more.
+        Arc::make_mut(&mut state).drains_shown_since = None;
         self.deleted.insert(state.name.clone(), (state, now));
     }
 
@@ -286,7 +289,9 @@ impl Inner {
         let lag = self.own.seen(&mut state, now);
         let shown = !self.own.is_ahead(&state.name);
         state.answer_missing_since = self.answer_missing_since(&state, now);
-        state.wait_since(self.known.get(&state.name).map(Arc::as_ref), shown.then_some(now));
+        let (before, now) = (self.known.get(&state.name).map(Arc::as_ref), shown.then_some(now));
+        state.wait_since(before, now);
+        state.drain_since(before, now);
         (Arc::new(state), lag)
     }
 }

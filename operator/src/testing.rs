@@ -79,5 +79,6 @@ pub(crate) fn known(state: &MacvtapNodeState) -> KnownState {
     let mut known = KnownState::read(&raw(state), &mut Interner::default());
     let written = state.metadata.managed_fields.iter().flatten().find_map(|entry| entry.time.as_ref());
     known.unanswered_since = written.filter(|_| !known.applied()).map(|time| time.0);
+    known.drains_shown_since = written.map(|time| time.0);
     known
 }

@@ -128,8 +128,13 @@ fn sent_pools(node: &Node, state: &MacvtapNodeState, catalog: &Catalog) -> Vec<N
     let raw = serde_json::to_value(state).and_then(serde_json::from_value).unwrap_or_default();
     let known = KnownState::read(&raw, &mut Interner::default());
     let name = node.name_any();
-    let now = clock::now();
-    let target = Target { name: &name, labels: node.labels(), silent: false, current: Some(&known), now };
+    let target = Target {
+        name: &name,
+        labels: node.labels(),
+        silent: false,
+        current: Some(&known),
+        seen_until: clock::now(),
+    };
     render(target, catalog, |_| true).iter().map(|entry| NodePool::clone(entry)).collect()
 }
 

@@ -21,8 +21,8 @@ pub struct Target<'t> {
     pub silent: bool,
     /// Its state, or the one that it had until it was deleted.
     pub current: Option<&'t KnownState>,
-    /// The time, by the operator's own clock.
-    pub now: Timestamp,
+    /// Until when the watch has surely shown every answer, by the operator's own clock.
+    pub seen_until: Timestamp,
 }
 
 /// What the node should offer, given what it was sent before. `granted` says whether it is the node's turn to get a
@@ -45,7 +45,7 @@ pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool)
         .iter()
         .filter(|old| !catalog.frozen(&old.uid))
         .filter(|old| !wanted.iter().any(|new| new.uid == old.uid))
-        .filter(|old| !node.current.is_some_and(|state| drained(state, old, node.now)))
+        .filter(|old| !node.current.is_some_and(|state| drained(state, old, node.seen_until)))
         .filter(|old| !(node.silent && catalog.released(&old.uid, node.name)))
         .map(Entry::draining)
         .collect();
@@ -60,7 +60,7 @@ pub fn render(node: Target<'_>, catalog: &Catalog, granted: impl Fn(&ActivePool)
     let room = POOLS_MAX.saturating_sub(frozen.len());
     let held: Vec<&Arc<Entry>> = before
         .iter()
-        .filter(|old| !node.current.is_some_and(|state| drained(state, old, node.now)))
+        .filter(|old| !node.current.is_some_and(|state| drained(state, old, node.seen_until)))
         .collect();
     fit(room, &mut entries, &mut draining, &held);
     // From the last, so that those of one priority stay in their order.
@@ -100,19 +100,18 @@ fn fit(room: usize, entries: &mut Vec<Arc<Entry>>, draining: &mut Vec<Arc<Entry>
     }
 }
 
-/// Whether the node holds no device of this entry any more: it never got it, or has applied the drain and reports none. One
-/// that answered not long ago and reports nothing now, because its status was removed or its spec cannot be read, holds what
-/// it held.
-pub fn drained(state: &KnownState, entry: &NodePool, now: Timestamp) -> bool {
-    match state.status.as_ref().and_then(|status| status.observed_hash.as_ref()) {
-        None => !state.was_answered(now),
-        Some(_) => {
-            state.applied()
-                && !state.status_unreadable
-                && entry.phase == PoolPhase::Draining
-                && state.pool(&entry.name).is_none_or(|pool| pool.allocated == 0)
-        }
-    }
+/// Whether the node holds no device of this entry any more: its agent has applied the drain and reports none, or has not
+/// answered for so long that it never got the entry. One that answered not long ago and reports nothing now, because its
+/// status was removed or its spec cannot be read, holds what it held.
+pub fn drained(state: &KnownState, entry: &NodePool, seen_until: Timestamp) -> bool {
+    let is_free = if state.answered() {
+        state.applied()
+            && !state.status_unreadable
+            && state.pool(&entry.name).is_none_or(|pool| pool.allocated == 0)
+    } else {
+        state.drains_given_up_in(seen_until).is_some_and(|wait| wait.is_zero())
+    };
+    entry.phase == PoolPhase::Draining && is_free
 }
 
 /// What a node is sent of a pool that it should have: an edit that no node needs to know changes nothing, and one that

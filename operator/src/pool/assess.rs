@@ -234,7 +234,8 @@ fn obstacle(subject: &Subject<'_>, node: &NodeView, sent: Option<Sent>, is_silen
     }
     let is_full = state.pools.len() >= POOLS_MAX;
     let (name, labels) = (node.name(), node.labels());
-    let target = Target { name, labels, silent: is_silent, current: Some(state), now: node.now };
+    let target =
+        Target { name, labels, silent: is_silent, current: Some(state), seen_until: node.seen_until };
     let granted = |pool: &ActivePool| subject.grants.has(&pool.entry, name);
     // Whether lower ones could yield is asked for a staged pool only: every other has asked them already.
     let can_have_room = || wanted.staged && turn_matters(target, subject.catalog, wanted, granted);

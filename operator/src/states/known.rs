@@ -21,9 +21,18 @@ use std::time::Duration;
 /// still holds, and it receives them again when the state is recreated.
 const REMEMBERED: Duration = Duration::from_mins(10);
 
+/// How long an agent may take until its answer is seen. A node that has not answered what it was sent within this time runs no
+/// agent, or one that hangs.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
 /// Whether what was lost at this time is remembered still.
 pub(super) fn is_remembered(since: Timestamp, now: Timestamp) -> bool {
-    Duration::try_from(now.duration_since(since)).unwrap_or_default() < REMEMBERED
+    !left(REMEMBERED, since, now).is_zero()
+}
+
+/// How much of a time that began at `since` is left.
+fn left(time: Duration, since: Timestamp, now: Timestamp) -> Duration {
+    time.saturating_sub(Duration::try_from(now.duration_since(since)).unwrap_or_default())
 }
 
 /// What is known of a node's state.
@@ -38,6 +47,8 @@ pub struct KnownState {
     /// Since when the operator has seen a spec that the agent has neither applied nor said anything about, by the
     /// operator's own clock.
     pub unanswered_since: Option<Timestamp>,
+    /// Since when the watch has shown every drain of the spec, by the operator's own clock, if it shows them.
+    pub drains_shown_since: Option<Timestamp>,
     /// `spec.configHash`.
     pub config_hash: String,
     /// `spec.pools`, those that can be read.
@@ -174,6 +185,7 @@ impl KnownState {
             owner: owner(raw),
             version: version(&raw.metadata),
             unanswered_since: None,
+            drains_shown_since: None,
             config_hash: text(&raw.spec, "configHash").unwrap_or_default(),
             pools,
             form: forms.into_iter().max().unwrap_or_default(),
@@ -202,6 +214,32 @@ impl KnownState {
         let earlier = before.filter(|before| before.status == self.status);
         let earlier = earlier.and_then(|before| before.unanswered_since);
         self.unanswered_since = if self.applied() { None } else { earlier.or(now) };
+    }
+
+    /// Sets since when the watch has shown every drain, given what was known before. Other changes do not put that off.
+    /// `now` is absent while the watch does not show the spec yet.
+    pub(super) fn drain_since(&mut self, before: Option<&Self>, now: Option<Timestamp>) {
+        let drained_before = |entry: &Arc<Entry>, before: &Self| {
+            before.entry(&entry.uid).is_some_and(|before| before.phase == PoolPhase::Draining)
+        };
+        let earlier = before.filter(|before| self.drains().all(|entry| drained_before(entry, before)));
+        self.drains_shown_since = earlier.and_then(|before| before.drains_shown_since).or(now);
+    }
+
+    fn drains(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.pools.iter().filter(|entry| entry.phase == PoolPhase::Draining)
+    }
+
+    /// How long the drains of a node whose agent has not answered are waited for. Its agent may have applied the pools before
+    /// anybody has seen that; one that has received the drains and still does not answer does not run. None if the agent has
+    /// answered, if there is no drain, or while the watch does not show every drain.
+    pub fn drains_given_up_in(&self, now: Timestamp) -> Option<Duration> {
+        if self.answered() || self.drains().next().is_none() {
+            return None;
+        }
+        let unanswered = left(ANSWER_WITHIN, self.drains_shown_since?, now);
+        let remembered = self.answer_missing_since.map(|since| left(REMEMBERED, since, now));
+        Some(unanswered.max(remembered.unwrap_or_default()))
     }
 
     /// Whether the agent has applied the spec as it is.

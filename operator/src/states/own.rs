@@ -1,7 +1,7 @@
 //! Pure: the operator's own writes of node states, how far the watch is behind them, and which of them wait for an
 //! agent's answer.
 
-use super::known::KnownState;
+use super::known::{ANSWER_WITHIN, KnownState};
 use super::spec::Spec;
 use jiff::Timestamp;
 use std::collections::HashMap;
@@ -10,9 +10,6 @@ use std::time::Duration;
 /// How many specs may be unanswered at once. The rate at which the API server's watches pass them on limits the rate of
 /// an edit of the whole fleet, so that no answer waits long behind others.
 const UNANSWERED_MAX: usize = 256;
-
-/// How long other writes wait for an answer: an agent that hangs delays nobody for longer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a write may stay unseen before it is ignored. No watch is that late: such a write is an error in this record.
 const UNSEEN_MAX: Duration = Duration::from_mins(5);

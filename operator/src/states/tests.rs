@@ -145,3 +145,40 @@ fn a_spec_on_its_way_may_bring_a_pool_that_no_state_has() {
     states.stored("n1", &spec, 3, NOW);
     assert!(states.may_hold("uid-dp", NOW).is_empty() && states.get("n1").unwrap().entry("uid-dp").is_some());
 }
+
+#[test]
+fn a_drain_is_shown_since_the_watch_has_it_and_other_changes_do_not_put_that_off() {
+    let states = States::default();
+    let entry = |name: &str| Arc::new(entry_of(&pool(name, serde_json::json!({}))));
+    let drain = |names: &[&str]| -> Vec<_> { names.iter().map(|name| entry(name).draining()).collect() };
+    let write = |pools: &[Arc<Entry>], version, second| {
+        let spec = Spec { config_hash: format!("h{version}"), pools: pools.to_vec(), ..Spec::default() };
+        states.send("n1", spec.clone());
+        states.stored("n1", &spec, version, at(second));
+    };
+    let show = |pools: &[Arc<Entry>], version, second| {
+        let mut shown = raw(&MacvtapNodeState::new("n1", spec(pools)));
+        shown.metadata.resource_version = Some(u64::to_string(&version));
+        states.take(Event::Apply(shown), at(second));
+    };
+    let given_up_in = |second| {
+        let state = states.get("n1").or_else(|| states.deleted("n1", at(second))).unwrap();
+        state.drains_given_up_in(at(second)).map(|wait| wait.as_secs())
+    };
+    show(&[entry("a"), entry("b")], 1, 0);
+    assert_eq!(given_up_in(0), None, "there is no drain");
+    write(&drain(&["a"]), 2, 100);
+    show(&[entry("a"), entry("b")], 1, 105);
+    assert_eq!(given_up_in(200), None, "the agent may not have received it");
+    show(&drain(&["a"]), 2, 200);
+    assert_eq!(given_up_in(203), Some(7));
+    let with_other = [&drain(&["a"])[..], &[entry("c")]].concat();
+    write(&with_other, 3, 204);
+    show(&with_other, 3, 205);
+    assert_eq!(given_up_in(206), Some(4));
+    write(&drain(&["a", "c"]), 4, 207);
+    show(&drain(&["a", "c"]), 4, 208);
+    assert_eq!((given_up_in(208), given_up_in(300)), (Some(10), Some(0)));
+    states.take(Event::Delete(versioned(5, None)), at(209));
+    assert_eq!(given_up_in(300), None, "the node can receive it from another state only");
+}

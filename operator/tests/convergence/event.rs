@@ -55,6 +55,8 @@ pub(crate) enum Event {
         node: u8,
         allocated: u32,
     },
+    /// Pods start on a node. Its agent reports their devices when it answers next.
+    Allocated(u8),
     /// Its agent will say so when it answers next.
     Health {
         node: u8,
@@ -73,6 +75,8 @@ pub(crate) enum Event {
     Collect,
     /// The operator hears of one kind, or of all.
     Hear(Option<Kind>),
+    /// The operator receives everything and reconciles everything so often, before an agent answers.
+    Passes(u8),
     LookAtNode(u8),
     LookAtNetworks(u8),
     LookAtPool(u8),
@@ -124,6 +128,7 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         1 => (name(), name()).prop_map(|(space, pool)| Event::NetworkUnlabelled { space, pool }),
         1 => (name(), name()).prop_map(|(space, pool)| Event::ForeignNetwork { space, pool }),
         6 => (name(), 0u32..3).prop_map(|(node, allocated)| Event::Answer { node, allocated }),
+        3 => name().prop_map(Event::Allocated),
         2 => (name(), health).prop_map(|(node, health)| Event::Health { node, health }),
         2 => (name(), any::<bool>()).prop_map(|(node, away)| Event::Agent { node, away }),
         2 => (name(), prop_oneof![Just(Release::First), Just(Release::Later)])
@@ -131,6 +136,7 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         2 => Just(Event::Collect),
         6 => Just(Event::Hear(None)),
         8 => proptest::sample::select(&KINDS[..]).prop_map(|kind| Event::Hear(Some(kind))),
+        3 => (1u8..4).prop_map(Event::Passes),
         8 => name().prop_map(Event::LookAtNode),
         4 => name().prop_map(Event::LookAtNetworks),
         8 => name().prop_map(Event::LookAtPool),
@@ -170,6 +176,7 @@ impl Cluster {
             Event::NodeGone(name) => {
                 server.nodes.remove(&node_name(name));
                 server.in_use.remove(&node_name(name));
+                server.offered.remove(&node_name(name));
             }
             Event::NodeEnding(name) => {
                 if let Some(node) = server.nodes.get_mut(&node_name(name)) {
@@ -221,11 +228,13 @@ impl Cluster {
     fn go_on(&mut self, event: &Event) {
         match *event {
             Event::Answer { node, allocated } => self.answer(&node_name(node), allocated),
+            Event::Allocated(node) => self.allocate(&node_name(node)),
             Event::Health { node, health } => drop(self.health.insert(node_name(node), health)),
             Event::Release { node, release } => drop(self.releases.insert(node_name(node), release)),
             Event::Collect => self.collect(),
             Event::Hear(Some(kind)) => self.hear(kind),
             Event::Hear(None) => self.hear_all(),
+            Event::Passes(passes) => (0..passes).for_each(|_| self.pass()),
             Event::LookAtNode(name) => self.look_at_node(&node_name(name)),
             Event::LookAtNetworks(name) => self.look_at_networks(&pool_name(name)),
             Event::LookAtPool(name) => self.look_at_pool(&pool_name(name)),

@@ -34,7 +34,8 @@ fn nodes_are_as_a_fresh_operator_makes_them(cluster: &mut Cluster) -> Result<(),
     prop_assert_eq!(world.nodes.keys().collect::<Vec<_>>(), world.states.keys().collect::<Vec<_>>());
     for (name, node) in &world.nodes {
         let found = cluster.operator.state(name).unwrap();
-        let target = Target { name, labels: node.labels(), silent: false, current: None, now: clock::now() };
+        let target =
+            Target { name, labels: node.labels(), silent: false, current: None, seen_until: clock::now() };
         let fresh = render(target, &world.catalog(), |_| true);
         prop_assert!(found.applied(), "{} cannot read its spec", name);
         prop_assert_eq!(found.pools.len(), fresh.len());
@@ -201,6 +202,27 @@ fn a_rollout_goes_on_beside_a_node_that_is_being_deleted_for_ever() -> Result<()
     cluster.happen(&Event::PoolGone(STAGED.name));
     cluster.settle()?;
     assert!(cluster.server().pools.is_empty() && cluster.server().nodes.len() == usize::from(NAMES));
+    Ok(())
+}
+
+#[test]
+fn a_pool_that_is_deleted_before_a_first_answer_is_seen_waits_for_the_pods() -> Result<(), TestCaseError> {
+    let mut cluster = Cluster::default();
+    cluster.happen(&Event::Node { name: 0, zone: 0 });
+    cluster.happen(&Event::Pool(Wish { staged: None, ..STAGED }));
+    cluster.happen(&Event::Passes(3));
+    assert!(cluster.operator.state(&node_name(0)).is_some_and(|state| state.pools.len() == 1));
+    // The agent applies it and a pod gets a device, while the operator receives that the pool is being deleted.
+    cluster.happen(&Event::Answer { node: 0, allocated: 1 });
+    cluster.happen(&Event::PoolGone(STAGED.name));
+    cluster.happen(&Event::Hear(Some(Kind::Pools)));
+    for event in [Event::LookAtNode(0), Event::LookAtPool(STAGED.name), Event::Passes(2)] {
+        cluster.happen(&event);
+        assert!(cluster.server().pools.contains_key(&pool_name(STAGED.name)), "released by {event:?}");
+    }
+    cluster.settle()?;
+    assert!(cluster.server().pools.is_empty(), "the pod has ended");
+    assert_eq!(cluster.judge.faults, Vec::<String>::new());
     Ok(())
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct World {
     pub(crate) down: BTreeSet<String>,
     /// The UIDs of the pools whose devices pods have, by node: as the agents know, whatever stands in their states.
     pub(crate) in_use: BTreeMap<String, BTreeSet<String>>,
+    /// The UIDs of the pools whose devices a pod may get, by node: those that its agent has applied and does not drain.
+    pub(crate) offered: BTreeMap<String, BTreeSet<String>>,
     /// The agents that the operator has heard of, and whether each is away.
     pub(crate) agents: BTreeMap<String, bool>,
     /// The time, and the version of whatever was changed last.
@@ -127,8 +129,11 @@ impl Cluster {
         }
         let Some(state) = server.states.get_mut(node) else { return };
         let status = self.status(node, &state.spec, allocated);
-        let entries = state.spec["pools"].as_array().into_iter().flatten().filter(|_| allocated > 0);
-        let in_use = entries.filter_map(|pool| pool["uid"].as_str().map(str::to_owned)).collect();
+        let uids = |wanted: &dyn Fn(&Value) -> bool| -> BTreeSet<String> {
+            let entries = state.spec["pools"].as_array().into_iter().flatten().filter(|pool| wanted(pool));
+            entries.filter_map(|pool| pool["uid"].as_str().map(str::to_owned)).collect()
+        };
+        let (in_use, offered) = (uids(&|_| allocated > 0), uids(&|pool| pool["phase"] != "Draining"));
         if state.status != status {
             state.status = status;
             state.metadata.resource_version = Some(second.to_string());
@@ -136,7 +141,15 @@ impl Cluster {
         // A node that is gone holds nothing, even if its agent answers once more.
         if state.status["observedHash"].is_string() && server.nodes.contains_key(node) {
             server.in_use.insert(node.to_owned(), in_use);
+            server.offered.insert(node.to_owned(), offered);
         }
+    }
+
+    /// Pods of a node get devices of what its agent offers, which its state reports later.
+    pub(crate) fn allocate(&mut self, node: &str) {
+        let mut server = self.server();
+        let offered = server.offered.get(node).cloned().unwrap_or_default();
+        server.in_use.entry(node.to_owned()).or_default().extend(offered);
     }
 
     fn status(&self, node: &str, spec: &Value, allocated: u32) -> Value {
@@ -201,15 +214,20 @@ impl Cluster {
             for state in &states {
                 self.answer(state, 0);
             }
-            self.hear_all();
-            (0..NAMES).for_each(|name| self.look_at_networks(&pool_name(name)));
-            (0..NAMES).for_each(|name| self.look_at_pool(&pool_name(name)));
-            (0..NAMES).for_each(|name| self.look_at_node(&node_name(name)));
+            self.pass();
             if !self.is_restarted() && self.server().writes == 0 {
                 return Ok(round);
             }
         }
         Err(TestCaseError::fail(format!("round {ROUNDS} still writes: {:#?}", self.server())))
+    }
+
+    /// The operator receives everything and reconciles everything once.
+    pub(crate) fn pass(&mut self) {
+        self.hear_all();
+        (0..NAMES).for_each(|name| self.look_at_networks(&pool_name(name)));
+        (0..NAMES).for_each(|name| self.look_at_pool(&pool_name(name)));
+        (0..NAMES).for_each(|name| self.look_at_node(&node_name(name)));
     }
 
     /// Starts an operator in place of one that has ended. It knows what the API server has.

@@ -12,7 +12,9 @@ use macvtap_crds::v1alpha1::{MacvtapNodeStateSpec, MacvtapResourcePool};
 use macvtap_operator::acceptance;
 use macvtap_operator::catalog::Catalog;
 use macvtap_operator::controller::Controller;
-use macvtap_operator::controllers::{Drain, NodeSnapshot, NodeStates, PoolAction, PoolSnapshot, Pools};
+use macvtap_operator::controllers::{
+    Drain, NodeAction, NodeSnapshot, NodeStates, PoolAction, PoolSnapshot, Pools,
+};
 use macvtap_operator::migrate::plan::{self as migration, Group};
 use macvtap_operator::migrate::{self, source};
 use macvtap_operator::network::kind::NetworkAttachmentDefinition;
@@ -73,9 +75,10 @@ fn decisions(pools: &[MacvtapResourcePool], state: Option<&RawState>) {
         silent: false,
         catalog: Arc::clone(&catalog),
         grants: Arc::default(),
-        now: macvtap_operator::clock::now(),
+        seen_until: macvtap_operator::clock::now(),
     };
-    for spec in NodeStates::decide(&snapshot) {
+    for action in NodeStates::decide(&snapshot) {
+        let NodeAction::Write(spec) = action else { continue };
         let entries: Vec<Value> =
             spec.pools.iter().map(|entry| serde_json::to_value(&***entry).unwrap()).collect();
         let told = current.iter().flat_map(|state| &state.pools).map(|entry| &entry.settings);

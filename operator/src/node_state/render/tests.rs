@@ -28,7 +28,7 @@ fn with(
     turn: bool,
 ) -> MacvtapNodeStateSpec {
     let current = current.map(known);
-    let target = Target { name: "n1", labels, silent, current: current.as_ref(), now: NOW };
+    let target = Target { name: "n1", labels, silent, current: current.as_ref(), seen_until: NOW };
     spec(&render(target, catalog, |_| turn))
 }
 
@@ -101,16 +101,26 @@ fn a_deleted_pool_drains_until_no_device_is_in_use() {
     let draining = rendered(&gone, Some(&active));
     assert_eq!(names(&draining), [("a", PoolPhase::Draining)]);
     assert_eq!(names(&rendered(&gone, Some(&applied(draining.clone(), 1)))), [("a", PoolPhase::Draining)]);
-    let told_but_not_applied = state("n1", draining.clone(), 0);
     let mut not_applied = applied(draining.clone(), 0);
     not_applied.status.as_mut().unwrap().observed_hash = Some("sha256:other".into());
     assert_eq!(names(&rendered(&gone, Some(&not_applied))), [("a", PoolPhase::Draining)]);
-    assert_eq!(
-        names(&rendered(&gone, Some(&told_but_not_applied))),
-        [],
-        "a node without agent holds nothing"
-    );
     assert_eq!(names(&rendered(&gone, Some(&applied(draining, 0)))), []);
+}
+
+#[test]
+fn a_node_that_has_not_answered_yet_drains_until_its_agent_had_the_time_to_answer() {
+    let unanswered = |spec: &MacvtapNodeStateSpec, written| state("n1", spec.clone(), written);
+    let sent = unanswered(&rendered(&[pool("a", json!({}))], None), -3600);
+    let elsewhere = pool("a", json!({"nodeSelector": {"matchLabels": {"zone": "b"}}}));
+    let rejected = [created(pool("other", json!({"resourceName": "a"})), -1), pool("a", json!({}))];
+    for ending in [&[deleted(pool("a", json!({})))][..], &[elsewhere], &rejected] {
+        let draining = rendered(ending, Some(&sent));
+        assert_eq!(names(&draining), [("a", PoolPhase::Draining)], "it may have applied the pool just now");
+        assert_eq!(names(&rendered(ending, Some(&unanswered(&draining, -9)))), names(&draining));
+        let given_up = rendered(ending, Some(&unanswered(&draining, -10)));
+        assert!(given_up.pools.iter().all(|pool| pool.name != "a"), "no agent has answered for ten seconds");
+        assert_eq!(names(&rendered(ending, Some(&applied(draining.clone(), 1)))), names(&draining));
+    }
 }
 
 #[test]
@@ -165,7 +175,8 @@ fn a_turn_matters_as_long_as_there_is_or_can_be_made_room() {
     let full = known(&applied(rendered(&pools, None), 1));
     let matters = |pools: &[MacvtapResourcePool], state: &KnownState| {
         let (catalog, labels) = (Catalog::new(pools.iter()), labels(&[]));
-        let target = Target { name: "n1", labels: &labels, silent: false, current: Some(state), now: NOW };
+        let target =
+            Target { name: "n1", labels: &labels, silent: false, current: Some(state), seen_until: NOW };
         turn_matters(target, &catalog, catalog.active("uid-new").unwrap(), |_| false)
     };
     let staged = |priority: u32| pool("new", json!({"priority": priority, "rollout": {"type": "Staged"}}));
@@ -278,11 +289,11 @@ fn a_node_whose_state_was_deleted_is_told_again_of_what_it_had_whoever_s_turn_it
     // As long as the agent has not answered the new state, it holds what it held.
     let mut made = known(&state("n1", again, 0));
     let draining = Arc::clone(&made.pools[1]);
-    assert!(drained(&made, &draining, NOW), "nobody ever answered");
+    let at = |second| Timestamp::from_second(second).unwrap();
+    assert!(!drained(&made, &draining, at(9)) && drained(&made, &draining, at(10)), "nobody ever answered");
     made.answer_missing_since = Some(NOW);
-    assert!(!drained(&made, &draining, NOW));
-    let later = Timestamp::from_second(600).unwrap();
-    assert!(drained(&made, &draining, later), "its agent has not come back for ten minutes");
+    assert!(!drained(&made, &draining, at(599)));
+    assert!(drained(&made, &draining, at(600)), "its agent has not come back for ten minutes");
 }
 
 #[test]
@@ -303,7 +314,7 @@ fn a_node_of_which_nobody_knows_what_it_was_sent_keeps_what_it_has_and_drains_wh
     let states = States::default();
     let sent = |state: Option<&KnownState>, turn: bool, now| {
         let labels = labels(&[]);
-        let target = Target { name: "n1", labels: &labels, silent: false, current: state, now };
+        let target = Target { name: "n1", labels: &labels, silent: false, current: state, seen_until: now };
         render(target, &catalog, |_| turn)
     };
     states.assume("n1", || catalog.assumed(&labels(&[])), NOW);
@@ -317,7 +328,8 @@ fn a_node_of_which_nobody_knows_what_it_was_sent_keeps_what_it_has_and_drains_wh
     // Until its agent has answered the new state, for ten minutes.
     let written = Spec { pools: entries, ..Spec::default() };
     states.send("n1", written.clone());
-    let state = states.stored("n1", &written, 1, NOW);
+    let mut state = states.stored("n1", &written, 1, NOW);
+    Arc::make_mut(&mut state).drains_shown_since = Some(NOW);
     let later = Timestamp::from_second(600).unwrap();
     assert_eq!(sent(Some(&state), false, NOW), written.pools, "and nothing is written again");
     let later = sent(Some(&state), true, later);

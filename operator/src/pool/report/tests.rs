@@ -64,7 +64,8 @@ struct Report {
 /// A node that was told of the pool so many seconds ago and has not answered.
 fn told(name: &'static str, pool: &MacvtapResourcePool, seconds_ago: i64) -> TestNode {
     let labels = labels(&[]);
-    let target = Target { name, labels: &labels, silent: false, current: None, now: Timestamp::UNIX_EPOCH };
+    let target =
+        Target { name, labels: &labels, silent: false, current: None, seen_until: Timestamp::UNIX_EPOCH };
     let entries = render::render(target, &Catalog::new([pool].into_iter()), |_| true);
     let state = Some(state(name, spec(&entries), NOW - seconds_ago));
     TestNode {
