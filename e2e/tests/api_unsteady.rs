@@ -44,8 +44,9 @@ const DEADLINE: Duration = Duration::from_secs(90);
 /// For how long nothing may change until that counts as the end.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// For how long a pool with a device in use is watched.
-const HELD: Duration = Duration::from_secs(6);
+/// For how long a pool with a device in use is watched once its nodes drain it: longer than any watch and write are late
+/// together.
+const HELD: Duration = Duration::from_secs(11);
 
 const STAGED: &str = "staged";
 const PLAIN: &str = "plain";
@@ -159,6 +160,14 @@ impl Storm {
         println!("drain, {fault:?}");
         self.relay.set(fault);
         self.scene.api.kubectl.run(&["delete", "mrp", PLAIN, "--wait=false"])?;
+        // Only what the agents answer to the drain can be taken for its end.
+        self.answer_until("n0 to drain the pool", |storm| {
+            ensure!(storm.has_plain()?, "the pool was released with a device in use");
+            let states = storm.direct.states()?;
+            let pools = states.iter().filter(|state| state["metadata"]["name"] == "n0");
+            let mut pools = pools.flat_map(|state| state["spec"]["pools"].as_array().into_iter().flatten());
+            Ok(pools.any(|pool| pool["name"] == PLAIN && pool["phase"] == "Draining"))
+        })?;
         self.answer_for(HELD, |storm| {
             ensure!(storm.has_plain()?, "the pool was released with a device in use");
             Ok(())
@@ -166,10 +175,7 @@ impl Storm {
         self.in_use = 0;
         self.occupy()?;
         self.relay.set(Fault::None);
-        e2e::wait::until("the drained pool to go", DEADLINE, || {
-            self.answer()?;
-            Ok((!self.has_plain()?).then_some(()))
-        })
+        self.answer_until("the drained pool to go", |storm| storm.has_plain().map(|exists| !exists))
     }
 
     /// Whether the pool that is drained exists, with its network.
@@ -200,6 +206,19 @@ impl Storm {
             std::thread::sleep(TICK);
         }
         Ok(())
+    }
+
+    /// Answers for all agents until this holds. What must never be ends that at once.
+    fn answer_until(&self, what: &str, holds: impl Fn(&Self) -> Result<bool>) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            self.answer()?;
+            if holds(self)? {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < DEADLINE, "waited {} s for {what}", DEADLINE.as_secs());
+            std::thread::sleep(TICK);
+        }
     }
 
     /// Compares the cluster with what must hold at any time, and answers for every agent that has something to answer.
