@@ -8,6 +8,8 @@
 mod api;
 #[path = "api/outcome.rs"]
 mod outcome;
+#[path = "api/scene.rs"]
+mod scene;
 
 use anyhow::{Context as _, Result, ensure};
 use api::{Api, Program};
@@ -135,7 +137,7 @@ impl World {
             16 => ("kill the operator".to_owned(), self.restart()),
             _ => {
                 let (node, allocated) = (self.random.node(), self.random.below(3));
-                let done = self.state(&node).and_then(|state| self.answer(&state, allocated));
+                let done = self.state(&node).and_then(|state| self.answer(&state, u32::try_from(allocated)?));
                 (format!("answer of {node} with {allocated}"), done)
             }
         };
@@ -236,23 +238,8 @@ impl World {
     }
 
     /// Answers for an agent: what the node was told is applied, and so many devices of each pool are in use.
-    fn answer(&self, state: &Value, allocated: u64) -> Result<()> {
-        let condition = json!({
-            "type": "Ready", "status": "True", "reason": "Serving", "message": "m",
-            "lastTransitionTime": "2026-01-01T00:00:00Z",
-        });
-        let entries = state.pointer("/spec/pools").and_then(Value::as_array).cloned().unwrap_or_default();
-        let pools: Vec<Value> = entries
-            .iter()
-            .map(|pool| {
-                json!({
-                    "name": pool["name"], "generation": pool["generation"], "links": ["dp0"],
-                    "capacity": 50, "allocatable": 50, "allocated": allocated, "conditions": [condition],
-                })
-            })
-            .collect();
-        let status =
-            json!({"observedHash": state["spec"]["configHash"], "agentVersion": "test", "pools": pools});
+    fn answer(&self, state: &Value, allocated: u32) -> Result<()> {
+        let status = scene::answered(state, allocated, &scene::condition("Ready", "True", "Serving"));
         let name = state["metadata"]["name"].as_str().context("a state without name")?;
         self.api.patch_status(&format!("mns/{name}"), &status)
     }
