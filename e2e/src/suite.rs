@@ -320,4 +320,24 @@ mod tests {
             "two crates have a test program of the same name: {programs:?}"
         );
     }
+
+    /// Applies each patch of `make plant` as that does.
+    #[test]
+    fn every_planted_fault_still_applies() {
+        let checkout = Checkout::here();
+        let patches = std::fs::read_dir(checkout.path(".ci/planted")).unwrap();
+        let patches: Vec<_> = patches.map(|entry| entry.unwrap().path()).collect();
+        assert!(!patches.is_empty());
+        for patch in patches {
+            let mut git = Command::new("git");
+            git.args(["apply", "--check", "-C1"]).arg(&patch).current_dir(checkout.root());
+            // A source without a repository of its own may be inside another one.
+            git.env("GIT_CEILING_DIRECTORIES", checkout.root().parent().unwrap());
+            let output = git.output().expect("git; install it");
+            let why = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{} does not apply: {why}; make it again", patch.display());
+            let text = std::fs::read_to_string(&patch).unwrap();
+            assert!(text.contains("\nTest: -p "), "{} names no test", patch.display());
+        }
+    }
 }
