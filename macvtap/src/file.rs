@@ -148,15 +148,16 @@ pub fn remove_one(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Whether there is no file. Of a name that is too long there never was one.
-fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename)
+/// Whether there is no file: of a name that is too long there never was one, and in what is not a directory there is none.
+pub(crate) fn is_absent(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | InvalidFilename | NotADirectory)
 }
 
 /// Does `work` inside a directory, which is made if that is what it misses: almost always it is there.
 pub(crate) fn within<T>(directory: &Path, work: impl Fn() -> Result<T, FileError>) -> Result<T, FileError> {
     match work() {
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
+        Err(error) if is_absent(&error.source) => {
             make_directory(directory)?;
             work()
         }
@@ -164,9 +165,18 @@ pub(crate) fn within<T>(directory: &Path, work: impl Fn() -> Result<T, FileError
     }
 }
 
-/// Makes a directory and its parents, mode 0755: readable to the person who looks, writable to root.
+/// Makes a directory and its parents, mode 0755: readable to the person who looks, writable to root. What is in its place
+/// and leads to no directory makes way.
 pub fn make_directory(path: &Path) -> Result<(), FileError> {
-    DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed("create directory", path))
+    let create = || DirBuilder::new().recursive(true).mode(0o755).create(path);
+    let made = match create() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            remove_one(path)?;
+            create()
+        }
+        made => made,
+    };
+    made.map_err(failed("create directory", path))
 }
 
 /// A hidden name beside `path`: always the same, so that a killed writer leaves one file at most, which the next
@@ -250,6 +260,29 @@ mod tests {
             assert!(path.symlink_metadata().is_err(), "{kind}");
         }
         assert_eq!(fs::read(&elsewhere).unwrap(), b"other");
+    }
+
+    #[test]
+    fn what_is_in_place_of_a_directory_holds_no_file_and_makes_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = dir.path().join("files");
+        let path = directory.join("a");
+        for kind in ["a file", "a pipe", "a socket", "a symbolic link"] {
+            match kind {
+                "a file" => fs::write(&directory, b"x").unwrap(),
+                kind => put(kind, &directory, Path::new("/no/such/directory")),
+            }
+            assert!(read(&path, 10).unwrap().is_none(), "{kind}");
+            remove(&path).unwrap();
+            replace(&path, b"new", Durability::Memory).unwrap();
+            assert_eq!(read(&path, 10).unwrap().unwrap(), b"new", "{kind}");
+            fs::remove_dir_all(&directory).unwrap();
+        }
+        // A link that leads to a directory is one.
+        fs::create_dir(dir.path().join("other")).unwrap();
+        put("a symbolic link", &directory, &dir.path().join("other"));
+        replace(&path, b"new", Durability::Memory).unwrap();
+        assert!(dir.path().join("other/a").exists());
     }
 
     #[test]

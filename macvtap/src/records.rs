@@ -76,7 +76,7 @@ pub fn with_tap(paths: &Paths, tap: DeviceNumber) -> Result<Option<Attachment>, 
     let target = match std::fs::read_link(&entry) {
         Ok(target) => target,
         // `InvalidInput`: it is not a link.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+        Err(error) if file::is_absent(&error) || error.kind() == io::ErrorKind::InvalidInput => {
             return Ok(None);
         }
         Err(error) => return Err(file::failed("read", &entry)(error).into()),
@@ -108,7 +108,7 @@ pub(crate) fn sweep_taps(paths: &Paths) -> Result<(), RecordError> {
     let failed = |source| FileError { step: "list", path: paths.taps(), source };
     let entries = match std::fs::read_dir(&directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if file::is_absent(&error) => return Ok(()),
         Err(error) => return Err(failed(error).into()),
     };
     for entry in entries {
@@ -183,7 +183,7 @@ pub fn list(paths: &Paths) -> Result<Listing, RecordError> {
     let failed = |source| FileError { step: "list", path: paths.attachments(), source };
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Listing::default()),
+        Err(error) if file::is_absent(&error) => return Ok(Listing::default()),
         Err(error) => return Err(failed(error).into()),
     };
     let mut devices = Vec::new();
@@ -208,7 +208,7 @@ pub(crate) fn sweep_unfinished(paths: &Paths) -> Result<(), RecordError> {
     let failed = |source| FileError { step: "list", path: paths.attachments(), source };
     let entries = match std::fs::read_dir(paths.attachments()) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if file::is_absent(&error) => return Ok(()),
         Err(error) => return Err(failed(error).into()),
     };
     for entry in entries {

@@ -35,6 +35,16 @@ fn what_is_in_place_of_a_file_of_ours_makes_way_in_add_and_del() {
         }
     }
     node.sh("test ! -e /run/elsewhere");
+    for directory in ["attachments", "dev", "locks", "taps", "unreturned"] {
+        for make in ["touch", "mkfifo", "ln -s /run/nowhere"] {
+            let put = || node.sh(&format!("cd /run/macvtap; rm -rf {directory}; {make} {directory}"));
+            put();
+            call.ok("ADD");
+            put();
+            call.ok("DEL");
+            assert_eq!(link(&pod), Value::Null, "{make} {directory}");
+        }
+    }
     // Nobody makes a directory with content; the pod can go, and the next one is refused in words.
     call.ok("ADD");
     node.sh(&format!("cd /run/macvtap; rm {device}; mkdir -p {device}/x"));
