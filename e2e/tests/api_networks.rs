@@ -42,7 +42,7 @@ fn networks_restored_from_a_backup_are_taken_over_in_either_order() -> Result<()
     scene.event("dp", "NetworkAdopted")?;
     scene.api.replace(&restored("net"))?;
     belongs(&scene, "net", &uid)?;
-    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=20s"])?;
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=60s"])?;
     scene.gone("default", &format!("{NETWORKS}/net"))
 }
 
@@ -61,7 +61,7 @@ fn a_network_that_lost_its_labels_is_taken_back() -> Result<()> {
             (labels[POOL] == "dp" && labels[POOL_UID] == uid.as_str()).then_some(())
         })?;
     }
-    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=20s"])?;
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=60s"])?;
     scene.gone("default", &format!("{NETWORKS}/net"))
 }
 
@@ -80,7 +80,7 @@ fn a_network_restored_for_the_living_pool_goes_with_it() -> Result<()> {
     scene.api.create(&network)?;
     scene.namespace("later", &json!({"macvtap": "yes"}))?;
     scene.event("dp", "NetworkAdopted")?;
-    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=20s"])?;
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=60s"])?;
     scene.gone("later", &format!("{NETWORKS}/net"))
 }
 
@@ -102,7 +102,7 @@ fn of_an_earlier_pools_networks_that_the_pool_does_not_want_ours_go_and_restored
         "-p",
         r#"{"metadata": {"finalizers": null}}"#,
     ])?;
-    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=20s"])?;
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=60s"])?;
     scene.api.create(&restored("restored"))?;
     scene.pool("dp", &network("net", &places))?;
     scene.start()?;
@@ -164,7 +164,7 @@ fn a_tenants_copy_of_our_labels_is_not_ours_and_holds_up_no_deletion() -> Result
     copy["metadata"]["labels"] = json!({POOL: "dp", POOL_UID: uid(&scene, "dp")?});
     copy["metadata"]["finalizers"] = json!(["example.com/kept"]);
     scene.api.create(&copy)?;
-    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=20s"])?;
+    scene.api.kubectl.run(&["delete", "mrp", "dp", "--timeout=60s"])?;
     let copy = scene.api.kubectl.get("default", &format!("{NETWORKS}/copy"))?;
     ensure!(copy["metadata"].get("deletionTimestamp").is_none(), "a tenant's network was deleted: {copy:#}");
     Ok(())

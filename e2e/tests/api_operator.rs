@@ -187,10 +187,10 @@ fn a_pool_that_cannot_be_read_stops_nobody() -> Result<()> {
     scene.expect_pools("n1", &[("sound", "Active")]).context("nodes keep what they were told")?;
     scene.pool("sound", &json!({"macvtap": {"mode": "Private"}}))?;
     scene.says("sound", "Accepted", "True", "Valid")?;
-    scene.api.kubectl.run(&["delete", "mrp", "strange", "--timeout=20s"])?;
+    scene.api.kubectl.run(&["delete", "mrp", "strange", "--timeout=60s"])?;
     scene.pool("sound", &json!({"macvtap": {"mode": "Teleport"}}))?;
     scene.says("sound", "Accepted", "False", "NotReadable")?;
-    scene.api.kubectl.run(&["delete", "mrp", "sound", "--timeout=20s"])?;
+    scene.api.kubectl.run(&["delete", "mrp", "sound", "--timeout=60s"])?;
     scene.expect_pools("n1", &[])
 }
 

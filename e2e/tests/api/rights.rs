@@ -134,7 +134,7 @@ fn the_operator_works_with_the_rights_the_chart_gives_it() -> Result<()> {
         })?;
     }
     unreadable(&api, "dp")?;
-    api.kubectl.run(&["delete", "mrp", "dp", "--timeout=20s"])?;
+    api.kubectl.run(&["delete", "mrp", "dp", "--timeout=60s"])?;
     // The lease is renewed a moment after it was made.
     e2e::wait::until("every right to be used", DEADLINE, || {
         exactly_what_is_called(&api, "macvtap-operator").map(Some)
