@@ -26,6 +26,7 @@ use crate::process::sockets;
 use crate::process::supervisor::{self, Worker};
 use macvtap::boot::{self, BootIdError};
 use macvtap::paths::Paths;
+use macvtap::records::RecordError;
 use macvtap::table_file::{self, TableFileError};
 use serving::Serving;
 use std::io;
@@ -54,6 +55,9 @@ pub enum WorkerError {
     /// The boot is unknown.
     #[error(transparent)]
     BootId(#[from] BootIdError),
+    /// There is no device table, and what it contained cannot be known.
+    #[error("rebuild the device table")]
+    Records(#[from] RecordError),
     /// The configuration is wrong.
     #[error("configuration")]
     Source(#[from] SourceError),
@@ -65,7 +69,7 @@ impl WorkerError {
         match self {
             Self::LogLevel(_) => true,
             Self::Source(error) => error.is_final(),
-            Self::Runtime(_) | Self::Lock(_) | Self::BootId(_) => false,
+            Self::Runtime(_) | Self::Lock(_) | Self::BootId(_) | Self::Records(_) => false,
         }
     }
 }
@@ -167,7 +171,7 @@ async fn lead(
 ) -> Result<(), WorkerError> {
     let paths = Paths::new(&arguments.state_dir, &arguments.run_dir);
     let boot_id = boot::boot_id()?;
-    let mut engine = engine(&paths, &arguments.device_plugin_dir, boot_id, source.is_standalone());
+    let mut engine = engine(&paths, &arguments.device_plugin_dir, boot_id, source.is_standalone())?;
     let nics = NicNames::of(engine.table());
     let own_pod = arguments.pod_name.clone().zip(arguments.pod_namespace.clone());
     let own_pod = own_pod.map(|(name, namespace)| PodName { namespace, name });
@@ -240,14 +244,14 @@ async fn end_serving(arguments: &RunArguments, mut serving: Serving, mut tasks: 
 }
 
 /// An engine with the stored table, or the best substitute.
-fn engine(paths: &Paths, plugins: &Path, boot_id: String, standalone: bool) -> Engine {
+fn engine(paths: &Paths, plugins: &Path, boot_id: String, standalone: bool) -> Result<Engine, RecordError> {
     let rebuilt = match table_file::load(paths) {
-        Ok(Some(table)) => return Engine::new(table, boot_id, standalone),
+        Ok(Some(table)) => return Ok(Engine::new(table, boot_id, standalone)),
         Ok(None) => {
-            let rebuilt = recovery::rebuild(paths, plugins, &boot_id, standalone);
+            let rebuilt = recovery::rebuild(paths, plugins, &boot_id, standalone)?;
             // Nothing was ever given out: this is the first start.
             if rebuilt.resources.is_empty() {
-                return Engine::new(assignment::empty(&boot_id, standalone), boot_id, standalone);
+                return Ok(Engine::new(assignment::empty(&boot_id, standalone), boot_id, standalone));
             }
             error!("no device table although pods have devices, rebuilding it from what they have");
             rebuilt
@@ -255,11 +259,13 @@ fn engine(paths: &Paths, plugins: &Path, boot_id: String, standalone: bool) -> E
         Err(error) => {
             let reason = crate::error_chain(&error);
             error!(%reason, "device table lost, rebuilding it from what pods have");
+            // A start that fails because of the records must find the table as it is now.
+            let rebuilt = recovery::rebuild(paths, plugins, &boot_id, standalone)?;
             set_aside(paths, &error);
-            recovery::rebuild(paths, plugins, &boot_id, standalone)
+            rebuilt
         }
     };
-    Engine::rebuilt(rebuilt, boot_id, standalone)
+    Ok(Engine::rebuilt(rebuilt, boot_id, standalone))
 }
 
 /// Keeps a damaged table so that it can be examined.

@@ -6,7 +6,7 @@ use macvtap::device_id::{DeviceId, DeviceIdError, ResourceName, SLOT_MAX};
 use macvtap::mode::Mode;
 use macvtap::paths::Paths;
 use macvtap::record::Attachment;
-use macvtap::records;
+use macvtap::records::{self, RecordError};
 use macvtap::table::{
     DeviceTable, DeviceType, Devices, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Owner, Resource,
     SlotRange, TapOnly, WholeNic,
@@ -21,9 +21,14 @@ const GAP: u32 = 1 << 16;
 /// Every recorded device with its index, then every one the kubelet has given away; everything else is assigned again.
 /// Which link the latter are on is noted in what their containers were passed. Of an allocation by an earlier release nobody
 /// knows: it is the resource's, if it has one only.
-pub(super) fn rebuild(paths: &Paths, plugins: &Path, boot_id: &str, standalone: bool) -> DeviceTable {
-    let records = records::list(paths).map(|listing| listing.records).unwrap_or_default();
-    from_notes(&records, &checkpoint::given(plugins), boot_id, standalone)
+pub(super) fn rebuild(
+    paths: &Paths,
+    plugins: &Path,
+    boot_id: &str,
+    standalone: bool,
+) -> Result<DeviceTable, RecordError> {
+    let records = records::list(paths)?.records;
+    Ok(from_notes(&records, &checkpoint::given(plugins), boot_id, standalone))
 }
 
 fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone: bool) -> DeviceTable {
@@ -153,6 +158,17 @@ mod tests {
 
     fn record(device: &str, ifindex: u32, lower_ifindex: u32) -> Attachment {
         Attachment { ifindex, lower_ifindex, ..recorded(device) }
+    }
+
+    #[test]
+    fn records_that_cannot_be_listed_are_not_taken_for_none() {
+        let (run, plugins) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let paths = macvtap::paths::Paths::new(run.path(), run.path());
+        let rebuilt = || rebuild(&paths, plugins.path(), "boot", false);
+        assert!(rebuilt().unwrap().resources.is_empty(), "nothing was ever attached");
+        std::fs::create_dir_all(paths.attachments().parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(paths.attachments(), paths.attachments()).unwrap();
+        assert!(matches!(rebuilt(), Err(RecordError::File(_))));
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl SimulatedWorker {
         starts: u64,
         planted: Option<Planted>,
     ) -> Self {
-        let mut engine = crate::worker::engine(paths, plugins, boot.to_owned(), false);
+        let mut engine = crate::worker::engine(paths, plugins, boot.to_owned(), false).unwrap();
         if planted == Some(Planted::ForgottenTable) {
             engine = Engine::new(assignment::empty(boot, false), boot.to_owned(), false);
         }
