@@ -248,6 +248,10 @@ impl Cluster {
     pub(crate) fn heal(&mut self) {
         let mut server = self.server();
         server.nodes.retain(|_, node| node.metadata.deletion_timestamp.is_none());
+        // A node that is gone holds nothing.
+        let nodes: BTreeSet<String> = server.nodes.keys().cloned().collect();
+        server.in_use.retain(|node, _| nodes.contains(node));
+        server.offered.retain(|node, _| nodes.contains(node));
         server.down.clear();
         drop(server);
         self.health.clear();
