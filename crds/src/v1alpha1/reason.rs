@@ -171,7 +171,7 @@ reasons! {
         NodesNotReady,
         /// Not ready, and without networks, as asked: nothing is registered.
         DryRun,
-        /// Not ready: the pool is not accepted.
+        /// Not ready, not progressing, and without networks: the pool is not accepted.
         NotAccepted,
         /// Progressing: nodes are still applying the last change.
         NodesUpdating,

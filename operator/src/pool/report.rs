@@ -49,8 +49,8 @@ pub fn status(observed: &Observed<'_>) -> MacvtapResourcePoolStatus {
     let Observed { pool, assessments, networks, now, .. } = observed;
     let counts = count_nodes(assessments);
     let mut samples = samples(assessments);
-    if pool.metadata.deletion_timestamp.is_some() {
-        // No node has a change of it left to apply.
+    if pool.metadata.deletion_timestamp.is_some() || observed.verdict.is_err() {
+        // No node has a change of it to apply.
         samples.retain(|sample| sample.reason != SampleReason::Updating.as_str());
     }
     let old = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
@@ -155,13 +155,12 @@ fn ready(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]) -
 }
 
 fn progressing(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSample]) -> Finding {
+    let stands = |reason, message: String| finding(ConditionType::Progressing, false, reason, message);
     if observed.pool.metadata.deletion_timestamp.is_some() {
-        return finding(
-            ConditionType::Progressing,
-            false,
-            PoolReason::Terminating,
-            "the pool is being deleted",
-        );
+        return stands(PoolReason::Terminating, "the pool is being deleted".to_owned());
+    }
+    if let Err(rejection) = observed.verdict {
+        return stands(PoolReason::NotAccepted, rejection.to_string());
     }
     if let Some(bad) = observed.rollout.halted {
         let message = format!(
@@ -169,7 +168,7 @@ fn progressing(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSamp
             observed.rollout.waiting,
             named(samples)
         );
-        return finding(ConditionType::Progressing, false, PoolReason::RolloutHalted, message);
+        return stands(PoolReason::RolloutHalted, message);
     }
     let answering = counts.matched.saturating_sub(counts.unreachable);
     let waiting = answering.saturating_sub(counts.updated);
@@ -177,8 +176,7 @@ fn progressing(observed: &Observed<'_>, counts: &NodeCounts, samples: &[NodeSamp
         let message = format!("{} of {answering} nodes have applied the last change", counts.updated);
         finding(ConditionType::Progressing, true, PoolReason::NodesUpdating, message)
     } else {
-        let message = "every node that answers has applied the last change";
-        finding(ConditionType::Progressing, false, PoolReason::UpToDate, message)
+        stands(PoolReason::UpToDate, "every node that answers has applied the last change".to_owned())
     }
 }
 

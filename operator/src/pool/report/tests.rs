@@ -241,9 +241,12 @@ fn halted(before: &MacvtapResourcePool, after: &MacvtapResourcePool) -> MacvtapR
 fn a_pool_that_is_not_accepted_names_the_one_that_is() {
     let dp = pool("dp", json!({}));
     let verdict = Err(Rejection::ResourceNameConflict { resource: "dp".into(), older: "first".into() });
-    let found = status_with(&dp, &[], &verdict, &NetworkReport::default()).status;
+    let nodes = [healthy("n1", &pool("first", json!({})))];
+    let found = status_with(&dp, &nodes, &verdict, &NetworkReport::default()).status;
     says(&found, Accepted, false, PoolReason::ResourceNameConflict);
     says(&found, Ready, false, PoolReason::NotAccepted);
+    says(&found, Progressing, false, PoolReason::NotAccepted);
+    assert!(found.samples.is_empty(), "no node gets a pool that is not accepted: {:?}", found.samples);
     says(&found, NetworksReady, false, PoolReason::NotAccepted);
     assert!(find(&found.conditions, Accepted).unwrap().message.contains("first"));
 }
