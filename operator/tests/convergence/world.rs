@@ -192,6 +192,7 @@ impl Cluster {
     /// The operator starts again, knows nothing of what it saw before, and leads once it has listed everything.
     pub(crate) fn restart(&mut self) {
         self.operator = Operator::new(&self.server);
+        // It lists what exists: no event reports what was deleted before.
         let deleted = self.server().deleted.clone();
         self.operator.heard.deleted = deleted;
         self.hear_all();
@@ -230,15 +231,11 @@ impl Cluster {
         (0..NAMES).for_each(|name| self.look_at_node(&node_name(name)));
     }
 
-    /// Starts an operator in place of one that has ended. It knows what the API server has.
+    /// Starts an operator in place of one that has ended.
     pub(crate) fn is_restarted(&mut self) -> bool {
         let ended = std::mem::take(&mut self.server().ended);
         if ended {
-            self.operator = Operator::new(&self.server);
-            // It lists what exists: no event reports what was deleted before.
-            let deleted = self.server().deleted.clone();
-            self.operator.heard.deleted = deleted;
-            self.hear_all();
+            self.restart();
             self.judge.forget();
         }
         ended
