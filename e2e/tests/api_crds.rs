@@ -227,9 +227,14 @@ fn spec_and_status_are_written_apart() -> Result<()> {
 #[test]
 fn every_field_explains_itself() -> Result<()> {
     let api = Api::shared()?;
-    let text = api.kubectl.run(&["explain", "mrp.spec.links.names"])?;
+    // The API server serves a new kind before it describes it.
+    let explained = |field: &str| {
+        let explain = || api.kubectl.run(&["explain", field]).map(Some);
+        e2e::wait::until(&format!("{field} to be described"), Duration::from_mins(1), explain)
+    };
+    let text = explained("mrp.spec.links.names")?;
     assert!(text.contains("shell patterns"), "{text}");
-    let text = api.kubectl.run(&["explain", "mns.status.links.reason"])?;
+    let text = explained("mns.status.links.reason")?;
     assert!(text.contains("Why no pool holds it"), "{text}");
     Ok(())
 }
