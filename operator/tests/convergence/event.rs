@@ -104,6 +104,17 @@ pub(crate) struct Wish {
     pub(crate) staged: Option<(Batch, u32)>,
 }
 
+/// A staged pool on every node, without networks.
+pub(crate) const STAGED: Wish = Wish {
+    name: 0,
+    zone: 2,
+    resource: 0,
+    priority: 0,
+    mtu: 0,
+    spaces: 3,
+    staged: Some((Batch::Nodes(1), 0)),
+};
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Batch {
     Nodes(u8),

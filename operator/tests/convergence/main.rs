@@ -10,10 +10,11 @@
 mod event;
 mod judge;
 mod operator;
+mod rollouts;
 mod server;
 mod world;
 
-use event::{Batch, Event, Wish, event};
+use event::{Event, STAGED, Wish, event};
 use kube::ResourceExt;
 use macvtap_crds::condition::{self, ConditionType};
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
@@ -26,7 +27,7 @@ use operator::{Kind, namespace};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use world::{Cluster, End, Health, NAMES, Release, node_name, pool_name};
+use world::{Cluster, End, Release, node_name, pool_name};
 
 /// Every node that is meant has every pool as it is now, and nothing else.
 fn nodes_are_as_a_fresh_operator_makes_them(cluster: &mut Cluster) -> Result<(), TestCaseError> {
@@ -113,98 +114,6 @@ proptest! {
     }
 }
 
-const STAGED: Wish = Wish {
-    name: 0,
-    zone: 2,
-    resource: 0,
-    priority: 0,
-    mtu: 0,
-    spaces: 3,
-    staged: Some((Batch::Nodes(1), 0)),
-};
-
-/// Condition Progressing of the pool, in one word.
-fn progress(cluster: &Cluster) -> String {
-    let server = cluster.server();
-    let status = server.pools[&pool_name(STAGED.name)].status.as_ref().unwrap();
-    condition::find(&status.conditions, ConditionType::Progressing).unwrap().reason.clone()
-}
-
-fn nodes(numbers: &[u8]) -> Vec<String> {
-    numbers.iter().map(|number| node_name(*number)).collect()
-}
-
-/// The nodes that were told of the pool with this MTU.
-fn told(cluster: &Cluster, mtu: u32) -> Vec<String> {
-    let says = |spec: &serde_json::Value| spec["pools"][0]["macvtap"]["mtu"] == 1400 + mtu;
-    let server = cluster.server();
-    server.states.iter().filter(|(_, state)| says(&state.spec)).map(|(name, _)| name.clone()).collect()
-}
-
-#[test]
-fn a_rollout_stops_at_a_node_that_is_not_well_and_goes_on_when_it_is() -> Result<(), TestCaseError> {
-    let mut cluster = Cluster::default();
-    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));
-    cluster.happen(&Event::Pool(STAGED));
-    cluster.settle()?;
-    assert_eq!((told(&cluster, 0).len(), &*progress(&cluster)), (usize::from(NAMES), "UpToDate"));
-
-    cluster.harm.insert((node_name(1), 1401), Health::Degraded);
-    cluster.happen(&Event::Pool(Wish { mtu: 1, ..STAGED }));
-    cluster.settle()?;
-    assert_eq!((told(&cluster, 1), &*progress(&cluster)), (nodes(&[0, 1]), "RolloutHalted"));
-    cluster.happen(&Event::Leader);
-    assert_eq!(cluster.settle()?, 0, "another leader must not go on either");
-
-    cluster.heal();
-    cluster.settle()?;
-    assert_eq!((told(&cluster, 1).len(), &*progress(&cluster)), (usize::from(NAMES), "UpToDate"));
-    assert_eq!(cluster.judge.faults, Vec::<String>::new());
-    Ok(())
-}
-
-#[test]
-fn a_node_that_was_bad_before_stops_neither_a_rollout_nor_the_way_back() -> Result<(), TestCaseError> {
-    let mut cluster = Cluster::default();
-    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));
-    cluster.happen(&Event::Pool(STAGED));
-    cluster.settle()?;
-    cluster.happen(&Event::Health { node: 0, health: Health::NotReady });
-    cluster.settle()?;
-    cluster.happen(&Event::Pool(Wish { mtu: 1, ..STAGED }));
-    cluster.settle()?;
-    assert_eq!((told(&cluster, 1).len(), &*progress(&cluster)), (usize::from(NAMES), "UpToDate"));
-
-    cluster.harm.insert((node_name(1), 1402), Health::NotReady);
-    cluster.happen(&Event::Pool(Wish { mtu: 2, ..STAGED }));
-    cluster.settle()?;
-    assert_eq!((told(&cluster, 2), &*progress(&cluster)), (nodes(&[0, 1]), "RolloutHalted"));
-    cluster.happen(&Event::Health { node: 3, health: Health::NotReady });
-    cluster.happen(&Event::Pool(Wish { mtu: 1, ..STAGED }));
-    cluster.settle()?;
-    assert_eq!((told(&cluster, 1).len(), &*progress(&cluster)), (usize::from(NAMES), "UpToDate"));
-    assert_eq!(cluster.judge.faults, Vec::<String>::new());
-    Ok(())
-}
-
-#[test]
-fn a_rollout_goes_on_beside_a_node_that_is_being_deleted_for_ever() -> Result<(), TestCaseError> {
-    let mut cluster = Cluster::default();
-    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));
-    cluster.happen(&Event::Pool(STAGED));
-    cluster.settle()?;
-    cluster.happen(&Event::NodeEnding(0));
-    cluster.happen(&Event::Pool(Wish { mtu: 1, ..STAGED }));
-    cluster.settle()?;
-    assert_eq!((told(&cluster, 1), &*progress(&cluster)), (nodes(&[1, 2, 3]), "UpToDate"));
-
-    // The pool can go nevertheless: the node hears of the drain.
-    cluster.happen(&Event::PoolGone(STAGED.name));
-    cluster.settle()?;
-    assert!(cluster.server().pools.is_empty() && cluster.server().nodes.len() == usize::from(NAMES));
-    Ok(())
-}
-
 #[test]
 fn a_pool_that_is_deleted_before_a_first_answer_is_seen_waits_for_the_pods() -> Result<(), TestCaseError> {
     let mut cluster = Cluster::default();
@@ -242,25 +151,6 @@ fn an_agent_taken_back_alone_gets_a_spec_that_it_can_read() -> Result<(), TestCa
     assert!(cluster.operator.state("node-0").is_some_and(|state| state.applied()));
     cluster.happen(&Event::Release { node: 0, release: Release::Later });
     assert_eq!(cluster.settle()?, 0, "a newer agent reads what it finds");
-    Ok(())
-}
-
-#[test]
-fn a_node_that_comes_back_waits_for_its_turn_like_others() -> Result<(), TestCaseError> {
-    let mut cluster = Cluster::default();
-    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));
-    cluster.happen(&Event::Pool(Wish { zone: 0, ..STAGED }));
-    cluster.settle()?;
-    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 1 }));
-    cluster.settle()?;
-    assert_eq!(told(&cluster, 0), Vec::<String>::new());
-    (0..NAMES).for_each(|name| cluster.happen(&Event::Node { name, zone: 0 }));
-    cluster.happen(&Event::Hear(None));
-    for _ in 0..2 {
-        (0..NAMES).for_each(|name| cluster.look_at_node(&node_name(name)));
-        cluster.look_at_pool(&pool_name(STAGED.name));
-    }
-    assert_eq!(told(&cluster, 0), ["node-0"]);
     Ok(())
 }
 
