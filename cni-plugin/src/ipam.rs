@@ -18,7 +18,7 @@ pub use answer::understand;
 pub(crate) use note::Note;
 pub(crate) use objection::Objections;
 pub(crate) use present::{check, is_in_use, refuse_twice};
-pub use supervisor::{set_mask, supervise};
+pub use supervisor::{keep_mask, supervise};
 
 use crate::Call;
 use crate::config::Ipam;

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     if let Some(code) = macvtap_cni::follow::follow_if_asked(std::env::args_os().skip(1)) {
         return code;
     }
-    macvtap_cni::ipam::set_mask();
+    macvtap_cni::ipam::keep_mask(macvtap::file::set_mask());
     let mut stdin = Vec::new();
     let read = io::stdin().lock().take(STDIN_MAX + 1).read_to_end(&mut stdin);
     let read = read.and_then(|length| match u64::try_from(length) {

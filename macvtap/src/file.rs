@@ -3,11 +3,21 @@
 //! Only root writes to the directories of these files. Whatever else is in place of one (an empty directory that a runtime
 //! made for a mount, a pipe, a link) holds nobody up, is not followed when something is written, and makes way.
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
+use rustix::process::umask;
 use std::fs::{self, DirBuilder, File, FileType, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// The mode mask of what this process makes: readable to all, writable to root.
+const MASK: Mode = Mode::WGRP.union(Mode::WOTH);
+
+/// Gives what this process makes from now on the modes that it asks for, whatever mask the caller has set. Returns the
+/// caller's mask.
+pub fn set_mask() -> Mode {
+    umask(MASK)
+}
 
 /// Room for most of our files, so that one read gets them.
 const USUAL_SIZE: usize = 8 << 10;

@@ -8,19 +8,14 @@ use macvtap_node_agent::process::probe;
 use macvtap_node_agent::process::supervisor::{self, EXIT_CONFIGURATION, PARENT, Worker};
 use macvtap_node_agent::report::link_list;
 use macvtap_node_agent::worker::{self, WorkerError};
-use rustix::fs::Mode;
-use rustix::process::umask;
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// The mode mask of what the agent makes: readable to all, writable to root.
-const MASK: Mode = Mode::WGRP.union(Mode::WOTH);
-
 fn main() -> ExitCode {
     // Whatever the caller has set: modes are as the code that makes a file asks for.
-    umask(MASK);
+    macvtap::file::set_mask();
     let mut arguments = without_glog(std::env::args_os());
     let ended = match std::env::var(PARENT).ok().and_then(|parent| parent.parse().ok()) {
         Some(parent) => return work(parent, arguments),

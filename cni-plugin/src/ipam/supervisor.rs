@@ -36,21 +36,17 @@ pub(super) const NOT_STARTED: u32 = 199;
 const BUSY_TRIES: u32 = 50;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
-/// The mode mask of what this plugin makes: readable to all, writable to root.
-const MASK: Mode = Mode::WGRP.union(Mode::WOTH);
-
 /// The mask that the caller set, which is the IPAM plugins'.
 static CALLERS_MASK: OnceLock<Mode> = OnceLock::new();
 
-/// Gives what this plugin makes from now on the modes that it asks for, whatever mask the caller has set.
-pub fn set_mask() {
-    let callers = umask(MASK);
+/// Keeps the mask that the caller set for IPAM plugins.
+pub fn keep_mask(callers: Mode) {
     CALLERS_MASK.get_or_init(|| callers);
 }
 
 /// Returns the argument that passes the caller's mask on to the supervisor.
 pub(super) fn callers_mask() -> String {
-    CALLERS_MASK.get().unwrap_or(&MASK).bits().to_string()
+    CALLERS_MASK.get().map_or(0o022, Mode::bits).to_string()
 }
 
 /// Serves `supervise <parent's process ID> <mask> <plugin>`; none when the arguments ask for nothing of the kind. Standard
