@@ -18,6 +18,7 @@ mod scene;
 use anyhow::{Context as _, Result, ensure};
 use api::{Api, Program};
 use direct::Direct;
+use e2e::wait::{self, Hopeless};
 use outcome::Random;
 use relay::{Fault, Relay};
 use scene::{MULTUS_KIND, NETWORKS, Scene, answered, condition, foreign, network};
@@ -210,15 +211,10 @@ impl Storm {
 
     /// Answers for all agents until this holds. What must never be ends that at once.
     fn answer_until(&self, what: &str, holds: impl Fn(&Self) -> Result<bool>) -> Result<()> {
-        let begun = Instant::now();
-        loop {
-            self.answer()?;
-            if holds(self)? {
-                return Ok(());
-            }
-            ensure!(begun.elapsed() < DEADLINE, "waited {} s for {what}", DEADLINE.as_secs());
-            std::thread::sleep(TICK);
-        }
+        wait::until(what, DEADLINE, || {
+            let found = self.answer().and_then(|_| holds(self));
+            Ok(found.map_err(|error| Hopeless(format!("{error:#}")))?.then_some(()))
+        })
     }
 
     /// Compares the cluster with what must hold at any time, and answers for every agent that has something to answer.
