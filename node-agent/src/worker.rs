@@ -55,7 +55,7 @@ pub enum WorkerError {
     /// The boot is unknown.
     #[error(transparent)]
     BootId(#[from] BootIdError),
-    /// There is no device table, and what it contained cannot be known.
+    /// The device table is missing, and the records from which it would be rebuilt cannot be listed.
     #[error("rebuild the device table")]
     Records(#[from] RecordError),
     /// The configuration is wrong.

@@ -76,7 +76,7 @@ pub(in crate::worker) fn starting(
     ledger.is_checkpoint_due(&only, now)
 }
 
-/// Returns the devices that have a record, readable or not; none when that cannot be known.
+/// Returns the devices that have a record, readable or not; none when they cannot be listed.
 pub(in crate::worker) fn recorded(paths: &Paths) -> Option<BTreeSet<DeviceId>> {
     let (records, damaged) = all_recorded(paths)?;
     Some(records.into_iter().map(|record| record.device).chain(damaged).collect())
