@@ -62,20 +62,16 @@ pub(super) fn adopt(
     links
 }
 
-/// Whether a link that was known as one thing can be known as another and still be the same: it can be renamed, and a driver
-/// may report an address that was set as its own. A link that moves into the namespace brings its index along, so another one
-/// may have the index of one that was deleted.
+/// Whether a link that was known as one thing can be known as another and still be the same. A link that moves into the
+/// namespace brings its index along, so another one may have the index of one that was deleted.
 fn may_become(before: &LinkIdentity, now: &LinkIdentity) -> bool {
-    match (before, now) {
-        _ if *before == nowhere() => true,
-        (LinkIdentity::Hardware { parent, .. }, LinkIdentity::Hardware { parent: other, .. }) => {
-            parent == other
+    *before == nowhere()
+        || match now {
+            LinkIdentity::Hardware { parent, .. } => before.may_be(None, Some(parent)),
+            LinkIdentity::Name { kind, .. } => {
+                before.may_be(Some(&**kind).filter(|kind| !kind.is_empty()), None)
+            }
         }
-        (LinkIdentity::Name { kind, .. }, LinkIdentity::Name { kind: other, .. }) => kind == other,
-        // A NIC whose device is not always reported.
-        (LinkIdentity::Hardware { .. }, LinkIdentity::Name { kind, .. })
-        | (LinkIdentity::Name { kind, .. }, LinkIdentity::Hardware { .. }) => kind.is_empty(),
-    }
 }
 
 /// A table that was rebuilt has a link more than once: by its index of each record, which may be one that it had before it was
