@@ -75,7 +75,7 @@ fuzz: ## Ten million hostile inputs for everything that each program reads from 
 
 SEEDS ?= 10000
 simulate: ## SEEDS simulated nodes with random faults; a seed that fails is printed, MACVTAP_SIMULATION_SEED repeats it
-	MACVTAP_SIMULATION_SEEDS=$(SEEDS) cargo test --locked -p macvtap-node-agent --lib simulation -- --show-output
+	MACVTAP_SIMULATION_SEEDS=$(SEEDS) cargo test --locked --config .ci/optimised.toml -p macvtap-node-agent --lib simulation -- --show-output
 
 plant: ## Plant the faults of .ci/planted (NAME=x: those whose names begin so) in a copy: the test that each names must find it in a minute
 	@.ci/plant $(NAME)
