@@ -50,7 +50,7 @@ pub struct DefaultRoutes {
 
 impl DefaultRoutes {
     /// Takes a route (`RTM_NEWROUTE`), which may be any.
-    pub(crate) fn add(&mut self, payload: &[u8]) {
+    pub fn add(&mut self, payload: &[u8]) {
         let is_default = payload.get(ROUTE_PREFIX) == Some(&0) && payload.get(ROUTE_TYPE) == Some(&UNICAST);
         let attributes = payload.get(ROUTE_LEN..).filter(|_| is_default).unwrap_or_default();
         let (mut links, mut nexthop) = (Vec::new(), None);
@@ -69,7 +69,7 @@ impl DefaultRoutes {
 
 /// A nexthop object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Nexthop {
+pub enum Nexthop {
     /// Through this link.
     Link(u32),
     /// Several others.
@@ -77,11 +77,10 @@ pub(crate) enum Nexthop {
 }
 
 /// Reads a nexthop object with its number (`RTM_NEWNEXTHOP`).
-pub(crate) fn nexthop(payload: &[u8]) -> Option<(u32, Nexthop)> {
-    let (mut id, mut found) = (None, None);
+pub fn nexthop(payload: &[u8]) -> Option<(u32, Nexthop)> {
+    let mut found = None;
     for attribute in NlasIterator::new(payload.get(NEXTHOP_LEN..)?).flatten() {
         match attribute.kind() {
-            NEXTHOP_ID => id = word(attribute.value()),
             NEXTHOP_OIF => found = word(attribute.value()).map(Nexthop::Link),
             NEXTHOP_GROUP => {
                 let members = attribute.value().chunks_exact(NEXTHOP_MEMBER_LEN);
@@ -90,7 +89,7 @@ pub(crate) fn nexthop(payload: &[u8]) -> Option<(u32, Nexthop)> {
             _ => {}
         }
     }
-    id.zip(found)
+    nexthop_id(payload).zip(found)
 }
 
 /// Reads the number of a nexthop object that was added, replaced or removed.
@@ -190,6 +189,18 @@ mod tests {
         ] {
             assert_eq!(of(scope), link, "{scope:?}");
         }
+    }
+
+    /// No kernel sends one; a notification and the list must name the same object all the same.
+    #[test]
+    fn a_nexthop_object_with_two_numbers_has_the_first_one_for_all_readers() {
+        let attribute = |kind: u16, value: u32| {
+            [8_u16.to_ne_bytes().as_slice(), &kind.to_ne_bytes(), &value.to_ne_bytes()].concat()
+        };
+        let numbers = [attribute(NEXTHOP_ID, 1), attribute(NEXTHOP_OIF, 3), attribute(NEXTHOP_ID, 2)];
+        let object = [vec![0; NEXTHOP_LEN], numbers.concat()].concat();
+        assert_eq!(nexthop(&object), Some((1, Nexthop::Link(3))));
+        assert_eq!(nexthop_id(&object), Some(1));
     }
 
     proptest! {
