@@ -37,4 +37,4 @@ pub mod table;
 pub mod table_file;
 pub mod tap;
 pub mod tap_pods;
-mod uevent;
+pub mod uevent;

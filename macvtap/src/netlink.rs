@@ -4,7 +4,7 @@
 //! [`Netns::enter`](crate::netns::Netns::enter) for opening one elsewhere. A macvtap's links are never listed: a
 //! namespace with hundreds of them must not make a request for one slow. Whole NICs are looked for in lists.
 
-mod answer;
+pub mod answer;
 
 use answer::{Answer, HEADER_LEN, List, ListEnd, read, read_list};
 use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader};

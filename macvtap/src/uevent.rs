@@ -31,9 +31,11 @@ pub(crate) struct Announcements {
 
 /// What the messages contain about one tap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Announced {
+pub enum Announced {
+    /// No announcement.
     #[default]
     Nothing,
+    /// One announcement, with this number.
     Once(DeviceNumber),
     /// Twice, or without a number, or that it went away again.
     Unclear,
@@ -72,7 +74,8 @@ impl Announcements {
 
 impl Announced {
     /// With one message more: `add@/devices/virtual/net/net1/macvtap/tap16777216`, then variables, each ending with 0.
-    fn and(self, message: &[u8], ifindex: u32) -> Self {
+    #[must_use]
+    pub fn and(self, message: &[u8], ifindex: u32) -> Self {
         let mut lines = message.split(|byte| *byte == 0).map(|line| str::from_utf8(line).unwrap_or_default());
         let Some((action, path)) = lines.next().and_then(|head| head.split_once('@')) else { return self };
         let device = path.rsplit_once('/').map(|(_, device)| device);

@@ -5,6 +5,6 @@ pub mod health;
 pub mod inventory;
 pub mod link;
 pub mod netlink;
-mod notification;
+pub mod notification;
 mod reader;
 pub mod sysfs;

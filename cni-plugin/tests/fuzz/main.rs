@@ -15,15 +15,17 @@ mod harness;
 mod readers;
 mod seeds;
 
-use harness::fuzz;
+use harness::{fuzz, replay};
 use macvtap::device_id::DeviceId;
 use macvtap::link::Link;
+use macvtap::netlink::answer::{Answer, read};
 use macvtap::pci::PciAddress;
 use macvtap::record::Attachment;
 use macvtap::table::DeviceTable;
+use macvtap::uevent::Announced;
 use macvtap_cni::config::Document;
 use macvtap_cni::ipam;
-use macvtap_cni::protocol::environment::Args;
+use macvtap_cni::protocol::environment::{Args, Command};
 use macvtap_cni::protocol::error::Code;
 use macvtap_cni::protocol::result::CniResult;
 use macvtap_cni::settings::Settings;
@@ -52,7 +54,14 @@ fn every_seed_is_one_that_its_reader_accepts() {
                 "device table" => DeviceTable::parse(seed).is_ok(),
                 "record" => serde_json::from_slice::<Attachment>(seed).is_ok(),
                 "node's settings" => serde_json::from_slice::<Settings>(seed).is_ok(),
-                _ => Link::parse(seed).is_ok(),
+                "environment" => matches!(Command::read(&readers::Environment::new(seed)), Ok(Some(_))),
+                "kernel's answer" => Link::parse(seed).is_ok(),
+                "announced taps" => matches!(readers::announced(seed), Announced::Once(_)),
+                "kernel's datagram" => {
+                    read(seed, readers::SEQUENCE).is_ok_and(|answer| answer != Answer::Stray)
+                }
+                "routes and addresses" => readers::names_a_link(seed),
+                other => panic!("no seed of {other} is checked"),
             };
             // Two resources with the same indexes contradict each other, on purpose.
             let contradicts =
@@ -61,6 +70,11 @@ fn every_seed_is_one_that_its_reader_accepts() {
             (target.read)(seed);
         }
     }
+}
+
+#[test]
+fn no_kept_input_makes_a_reader_panic_or_hang() {
+    replay("plugin", targets);
 }
 
 #[test]

@@ -1,21 +1,30 @@
 //! The readers, each with what must be true of what it reads.
 
 use macvtap::device_id::DeviceId;
+use macvtap::host_ties::{DefaultRoutes, addressed, nexthop, nexthop_id};
 use macvtap::link::Link;
 use macvtap::link::NicLink;
+use macvtap::netlink::answer::{Answer, List, ListEnd, read, read_list};
 use macvtap::pci::PciAddress;
 use macvtap::record::Attachment;
 use macvtap::table::DeviceTable;
+use macvtap::uevent::Announced;
 use macvtap_cni::config::Document;
 use macvtap_cni::ipam;
-use macvtap_cni::protocol::environment::Args;
+use macvtap_cni::protocol::environment::{Args, Command, Variables};
 use macvtap_cni::protocol::error::Code;
+use macvtap_cni::protocol::json;
 use macvtap_cni::protocol::result::CniResult;
 use macvtap_cni::protocol::version::Version;
 use macvtap_cni::settings::Settings;
-use serde_json::Value;
 use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::Instant;
+
+/// The index of the tap that is asked for, and the number of the request.
+pub(super) const INDEX: u32 = 16_777_216;
+pub(super) const SEQUENCE: u32 = 7;
 
 fn known(code: u32, codes: &[Code]) {
     assert!(codes.iter().any(|known| *known as u32 == code), "code {code}");
@@ -48,6 +57,51 @@ pub(super) fn configuration(bytes: &[u8]) {
     assert!(sent.get("deviceID").is_none() && sent["cniVersion"] == "1.0.0");
 }
 
+/// The environment as `/proc/<pid>/environ` has it: each variable ends with 0.
+pub(super) struct Environment<'b> {
+    bytes: &'b [u8],
+    /// Instead of that in `bytes`.
+    command: Option<&'static str>,
+}
+
+impl<'b> Environment<'b> {
+    pub(super) fn new(bytes: &'b [u8]) -> Self {
+        Self { bytes, command: None }
+    }
+}
+
+impl Variables for Environment<'_> {
+    fn get(&self, name: &str) -> Option<OsString> {
+        if let Some(command) = self.command.filter(|_| name == "CNI_COMMAND") {
+            return Some(command.into());
+        }
+        let mut all = self.bytes.split(|byte| *byte == 0);
+        let value = all.find_map(|line| line.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        value.map(|value| OsStr::from_bytes(value).to_owned())
+    }
+}
+
+pub(super) fn environment(bytes: &[u8]) {
+    let command = match Command::read(&Environment::new(bytes)) {
+        Ok(Some(command)) => command,
+        Ok(None) => return,
+        Err(error) => return known(error.code, &[Code::Environment]),
+    };
+    if let Some((container, ifname)) = command.subject() {
+        assert!(!container.is_empty() && !container.starts_with('.') && !container.contains('/'));
+        assert!((1..=15).contains(&ifname.as_str().len()) && !ifname.as_str().contains(['/', ' ', ':']));
+    }
+    let Command::Add(added) = command else { return };
+    assert!(added.netns.is_absolute());
+    match Command::read(&Environment { bytes, command: Some("DEL") }) {
+        Ok(Some(Command::Del(deletion))) => {
+            assert_eq!((deletion.container_id, deletion.ifname), (added.container_id, added.ifname));
+            assert_eq!(deletion.netns, Some(added.netns));
+        }
+        other => panic!("what was added cannot be deleted: {other:?}"),
+    }
+}
+
 pub(super) fn arguments(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     match Args::parse(text) {
@@ -76,7 +130,7 @@ pub(super) fn result(bytes: &[u8]) {
 }
 
 pub(super) fn answer(bytes: &[u8]) {
-    let Ok(json) = serde_json::from_slice::<Value>(bytes) else { return };
+    let Ok(json) = json::decode(bytes) else { return };
     for plugin in ["host-local", "kube-ovn"] {
         match ipam::understand(json.clone(), plugin) {
             Ok(lease) => {
@@ -125,4 +179,61 @@ pub(super) fn link(bytes: &[u8]) {
     if let Ok(nic) = NicLink::parse(bytes) {
         assert_eq!(Some(nic.link), Link::parse(bytes).ok());
     }
+}
+
+/// What messages with newlines between them contain about the tap.
+pub(super) fn announced(bytes: &[u8]) -> Announced {
+    let messages = bytes.split(|byte| *byte == b'\n');
+    messages.fold(Announced::Nothing, |announced, message| announced.and(message, INDEX))
+}
+
+pub(super) fn announcements(bytes: &[u8]) {
+    let mut announced = Announced::Nothing;
+    for message in bytes.split(|byte| *byte == b'\n') {
+        let before = announced;
+        announced = before.and(message, INDEX);
+        match announced {
+            Announced::Nothing => assert_eq!(before, Announced::Nothing),
+            Announced::Once(_) => assert_ne!(before, Announced::Unclear),
+            Announced::Unclear => {}
+        }
+    }
+    assert_eq!(announced, self::announced(bytes));
+    // A tap that is announced again is in doubt.
+    let again = announced.and(b"add@/devices/virtual/net/a/macvtap/tap16777216\0MAJOR=1\0MINOR=3\0", INDEX);
+    assert_eq!(again == Announced::Unclear, announced != Announced::Nothing);
+}
+
+pub(super) fn datagram(bytes: &[u8]) {
+    let is_errno = |errno: i32| (1..4096).contains(&errno);
+    let is_text = |said: Option<String>| said.is_none_or(|said| !said.contains(char::is_control));
+    match read(bytes, SEQUENCE) {
+        Ok(Answer::Object(range)) => assert!(bytes.get(range).is_some()),
+        Ok(Answer::Refused { errno, said }) => assert!(is_errno(errno) && is_text(said)),
+        Ok(Answer::Acknowledged | Answer::Stray) => {}
+        Err(why) => assert!(!why.is_empty()),
+    }
+    let mut list = List::default();
+    match read_list(bytes, SEQUENCE, &mut list) {
+        Ok(ListEnd::Refused { errno, said }) => assert!(is_errno(errno) && is_text(said)),
+        Ok(ListEnd::NotYet | ListEnd::Complete) => {}
+        Err(why) => assert!(!why.is_empty()),
+    }
+    let read: usize = list.objects.iter().map(|object| object.len() + 16).sum();
+    assert!(read <= bytes.len(), "more was read than there is");
+}
+
+/// Whether it is an address, a default route or a nexthop object with a link or another object.
+pub(super) fn names_a_link(bytes: &[u8]) -> bool {
+    let mut routes = DefaultRoutes::default();
+    routes.add(bytes);
+    addressed(bytes).is_some() || routes != DefaultRoutes::default() || nexthop(bytes).is_some()
+}
+
+pub(super) fn ties(bytes: &[u8]) {
+    let _ = addressed(bytes);
+    let mut routes = DefaultRoutes::default();
+    routes.add(bytes);
+    assert!(routes.links.len() * 8 <= bytes.len() && routes.nexthops.len() <= 1);
+    assert!(nexthop(bytes).is_none_or(|(id, _)| nexthop_id(bytes) == Some(id)));
 }

@@ -9,18 +9,23 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
 /// Length of `struct nlmsghdr`, which an error repeats from the request.
-pub(super) const HEADER_LEN: usize = 16;
+pub const HEADER_LEN: usize = 16;
 
 /// `NLMSGERR_ATTR_MSG`: a sentence from the kernel.
 const ATTR_MSG: u16 = 1;
 
 /// What one datagram answers to one request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub enum Answer {
     /// The request succeeded; the kernel returned nothing else.
     Acknowledged,
     /// Refused.
-    Refused { errno: i32, said: Option<String> },
+    Refused {
+        /// The error number.
+        errno: i32,
+        /// The reason, in the kernel's words.
+        said: Option<String>,
+    },
     /// The object asked for: where in the datagram its payload is.
     Object(Range<usize>),
     /// Nothing about this request.
@@ -29,26 +34,31 @@ pub(super) enum Answer {
 
 /// Whether a list has ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum ListEnd {
+pub enum ListEnd {
     /// More datagrams follow.
     NotYet,
     /// Nothing follows.
     Complete,
     /// The kernel refused.
-    Refused { errno: i32, said: Option<String> },
+    Refused {
+        /// The error number.
+        errno: i32,
+        /// The reason, in the kernel's words.
+        said: Option<String>,
+    },
 }
 
 /// What has come of a list.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct List {
+pub struct List {
     /// The payload of each object.
-    pub(super) objects: Vec<Vec<u8>>,
+    pub objects: Vec<Vec<u8>>,
     /// It changed while the kernel wrote it: something may be missing, or be there twice.
-    pub(super) is_torn: bool,
+    pub is_torn: bool,
 }
 
 /// Adds the objects in a datagram that answer request `sequence`.
-pub(super) fn read_list(datagram: &[u8], sequence: u32, list: &mut List) -> Result<ListEnd, &'static str> {
+pub fn read_list(datagram: &[u8], sequence: u32, list: &mut List) -> Result<ListEnd, &'static str> {
     let mut start = 0;
     while let Some(rest) = datagram.get(start..).filter(|rest| !rest.is_empty()) {
         let message = NetlinkBuffer::new_checked(rest).map_err(|_| "is cut off")?;
@@ -85,7 +95,7 @@ fn end_of(message: &NetlinkBuffer<&[u8]>) -> Result<ListEnd, &'static str> {
 }
 
 /// Finds the answer to request `sequence` in a datagram.
-pub(super) fn read(datagram: &[u8], sequence: u32) -> Result<Answer, &'static str> {
+pub fn read(datagram: &[u8], sequence: u32) -> Result<Answer, &'static str> {
     let mut start = 0;
     while let Some(rest) = datagram.get(start..).filter(|rest| !rest.is_empty()) {
         let message = NetlinkBuffer::new_checked(rest).map_err(|_| "is cut off")?;

@@ -20,7 +20,7 @@ const RTM_DELNEXTHOP: u16 = 105;
 /// A notification as far as it can be read: the kernel takes any bytes for an alias or another name of a link, and the
 /// library drops a message with an attribute that it cannot read.
 #[derive(Debug)]
-pub(super) enum Notification {
+pub enum Notification {
     /// What the library can read.
     Read(RouteNetlinkMessage),
     /// A nexthop object was added, replaced or removed.

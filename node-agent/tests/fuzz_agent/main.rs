@@ -16,13 +16,14 @@ mod harness;
 mod readers;
 mod seeds;
 
-use harness::fuzz;
+use harness::{fuzz, replay};
 use macvtap::record::Attachment;
 use macvtap::table::DeviceTable;
 use macvtap_crds::v1alpha1::MacvtapNodeStateSpec;
 use macvtap_node_agent::config::Configuration;
 use macvtap_node_agent::config::standalone::Standalone;
 use macvtap_node_agent::links::link::Link;
+use macvtap_node_agent::links::notification::Notification;
 use macvtap_proto::podresources::ListPodResourcesResponse;
 use prost::Message as _;
 use seeds::targets;
@@ -44,13 +45,23 @@ fn every_seed_is_one_that_its_reader_accepts() {
                     Configuration::compile(spec.pools, &[], spec.config_hash).refused.is_empty()
                 }),
                 "DP_MACVTAP_CONF" => Standalone::parse(&text).is_ok(),
+                "tap note" => readers::tap_note(seed).is_some(),
                 "devices to allocate" => true,
-                _ => Link::read(seed).is_ok(),
+                "kernel's answer" => Link::read(seed).is_ok(),
+                "kernel's notification" => {
+                    readers::notified(seed).is_some_and(|told| !matches!(told, Notification::Unreadable))
+                }
+                other => panic!("no seed of {other} is checked"),
             };
             assert!(accepted, "{}: {text}", target.name);
             (target.read)(seed);
         }
     }
+}
+
+#[test]
+fn no_kept_input_makes_a_reader_panic_or_hang() {
+    replay("agent", targets);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use macvtap::device_id::{DeviceId, ResourceName};
 use macvtap::paths::Paths;
 use macvtap::records;
 use macvtap::table::{DeviceTable, IFINDEX_FIRST, VERSION};
+use macvtap::tap_pods;
 use macvtap_crds::v1alpha1::MacvtapNodeStateSpec;
 use macvtap_node_agent::config::Configuration;
 use macvtap_node_agent::config::standalone::Standalone;
@@ -14,8 +15,10 @@ use macvtap_node_agent::error_chain;
 use macvtap_node_agent::kubelet::checkpoint::{self, Given};
 use macvtap_node_agent::kubelet::podresources;
 use macvtap_node_agent::links::link::{Hardware, Kind, Link};
+use macvtap_node_agent::links::notification::Notification;
 use macvtap_node_agent::pools::pool::Pool;
 use macvtap_proto::podresources::ListPodResourcesResponse;
+use netlink_packet_core::{NetlinkDeserializable as _, NetlinkHeader};
 use prost::Message as _;
 use std::cell::RefCell;
 use std::fs;
@@ -106,6 +109,21 @@ pub(super) fn record(bytes: &[u8]) {
     });
 }
 
+/// What is noted of the pods of a tap; it is written as it was read.
+pub(super) fn tap_note(bytes: &[u8]) -> Option<tap_pods::TapNote> {
+    DIRECTORY.with_borrow(|directory| {
+        let paths = Paths::new(directory.path().join("state"), directory.path().join("run"));
+        let device = DeviceId::new("dataplane".parse().unwrap(), 0);
+        let file = paths.run().join("tap-pods").join(device.to_string());
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, bytes).unwrap();
+        let note = tap_pods::read(&paths, &device)?;
+        fs::write(&file, serde_json::to_vec(&note).unwrap()).unwrap();
+        assert_eq!(tap_pods::read(&paths, &device).as_ref(), Some(&note));
+        Some(note)
+    })
+}
+
 pub(super) fn given(bytes: &[u8]) -> Vec<Given> {
     DIRECTORY.with_borrow(|directory| {
         fs::write(directory.path().join("kubelet_internal_checkpoint"), bytes).unwrap();
@@ -135,9 +153,10 @@ pub(super) fn node_state(bytes: &[u8]) {
     let Ok(spec) = serde_json::from_slice::<MacvtapNodeStateSpec>(bytes) else { return };
     // The schema refuses a pool without links, and such a pool is not written.
     if spec.pools.iter().all(|pool| !pool.settings.links.is_empty()) {
-        let again =
-            serde_json::from_slice::<MacvtapNodeStateSpec>(&serde_json::to_vec(&spec).unwrap()).unwrap();
-        assert_eq!(again, spec);
+        // Settings that are all defaults are left out, so what is written is compared.
+        let written = serde_json::to_vec(&spec).unwrap();
+        let again = serde_json::from_slice::<MacvtapNodeStateSpec>(&written).unwrap();
+        assert_eq!(serde_json::to_vec(&again).unwrap(), written);
     }
     let wanted = spec.pools.len();
     let configuration = Configuration::compile(spec.pools, &[], spec.config_hash);
@@ -189,4 +208,13 @@ pub(super) fn link(bytes: &[u8]) {
     if let Ok(link) = Link::read(bytes) {
         assert!(!link.name.is_empty() && link.ifindex != 0);
     }
+}
+
+/// The type of the message, and its payload.
+pub(super) fn notified(bytes: &[u8]) -> Option<Notification> {
+    let (kind, payload) = bytes.split_first_chunk()?;
+    let mut header = NetlinkHeader::default();
+    header.message_type = u16::from_ne_bytes(*kind);
+    let Ok(notification) = Notification::deserialize(&header, payload);
+    Some(notification)
 }

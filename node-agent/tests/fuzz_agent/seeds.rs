@@ -21,12 +21,35 @@ pub(super) fn targets() -> Vec<Target> {
     vec![
         target("device table", texts(&[table(), low]), readers::table as fn(&[u8])),
         target("record", texts(&[record()]), readers::record),
+        target("tap note", texts(&tap_notes()), |bytes| drop(readers::tap_note(bytes))),
         target("checkpoint", texts(&[checkpoint()]), readers::checkpoint),
         target("pod resources", vec![pod_resources()], readers::pod_resources),
         target("node state", texts(&node_states()), readers::node_state),
         target("DP_MACVTAP_CONF", texts(&configurations()), readers::standalone),
         target("devices to allocate", vec![b"dataplaneMvp0\ndataplaneMvp1".to_vec()], readers::allocation),
         target("kernel's answer", vec![kernels_answer()], readers::link),
+        target("kernel's notification", notifications(), |bytes| drop(readers::notified(bytes))),
+    ]
+}
+
+fn tap_notes() -> [Value; 3] {
+    let pod = |name: &str| json!({"namespace": "tenant", "name": name});
+    [
+        json!({"owner": pod("vm"), "podUid": "u"}),
+        json!({"candidates": [pod("vm"), pod("other")]}),
+        json!([pod("vm"), pod("other")]),
+    ]
+}
+
+/// A link, an address, a default route and a nexthop object, with their types.
+fn notifications() -> Vec<Vec<u8>> {
+    let typed = |kind: u16, payload: &[&[u8]]| [&kind.to_ne_bytes()[..], &payload.concat()].concat();
+    let (link, address) = (attribute(4, &3_u32.to_ne_bytes()), attribute(1, &[10, 0, 0, 1]));
+    vec![
+        typed(16, &[&kernels_answer()]),
+        typed(20, &[&[2, 24, 0, 0, 3, 0, 0, 0], &address]),
+        typed(24, &[&[2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0], &link]),
+        typed(104, &[&[2, 0, 0, 3, 0, 0, 0, 0], &attribute(1, &1_u32.to_ne_bytes()), &link]),
     ]
 }
 
@@ -104,13 +127,6 @@ fn configurations() -> [Value; 3] {
 
 /// A NIC as the kernel describes it: header, name, MTU, address, other names, device.
 fn kernels_answer() -> Vec<u8> {
-    let attribute = |kind: u16, value: &[u8]| {
-        let length = u16::try_from(4 + value.len()).unwrap();
-        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    };
     let info = [attribute(1, b"bond\0"), attribute(2, &attribute(1, &4_u32.to_ne_bytes()))].concat();
     let header = [0, 0, 1, 0, 7, 0, 0, 0, 0x43, 0x10, 1, 0, 0, 0, 0, 0];
     let attributes = [
@@ -126,4 +142,13 @@ fn kernels_answer() -> Vec<u8> {
         attribute(56, b"virtio1\0"),
     ];
     [&header[..], &attributes.concat()].concat()
+}
+
+/// An attribute of netlink.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).unwrap();
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }

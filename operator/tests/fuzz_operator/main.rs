@@ -1,4 +1,4 @@
-//! Hostile input for the operator: pools, node states, networks and configurations that no schema has checked. Whatever is in them,
+//! Hostile input for the operator: pools, node states, networks, configurations and pods that no schema has checked. Whatever is in them,
 //! no decision panics or hangs, what is rejected has a reason, and what is sent to nodes is what agents can read.
 //!
 //! How inputs grow, and how a run is repeated, is in [`harness`], which the plugin's test uses too. `make fuzz` tries ten million.
@@ -11,12 +11,13 @@
     reason = "a test stops at the first surprise, its helpers too"
 )]
 
+mod admission;
 #[path = "../../../cni-plugin/tests/fuzz/harness/mod.rs"]
 mod harness;
 mod readers;
 mod seeds;
 
-use harness::fuzz;
+use harness::{fuzz, replay};
 use macvtap_crds::v1alpha1::MacvtapResourcePool;
 use macvtap_operator::migrate::source;
 use macvtap_operator::network::kind::NetworkAttachmentDefinition;
@@ -35,6 +36,10 @@ fn every_seed_is_one_that_its_reader_accepts() {
                 "pool" => serde_json::from_slice::<MacvtapResourcePool>(seed).map(drop),
                 "node state" => serde_json::from_slice::<RawState>(seed).map(drop),
                 "network" => serde_json::from_slice::<NetworkAttachmentDefinition>(seed).map(drop),
+                "admission review" => {
+                    assert!(admission::patched(seed).is_some(), "no device is added: {text}");
+                    Ok(())
+                }
                 _ => {
                     assert!(source::read("it", &text).is_ok(), "{}: {text}", target.name);
                     Ok(())
@@ -44,6 +49,11 @@ fn every_seed_is_one_that_its_reader_accepts() {
             (target.read)(seed);
         }
     }
+}
+
+#[test]
+fn no_kept_input_makes_a_reader_panic_or_hang() {
+    replay("operator", targets);
 }
 
 #[test]

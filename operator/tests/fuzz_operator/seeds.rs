@@ -1,5 +1,6 @@
 //! Valid inputs, from which others grow.
 
+use crate::admission;
 use crate::harness::Target;
 use crate::readers;
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ pub(super) fn targets() -> Vec<Target> {
         target("node state", texts(&[node_state()]), readers::node_state),
         target("network", texts(&[network()]), readers::network),
         target("configuration", texts(&[configuration, map]), readers::configuration),
+        target("admission review", texts(&reviews()), admission::review),
     ]
 }
 
@@ -23,6 +25,26 @@ pub(super) fn pool(name: &str) -> Value {
     json!({"apiVersion": "macvtap.network.kubevirt.io/v1alpha1", "kind": "MacvtapResourcePool",
         "metadata": {"name": name, "uid": format!("uid-{name}"), "generation": 2, "creationTimestamp": "2026-11-01T00:00:00Z", "resourceVersion": "7"},
         "spec": {"links": [{"names": ["dp*"]}], "networks": [{"name": name, "namespaces": {"names": ["tenant-a"], "selector": {"matchLabels": {"macvtap": "yes"}}}}]}})
+}
+
+/// A pod with containers of all kinds and networks, and one with the other forms of the annotations.
+fn reviews() -> [Value; 2] {
+    let held = json!({"limits": {"cpu": "1", "kernel.org/virt": "1"}, "requests": {"kernel.org/virt": 1}});
+    let review = |annotations: Value, spec: Value| {
+        let pod = json!({"metadata": {"name": "p", "annotations": annotations}, "spec": spec});
+        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {"uid": "u", "namespace": "tenant-a", "object": pod}})
+    };
+    let networks = json!([{"name": "dataplane"}, {"name": "virt", "namespace": "tenant-b", "interface": "net2"}, {"name": "invalid"}]);
+    [
+        review(
+            json!({"k8s.v1.cni.cncf.io/networks": networks.to_string()}),
+            json!({"containers": [{"name": "a"}, {"name": "b", "resources": held}], "initContainers": [{"name": "c", "restartPolicy": "Always", "resources": {"limits": null}}]}),
+        ),
+        review(
+            json!({"k8s.v1.cni.cncf.io/networks": "dataplane, dataplane@net2,tenant-b/virt", "v1.multus-cni.io/default-network": "tenant-a/dataplane"}),
+            json!({"containers": [{"name": "a", "resources": {"requests": {}}}]}),
+        ),
+    ]
 }
 
 fn whole_pool() -> Value {

@@ -4,7 +4,7 @@ use super::Target;
 use serde_json::{Map, Value, json};
 
 /// Numbers that depend on nothing but the seed (splitmix64).
-pub(super) struct Numbers(pub(super) u64);
+pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
     fn next(&mut self) -> u64 {
@@ -16,7 +16,7 @@ impl Numbers {
     }
 
     /// Below `limit`, which is not zero.
-    fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         usize::try_from(self.next() % u64::try_from(limit).unwrap()).unwrap()
     }
 
@@ -116,7 +116,7 @@ fn odd_value(numbers: &mut Numbers) -> Value {
 }
 
 /// Changes one value somewhere below, the deeper the likelier.
-fn change(value: &mut Value, numbers: &mut Numbers) {
+pub(crate) fn change(value: &mut Value, numbers: &mut Numbers) {
     match value {
         Value::Object(map) if !map.is_empty() && numbers.below(8) > 0 => change_object(map, numbers),
         Value::Array(list) if !list.is_empty() && numbers.below(8) > 0 => {
