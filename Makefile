@@ -7,7 +7,7 @@ MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-migration bench-pods bench-idle bench-scale chaos faults fuzz simulate plant killed generate docs release images cluster-up cluster-down fmt deny lint tool
+.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-migration bench-pods bench-idle bench-scale chaos faults fuzz fuzz-guided simulate plant killed generate docs release images cluster-up cluster-down fmt deny lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -73,6 +73,11 @@ fuzz: ## Ten million hostile inputs for everything that each program reads from 
 	MACVTAP_FUZZ_INPUTS=10000000 cargo test --locked --release -p macvtap-node-agent --test fuzz_agent -- --show-output
 	MACVTAP_FUZZ_INPUTS=10000000 cargo test --locked --release -p macvtap-operator --test fuzz_operator -- --show-output
 
+SECONDS ?= 60
+fuzz-guided: ## The same targets for SECONDS seconds each, guided by coverage (TARGET=agent/ selects; KEEP=1 chooses again what make test tries)
+	@.ci/compiler
+	@KEEP=$(KEEP) .ci/fuzz-guided $(SECONDS) $(TARGET)
+
 SEEDS ?= 10000
 simulate: ## SEEDS simulated nodes with random faults; a seed that fails is printed, MACVTAP_SIMULATION_SEED repeats it
 	MACVTAP_SIMULATION_SEEDS=$(SEEDS) cargo test --locked --config .ci/optimised.toml -p macvtap-node-agent --lib simulation -- --show-output
@@ -110,8 +115,9 @@ cluster-up: tool ## Start the demo's cluster, or repair it
 cluster-down: tool ## End the demo's cluster and leave nothing of it
 	@$(CLUSTER) down
 
+FUZZING := $(wildcard fuzz/*.rs fuzz/fuzz_targets/*.rs)
 fmt: ## Format all Rust code
-	cargo fmt --all
+	cargo fmt --all -- $(FUZZING)
 
 # `make test` checks licences, bans and sources by the same deny.toml. Advisories change without a commit and need the
 # network: they are a job of their own in continuous integration, which caches the tool.
@@ -120,7 +126,7 @@ deny: ## Check licences, bans, sources and advisories of all dependencies; make 
 	cargo deny --locked check
 
 lint: ## Check format and lints
-	cargo fmt --all --check
+	cargo fmt --all --check -- $(FUZZING)
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 tool:

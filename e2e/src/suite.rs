@@ -184,11 +184,19 @@ fn logged(checkout: &Checkout, command: &mut Command, log: &Path) -> Result<()> 
     bail!("cargo {} ended with {status}", words.join(" "))
 }
 
+/// What no crate of the workspace contains.
+const FUZZING: [&str; 4] = [
+    "fuzz/guided.rs",
+    "fuzz/fuzz_targets/agent.rs",
+    "fuzz/fuzz_targets/operator.rs",
+    "fuzz/fuzz_targets/plugin.rs",
+];
+
 fn command(checkout: &Checkout, stage: Stage, selection: &Selection) -> Result<Command> {
     let mut command = Command::new("cargo");
     match stage {
         Stage::Format => {
-            command.args(["fmt", "--all", "--check"]);
+            command.args(["fmt", "--all", "--check", "--"]).args(FUZZING);
             return Ok(command);
         }
         Stage::Lint => {
