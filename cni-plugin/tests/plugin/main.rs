@@ -28,6 +28,7 @@ mod kube_ovn;
 mod odd_files;
 mod order;
 mod protocol;
+mod queues;
 mod races;
 mod reference;
 mod routes;

@@ -2,8 +2,11 @@
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses another part")]
 
+pub(crate) mod flows;
 #[path = "../../../macvtap/tests/support/mod.rs"]
 mod namespaces;
+pub(crate) mod port;
+pub(crate) mod queue;
 
 pub(crate) use namespaces::{
     Holder, Node, bare_node_and_pods, first_ifindex, is_root, node_and_pods, pod, state,
