@@ -7,6 +7,7 @@ pub(crate) mod flows;
 mod namespaces;
 pub(crate) mod port;
 pub(crate) mod queue;
+pub(crate) mod vhost;
 
 pub(crate) use namespaces::{
     Holder, Node, bare_node_and_pods, first_ifindex, is_root, node_and_pods, pod, state,
