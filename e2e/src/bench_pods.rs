@@ -3,15 +3,14 @@
 //!
 //! Runs alternate, and each pair is compared by itself: a machine that is busy for a while slows both.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::layout::{self, Checkout};
 use crate::progress::say;
-use crate::{Cluster, Kubectl, images};
+use crate::{Cluster, Kubectl, images, results};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -164,39 +163,25 @@ fn clean_up(cluster: &Cluster) -> Result<()> {
 
 /// One result: medians of both, and the median of the pairs' ratios.
 fn result(pairs: &[(Duration, Duration)], pods: u8) -> Value {
-    let seconds = |series: Vec<Duration>| median(series.iter().map(Duration::as_secs_f64).collect());
-    let round = |value: f64| (value * 1e3).round() / 1e3;
-    let ours: Vec<Duration> = pairs.iter().map(|pair| pair.0).collect();
-    let worst = ours.iter().max().copied().unwrap_or_default().as_secs_f64();
-    let floor = pairs.iter().map(|pair| pair.1).collect();
-    let ratios = pairs.iter().map(|(ours, floor)| ours.as_secs_f64() / floor.as_secs_f64()).collect();
-    json!({
-        "name": format!("cluster_{pods}_pods_last_ready"), "unit": "s", "n": pairs.len(),
-        "p50": round(seconds(ours)), "p99": round(worst), "floor_p50": round(seconds(floor)),
-        "ratio": round(median(ratios)),
-    })
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let (ours, floor): (Vec<f64>, Vec<f64>) =
+        pairs.iter().map(|(ours, floor)| (ours.as_secs_f64(), floor.as_secs_f64())).unzip();
+    let ratios: Vec<f64> = ours.iter().zip(&floor).map(|(ours, floor)| ours / floor).collect();
+    let mut result = results::values(&format!("cluster_{pods}_pods_last_ready"), "s", &ours, Some(&floor));
+    result["ratio"] = results::values("", "", &ratios, None)["p50"].take();
+    result
 }
 
 /// Puts the result in the place of an earlier one.
 fn record(pairs: &[(Duration, Duration)], size: Size) -> Result<()> {
     let result = result(pairs, size.pods);
     say(&result);
-    let path = Checkout::here().path("target/bench/results.json");
-    let earlier = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Vec<Value>>(&text).ok());
-    let mut all = earlier.unwrap_or_default();
-    all.retain(|other| other["name"] != result["name"]);
-    all.push(result);
-    layout::write(&path, format!("{}\n", serde_json::to_string_pretty(&all)?))
+    results::merge(Checkout::here().root(), &[result]).context("record the result")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn pairs_are_compared_one_by_one() {

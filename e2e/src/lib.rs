@@ -40,6 +40,7 @@ pub mod progress;
 pub mod registry;
 pub mod relay;
 pub mod release;
+pub mod results;
 pub mod suite;
 pub mod traces;
 pub mod trixie;

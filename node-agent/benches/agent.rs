@@ -4,7 +4,7 @@
 //! Allocate, the kernel's event at a bare listener for lists. Results go to `target/bench/results.json`.
 //!
 //! Wants root and, in `MACVTAP_AGENT`, the agent as it is shipped (static release). With `MACVTAP_BESIDE_AGENT` each part
-//! is also measured with that agent, of another release for example.
+//! is also measured with that agent, of another release for example, in the same rounds.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,10 +14,10 @@
 
 #[path = "lean_client/mod.rs"]
 mod lean_client;
-mod results;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use e2e::{layout::Checkout, results};
 use macvtap::kernel::{Home, Kernel, NewLink, Place, Rtnl};
 use macvtap::link::{By, Link, Veth};
 use macvtap::netns::Netns;
@@ -26,7 +26,7 @@ use macvtap::table_file;
 use macvtap_proto::deviceplugin::{AllocateRequest, ContainerAllocateRequest, Empty};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use support::kubelet::{Kubelet, Plugin};
@@ -36,6 +36,9 @@ const STARTS: usize = 30;
 const KILLS: usize = 30;
 const CALLS: usize = 2000;
 const LINKS: usize = 100;
+
+/// Figures of memory, and the kernel's names for them.
+const MEMORY: [(&str, &str); 2] = [("agent_anonymous_memory", "RssAnon"), ("agent_resident_memory", "VmRSS")];
 
 /// `RTMGRP_LINK`
 const LINK_GROUP: u32 = 1;
@@ -69,8 +72,8 @@ impl Measured {
         (agent, kubelet, node)
     }
 
-    fn of(&self, name: &str, series: Vec<Duration>, floor: Option<Vec<Duration>>) -> Value {
-        results::of(&format!("{name}{}", self.suffix), series, floor)
+    fn of(&self, name: &str, series: &[Duration], floor: Option<&[Duration]>) -> Value {
+        results::durations(&format!("{name}{}", self.suffix), series, floor)
     }
 }
 
@@ -82,48 +85,60 @@ fn main() {
     let measured = [given("MACVTAP_AGENT", ""), given("MACVTAP_BESIDE_AGENT", "_beside")];
     let measured: Vec<_> = measured.into_iter().flatten().collect();
     let mut results = Vec::new();
-    // One after the other in each part, so that they see the same machine.
-    results.extend(measured.iter().map(start));
-    results.extend(measured.iter().map(kill));
-    results.extend(measured.iter().flat_map(calls));
-    results.extend(measured.iter().flat_map(links));
+    results.extend(start(&measured));
+    results.extend(kill(&measured));
+    results.extend(calls(&measured));
+    results.extend(links(&measured));
+    results.extend(memory(&measured));
     for result in &results {
         println!("{result}");
     }
-    results::merge(&results);
+    results::merge(Checkout::here().root(), &results).unwrap();
 }
 
-/// From exec to the kubelet's taking the registration.
-fn start(measured: &Measured) -> Value {
-    let node = Node::new();
-    node.add_link("dp0");
-    let kubelet = Kubelet::start(&node);
-    let mut endpoint = String::new();
-    let mut series = Vec::new();
+/// From exec to the kubelet's taking the registration. Agents take turns.
+fn start(measured: &[Measured]) -> Vec<Value> {
+    let scene = |one| {
+        let node = Node::new();
+        node.add_link("dp0");
+        let kubelet = Kubelet::start(&node);
+        (one, node, kubelet, String::new(), Vec::new())
+    };
+    let mut scenes: Vec<(&Measured, _, _, _, _)> = measured.iter().map(scene).collect();
     for _ in 0..STARTS {
-        let begun = Instant::now();
-        let mut agent = measured.agent(&node, &configuration(100));
-        let plugin = next(&kubelet, &mut endpoint);
-        series.push(plugin.registered_at - begun);
-        agent.terminate();
+        for (one, node, kubelet, endpoint, series) in &mut scenes {
+            let begun = Instant::now();
+            let mut agent = one.agent(node, &configuration(100));
+            let plugin = next(kubelet, endpoint);
+            series.push(plugin.registered_at - begun);
+            agent.terminate();
+        }
     }
-    measured.of("agent_start_to_registration", series, None)
+    scenes.into_iter().map(|(one, .., series)| one.of("agent_start_to_registration", &series, None)).collect()
 }
 
-/// From the worker's death to the next one's registration.
-fn kill(measured: &Measured) -> Value {
-    let (agent, kubelet, _node) = measured.scene(100);
-    let mut endpoint = kubelet.plugin("dataplane").unwrap().endpoint;
-    let mut series = Vec::new();
+/// From the worker's death to the next one's registration. Agents take turns.
+fn kill(measured: &[Measured]) -> Vec<Value> {
+    let scene = |one: &Measured| {
+        let (agent, kubelet, node) = one.scene(100);
+        let endpoint = kubelet.plugin("dataplane").unwrap().endpoint;
+        (agent, kubelet, node, endpoint, Vec::new())
+    };
+    let mut scenes: Vec<_> = measured.iter().map(scene).collect();
     for _ in 0..KILLS {
-        let begun = Instant::now();
-        signal_to(agent.worker().unwrap(), Signal::KILL);
-        let plugin = next(&kubelet, &mut endpoint);
-        series.push(plugin.registered_at - begun);
-        // A worker that dies again and again at once is started more slowly.
-        std::thread::sleep(Duration::from_millis(300));
+        for (agent, kubelet, _node, endpoint, series) in &mut scenes {
+            let begun = Instant::now();
+            signal_to(agent.worker().unwrap(), Signal::KILL);
+            let plugin = next(kubelet, endpoint);
+            series.push(plugin.registered_at - begun);
+            // A worker that dies again and again at once is started more slowly.
+            std::thread::sleep(Duration::from_millis(300));
+        }
     }
-    measured.of("agent_worker_killed_to_registration", series, None)
+    let series = scenes.into_iter().map(|(.., series)| series);
+    let result =
+        |(one, series): (&Measured, Vec<_>)| one.of("agent_worker_killed_to_registration", &series, None);
+    measured.iter().zip(series).map(result).collect()
 }
 
 fn next(kubelet: &Kubelet, endpoint: &mut String) -> Plugin {
@@ -134,38 +149,87 @@ fn next(kubelet: &Kubelet, endpoint: &mut String) -> Plugin {
     plugin
 }
 
-/// Allocate, beside a call that does nothing; and the memory of an agent with 1,000 devices.
-fn calls(measured: &Measured) -> Vec<Value> {
-    let (agent, kubelet, _node) = measured.scene(1000);
-    let mut client = kubelet.client("dataplane");
-    let (mut empty, mut allocate) = (Vec::new(), Vec::new());
-    kubelet.block_on(async {
-        for call in 0..CALLS {
-            let begun = Instant::now();
-            client.get_device_plugin_options(Empty {}).await.unwrap();
-            empty.push(begun.elapsed());
-            let devices_ids = vec![format!("dataplaneMvp{}", call % 1000)];
-            let container_requests = vec![ContainerAllocateRequest { devices_ids }];
-            let begun = Instant::now();
-            client.allocate(AllocateRequest { container_requests }).await.unwrap();
-            allocate.push(begun.elapsed());
-        }
-    });
-    let of = |name: &str, line: &str| {
-        let value = agent.memory(line);
-        let name = format!("{name}{}", measured.suffix);
-        json!({"name": name, "unit": "KiB", "p50": value, "p99": value, "n": 1, "floor_p50": null, "ratio": null})
+/// Allocate, beside a call that does nothing; and the memory of an agent with 1,000 devices. Agents take turns.
+fn calls(measured: &[Measured]) -> Vec<Value> {
+    let scene = |one: &Measured| {
+        let (agent, kubelet, node) = one.scene(1000);
+        let client = kubelet.client("dataplane");
+        (agent, kubelet, node, client, (Vec::new(), Vec::new()))
     };
-    vec![
-        measured.of("agent_allocate", allocate, Some(empty)),
-        of("agent_anonymous_memory", "RssAnon"),
-        of("agent_resident_memory", "VmRSS"),
-    ]
+    let mut scenes: Vec<_> = measured.iter().map(scene).collect();
+    for call in 0..CALLS {
+        for (_agent, kubelet, _node, client, (empty, allocate)) in &mut scenes {
+            kubelet.block_on(async {
+                let begun = Instant::now();
+                client.get_device_plugin_options(Empty {}).await.unwrap();
+                empty.push(begun.elapsed());
+                let devices_ids = vec![format!("dataplaneMvp{}", call % 1000)];
+                let container_requests = vec![ContainerAllocateRequest { devices_ids }];
+                let begun = Instant::now();
+                client.allocate(AllocateRequest { container_requests }).await.unwrap();
+                allocate.push(begun.elapsed());
+            });
+        }
+    }
+    let mut results = Vec::new();
+    for (one, (agent, .., (empty, allocate))) in measured.iter().zip(scenes) {
+        results.push(one.of("agent_allocate", &allocate, Some(&empty)));
+        for (name, line) in MEMORY {
+            results.push(results::figure(&format!("{name}{}", one.suffix), "KiB", agent.memory(line)));
+        }
+    }
+    results
+}
+
+/// Memory of agents with more and more devices on one link, and with more and more links beside it.
+fn memory(measured: &[Measured]) -> Vec<Value> {
+    let mut results = Vec::new();
+    for (devices, links) in [(100, 1), (10_000, 1), (1_000, 64), (1_000, 512)] {
+        for one in measured {
+            let node = Node::new();
+            node.add_link("dp0");
+            let other = |link| format!("link add other{link} type veth peer name peer{link}\n");
+            let script: String = (1..links).map(other).collect();
+            node.sh(&format!("ip -batch - <<'END'\n{script}END"));
+            let kubelet = Kubelet::start(&node);
+            let agent = one.agent(&node, &configuration(devices));
+            kubelet.await_healthy("dataplane", devices as usize);
+            for (name, line) in MEMORY {
+                let name = format!("{name}_{devices}_devices_{links}_links{}", one.suffix);
+                results.push(results::figure(&name, "KiB", agent.memory(line)));
+            }
+        }
+    }
+    results
 }
 
 /// From the request that makes or deletes a link to the kubelet's list, beside the kernel's event; and what storing the
 /// table takes, which comes before a device is listed for the first time.
-fn links(measured: &Measured) -> Vec<Value> {
+fn links(measured: &[Measured]) -> Vec<Value> {
+    let mut series: Vec<LinkSeries> = measured.iter().map(|_| LinkSeries::default()).collect();
+    // There and back, so that no agent always has the later half.
+    for place in (0..measured.len()).chain((0..measured.len()).rev()) {
+        changes(&measured[place], &mut series[place]);
+    }
+    let results = |(one, series): (&Measured, LinkSeries)| {
+        let [(deleted, deleted_floor), (added, added_floor)] = series.changes;
+        [
+            one.of("agent_link_added_to_list", &added, Some(&added_floor)),
+            one.of("agent_link_deleted_to_list", &deleted, Some(&deleted_floor)),
+            one.of("agent_table_write", &series.table, None),
+        ]
+    };
+    measured.iter().zip(series).flat_map(results).collect()
+}
+
+/// Times to the kubelet's list and to the kernel's event, of deletions and additions; and table writes.
+#[derive(Default)]
+struct LinkSeries {
+    changes: [(Vec<Duration>, Vec<Duration>); 2],
+    table: Vec<Duration>,
+}
+
+fn changes(measured: &Measured, series: &mut LinkSeries) {
     let node = Node::new();
     let kubelet = Kubelet::start_registrar(&node);
     let agent = measured.agent(&node, &configuration(100));
@@ -195,28 +259,21 @@ fn links(measured: &Measured) -> Vec<Value> {
             }
         })
     });
-    let mut series = [const { (Vec::new(), Vec::new()) }; 2];
-    for round in 0..2 * LINKS {
+    for round in 0..LINKS {
         let add = round % 2 == 0;
         while heard.try_recv().is_ok() {}
         order_sender.send(add).unwrap();
         let sent = done.recv().unwrap();
         let event = heard.recv_timeout(support::DEADLINE).unwrap();
         let listed = next(if add { 100 } else { 0 });
-        let (list, floor) = &mut series[usize::from(add)];
+        let (list, floor) = &mut series.changes[usize::from(add)];
         list.push(listed.saturating_duration_since(sent));
         floor.push(event.saturating_duration_since(sent));
         // The rest of this change's events.
         std::thread::sleep(Duration::from_millis(20));
     }
-    let table = table_writes(&node);
+    series.table.extend(table_writes(&node));
     drop(agent);
-    let [(deleted, deleted_floor), (added, added_floor)] = series;
-    vec![
-        measured.of("agent_link_added_to_list", added, Some(added_floor)),
-        measured.of("agent_link_deleted_to_list", deleted, Some(deleted_floor)),
-        measured.of("agent_table_write", table, None),
-    ]
 }
 
 /// The agent's own table, stored again and again where it is.
@@ -228,7 +285,7 @@ fn table_writes(node: &Node) -> Vec<Duration> {
         table_file::store(&paths, &table).unwrap();
         begun.elapsed()
     };
-    (0..LINKS).map(write).collect()
+    (0..LINKS / 2).map(write).collect()
 }
 
 fn change(kernel: &mut Rtnl, add: bool) {

@@ -9,8 +9,7 @@
     reason = "a benchmark stops at the first surprise and prints its figures"
 )]
 
-mod results;
-
+use e2e::{layout::Checkout, results};
 use macvtap::pci::PciAddress;
 use macvtap::record::{Nic, Tuning};
 use macvtap_crds::v1alpha1::NodePool;
@@ -28,6 +27,9 @@ use std::time::{Duration, Instant};
 const NICS: u32 = 512;
 const POOLS: u32 = 20;
 
+/// Links of a node and devices on each, of further nodes.
+const SIZES: [(u32, u32); 5] = [(20, 50), (100, 10), (100, 100), (500, 20), (2_000, 20)];
+
 /// How many pods hold devices, which is as many pods as a node has by default.
 const PODS: usize = 110;
 
@@ -37,16 +39,20 @@ const DEVICES: u32 = 40_000;
 const ROUNDS: usize = 50;
 
 fn main() {
-    let results = [
-        results::of("agent_step_macvtap", macvtaps(), None),
-        results::of("agent_step_nics", whole_nics(), None),
-        results::of("agent_prefer_spread", prefer("Spread"), None),
-        results::of("agent_prefer_pack", prefer("Pack"), None),
+    let mut results = vec![
+        results::durations("agent_step_macvtap", &macvtaps(NICS, 20), None),
+        results::durations("agent_step_nics", &whole_nics(), None),
+        results::durations("agent_prefer_spread", &prefer("Spread"), None),
+        results::durations("agent_prefer_pack", &prefer("Pack"), None),
     ];
+    for (links, per_link) in SIZES {
+        let name = format!("agent_step_{}_devices_{links}_links", links * per_link);
+        results.push(results::durations(&name, &macvtaps(links, per_link), None));
+    }
     for result in &results {
         println!("{result}");
     }
-    results::merge(&results);
+    results::merge(Checkout::here().root(), &results).unwrap();
 }
 
 /// One of the virtual functions of a few cards.
@@ -74,8 +80,8 @@ fn nic(number: u32) -> Link {
 }
 
 /// A pool with every twentieth NIC.
-fn pool(number: u32, settings: &Value) -> Pool {
-    let names: Vec<String> = (number..NICS).step_by(POOLS as usize).map(|nic| format!("ens{nic}")).collect();
+fn pool(number: u32, nics: u32, settings: &Value) -> Pool {
+    let names: Vec<String> = (number..nics).step_by(POOLS as usize).map(|nic| format!("ens{nic}")).collect();
     let entries: Vec<Value> = names.chunks(16).map(|names| json!({"names": names})).collect();
     let name = format!("pool{number}");
     let mut pool = json!({
@@ -86,10 +92,10 @@ fn pool(number: u32, settings: &Value) -> Pool {
 }
 
 /// An engine that has served these pools for a while.
-fn engine(settings: &Value) -> Engine {
+fn engine(nics: u32, settings: &Value) -> Engine {
     let mut engine = Engine::new(assignment::empty("boot", false), "boot".into(), false);
-    engine.world.pools = (0..POOLS).map(|number| pool(number, settings)).collect();
-    let _ = engine.world.inventory.reset((0..NICS).map(nic));
+    engine.world.pools = (0..POOLS).map(|number| pool(number, nics, settings)).collect();
+    let _ = engine.world.inventory.reset((0..nics).map(nic));
     let step = engine.step(Instant::now());
     assert_eq!(step.offers.len(), POOLS as usize);
     engine.stored(step.evolution.table);
@@ -105,8 +111,8 @@ fn steps(engine: &mut Engine) -> Vec<Duration> {
     (0..ROUNDS).map(step).collect()
 }
 
-fn macvtaps() -> Vec<Duration> {
-    let mut engine = engine(&json!({"capacity": {"perLink": 20}}));
+fn macvtaps(nics: u32, per_link: u32) -> Vec<Duration> {
+    let mut engine = engine(nics, &json!({"capacity": {"perLink": per_link}}));
     let in_use = (0..PODS).map(|pod| format!("pool{}Mvp{}", pod % 20, pod).parse().unwrap());
     engine.world.in_use.extend(in_use);
     steps(&mut engine)
@@ -114,7 +120,7 @@ fn macvtaps() -> Vec<Duration> {
 
 /// Half of the NICs are in pods.
 fn whole_nics() -> Vec<Duration> {
-    let mut engine = engine(&json!({"type": "HostDevice"}));
+    let mut engine = engine(NICS, &json!({"type": "HostDevice"}));
     let devices = engine.table().nics().map(|(device, found)| (device, found.nic.ifindex));
     let devices: Vec<_> = devices.step_by(2).collect();
     assert_eq!(devices.len(), NICS as usize / 2);
@@ -154,7 +160,7 @@ fn prefer(allocation: &str) -> Vec<Duration> {
         "capacity": {"perLink": 100, "perNode": DEVICES},
     });
     let mut engine = Engine::new(assignment::empty("boot", false), "boot".into(), false);
-    engine.world.pools = vec![pool(0, &settings)];
+    engine.world.pools = vec![pool(0, NICS, &settings)];
     let _ = engine.world.inventory.reset((0..NICS).map(nic));
     let step = engine.step(Instant::now());
     let offer: &Offer = step.offers.values().next().unwrap();

@@ -22,7 +22,6 @@ mod environment;
 mod fleet;
 mod meter;
 mod operator;
-mod results;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,12 +33,12 @@ use clap::Parser as _;
 use cluster::FIRST_MTU;
 use e2e::api_server::{Account, ApiServer};
 use e2e::layout::Checkout;
+use e2e::results::{self, durations, figure};
 use environment::{connect, install, watch_verdicts};
 use fleet::{Fleet, Form};
 use kube::Client;
 use meter::{Requests, total};
 use operator::Operator;
-use results::{durations, figure};
 use serde_json::Value;
 
 /// How long anything may take before the run is given up.

@@ -1,6 +1,6 @@
 //! The operator's executable as a process to measure.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -28,6 +28,9 @@ impl Operator {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
         let listen = socket.local_addr()?;
         drop(socket);
+        if let Some(directory) = log.parent() {
+            fs::create_dir_all(directory).context("make the directory of the operator's log")?;
+        }
         let file = File::options().create(true).append(true).open(log).context("open the operator's log")?;
         let started = Instant::now();
         let child = Command::new(program)
