@@ -37,6 +37,8 @@ impl Node {
             "oomScoreAdj": 0,
             // Nobody answers there; without an address the kubelet warns about every pod.
             "resolvConf": "", "clusterDomain": "cluster.local", "clusterDNS": ["10.96.0.10"],
+            // 110 pods of `bench-pods` and those of the cluster itself.
+            "maxPods": 130,
             // The machine is shared and its disk is not ours to judge.
             "evictionHard": {
                 "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%",
