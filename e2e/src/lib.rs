@@ -11,6 +11,7 @@
 //! run, so what counts is the chain of causes.
 
 pub mod api_server;
+pub mod bench_compare;
 pub mod bench_pods;
 pub mod cgroups;
 pub mod chaos;
@@ -33,6 +34,7 @@ pub mod layout;
 pub mod multus;
 pub mod namespaces;
 pub mod node;
+pub(crate) mod past;
 pub mod pki;
 pub mod prerequisites;
 pub mod process;

@@ -1,6 +1,6 @@
 //! `macvtap-cluster`: a local Kubernetes for people and for the Makefile.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -9,8 +9,8 @@ use e2e::layout::{Checkout, Layout};
 use e2e::progress::{self, say};
 use e2e::suite::{self, Selection, Stage};
 use e2e::{
-    Cluster, Multus, Options, bench_pods, chaos, chart_readme, components, demo, images, prerequisites,
-    relay, release,
+    Cluster, Multus, Options, bench_compare, bench_pods, chaos, chart_readme, components, demo, images,
+    prerequisites, relay, release, results,
 };
 
 /// A real Kubernetes on this machine: etcd, control plane, and one or two nodes with kubelet, containerd and Multus.
@@ -165,6 +165,13 @@ enum Command {
         #[arg(long)]
         beside_agent: Option<PathBuf>,
     },
+    /// Measure what guests get of each other through macvtaps, beside other ways
+    BenchDataPath,
+    /// Measure plugin and agent in the same rounds as those of another commit, and fail if they are slower
+    BenchCompare {
+        /// The commit to compare with
+        base: String,
+    },
     /// Measure how long many pods with a macvtap take on a cluster, beside a plugin that does nothing
     BenchPods(bench_pods::Size),
     /// Measure the operator on a cluster of many simulated nodes
@@ -244,7 +251,16 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Chaos { seed, minutes, only } => chaos::run(&chaos::Settings { seed, minutes, only })?,
         Command::Faults { matching } => inject_faults(matching)?,
         Command::Bench { beside_plugin, beside_agent } => {
-            return bench(&checkout, beside_plugin, beside_agent);
+            return bench(&checkout, beside_plugin.as_deref(), beside_agent.as_deref());
+        }
+        Command::BenchDataPath => return bench_data_path(&checkout),
+        Command::BenchCompare { base } => {
+            prerequisites::ensure(&checkout)?;
+            return Ok(if bench_compare::run(&checkout, &base)? {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
         Command::BenchPods(size) => bench_pods::run(size)?,
         Command::BenchIdle { seconds, beside } => return bench_idle(&checkout, seconds, beside),
@@ -312,25 +328,17 @@ fn inject_faults(matching: Option<String>) -> Result<()> {
     ended
 }
 
-fn bench(
-    checkout: &Checkout,
-    beside_plugin: Option<PathBuf>,
-    beside_agent: Option<PathBuf>,
-) -> Result<ExitCode> {
+fn bench(checkout: &Checkout, beside_plugin: Option<&Path>, beside_agent: Option<&Path>) -> Result<ExitCode> {
     prerequisites::ensure(checkout)?;
-    let (plugin, agent) = images::measured(checkout)?;
+    let mut command = bench_compare::calls(checkout, beside_plugin, beside_agent)?;
+    exit(command.env(results::COMMAND, "make bench"))
+}
+
+fn bench_data_path(checkout: &Checkout) -> Result<ExitCode> {
+    prerequisites::ensure(checkout)?;
     let mut command = images::cargo(checkout, "bench")?;
-    command.args(["-p", "macvtap-cni", "-p", "macvtap-node-agent"]);
-    command.args(["--bench", "calls", "--bench", "agent", "--bench", "decisions"]);
-    command.env("MACVTAP_PLUGIN", plugin).env("MACVTAP_AGENT", agent);
-    let absolute = |path: PathBuf| path.canonicalize().with_context(|| format!("find {}", path.display()));
-    if let Some(plugin) = beside_plugin {
-        command.env("MACVTAP_BESIDE_PLUGIN", absolute(plugin)?);
-    }
-    if let Some(agent) = beside_agent {
-        command.env("MACVTAP_BESIDE_AGENT", absolute(agent)?);
-    }
-    exit(&mut command)
+    command.args(["-p", "macvtap-cni", "--bench", "data_path"]);
+    exit(command.env(results::COMMAND, "make bench-data-path"))
 }
 
 fn bench_idle(checkout: &Checkout, seconds: u32, beside: Option<PathBuf>) -> Result<ExitCode> {
