@@ -7,7 +7,7 @@ MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-compare bench-data-path bench-migration bench-pods bench-idle bench-scale chaos faults fuzz fuzz-guided simulate plant killed generate docs release images cluster-up cluster-down fmt deny lint tool
+.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-compare bench-data-path bench-migration bench-pods bench-report bench-idle bench-scale chaos faults fuzz fuzz-guided simulate plant killed generate docs release images cluster-up cluster-down fmt deny lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -58,6 +58,9 @@ bench-data-path: tool ## Measure what guests get of each other through macvtaps,
 BASE ?= HEAD~1
 bench-compare: tool ## Measure plugin and agent in the same rounds as those of the commit BASE; fails if a figure got worse by more than chance (root)
 	@$(CLUSTER) bench-compare $(BASE)
+
+bench-report: tool ## Write tables and plots of docs/benchmarks.md from what the benches recorded
+	@$(CLUSTER) bench-report
 
 bench-pods: tool ## Measure 64 pods with a macvtap on the tests' cluster, beside a plugin that does nothing (root)
 	@$(CLUSTER) bench-pods

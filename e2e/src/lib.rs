@@ -13,6 +13,7 @@
 pub mod api_server;
 pub mod bench_compare;
 pub mod bench_pods;
+pub mod bench_report;
 pub mod cgroups;
 pub mod chaos;
 pub mod chart_readme;

@@ -9,8 +9,8 @@ use e2e::layout::{Checkout, Layout};
 use e2e::progress::{self, say};
 use e2e::suite::{self, Selection, Stage};
 use e2e::{
-    Cluster, Multus, Options, bench_compare, bench_pods, chaos, chart_readme, components, demo, images,
-    prerequisites, relay, release, results,
+    Cluster, Multus, Options, bench_compare, bench_pods, bench_report, chaos, chart_readme, components, demo,
+    images, prerequisites, relay, release, results,
 };
 
 /// A real Kubernetes on this machine: etcd, control plane, and one or two nodes with kubelet, containerd and Multus.
@@ -172,6 +172,8 @@ enum Command {
         /// The commit to compare with
         base: String,
     },
+    /// Write tables and plots of the documentation from what the benches recorded
+    BenchReport,
     /// Measure how long many pods with a macvtap take on a cluster, beside a plugin that does nothing
     BenchPods(bench_pods::Size),
     /// Measure the operator on a cluster of many simulated nodes
@@ -262,6 +264,7 @@ fn run(command: Command) -> Result<ExitCode> {
                 ExitCode::FAILURE
             });
         }
+        Command::BenchReport => bench_report::write(&checkout)?,
         Command::BenchPods(size) => bench_pods::run(size)?,
         Command::BenchIdle { seconds, beside } => return bench_idle(&checkout, seconds, beside),
         Command::BenchScale { nodes, pools, other_operator, other_chart } => {
