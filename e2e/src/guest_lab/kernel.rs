@@ -48,13 +48,14 @@ impl Flavour {
 const DRIVERS: [&str; 3] = ["e1000", "igb", "igbvf"];
 
 /// The modules of a machine; what these need comes with them.
-const MODULES: [&str; 15] = [
+const MODULES: [&str; 16] = [
     "virtio_pci",
     "virtio_net",
     "virtio_console",
     "bonding",
     "8021q",
     "macvtap",
+    "vhost_net",
     "ipvlan",
     "team",
     "team_mode_activebackup",

@@ -21,3 +21,4 @@ mod sriov;
 mod support;
 mod taken;
 mod unplug;
+mod vhost;

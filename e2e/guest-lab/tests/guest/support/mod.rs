@@ -2,12 +2,20 @@
 
 pub(crate) mod agent;
 pub(crate) mod cni;
+#[path = "../../../../../cni-plugin/tests/support/flows.rs"]
+pub(crate) mod flows;
 #[path = "../../../../../node-agent/tests/support/kubelet.rs"]
 #[allow(dead_code, reason = "shared with the agent's own tests, which use the rest")]
 pub(crate) mod kubelet;
 pub(crate) mod machine;
+#[path = "../../../../../cni-plugin/tests/support/port.rs"]
+pub(crate) mod port;
+#[path = "../../../../../cni-plugin/tests/support/queue.rs"]
+pub(crate) mod queue;
 #[path = "../../../../../node-agent/tests/support/run.rs"]
 mod run;
+#[path = "../../../../../cni-plugin/tests/support/vhost.rs"]
+pub(crate) mod vhost;
 
 use std::path::PathBuf;
 use std::time::Duration;
