@@ -1,6 +1,8 @@
 //! Many calls at once, and calls among many macvtaps of one lower link.
 
 use crate::call::{Network, call, crowd};
+use crate::raw::Raw;
+use crate::timed;
 use e2e::results::durations;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -42,11 +44,12 @@ pub(crate) fn at_once(nothing: &Path, programs: &[Program], pods: &[PathBuf]) ->
     results
 }
 
-/// Calls for one device while the lower link has so many others.
+/// Calls for one device while the lower link has so many others, and the kernel's own work for a link there.
 pub(crate) fn among(programs: &[Program], pods: &[PathBuf]) -> Vec<Value> {
     let own = Network::of(AMONG[AMONG.len() - 1]);
     let pod = pods[0].as_path();
     let previous = Network { previous: Some(pod), ..own };
+    let mut raw = Raw::new(pod, DEVICES - 1);
     let mut there = 0;
     let mut results = Vec::new();
     for count in AMONG {
@@ -56,7 +59,10 @@ pub(crate) fn among(programs: &[Program], pods: &[PathBuf]) -> Vec<Value> {
             there += batch;
         }
         let mut series = vec![[const { Vec::new() }; 3]; programs.len()];
+        let [mut create, mut delete] = [const { Vec::new() }; 2];
         for _ in 0..CALLS {
+            create.push(timed(|| raw.create()));
+            delete.push(timed(|| raw.delete()));
             for ((program, _), [add, check, del]) in programs.iter().zip(&mut series) {
                 add.push(call(program, "ADD", pod, &own));
                 check.push(call(program, "CHECK", pod, &previous));
@@ -64,8 +70,9 @@ pub(crate) fn among(programs: &[Program], pods: &[PathBuf]) -> Vec<Value> {
             }
         }
         for ((_, suffix), series) in programs.iter().zip(&series) {
-            for (verb, series) in ["add", "check", "del"].iter().zip(series) {
-                results.push(durations(&format!("cni_among_{count}_{verb}{suffix}"), series, None));
+            let floors = [Some(&*create), None, Some(&*delete)];
+            for ((verb, floor), series) in ["add", "check", "del"].iter().zip(floors).zip(series) {
+                results.push(durations(&format!("cni_among_{count}_{verb}{suffix}"), series, floor));
             }
         }
     }
