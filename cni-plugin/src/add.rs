@@ -259,7 +259,8 @@ impl Adding<'_> {
     }
 }
 
-fn owner(network: &Network, default: Owner) -> Owner {
+/// The owner of the device node, where the pool says `default`.
+pub(crate) fn owner(network: &Network, default: Owner) -> Owner {
     Owner { uid: network.owner.unwrap_or(default.uid), gid: network.group.unwrap_or(default.gid) }
 }
 

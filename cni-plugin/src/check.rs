@@ -1,6 +1,5 @@
 //! CHECK: everything is still as ADD reported it.
 
-use crate::Call;
 use crate::config::Migration;
 use crate::del::is_theirs;
 use crate::ipam::{self, Delegate};
@@ -8,10 +7,11 @@ use crate::protocol::environment::Attachment;
 use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::Interface;
 use crate::target::{self, Target};
+use crate::{Call, add};
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::{Home, Kernel, Place, Rtnl};
 use macvtap::link::{By, Link};
-use macvtap::record::{self, State};
+use macvtap::record::{self, Made, State};
 use macvtap::table::Owner;
 use macvtap::tap::{self, Node};
 use macvtap::{give_back, records, table::TableMacvtap};
@@ -38,8 +38,8 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
         CniError::new(Code::Config, message)
     })?;
     let table = target::table(call);
-    let netns = crate::add::open_netns(attachment)?;
-    let mut kernel = Rtnl::with_pod(netns).map_err(|error| crate::add::open_error(&error))?;
+    let netns = add::open_netns(attachment)?;
+    let mut kernel = Rtnl::with_pod(netns).map_err(|error| add::open_error(&error))?;
     let found = kernel.find(Place::Home(Home::Target), &By::Name(attachment.ifname.clone()));
     let link = found
         .map_err(|error| CniError::from_chain(Code::Check, &error))?
@@ -52,21 +52,23 @@ pub fn check(call: &Call, attachment: &Attachment) -> Result<(), CniError> {
     // A link that follows its guest may have another address than the guest.
     let mac = (network.migration == Migration::Fixed).then_some(interface.mac.as_str());
     compare(attachment, &link, mac.filter(|mac| !mac.is_empty()))?;
-    let pools_mtu = match &target {
-        Target::Device(_, macvtap) => macvtap.resource.mtu,
-        Target::Nic(_, found) => found.resource.mtu,
-        Target::HostLink(_) => None,
-    };
-    compare_mtu(attachment, &link, interface, network.mtu.or(pools_mtu))?;
-    if let Target::Nic(id, ..) = &target {
-        check_nic(call, attachment, &mut kernel, &link, id)?;
-    }
-    if let Target::Device(id, device) = target {
-        let owner = Owner {
-            uid: network.owner.unwrap_or(device.resource.owner.uid),
-            gid: network.group.unwrap_or(device.resource.owner.gid),
-        };
-        check_device(call, attachment, &mut kernel, &link, &id, &device, owner)?;
+    match target {
+        Target::Device(id, device) => {
+            let record = record(call, attachment, &id)?;
+            let made = record.made.unwrap_or_else(|| Made {
+                mtu: network.mtu.or(device.resource.mtu),
+                owner: Some(add::owner(&network, device.resource.owner)),
+            });
+            compare_mtu(attachment, &link, interface, made.mtu)?;
+            check_device(call, attachment, &mut kernel, &link, &record, &device, made.owner)?;
+        }
+        Target::Nic(id, found) => {
+            let record = record(call, attachment, &id)?;
+            let made = record.made.map_or_else(|| network.mtu.or(found.resource.mtu), |made| made.mtu);
+            compare_mtu(attachment, &link, interface, made)?;
+            check_nic(attachment, &mut kernel, &link, &record)?;
+        }
+        Target::HostLink(_) => compare_mtu(attachment, &link, interface, network.mtu)?,
     }
     ipam::check(&mut kernel, &link, reported)?;
     match Delegate::new(call, network.ipam.as_ref())? {
@@ -86,7 +88,7 @@ fn compare(attachment: &Attachment, link: &Link, wanted: Option<&str>) -> Result
     Ok(())
 }
 
-/// Compares the MTU with the one that the network or its pool sets. Without one it follows the lower link and plugins
+/// Compares the MTU with the one that was asked for when the link was made. Without one it follows the lower link and plugins
 /// later in the chain, such as tuning, which do not report the MTU that they set; one that does is right.
 fn compare_mtu(
     attachment: &Attachment,
@@ -96,22 +98,22 @@ fn compare_mtu(
 ) -> Result<(), CniError> {
     match wanted {
         Some(wanted) if link.mtu != wanted && reported.mtu != Some(link.mtu) => {
-            Err(differs(attachment, &format!("has MTU {}, its network or pool sets {wanted}", link.mtu)))
+            Err(differs(attachment, &format!("has MTU {}, it was made with {wanted}", link.mtu)))
         }
         _ => Ok(()),
     }
 }
 
 fn check_nic(
-    call: &Call,
     attachment: &Attachment,
     kernel: &mut Rtnl,
     link: &Link,
-    id: &DeviceId,
+    record: &record::Attachment,
 ) -> Result<(), CniError> {
-    let record = record(call, attachment, id)?;
-    let nic = record.nic.ok_or_else(|| differs(attachment, &format!("is not the NIC of device {id}")))?;
-    let found = give_back::find(kernel, Place::Home(Home::Target), &nic);
+    let id = &record.device;
+    let nic = record.nic.as_ref();
+    let nic = nic.ok_or_else(|| differs(attachment, &format!("is not the NIC of device {id}")))?;
+    let found = give_back::find(kernel, Place::Home(Home::Target), nic);
     match found.map_err(|error| CniError::from_chain(Code::Check, &error))? {
         Some(found) if found.index == link.index => Ok(()),
         _ => Err(differs(attachment, &format!("is not NIC {} of device {id}", nic.pci))),
@@ -130,11 +132,11 @@ fn check_device(
     attachment: &Attachment,
     kernel: &mut Rtnl,
     link: &Link,
-    id: &DeviceId,
+    record: &record::Attachment,
     device: &TableMacvtap<'_>,
-    owner: Owner,
+    owner: Option<Owner>,
 ) -> Result<(), CniError> {
-    let record = record(call, attachment, id)?;
+    let id = &record.device;
     if (link.index, link.lower) != (device.ifindex, Some(device.link.ifindex)) {
         return Err(differs(attachment, &format!("is not the link of device {id}")));
     }
@@ -147,9 +149,9 @@ fn check_device(
         .tap(Home::Target, &attachment.ifname, link.index)
         .map_err(|error| CniError::from_chain(Code::Check, &error))?;
     let path = call.paths.device_node(link.index);
-    let wanted = Node { number, owner };
+    let Owner { uid, gid } = owner.unwrap_or_default();
+    let wanted = Node { number, owner: Owner { uid, gid } };
     if record.tap != Some(number) || tap::node_at(&path) != Some(wanted) {
-        let Owner { uid, gid } = owner;
         let problem =
             format!("has tap {number}, but {} is not that device with owner {uid}:{gid}", path.display());
         return Err(differs(attachment, &problem));

@@ -109,6 +109,7 @@ pub fn adopt<K: Kernel>(
         netns_id: found.netns_id,
         network: None,
         nic: None,
+        made: None,
         // A device that no pod has: nobody knows what the kubelet knew of it.
         kubelet: (!lost.pod_name.is_empty())
             .then(|| kubelet_id::read(paths))

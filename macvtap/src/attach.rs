@@ -159,6 +159,7 @@ fn begin_locked<'k, K: Kernel>(
         netns_id: request.netns_id.map(|NetnsId(id)| id),
         network: request.network.clone(),
         nic: None,
+        made: Some(request.made()),
         kubelet: kubelet_id::read(paths).map(|kubelet| kubelet.id),
     };
     records::write(paths, &record)?;
@@ -258,15 +259,22 @@ fn set_again<K: Kernel>(
         all_multicast: Some(wanted.all_multicast).filter(|wanted| *wanted != link.all_multicast),
         ..Change::default()
     };
-    if change == Change::default() {
-        return Ok(());
+    if change != Change::default() {
+        let changed = kernel.change(wanted.index, change);
+        changed.map_err(|error| fit::explain::<AttachError>(error, mac, &request.lower_name))?;
+        (link.promiscuous, link.all_multicast) = (wanted.promiscuous, wanted.all_multicast);
     }
-    let changed = kernel.change(wanted.index, change);
-    changed.map_err(|error| fit::explain::<AttachError>(error, mac, &request.lower_name))?;
-    (link.promiscuous, link.all_multicast) = (wanted.promiscuous, wanted.all_multicast);
     if let Some(mac) = mac {
         link.mac = Some(mac.octets());
-        records::write(paths, &Attachment { mac: Some(mac), ..record.clone() })?;
+    }
+    let now = Attachment {
+        mac: mac.or(record.mac),
+        lower_ifindex: wanted.lower,
+        made: Some(request.made()),
+        ..record.clone()
+    };
+    if now != *record {
+        records::write(paths, &now)?;
     }
     Ok(())
 }

@@ -196,6 +196,7 @@ mod tests {
             netns_id: None,
             network: None,
             nic: None,
+            made: None,
             kubelet: None,
         }
     }

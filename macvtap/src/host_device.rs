@@ -27,7 +27,7 @@ use crate::mac::MacAddr;
 use crate::netns::NetnsId;
 use crate::paths::Paths;
 use crate::pci::PciAddress;
-use crate::record::{self, Attachment, Holder, Nic, State};
+use crate::record::{self, Attachment, Holder, Made, Nic, State};
 use crate::records;
 use crate::table::LinkIdentity;
 use tracing::{info, warn};
@@ -117,6 +117,7 @@ pub fn begin<'k, K: Kernel>(
         netns_id: request.netns_id.map(|NetnsId(id)| id),
         network: Some(request.network.clone()),
         nic: Some(nic.clone()),
+        made: Some(Made { mtu: request.mtu, owner: None }),
         kubelet: kubelet_id::read(paths).map(|kubelet| kubelet.id),
     };
     records::write(paths, &record)?;

@@ -7,7 +7,7 @@ use crate::device_id::DeviceId;
 use crate::mac::MacAddr;
 use crate::netns;
 use crate::pci::PciAddress;
-use crate::table::LinkIdentity;
+use crate::table::{LinkIdentity, Owner};
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -50,9 +50,25 @@ pub struct Attachment {
     /// The NIC as it was on the node, when the pod gets a whole NIC; written before the NIC is touched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nic: Option<Nic>,
+    /// What was asked for; absent in a record of an earlier release and in one that was rewritten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<Made>,
     /// ID of the kubelet that served when the record was made, if it was known: see [`crate::kubelet_id`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubelet: Option<String>,
+}
+
+/// What a device's pool and network asked for when it was attached. Both can be edited since; that holds for devices made
+/// after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Made {
+    /// The MTU; absent: none, so that of the lower link, or the NIC's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// The owner of the device node; absent: a NIC has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
 }
 
 /// A NIC as it was on the node before a pod got it, and as it must be there again.

@@ -260,6 +260,7 @@ mod tests {
             netns_id: None,
             network: None,
             nic: None,
+            made: None,
             kubelet: None,
         }
     }
@@ -371,8 +372,7 @@ mod tests {
         let record = Attachment { tap: Some(tap), ..record("aMvp0") };
         file::make_directory(&super::path(&paths, &record.device)).unwrap();
         file::make_directory(&paths.tap(tap)).unwrap();
-        assert_eq!(read(&paths, &record.device).unwrap(), None);
-        assert_eq!(with_tap(&paths, tap).unwrap(), None);
+        assert_eq!((read(&paths, &record.device).unwrap(), with_tap(&paths, tap).unwrap()), (None, None));
         assert!(reserve_tap(&paths, tap, &record.device).unwrap());
         write(&paths, &record).unwrap();
         assert_eq!(with_tap(&paths, tap).unwrap(), Some(record));

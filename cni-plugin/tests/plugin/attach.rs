@@ -3,6 +3,7 @@
 use crate::support::{Call, Node, bare_node_and_pods, link, node_and_pods, record, state, tap_in};
 use macvtap::mode::Mode;
 use macvtap::record::State;
+use macvtap::table::Owner;
 use macvtap::tap::{self, Node as DeviceNode};
 use serde_json::{Value, json};
 use std::os::unix::fs::MetadataExt;
@@ -78,10 +79,11 @@ fn a_network_may_name_the_owner_of_the_device_node() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let call = Call::new(&node, &pod, "c1").with(json!({"owner": 4711, "group": 4712}));
     let checked = call.clone().with(json!({"prevResult": call.ok("ADD")}));
-    let made = tap::node_at(&node.paths().device_node(node.first_ifindex)).unwrap();
-    assert_eq!(made.owner, macvtap::table::Owner { uid: 4711, gid: 4712 });
+    let path = node.paths().device_node(node.first_ifindex);
+    assert_eq!(tap::node_at(&path).unwrap().owner, Owner { uid: 4711, gid: 4712 });
     checked.ok("CHECK");
-    assert!(checked.with(json!({"owner": null})).fails("CHECK", 102).contains("owner 107:4712"));
+    std::os::unix::fs::lchown(path, Some(107), None).unwrap();
+    assert!(checked.fails("CHECK", 102).contains("owner 4711:4712"));
 }
 
 #[test]
@@ -174,6 +176,34 @@ fn check_finds_what_was_changed() {
     std::fs::remove_file(&path).unwrap();
     assert!(checked.fails("CHECK", 102).contains("owner 107:107"));
     assert!(call.fails("CHECK", 7).contains("prevResult is missing"));
+}
+
+#[test]
+fn check_compares_with_what_the_link_was_made_with_whatever_pool_and_network_say_now() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let pool = |mtu, uid| {
+        node.store_table(|table| {
+            let resource = table.resources.values_mut().next().unwrap();
+            (resource.mtu, resource.owner) = (mtu, Owner { uid, gid: 107 });
+        });
+    };
+    pool(Some(1400), 107);
+    let call = Call::new(&node, &pod, "c1");
+    let checked = call.clone().with(json!({"prevResult": call.ok("ADD")}));
+    for (mtu, uid) in [(Some(1300), 107), (Some(1400), 200), (None, 0)] {
+        pool(mtu, uid);
+        checked.ok("CHECK");
+        checked.clone().with(json!({"mtu": 1200, "owner": 5})).ok("CHECK");
+    }
+    Node::ip(&pod, "link set net1 mtu 1300");
+    assert!(checked.fails("CHECK", 102).contains("has MTU 1300, it was made with 1400"));
+    // A repeated ADD sets what they say now.
+    pool(Some(1300), 200);
+    let checked = call.clone().with(json!({"prevResult": call.ok("ADD")}));
+    pool(Some(1400), 107);
+    checked.ok("CHECK");
+    std::os::unix::fs::lchown(node.paths().device_node(node.first_ifindex), Some(107), None).unwrap();
+    assert!(checked.fails("CHECK", 102).contains("owner 200:107"));
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn the_projects_own_library_drives_every_verb() {
     let told = tool.run("check");
     assert!(!told.status.success());
     assert!(
-        String::from_utf8_lossy(&told.stderr).contains("has MTU 1400, its network or pool sets 1450"),
+        String::from_utf8_lossy(&told.stderr).contains("has MTU 1400, it was made with 1450"),
         "{told:?}"
     );
     tool.ok("del");

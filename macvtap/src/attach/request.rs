@@ -6,7 +6,7 @@ use crate::kernel::{Home, Place};
 use crate::link::Macvtap;
 use crate::mac::MacAddr;
 use crate::netns::NetnsId;
-use crate::record::Holder;
+use crate::record::{Holder, Made};
 use crate::table::{LinkIdentity, Owner};
 
 /// Where the link of a device is made.
@@ -37,4 +37,10 @@ pub struct Request {
     pub owner: Owner,
     /// What happens when the same holder has the device already.
     pub repeat: Repeat,
+}
+
+impl Request {
+    pub(super) fn made(&self) -> Made {
+        Made { mtu: self.link.mtu, owner: Some(self.owner) }
+    }
 }

@@ -34,6 +34,7 @@ pub(crate) fn lost(device: &str, pod: &str) -> Attachment {
         netns_id: None,
         network: None,
         nic: None,
+        made: None,
         kubelet: None,
     }
 }

@@ -121,6 +121,7 @@ pub(crate) fn recorded(device: &str) -> Attachment {
         netns_id: None,
         network: None,
         nic: None,
+        made: None,
         kubelet: Some("former".into()),
     }
 }
