@@ -223,8 +223,11 @@ fn link_at<K: Kernel>(
         return Ok(give_back::find(kernel, place, nic)?.map(|link| (place, link)));
     }
     let found = kernel.find(place, &By::Index(record.ifindex))?;
-    // The number may be another namespace's by now, and a pod may make links with any index.
-    let ours = found.filter(|link| link.is_macvtap() && link.lower == Some(record.lower_ifindex));
+    // The number may be another namespace's by now, and a pod may make links with any index. A lower link that was moved into
+    // another namespace and back has another index, and its macvtaps still: they are known by their taps.
+    let has_tap = || record.tap.is_some_and(|number| tap::link_with(number) == Some(record.ifindex));
+    let is_theirs = |link: &Link| link.lower == Some(record.lower_ifindex) || has_tap();
+    let ours = found.filter(|link| link.is_macvtap() && is_theirs(link));
     Ok(ours.map(|link| (place, link)))
 }
 

@@ -25,6 +25,7 @@ mod ipam_release;
 mod ipv6;
 mod killed;
 mod kube_ovn;
+mod lower_link;
 mod odd_files;
 mod order;
 mod protocol;
