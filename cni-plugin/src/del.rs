@@ -64,10 +64,10 @@ pub fn del(call: &Call, attachment: &Deletion) -> Result<(), CniError> {
 type Found<'c> = Result<Option<Delegate<'c>>, CniError>;
 
 /// What an ADD may have leased, and who takes it back.
-struct Leased<'c> {
-    delegate: Found<'c>,
-    note: Note,
-    document: &'c Document,
+pub(crate) struct Leased<'c> {
+    pub(crate) delegate: Found<'c>,
+    pub(crate) note: Note,
+    pub(crate) document: &'c Document,
 }
 
 fn delete(call: &Call, attachment: &Deletion, leased: &Leased<'_>) -> Result<(), CniError> {
@@ -119,7 +119,7 @@ fn begin<'k>(
 
 /// Gives addresses back while the device is locked: an ADD of the same container that begins meanwhile waits, and its
 /// lease is not given away.
-fn undo(mut detaching: Detaching<'_, Rtnl>, leased: &Leased<'_>) -> Result<(), CniError> {
+pub(crate) fn undo(mut detaching: Detaching<'_, Rtnl>, leased: &Leased<'_>) -> Result<(), CniError> {
     let early = leased.through_link();
     remove_parts(&mut detaching)?;
     let released = early.unwrap_or_else(|| leased.release());

@@ -1,9 +1,10 @@
 //! GC: of this network, only the attachments that the runtime names remain, and only their addresses.
 
 use crate::Call;
+use crate::del::{self, Leased};
 use crate::ipam::{Delegate, Note};
 use crate::protocol::error::{CniError, Code};
-use macvtap::detach;
+use macvtap::detach::{self, DetachBegun};
 use macvtap::kernel::Rtnl;
 use macvtap::record::{Attachment, Holder};
 use macvtap::records;
@@ -20,26 +21,10 @@ pub fn gc(call: &Call) -> Result<(), CniError> {
         warn!("nothing removed: the configuration has no list cni.dev/valid-attachments");
         return Ok(());
     };
-    let delegate = find(call);
-    let through_link = matches!(&delegate, Ok(Some(found)) if found.needs_link());
-    let links = |call| remove_links(call, &valid);
-    let leases =
-        |present: &Attachments| release(call, &delegate, |one| valid.contains(one) || present.contains(one));
-    let (first, second) = if through_link {
-        (leases(&Attachments::new()), links(call))
-    } else {
-        let removed = links(call);
-        // What could not be removed has its addresses, and so has what was attached meanwhile.
-        (removed, leases(&present(call)))
-    };
-    let third = delegate.and_then(|delegate| delegate.map_or(Ok(()), |delegate| delegate.gc()));
-    first.and(second).and(third)
-}
-
-/// Returns the attachments that have a record now.
-fn present(call: &Call) -> Attachments {
-    let records = records::list(&call.paths).unwrap_or_default().records;
-    records.iter().filter_map(names).collect()
+    let removed = remove(call, &valid);
+    let released = release(call, &valid);
+    let delegate = find(call).and_then(|delegate| delegate.map_or(Ok(()), |delegate| delegate.gc()));
+    removed.and(released).and(delegate)
 }
 
 fn names(record: &Attachment) -> Option<(String, String)> {
@@ -49,20 +34,37 @@ fn names(record: &Attachment) -> Option<(String, String)> {
     }
 }
 
-fn remove_links(call: &Call, valid: &Attachments) -> Result<(), CniError> {
+/// Removes attachments and gives back what was leased for them, as a DEL does.
+fn remove(call: &Call, valid: &Attachments) -> Result<(), CniError> {
     let mut outcome = Ok(());
     let mut kernel = Rtnl::node().map_err(|error| failed(&error))?;
     let listing = records::list(&call.paths).map_err(|error| failed(&error))?;
-    let stale = |record: &&Attachment| {
-        let of_network = record.network.as_deref() == Some(call.document.name.as_str());
-        of_network && names(record).is_some_and(|names| !valid.contains(&names))
-    };
-    for record in listing.records.iter().filter(stale) {
-        info!(device = %record.device, "attachment without a container removed");
-        let detached = detach::detach(&call.paths, &mut kernel, &record.device, |now| now == record);
-        outcome = outcome.and(detached.map(drop).map_err(|error| failed(&error)));
+    let notes = Note::list(&call.paths, &call.document.name);
+    let of_network = |record: &&Attachment| record.network.as_deref() == Some(call.document.name.as_str());
+    for record in listing.records.iter().filter(of_network) {
+        let Some(names) = names(record).filter(|names| !valid.contains(names)) else { continue };
+        let note = notes.iter().find(|note| note.names() == names);
+        outcome = outcome.and(remove_one(call, &mut kernel, record, note, &names));
     }
     outcome
+}
+
+fn remove_one(
+    call: &Call,
+    kernel: &mut Rtnl,
+    record: &Attachment,
+    note: Option<&Note>,
+    (container, interface): &(String, String),
+) -> Result<(), CniError> {
+    let begun = detach::begin(&call.paths, kernel, &record.device, |now| now == record);
+    let DetachBegun::Theirs(detaching) = begun.map_err(|error| failed(&error))? else { return Ok(()) };
+    info!(device = %record.device, "attachment without a container removed");
+    let other = note.and_then(|note| note.releasing(call));
+    let leasing = other.as_ref().unwrap_or(call);
+    // Without a note nothing was leased.
+    let delegate = if note.is_some() { find(leasing) } else { Ok(None) };
+    let note = note.cloned().unwrap_or_else(|| Note::of(&call.paths, container, interface));
+    del::undo(detaching, &Leased { delegate, note, document: &leasing.document })
 }
 
 fn find(call: &Call) -> Result<Option<Delegate<'_>>, CniError> {
@@ -70,20 +72,22 @@ fn find(call: &Call) -> Result<Option<Delegate<'_>>, CniError> {
     Delegate::new(call, ipam.as_ref())
 }
 
-/// Gives back what was leased for attachments that are not kept: not every plugin knows GC.
-fn release(
-    call: &Call,
-    delegate: &Result<Option<Delegate<'_>>, CniError>,
-    is_kept: impl Fn(&(String, String)) -> bool,
-) -> Result<(), CniError> {
-    let notes = Note::list(&call.paths, &call.document.name).into_iter();
+/// Gives back what is noted for attachments that are gone: not every plugin knows GC.
+fn release(call: &Call, valid: &Attachments) -> Result<(), CniError> {
+    let notes = Note::list(&call.paths, &call.document.name);
+    // Listed after the notes: an ADD that began meanwhile wrote its record first. And what could not be removed has its
+    // addresses.
+    let records = records::list(&call.paths).unwrap_or_default().records;
+    let present: Attachments = records.iter().filter_map(names).collect();
     let mut outcome = Ok(());
-    for note in notes.filter(|note| !is_kept(&note.names())) {
+    for note in notes.iter().filter(|note| !valid.contains(&note.names()) && !present.contains(&note.names()))
+    {
         let other = note.releasing(call);
-        let released = match (&other, delegate) {
-            (Some(other), _) => find(other).and_then(|found| found.map_or(Ok(()), |found| found.del(&note))),
-            (None, Ok(Some(delegate))) => delegate.del(&note),
-            (None, _) => Ok(()),
+        let released = match find(other.as_ref().unwrap_or(call)) {
+            Ok(Some(delegate)) => delegate.del(note),
+            Err(error) if other.is_some() => Err(error),
+            // What is configured cannot have leased it; or GC reports the error.
+            Ok(None) | Err(_) => Ok(()),
         };
         outcome = outcome.and(released);
     }

@@ -2,7 +2,7 @@
 
 use crate::ipam::{host_local, leases, script};
 use crate::ipam_process::{ANSWER, with_plugin};
-use crate::support::{Answer, Call, Node, has_plugins, link, node_and_pods, record, wait_until};
+use crate::support::{Answer, Call, Holder, Node, has_plugins, link, node_and_pods, record, wait_until};
 use serde_json::{Value, json};
 
 #[test]
@@ -209,13 +209,21 @@ fn addresses_are_released_as_they_were_leased_whatever_the_network_says_by_now()
 
 #[test]
 fn what_is_attached_while_a_gc_runs_keeps_its_addresses() {
-    let Some((node, [pod])) = node_and_pods() else { return };
+    for through_link in [json!([]), json!(["slow"])] {
+        let Some((node, [pod])) = node_and_pods() else { return };
+        let settings = json!({"ipamThroughLink": through_link}).to_string();
+        std::fs::write(node.paths().cni_settings(), settings).unwrap();
+        attach_while_a_gc_runs(&node, &pod);
+    }
+}
+
+fn attach_while_a_gc_runs(node: &Node, pod: &Holder) {
     node.sh("mkfifo /run/go");
     let answer = format!(
         "echo $CNI_COMMAND >>/run/calls; [ $CNI_COMMAND != ADD ] || {{ read go </run/go; {ANSWER}; }}"
     );
-    script(&node, "slow", &answer);
-    let call = Call::new(&node, &pod, "c1").with(json!({"ipam": {"type": "slow"}}));
+    script(node, "slow", &answer);
+    let call = Call::new(node, pod, "c1").with(json!({"ipam": {"type": "slow"}}));
     let call = call.var("CNI_PATH", "/run/plugins");
     let add = call.start("ADD");
     wait_until("the IPAM plugin is asked", || node.sh("cat /run/calls 2>/dev/null; true") == "ADD\n");
@@ -224,12 +232,12 @@ fn what_is_attached_while_a_gc_runs_keeps_its_addresses() {
     let is_waiting = |line: &str| line.contains("-> FLOCK") && line.contains(&waits);
     let locks = || std::fs::read_to_string("/proc/locks").unwrap();
     wait_until("the GC waits for the device", || locks().lines().any(is_waiting));
-    node.sh("echo >/run/go");
+    node.sh("timeout 10 sh -c 'echo >/run/go'");
     for call in [add, gc] {
         let answer = Answer::of(call);
         assert!(answer.success, "{answer:?}");
     }
-    assert_eq!(link(&pod)["ifname"], "net1");
+    assert_eq!(link(pod)["ifname"], "net1");
     // GC is also asked of the plugin itself, which knows what it leased by the list.
     assert!(!node.sh("cat /run/calls").contains("DEL"));
     call.ok("DEL");
