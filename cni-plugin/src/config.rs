@@ -6,6 +6,7 @@ mod value;
 
 use crate::protocol::environment::Args;
 use crate::protocol::error::{CniError, Code};
+use crate::protocol::json;
 use crate::protocol::result::{CniResult, Dns};
 use crate::protocol::version::Version;
 use crate::settings::Settings;
@@ -221,6 +222,8 @@ impl Document {
                 other => return Err(wrong(key, other, want)),
             };
             let pair = |entry: &Value| {
+                let mut entry = entry.as_object()?.clone();
+                json::respell(&mut entry, &["containerID", "ifname"]);
                 let text = |key| entry.get(key)?.as_str().map(str::to_owned);
                 text("containerID").zip(text("ifname"))
             };

@@ -105,6 +105,7 @@ fn a_gc_whose_list_is_empty_in_gos_way_keeps_nothing() {
     // The specification's two names of the key; a runtime may know either.
     for keys in [
         json!({"cni.dev/attachments": valid}),
+        json!({"cni.dev/attachments": [{"ContainerID": "c1", "ifName": "net1"}]}),
         json!({"cni.dev/attachments": [], "cni.dev/valid-attachments": valid}),
         json!({}),
     ] {
