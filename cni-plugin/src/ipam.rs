@@ -312,23 +312,19 @@ impl<'c> Delegate<'c> {
         if output.success {
             return Ok(Answer { json, has_left: output.has_left, left: output.left });
         }
-        let text_of = |key: &str| json.as_ref()?.get(key)?.as_str().filter(|text| !text.is_empty());
-        let reason = match (text_of("msg"), text_of("details")) {
-            (Some(message), Some(details)) => format!("{message}: {details}"),
-            (Some(message), None) => message.to_owned(),
-            (None, _) if output.stderr.is_empty() => {
-                format!("{}: {}", output.status, text.unwrap_or_default())
-            }
-            (None, _) => format!("{}: {}", output.status, output.stderr.trim_end()),
-        };
+        let reason = json.as_ref().and_then(answer::error_text).unwrap_or_else(|| {
+            let stderr = Some(output.stderr.trim_end()).filter(|stderr| !stderr.is_empty());
+            format!("{}: {}", output.status, stderr.or(text).unwrap_or_default())
+        });
         let mut error = self.failed(command, &reason);
         let code = json.as_ref().and_then(|json| json.get("code")?.as_u64());
         // What a caller decides by: another version, trying again, and whether ADD can be served.
         if let Some(code @ (1 | 11 | 50 | 51)) = code {
             error.code = u32::try_from(code).unwrap_or(error.code);
         }
-        // One that a signal ended has taken nothing back.
-        Err(Failed { code, cut_off: output.status.code().is_none(), error })
+        // One that a signal ended has taken nothing back, nor has one that reports addresses all the same.
+        let has_leased = json.as_ref().is_some_and(|json| json.get("ips").is_some());
+        Err(Failed { code, cut_off: has_leased || output.status.code().is_none(), error })
     }
 
     fn failed(&self, command: &str, reason: &str) -> CniError {

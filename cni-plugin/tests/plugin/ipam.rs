@@ -157,6 +157,7 @@ fn a_plugin_that_fails_is_quoted_and_nothing_is_made() {
             "it gave the MAC address \"01:00:5e:00:00:01\", which is not a unicast address",
         ),
         ("echo '{\"ips\": []}'", 101, "its answer has no ips"),
+        ("echo '{\"code\": 7, \"msg\": \"no such pool\"}'", 101, "no such pool"),
         (
             "echo '{\"ips\": [{\"address\": \"0.0.0.0/0\"}]}'",
             101,

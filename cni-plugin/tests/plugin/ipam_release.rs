@@ -17,6 +17,20 @@ fn what_a_plugin_leased_before_it_was_killed_is_given_back() {
 }
 
 #[test]
+fn what_a_plugin_leased_that_failed_all_the_same_is_given_back() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let before = node.traces();
+    script(
+        &node,
+        "torn",
+        &format!("echo $CNI_COMMAND >>/run/calls; [ $CNI_COMMAND = DEL ] || {{ {ANSWER}; exit 1; }}"),
+    );
+    let config = json!({"ipam": {"type": "torn"}});
+    Call::new(&node, &pod, "c1").with(config).var("CNI_PATH", "/run/plugins").fails("ADD", 101);
+    assert_eq!((node.sh("cat /run/calls"), node.traces()), ("ADD\nDEL\n".to_owned(), before));
+}
+
+#[test]
 fn a_network_whose_ipam_plugin_never_answered_can_be_corrected_under_a_pod_that_ends() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let before = node.traces();
