@@ -4,13 +4,13 @@ use crate::config::{Announce, Dad, Network};
 use crate::ipam::objection::Objections;
 use crate::ipam::present::{self, IPV6_MTU_MIN};
 use crate::ipam::route::{self, describe, family};
-use crate::protocol::error::{CniError, Code};
+use crate::protocol::error::{CniError, Code, chain};
 use crate::protocol::result::{CniResult, Ip};
 use ipnet::IpNet;
 use macvtap::kernel::{Home, Kernel, Place, Rtnl};
 use macvtap::link::{By, Carrier, Link};
 use macvtap::netlink::{Kind, NetlinkError};
-use macvtap::switch::Family;
+use macvtap::switch::{Family, SwitchError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
@@ -185,18 +185,36 @@ fn prepare(kernel: &mut Rtnl, link: &Link, result: &CniResult, network: &Network
     ];
     if result.ips.iter().any(|ip| ip.address.addr().is_ipv4()) {
         for (name, value) in v4 {
-            let written = kernel.set_switch(Family::Ipv4, &link.name, name, value);
-            written.map_err(|error| CniError::from_chain(Code::Attach, &error))?;
+            set(kernel, link, Family::Ipv4, name, value)
+                .map_err(|error| CniError::from_chain(Code::Attach, &error))?;
         }
     }
     let Some(ip) = result.ips.iter().find(|ip| ip.address.addr().is_ipv6()) else { return Ok(()) };
     for (family, name, value) in v6 {
-        match kernel.set_switch(family, &link.name, name, value) {
+        match set(kernel, link, family, name, value) {
             Err(error) if error.is_absent() => return Err(no_ipv6(link, ip)),
             written => written.map_err(|error| CniError::from_chain(Code::Attach, &error))?,
         }
     }
     Ok(())
+}
+
+/// Sets a switch of the link. In a container whose `/proc/sys` is read-only, which has not the node's either, the kernel's
+/// default stays: whether the link can have its addresses shows when it gets them.
+fn set(kernel: &Rtnl, link: &Link, family: Family, name: &str, value: &str) -> Result<(), SwitchError> {
+    match kernel.set_switch(family, &link.name, name, value) {
+        Err(error) if error.is_forbidden() => {
+            let error = chain(&error);
+            warn!(
+                link = link.name,
+                wanted = value,
+                error,
+                "setting of the kernel not changed; mount the node's /proc/sys/net at /host/proc/sys/net"
+            );
+            Ok(())
+        }
+        written => written,
+    }
 }
 
 /// The error for an IPv6 address on a link that the kernel gives no IPv6.

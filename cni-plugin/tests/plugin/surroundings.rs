@@ -104,6 +104,21 @@ fn a_plugin_that_is_a_link_to_dhcp_or_listed_by_the_node_finds_the_link_up() {
 }
 
 #[test]
+fn a_lease_needs_no_settings_of_the_kernel_that_cannot_be_written() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    node.sh("mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys");
+    let addresses = json!([{"address": "10.9.0.2/24"}, {"address": "fd09::2/64"}]);
+    let call = Call::new(&node, &pod, "c1").with(json!({"ipam": {"type": "static", "addresses": addresses}}));
+    let answer = call.run("ADD");
+    assert!(answer.success, "{answer:?}");
+    for setting in ["net/ipv4/conf/net1/arp_notify", "net/ipv6/conf/net1/accept_ra"] {
+        assert!(answer.stderr.contains(setting), "{answer:?}");
+    }
+    call.clone().with(json!({"prevResult": answer.json})).ok("CHECK");
+    call.ok("DEL");
+}
+
+#[test]
 fn check_knows_a_namespace_by_another_path() {
     let Some((node, [pod])) = node_and_pods() else { return };
     let call = Call::new(&node, &pod, "c1");
