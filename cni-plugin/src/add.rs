@@ -123,6 +123,7 @@ fn add_macvtap(
         },
         spare_macs: derived.collect(),
         also_mac: following.map(|following| following.mac),
+        has_ipv6: adding.leased.as_ref().is_some_and(ipam::configure::has_ipv6),
         owner: owner(network, resource.owner),
         repeat: adding.repeat(),
     };

@@ -231,6 +231,10 @@ fn present<K: Kernel>(
         }
         link.mtu = mtu;
     }
+    // With an MTU that was too small for IPv6 for a while the link lost its settings.
+    if !request.has_ipv6 {
+        kernel.no_autoconfiguration(wanted.index, &link.name)?;
+    }
     let node = Node { number, owner: request.owner };
     let path = paths.device_node(record.ifindex);
     if !tap::is_in_place(&path, node) {

@@ -1,7 +1,7 @@
 //! In which order ADD does things: nothing is touched for a call that cannot succeed, and what fails is undone from the end.
 
 use crate::ipam::script;
-use crate::support::{Call, Node, link, node_and_pods, pod, record};
+use crate::support::{Call, Holder, Node, link, node_and_pods, pod, record};
 use serde_json::{Value, json};
 use std::process::Command;
 
@@ -136,11 +136,29 @@ fn a_repeated_add_gives_back_the_mtu_that_a_smaller_lower_link_took() {
         assert_eq!((&now["mtu"], &now["ifindex"]), (&json!(1500), &index));
         assert_eq!(now["inet6_addr_gen_mode"], "none");
         assert_eq!(Node::ip(&pod, "-6 addr show dev net1"), "");
-        let net = format!("--net={}", pod.netns().display());
-        let switch =
-            Command::new("nsenter").args([&net, "cat", "/proc/sys/net/ipv6/conf/net1/accept_ra"]).output();
-        assert_eq!(switch.unwrap().stdout, b"0\n");
+        assert_eq!(accepts_routers(&pod), "0\n");
     }
+}
+
+#[test]
+fn a_repeated_add_turns_off_what_a_pod_turned_on_by_a_small_mtu() {
+    let Some((node, [pod])) = node_and_pods() else { return };
+    let call = Call::new(&node, &pod, "c1");
+    call.ok("ADD");
+    Node::ip(&pod, "link set net1 mtu 1000");
+    Node::ip(&pod, "link set net1 mtu 1500");
+    assert_eq!(accepts_routers(&pod), "1\n", "the kernel's default");
+    call.ok("ADD");
+    assert_eq!(
+        (link(&pod)["inet6_addr_gen_mode"].as_str(), accepts_routers(&pod).as_str()),
+        (Some("none"), "0\n")
+    );
+}
+
+fn accepts_routers(pod: &Holder) -> String {
+    let net = format!("--net={}", pod.netns().display());
+    let switch = ["cat", "/proc/sys/net/ipv6/conf/net1/accept_ra"];
+    String::from_utf8(Command::new("nsenter").arg(net).args(switch).output().unwrap().stdout).unwrap()
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub struct Request {
     pub spare_macs: Vec<MacAddr>,
     /// Another address that the link may have by now, where something changes it while the pod runs.
     pub also_mac: Option<MacAddr>,
+    /// Whether the link has IPv6 addresses of its network, if it is there.
+    pub has_ipv6: bool,
     /// The owner of the device node.
     pub owner: Owner,
     /// What happens when the same holder has the device already.

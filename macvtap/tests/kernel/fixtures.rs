@@ -178,6 +178,7 @@ pub(super) fn request(node: &Node, slot: u32, pod: Option<(&Holder, &str)>) -> R
         owner: device.resource.owner,
         spare_macs: Vec::new(),
         also_mac: None,
+        has_ipv6: false,
         repeat: Repeat::Keep,
     }
 }

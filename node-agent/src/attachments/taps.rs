@@ -196,6 +196,7 @@ pub fn ensure(paths: &Paths, device: &DeviceId, start: Start<'_>) -> Result<(), 
         owner: known.resource.owner,
         spare_macs: Vec::new(),
         also_mac: None,
+        has_ipv6: false,
         repeat: Repeat::Keep,
     };
     let mut kernel = Rtnl::node()?;

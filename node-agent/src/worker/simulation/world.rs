@@ -302,6 +302,7 @@ impl SimulatedNode {
             owner: found.resource.owner,
             spare_macs: Vec::new(),
             also_mac: None,
+            has_ipv6: false,
             repeat: Repeat::Keep,
         };
         let record = self.paths.attachments().join(pod.device.to_string());
