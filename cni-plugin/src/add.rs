@@ -17,6 +17,7 @@ use crate::protocol::error::{CniError, Code};
 use crate::protocol::result::{CniResult, Interface};
 use crate::target::{self, Target};
 use crate::{Call, address};
+use macvtap::adopt::{self, UnrecordedNic};
 use macvtap::attach::{self, AttachError, Begun, Pending, Repeat, Request};
 use macvtap::claim::ClaimError;
 use macvtap::device_id::DeviceId;
@@ -139,6 +140,10 @@ fn add_nic(
 ) -> Result<CniResult, CniError> {
     let Adding { call, attachment, network, .. } = adding;
     call.document.refuse_for_nic()?;
+    let lost = UnrecordedNic { device: &id, nic };
+    if adopt::adopt_nic_of(&call.paths, kernel, lost, adding.holder.clone()).unwrap_or_default() {
+        warn!(device = %id, "the record of the NIC was lost and is written again");
+    }
     let request = host_device::TakeRequest {
         device: id,
         holder: adding.holder.clone(),

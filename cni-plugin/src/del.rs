@@ -5,16 +5,17 @@ use crate::config::{Document, Ipam};
 use crate::follow;
 use crate::ipam::{Delegate, Note};
 use crate::protocol::environment::{Attachment, Deletion};
-use crate::protocol::error::{CniError, Code};
+use crate::protocol::error::{CniError, Code, chain};
 use crate::target;
+use macvtap::adopt::{self, UnrecordedNic};
 use macvtap::detach::{self, DetachBegun, DetachError, Detaching};
 use macvtap::device_id::DeviceId;
 use macvtap::give_back::ReturnError;
 use macvtap::kernel::{Kernel, Place, Rtnl};
 use macvtap::link::By;
-use macvtap::netns::Netns;
+use macvtap::netns::{self, Netns};
 use macvtap::record::{self, Holder};
-use macvtap::records::{self, Listing};
+use macvtap::records::{self, Listing, RecordError};
 use macvtap::table::{Device, IFINDEX_FIRST};
 use std::path::PathBuf;
 use std::thread;
@@ -75,6 +76,9 @@ fn delete(call: &Call, attachment: &Deletion, leased: &Leased<'_>) -> Result<(),
     let mine = |record: &record::Attachment| is_theirs(record, attachment);
     let named = call.document.device_id().ok().flatten().and_then(|id| target::known(call, &id));
     if let Some(id) = &named {
+        if matches!(records::read(&call.paths, id), Err(RecordError::Damaged { .. })) {
+            adopt_nic(call, &mut kernel, attachment);
+        }
         match begin(call, &mut kernel, id, mine)? {
             DetachBegun::Theirs(detaching) => return undo(detaching, leased),
             DetachBegun::NotTheirs(_) => {
@@ -90,6 +94,11 @@ fn delete(call: &Call, attachment: &Deletion, leased: &Leased<'_>) -> Result<(),
     }
     if let Some(record) = listing.records.iter().find(|record| mine(record))
         && let DetachBegun::Theirs(detaching) = begin(call, &mut kernel, &record.device, mine)?
+    {
+        return undo(detaching, leased);
+    }
+    if let Some(id) = adopt_nic(call, &mut kernel, attachment)
+        && let DetachBegun::Theirs(detaching) = begin(call, &mut kernel, &id, mine)?
     {
         return undo(detaching, leased);
     }
@@ -185,6 +194,31 @@ fn remove_parts(detaching: &mut Detaching<'_, Rtnl>) -> Result<(), CniError> {
 
 fn is_in_transit(error: &DetachError) -> bool {
     matches!(error, DetachError::Nic { source, .. } if matches!(**source, ReturnError::InTransit { .. }))
+}
+
+/// Returns the NIC that is this container's interface while its record was lost; it is recorded again.
+fn adopt_nic(call: &Call, kernel: &mut Rtnl, attachment: &Deletion) -> Option<DeviceId> {
+    let table = target::table(call).ok()?;
+    let netns = Netns::open(attachment.netns.as_deref()?).ok()?;
+    let holder = Holder::Pod {
+        container_id: attachment.container_id.clone(),
+        ifname: attachment.ifname.to_string(),
+        pod_uid: record::UNKNOWN.to_owned(),
+        pod_namespace: String::new(),
+        pod_name: String::new(),
+        netns: netns::canonical(netns.path()).to_string_lossy().into_owned(),
+        netns_inode: netns.inode(),
+    };
+    let mut nics = table.nics().map(|(device, found)| (device, found.nic));
+    let adopted = nics.find(|(device, nic)| {
+        let lost = UnrecordedNic { device, nic };
+        let adopted = adopt::adopt_nic_of(&call.paths, kernel, lost, holder.clone());
+        adopted.unwrap_or_else(|error| {
+            warn!(%device, error = chain(&error), "NIC whose record was lost not looked for");
+            false
+        })
+    });
+    adopted.map(|(device, _)| device)
 }
 
 /// A macvtap under the interface's name that no record knows: the record was lost, or the link was moved here.

@@ -3,6 +3,10 @@
 //! Looked for in the namespace of the node and in those whose paths are in one directory, never in the whole machine:
 //! every namespace counts its indexes by itself, and a neighbour on the same kernel may use the same ones.
 
+mod nic;
+
+pub use nic::{UnrecordedNic, adopt_nic, adopt_nic_of, is_on_node};
+
 use crate::device_id::DeviceId;
 use crate::file::{self, FileError};
 use crate::kernel::{Home, Kernel, Place};
@@ -162,14 +166,7 @@ fn find<K: Kernel>(
     if let Some(link) = here.filter(|link| ours(link) && link.name == tap_only.as_str()) {
         return Ok(Some(Found { link, holder: Holder::Host, netns_id: None }));
     }
-    let failed = |source| AdoptError::List { path: namespaces.to_owned(), source };
-    let entries = match std::fs::read_dir(namespaces) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
+    for path in entries(namespaces)? {
         // Also files that are not namespaces (any more), and the node's own namespace under a name.
         let Ok(netns) = Netns::open(&path) else { continue };
         let Some(id) = kernel.number(&path, netns.inode())? else { continue };
@@ -187,6 +184,16 @@ fn find<K: Kernel>(
         }
     }
     Ok(None)
+}
+
+/// The paths in a directory of namespaces; none when there is no such directory.
+fn entries(namespaces: &Path) -> Result<Vec<PathBuf>, AdoptError> {
+    let failed = |source| AdoptError::List { path: namespaces.to_owned(), source };
+    match std::fs::read_dir(namespaces) {
+        Ok(entries) => entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Taps of the machine with the device's index that no other device's record names.

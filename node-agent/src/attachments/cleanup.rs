@@ -3,13 +3,15 @@
 use super::collector::{NewNote, Plan};
 use super::sandbox::NAMESPACES;
 use crate::pods::PodName;
-use macvtap::adopt::{self, Unrecorded};
+use macvtap::adopt::{self, AdoptError, Unrecorded, UnrecordedNic};
 use macvtap::detach::{self, Detached};
 use macvtap::device_id::DeviceId;
 use macvtap::kernel::{Kernel, Rtnl};
 use macvtap::lock;
 use macvtap::paths::Paths;
+use macvtap::record::Attachment;
 use macvtap::records::{self, RecordError};
+use macvtap::table::Device;
 use macvtap::tap_pods;
 use macvtap::{park, table_file};
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,7 +114,14 @@ fn adopt(paths: &Paths, kernel: &mut impl Kernel, plan: &Plan) -> u64 {
     let listed = plan.unrecorded.iter().map(|(device, pod)| (device, pod));
     let mut adopted = 0;
     for (device, pod) in listed.chain(plan.unreadable.iter().map(|device| (device, &nobody))) {
-        let Some(known) = table.macvtap(device) else { continue };
+        let known = match table.device(device) {
+            Some(Device::Macvtap(known)) => known,
+            Some(Device::Nic(known)) => {
+                adopted += u64::from(adopt_nic(paths, kernel, UnrecordedNic { device, nic: known.nic }, pod));
+                continue;
+            }
+            None => continue,
+        };
         let lost = Unrecorded {
             device: device.clone(),
             ifindex: known.ifindex,
@@ -125,27 +134,46 @@ fn adopt(paths: &Paths, kernel: &mut impl Kernel, plan: &Plan) -> u64 {
             adopted += 1;
         } else if *pod == nobody && !taps.contains(&known.ifindex) {
             // The tap may be in a namespace that cannot be seen from here.
-            discard(paths, kernel, &lost);
+            discard(paths, kernel, device, known.ifindex);
         }
     }
     adopted
 }
 
+/// The same for a whole NIC, which is away from the node. A record of one that is there names nobody.
+fn adopt_nic(paths: &Paths, kernel: &mut impl Kernel, lost: UnrecordedNic<'_>, pod: &PodName) -> bool {
+    if matches!(adopt::is_on_node(kernel, lost), Ok(true)) {
+        if pod.name.is_empty() {
+            discard(paths, kernel, lost.device, lost.nic.ifindex);
+        }
+        return false;
+    }
+    let pod = (pod.namespace.as_str(), pod.name.as_str());
+    let namespaces = NAMESPACES.map(Path::new).into_iter();
+    let adopted = namespaces.map(|namespaces| adopt::adopt_nic(paths, kernel, lost, pod, namespaces));
+    report(lost.device, adopted)
+}
+
 fn adopt_one(paths: &Paths, kernel: &mut impl Kernel, lost: &Unrecorded) -> bool {
-    let Unrecorded { device, pod_namespace: namespace, pod_name: pod, .. } = lost;
-    let namespaces = NAMESPACES.map(Path::new);
-    let adopted =
-        namespaces.iter().find_map(|namespaces| adopt::adopt(paths, kernel, lost, namespaces).transpose());
-    match adopted.transpose() {
-        Ok(Some(record)) => {
-            warn!(%device, pod, namespace, holder = ?record.holder, "lost record rewritten");
-            if record.tap.is_none() {
+    let namespaces = NAMESPACES.map(Path::new).into_iter();
+    report(&lost.device, namespaces.map(|namespaces| adopt::adopt(paths, kernel, lost, namespaces)))
+}
+
+/// Reports the first record that was written, or the first error. Returns whether there is such a record.
+fn report(
+    device: &DeviceId,
+    mut adopted: impl Iterator<Item = Result<Option<Attachment>, AdoptError>>,
+) -> bool {
+    match adopted.find_map(Result::transpose) {
+        Some(Ok(record)) => {
+            warn!(%device, holder = ?record.holder, "lost record rewritten");
+            if record.tap.is_none() && record.nic.is_none() {
                 warn!(%device, "tap number not known: it is not kept from new links should this one vanish");
             }
             true
         }
-        Ok(None) => false,
-        Err(error) => {
+        None => false,
+        Some(Err(error)) => {
             let reason = crate::error_chain(&error);
             warn!(%device, %reason, "lost record not rewritten");
             false
@@ -153,9 +181,8 @@ fn adopt_one(paths: &Paths, kernel: &mut impl Kernel, lost: &Unrecorded) -> bool
     }
 }
 
-fn discard(paths: &Paths, kernel: &mut impl Kernel, lost: &Unrecorded) {
-    let device = &lost.device;
-    match adopt::discard(paths, kernel, device, lost.ifindex) {
+fn discard(paths: &Paths, kernel: &mut impl Kernel, device: &DeviceId, ifindex: u32) {
+    match adopt::discard(paths, kernel, device, ifindex) {
         Ok(true) => warn!(%device, "damaged attachment record of a device that no pod has discarded"),
         Ok(false) => {}
         Err(error) => {

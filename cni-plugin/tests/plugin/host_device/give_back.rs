@@ -1,12 +1,14 @@
 //! The way back to the node, from whatever became of NIC, pod and node.
 
-use super::{call, current, nic, ready_node, state};
+use super::{PCI, call, current, nic, ready_node, state};
 use crate::support::{self, Node, link, record, wait_until};
+use macvtap::adopt::{self, UnrecordedNic};
 use macvtap::detach::{self, Detached};
 use macvtap::kernel::Rtnl;
 use macvtap::record::Holder;
 use macvtap::records;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 #[test]
 fn a_nic_comes_back_whatever_the_pod_made_of_it() {
@@ -29,6 +31,79 @@ fn a_nic_comes_back_whatever_the_pod_made_of_it() {
     call.ok("DEL");
     assert_eq!(nic(&node, "dp0"), before.0);
     assert_eq!(record(&node, 0), None);
+}
+
+#[test]
+fn a_nic_whose_record_was_lost_comes_back_under_its_name() {
+    let Some((node, pod)) = ready_node() else { return };
+    let before = state(&node, &pod);
+    let call = call(&node, &pod, "c1");
+    let without = json!({"deviceID": null});
+    for (damage, keys) in [("rm", json!({})), ("truncate -s 9", json!({})), ("truncate -s 9", without)] {
+        call.ok("ADD");
+        let path = "/run/macvtap/attachments/dataplaneMvp0";
+        node.sh(&format!("{damage} {path}"));
+        // Another container's, and another interface of this one.
+        call.clone().var("CNI_IFNAME", "net2").with(keys.clone()).run("DEL");
+        call.clone()
+            .var("CNI_NETNS", "/run/netns/none")
+            .var("CNI_CONTAINERID", "c2")
+            .with(keys.clone())
+            .run("DEL");
+        assert_eq!(link(&pod)["ifname"], "net1");
+        call.clone().with(keys).ok("DEL");
+        let now = state(&node, &pod);
+        assert_eq!((&now.1, &now.2), (&before.1, &before.2));
+        for part in ["index", "name", "names", "mtu", "alias"] {
+            assert_eq!(now.0[part], before.0[part], "{part}");
+        }
+        assert_eq!(now.0["flags"], json!([false, false, false]), "off: nobody knows what it was");
+    }
+}
+
+#[test]
+fn a_repeated_add_keeps_a_nic_whose_record_was_lost() {
+    let Some((node, pod)) = ready_node() else { return };
+    let call = call(&node, &pod, "c1");
+    let result = call.ok("ADD");
+    let index = link(&pod)["ifindex"].clone();
+    node.sh("rm /run/macvtap/attachments/dataplaneMvp0");
+    assert_eq!((call.ok("ADD"), &link(&pod)["ifindex"]), (result.clone(), &index));
+    call.clone().with(json!({"prevResult": result})).ok("CHECK");
+    call.ok("DEL");
+    assert_eq!(nic(&node, "dp0")["name"], "dp0");
+}
+
+#[test]
+fn the_agent_records_a_nic_again_that_is_in_a_pod_and_no_other() {
+    let Some((node, pod)) = ready_node() else { return };
+    let before = nic(&node, "dp0");
+    let path = pod.netns().display().to_string();
+    node.sh(&format!("touch /run/netns/x; mount --bind {path} /run/netns/x"));
+    let namespaces = PathBuf::from(format!("/proc/{}/root/run/netns", node.holder.pid()));
+    let mut table = node.table();
+    Node::make_nic(&mut table, PCI);
+    let (device, found) = table.nics().next().unwrap();
+    let adopt = || {
+        let lost = UnrecordedNic { device: &device, nic: found.nic };
+        let vm = ("default", "vm");
+        node.inside(|| adopt::adopt_nic(&node.paths(), &mut Rtnl::node().unwrap(), lost, vm, &namespaces))
+            .unwrap()
+    };
+    assert_eq!(adopt(), None, "it is on the node");
+    let call = call(&node, &pod, "c1");
+    call.ok("ADD");
+    assert_eq!(adopt(), None, "it has a record");
+    node.sh("rm /run/macvtap/attachments/dataplaneMvp0");
+    let record = adopt().unwrap();
+    assert_eq!((&record, record.nic.as_ref().unwrap().name.as_str()), (&current(&node), "dp0"));
+    assert_eq!(serde_json::to_value(&record.holder).unwrap()["podName"], "vm");
+    call.ok("DEL");
+    let back = nic(&node, "dp0");
+    assert_eq!(
+        [&back["name"], &back["names"], &back["alias"]],
+        [&before["name"], &before["names"], &before["alias"]]
+    );
 }
 
 #[test]
