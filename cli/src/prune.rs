@@ -78,7 +78,7 @@ fn stale(node: &Node, pools: &[MacvtapResourcePool], states: &[MacvtapNodeState]
     let made = Made::by(pools, states);
     let state = states.iter().find(|state| state.name_any() == node.name_any());
     let wanted = |resource: &str| {
-        let entries = state.map_or(&[][..], |state| &state.spec.pools);
+        let entries = state.map_or(&[][..], |state| state.spec.pools());
         entries.iter().any(|entry| {
             let (prefix, name) = resource.split_once('/').unwrap_or_default();
             // A resource for each link: which they are, only the agent knows.

@@ -3,7 +3,7 @@
 use crate::condition::{ConditionStatus, ConditionType};
 use crate::schema;
 use crate::v1alpha1::reason::PoolReason;
-use crate::v1alpha1::{MacvtapNodeState, MacvtapResourcePool};
+use crate::v1alpha1::{MacvtapNodeConfig, MacvtapNodeState, MacvtapResourcePool};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde::Serialize;
@@ -36,6 +36,7 @@ pub fn crds() -> Result<Vec<(String, Value)>, GenerateError> {
     [
         (MacvtapResourcePool::crd_name(), MacvtapResourcePool::crd()),
         (MacvtapNodeState::crd_name(), MacvtapNodeState::crd()),
+        (MacvtapNodeConfig::crd_name(), MacvtapNodeConfig::crd()),
     ]
     .into_iter()
     .map(|(name, crd)| Ok((format!("{name}.yaml"), tidied(name, &crd)?)))

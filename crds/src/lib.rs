@@ -30,6 +30,9 @@ pub const POOL_LABEL: &str = "macvtap.network.kubevirt.io/pool";
 /// same name is known as such.
 pub const POOL_UID_LABEL: &str = "macvtap.network.kubevirt.io/pool-uid";
 
+/// Label on a node configuration the operator made, with an empty value: it deletes only such.
+pub const CONFIG_LABEL: &str = "macvtap.network.kubevirt.io/node-config";
+
 /// Annotation on a pool being deleted: names of nodes, separated by commas, whose agents are unreachable and are not
 /// waited for.
 pub const RELEASE_ANNOTATION: &str = "macvtap.network.kubevirt.io/release-without-drain";

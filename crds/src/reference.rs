@@ -37,7 +37,7 @@ fn kind(text: &mut String, crd: &Value) {
     if name == "MacvtapResourcePool" {
         let _ = write!(text, "\n### Example\n```yaml\n{EXAMPLE}```\n");
     }
-    for part in ["spec", "status"] {
+    for part in ["spec", "status"].into_iter().filter(|part| schema["properties"][part].is_object()) {
         let _ = write!(
             text,
             "\n### {name} {part}\n| field | type | default | bounds | meaning |\n|---|---|---|---|---|\n"

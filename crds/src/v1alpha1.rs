@@ -2,6 +2,7 @@
 
 pub mod links;
 pub mod network;
+pub mod nodeconfig;
 pub mod nodestate;
 pub mod pool;
 pub mod reason;
@@ -9,6 +10,7 @@ pub mod settings;
 
 pub use links::{LinkKind, LinkSelector};
 pub use network::NetworkTemplate;
+pub use nodeconfig::{MacvtapNodeConfig, MacvtapNodeConfigSpec};
 pub use nodestate::{
     MacvtapNodeState, MacvtapNodeStateSpec, MacvtapNodeStateStatus, NodePool, NodePoolStatus,
 };

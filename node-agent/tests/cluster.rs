@@ -132,6 +132,39 @@ fn count(events: &[(String, String)], object: &str, reason: &str) -> usize {
 }
 
 #[test]
+fn pools_that_a_state_shares_are_served_also_while_they_are_missing_and_the_agent_starts_again() {
+    if !is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let pools = json!([pool("dataplane", &json!({}))]);
+    let name = macvtap_crds::v1alpha1::nodeconfig::name_of(&pools);
+    let object = |kind: &str, name: &str, spec: &Value| {
+        let version = "macvtap.network.kubevirt.io/v1alpha1";
+        let object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": spec});
+        inside(&scene.node, || scene.kubectl.apply(&object.to_string()).unwrap());
+    };
+    let share = || object("MacvtapNodeConfig", &name, &json!({"pools": pools}));
+    share();
+    object("MacvtapNodeState", NODE, &json!({"configHash": "h1", "config": name}));
+    let agent = scene.agent();
+    scene.kubelet.await_healthy("dataplane", 20);
+    let is_well = |status: &Value| status["observedHash"] == "h1" && condition(status, "Ready").0 == "True";
+    scene.await_status("the pool is ready", is_well);
+    drop(agent);
+    scene.kubectl(&["delete", "mnc", &name]);
+    let _agent = scene.agent();
+    scene.kubelet.await_healthy("dataplane", 20);
+    let status = scene.await_status("the agent reports what is missing", |status| {
+        condition(status, "Ready") == ("False", "SpecNotReadable")
+    });
+    let message = status["conditions"].to_string();
+    assert!(message.contains(&name) && message.contains("does not exist"), "{message}");
+    share();
+    scene.await_status("the agent reads it", is_well);
+}
+
+#[test]
 fn what_the_operator_writes_is_served_and_reported() {
     if !is_root() {
         return;

@@ -54,7 +54,7 @@ pub(crate) fn node(name: &str, labels: BTreeMap<String, String>) -> Node {
 /// A spec of these entries.
 pub(crate) fn spec(entries: &[Arc<Entry>]) -> MacvtapNodeStateSpec {
     let pools = entries.iter().map(|entry| NodePool::clone(entry)).collect();
-    MacvtapNodeStateSpec { config_hash: config_hash(entries), pools }
+    MacvtapNodeStateSpec { config_hash: config_hash(entries), pools: Some(pools), config: None }
 }
 
 /// A node state with this spec, written by the operator at that second.

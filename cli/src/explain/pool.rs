@@ -63,7 +63,7 @@ fn on_node(facts: &Facts, pool: &str, node: &str) -> Vec<Diagnostic> {
     let mut found: Vec<Diagnostic> = agent_trouble(facts, node).into_iter().collect();
     let Some(status) = facts.pool_status(node, pool) else {
         let is_sent =
-            facts.state(node).is_some_and(|state| state.spec.pools.iter().any(|entry| entry.name == pool));
+            facts.state(node).is_some_and(|state| state.spec.pools().iter().any(|entry| entry.name == pool));
         let fact = if is_sent {
             "its agent has not reported on the pool yet"
         } else {

@@ -91,12 +91,12 @@ pub(super) fn plan(facts: &Facts, node: &Node, catalog: &Catalog, names: &[Strin
     let status = state.status.clone().unwrap_or_default();
     let sent = sent_pools(node, state, catalog);
     let planned = |pool: &NodePool| names.contains(&pool.name);
-    if !sent.iter().any(planned) && !state.spec.pools.iter().any(planned) {
+    if !sent.iter().any(planned) && !state.spec.pools().iter().any(planned) {
         return None;
     }
     let inventory = links::inventory(&status);
-    let holdings = holdings(&state.spec.pools, &status);
-    let before = world(state.spec.pools.clone(), &inventory, &holdings).ok()?;
+    let holdings = holdings(state.spec.pools(), &status);
+    let before = world(state.spec.pools().to_vec(), &inventory, &holdings).ok()?;
     let mut found = NodePlan {
         node: name,
         diagnostics: Vec::new(),

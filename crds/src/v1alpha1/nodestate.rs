@@ -91,11 +91,24 @@ pub struct MacvtapNodeStateSpec {
     /// Identifies the content of pools. The agent repeats it in status.observedHash when it has applied them.
     #[schemars(length(max = 80))]
     pub config_hash: String,
-    /// The pools of this node, in the order in which they choose links.
+    /// Name of the MacvtapNodeConfig that has the pools of this node, where many nodes have the same. Absent: they are in
+    /// pools.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub config: Option<String>,
+    /// The pools of this node, in the order in which they choose links. Absent where config has them.
     // Atomic, because the order has a meaning and one writer owns the whole list: merging a map by name would keep
     // the old order of entries that are there already.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
-    pub pools: Vec<NodePool>,
+    pub pools: Option<Vec<NodePool>>,
+}
+
+impl MacvtapNodeStateSpec {
+    /// Returns the pools that the state has itself.
+    pub fn pools(&self) -> &[NodePool] {
+        self.pools.as_deref().unwrap_or_default()
+    }
 }
 
 /// One pool, as a node needs it.
@@ -252,7 +265,7 @@ pub struct NodeLink {
     /// Whether the link is up and has carrier.
     #[serde(default)]
     pub carrier: bool,
-    /// The pools that hold it: one, or several that share it.
+    /// The pool that holds it. Absent where several share it, which have it in their own lists of links.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
     pub pools: Vec<String>,
@@ -327,6 +340,20 @@ impl MacvtapNodeStateStatus {
         }
         for condition in self.conditions.iter_mut().filter(|condition| condition::is_normal(condition)) {
             condition.message.clear();
+        }
+        // The pools have the link, too.
+        for link in self.links.iter_mut().filter(|link| link.pools.len() > 1) {
+            link.pools.clear();
+        }
+        self
+    }
+
+    /// Returns the status with the pools of each link.
+    #[must_use]
+    pub fn with_pools_of_links(mut self) -> Self {
+        for link in self.links.iter_mut().filter(|link| link.pools.is_empty()) {
+            let pools = self.pools.iter().filter(|pool| pool.links.contains(&link.name));
+            link.pools = pools.map(|pool| pool.name.clone()).collect();
         }
         self
     }

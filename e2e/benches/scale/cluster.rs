@@ -134,7 +134,7 @@ pub(crate) fn edited(states: &[MacvtapNodeState], pool: &str, mtu: u32) -> Vec<M
     let mut states = states.to_vec();
     for state in &mut states {
         state.spec.config_hash = format!("{mtu:016x}");
-        for entry in state.spec.pools.iter_mut().filter(|entry| entry.name == pool) {
+        for entry in state.spec.pools.iter_mut().flatten().filter(|entry| entry.name == pool) {
             entry.generation += 1;
             if let Some(macvtap) = &mut entry.settings.macvtap {
                 macvtap.mtu = Some(mtu);

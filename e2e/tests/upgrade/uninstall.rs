@@ -49,8 +49,9 @@ fn an_uninstallation_leaves_nothing_and_the_kinds_serve_a_release_of_another_nam
         install::wait_ready(cluster)?;
         used_once(cluster, "second")?;
         helm(cluster, &["uninstall", "other", "--wait"])?;
-        let kinds = ["macvtapresourcepools", "macvtapnodestates"].map(|kind| format!("{kind}.{PREFIX}"));
-        cluster.kubectl().run(&["delete", "crd", &kinds[0], &kinds[1], "--timeout=60s"])?;
+        let kinds = ["macvtapresourcepools", "macvtapnodestates", "macvtapnodeconfigs"];
+        let kinds = kinds.map(|kind| format!("{kind}.{PREFIX}"));
+        cluster.kubectl().run(&["delete", "crd", &kinds[0], &kinds[1], &kinds[2], "--timeout=60s"])?;
         cluster.kubectl().run(&["delete", "namespace", install::NAMESPACE, "--timeout=90s"])?;
         nothing_in_the_cluster(cluster)?;
         nothing_on_the_nodes(cluster)?;

@@ -1,9 +1,10 @@
-//! The node's own `MacvtapNodeState`: its spec is what to serve, its status is where to report.
+//! The node's own `MacvtapNodeState`: its spec is what to serve, or names what to serve; its status is where to report.
 //!
 //! The last spec stays on the disk, and is served from the start when the API server cannot be reached: a node that
 //! comes up while the control plane is down still admits its pods.
 
 mod reporter;
+mod shared;
 
 use super::{Configuration, events, save};
 use crate::attachments::Lost;
@@ -14,6 +15,7 @@ use kube::runtime::watcher::{self, DefaultBackoff};
 use kube::{Client, Config};
 use macvtap_crds::v1alpha1::{MacvtapNodeStateSpec, MacvtapNodeStateStatus, NodePool};
 use reporter::{NodeStateObject, Stored};
+use shared::{Found, Shared};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -102,29 +104,35 @@ impl Cluster {
         pools: mpsc::Sender<Configuration>,
         stored: watch::Sender<Option<Stored>>,
     ) {
-        let api: Api<NodeStateObject> = Api::all(client);
+        let api: Api<NodeStateObject> = Api::all(client.clone());
+        let mut shared = Shared::new(client);
         let (mut backoff, mut logged) = (DefaultBackoff::default(), false);
         loop {
             // Every time with a list first. A watch that goes on at the last version waits for ever after etcd was restored
             // from a backup: its versions are lower.
             let since = Instant::now();
             let mut seen = std::pin::pin!(watcher::watch_object(api.clone(), &self.node));
-            while let Some(state) = seen.next().await {
-                match state {
-                    Ok(state) => {
-                        logged = false;
-                        stored.send_replace(state.as_ref().map(|state| Stored::of(state, since)));
-                        if !self.take(state, &mut served, &pools).await {
-                            return;
+            loop {
+                let found = tokio::select! {
+                    state = seen.next() => match state {
+                        Some(Ok(state)) => {
+                            logged = false;
+                            stored.send_replace(state.as_ref().map(|state| Stored::of(state, since)));
+                            shared.resolve(state)
                         }
-                    }
-                    Err(problem) => {
-                        if !std::mem::replace(&mut logged, true) {
-                            let reason = crate::error_chain(&problem);
-                            warn!(%reason, "node state not read, the last configuration stays in force");
+                        Some(Err(problem)) => {
+                            if !std::mem::replace(&mut logged, true) {
+                                let reason = crate::error_chain(&problem);
+                                warn!(%reason, "node state not read, the last configuration stays in force");
+                            }
+                            break;
                         }
-                        break;
-                    }
+                        None => break,
+                    },
+                    found = shared.read() => found,
+                };
+                if !self.take(found, &mut served, &pools).await {
+                    return;
                 }
             }
             tokio::time::sleep(backoff.next().map_or(RETRY, |pause| pause / EAGERNESS)).await;
@@ -132,20 +140,20 @@ impl Cluster {
     }
 
     /// Sends what follows from a node state. Returns whether anybody receives it.
-    async fn take(
-        &self,
-        state: Option<NodeStateObject>,
-        served: &mut LastServed,
-        pools: &mpsc::Sender<Configuration>,
-    ) -> bool {
-        let Some(next) = served.next(state) else { return true };
+    async fn take(&self, found: Found, served: &mut LastServed, pools: &mpsc::Sender<Configuration>) -> bool {
+        let next = match found {
+            Found::State(state) => served.next(state.map(|state| *state)),
+            Found::Problem(problem) => served.keep(problem),
+            Found::Nothing => None,
+        };
+        let Some(next) = next else { return true };
         if pools.send(next).await.is_err() {
             return false;
         }
         // Afterwards: the kubelet does not wait for the disk.
         if let (Some(spec), None) = (&served.spec, &served.problem) {
             let (config_hash, pools) = (spec.config_hash.clone(), served.in_force.clone());
-            self.save(&MacvtapNodeStateSpec { config_hash, pools }).await;
+            self.save(&MacvtapNodeStateSpec { config_hash, pools: Some(pools), config: None }).await;
         }
         true
     }
@@ -184,17 +192,16 @@ impl LastServed {
                 return None;
             }
             None => return Some(Configuration::default()),
+            // A kind that is older than the operator drops the name of the configuration.
+            Some(DeserializeGuard(Ok(state))) if state.spec.pools.is_none() => {
+                return self.keep(
+                    "spec has neither pools nor config: install the kinds (CRDs) of the operator's release"
+                        .to_owned(),
+                );
+            }
             Some(DeserializeGuard(Ok(state))) => (state.spec, state.metadata.generation),
             Some(DeserializeGuard(Err(invalid))) => {
-                if self.problem.as_ref() == Some(&invalid.error) {
-                    return None;
-                }
-                error!(
-                    reason = invalid.error,
-                    "node state of another release, the last configuration stays in force"
-                );
-                self.problem = Some(invalid.error.clone());
-                return Some(Configuration { problem: Some(invalid.error), ..self.configuration() });
+                return self.keep(invalid.error);
             }
         };
         // Also what is served already must be sent if it could not be read meanwhile.
@@ -206,9 +213,20 @@ impl LastServed {
         Some(self.configuration())
     }
 
+    /// What to serve while a problem keeps the agent from what the state says now; nothing when that is what is served.
+    fn keep(&mut self, problem: String) -> Option<Configuration> {
+        if self.problem.as_ref() == Some(&problem) {
+            return None;
+        }
+        error!(reason = problem, "node state not usable, the last configuration stays in force");
+        self.problem = Some(problem.clone());
+        Some(Configuration { problem: Some(problem), ..self.configuration() })
+    }
+
     fn configuration(&mut self) -> Configuration {
         let Some(spec) = self.spec.clone() else { return Configuration::default() };
-        let compiled = Configuration::compile(spec.pools, &self.in_force, spec.config_hash);
+        let compiled =
+            Configuration::compile(spec.pools.unwrap_or_default(), &self.in_force, spec.config_hash);
         self.in_force.clone_from(&compiled.in_force);
         Configuration { generation: self.generation, ..compiled }
     }

@@ -42,7 +42,9 @@ fn every_seed_is_one_that_its_reader_accepts() {
                 "checkpoint" => !readers::given(seed).is_empty(),
                 "pod resources" => ListPodResourcesResponse::decode(&seed[..]).is_ok(),
                 "node state" => serde_json::from_slice::<MacvtapNodeStateSpec>(seed).is_ok_and(|spec| {
-                    Configuration::compile(spec.pools, &[], spec.config_hash).refused.is_empty()
+                    Configuration::compile(spec.pools.unwrap_or_default(), &[], spec.config_hash)
+                        .refused
+                        .is_empty()
                 }),
                 "DP_MACVTAP_CONF" => Standalone::parse(&text).is_ok(),
                 "tap note" => readers::tap_note(seed).is_some(),

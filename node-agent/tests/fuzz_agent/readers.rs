@@ -152,14 +152,14 @@ pub(super) fn pod_resources(bytes: &[u8]) {
 pub(super) fn node_state(bytes: &[u8]) {
     let Ok(spec) = serde_json::from_slice::<MacvtapNodeStateSpec>(bytes) else { return };
     // The schema refuses a pool without links, and such a pool is not written.
-    if spec.pools.iter().all(|pool| !pool.settings.links.is_empty()) {
+    if spec.pools().iter().all(|pool| !pool.settings.links.is_empty()) {
         // Settings that are all defaults are left out, so what is written is compared.
         let written = serde_json::to_vec(&spec).unwrap();
         let again = serde_json::from_slice::<MacvtapNodeStateSpec>(&written).unwrap();
         assert_eq!(serde_json::to_vec(&again).unwrap(), written);
     }
-    let wanted = spec.pools.len();
-    let configuration = Configuration::compile(spec.pools, &[], spec.config_hash);
+    let wanted = spec.pools().len();
+    let configuration = Configuration::compile(spec.pools.unwrap_or_default(), &[], spec.config_hash);
     assert_eq!(configuration.pools.len() + configuration.refused.len(), wanted);
     assert!(configuration.refused.iter().all(|refused| refused.message.contains(&refused.name)));
     let empty = DeviceTable {

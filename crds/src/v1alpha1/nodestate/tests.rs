@@ -58,3 +58,18 @@ fn a_status_says_what_is_wrong_and_not_what_is_well() {
     let messages: Vec<&str> = brief.conditions.iter().map(|condition| condition.message.as_str()).collect();
     assert_eq!(messages, ["m", ""]);
 }
+
+#[test]
+fn pools_that_share_a_link_are_found_where_the_link_does_not_repeat_them() {
+    let pool = |name: &str, links: &[&str]| json!({"name": name, "generation": 1, "links": links});
+    let link = |name: &str, pools: &[&str]| json!({"name": name, "kind": "Physical", "pools": pools});
+    let full: MacvtapNodeStateStatus = serde_json::from_value(json!({
+        "pools": [pool("a", &["e0", "e1"]), pool("b", &["e1"])],
+        "links": [link("e0", &["a"]), link("e1", &["a", "b"]), link("e2", &[])],
+    }))
+    .unwrap();
+    let brief = full.clone().brief();
+    let pools: Vec<_> = brief.links.iter().map(|link| link.pools.len()).collect();
+    assert_eq!(pools, [1, 0, 0]);
+    assert_eq!(brief.with_pools_of_links(), full);
+}

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 fn spec(hash: &str) -> MacvtapNodeStateSpec {
-    MacvtapNodeStateSpec { config_hash: hash.into(), ..MacvtapNodeStateSpec::default() }
+    MacvtapNodeStateSpec { config_hash: hash.into(), pools: Some(Vec::new()), config: None }
 }
 
 #[tokio::test]
@@ -83,7 +83,11 @@ async fn a_pool_that_cannot_be_served_keeps_its_former_settings_also_over_a_rest
     let (pools, mut configurations) = mpsc::channel(1);
     let mut served = LastServed::default();
     for (hash, pattern) in [("h1", "dp*"), ("h2", "dp[0")] {
-        assert!(cluster.take(Some(state(hash, pattern, "Active")), &mut served, &pools).await);
+        assert!(
+            cluster
+                .take(Found::State(Some(Box::new(state(hash, pattern, "Active")))), &mut served, &pools)
+                .await
+        );
         let next = configurations.recv().await.unwrap();
         let kept: Vec<_> = next.pools.iter().map(|pool| pool.settings.links[0].names.clone()).collect();
         assert_eq!(kept, [Some(vec!["dp*".to_owned()])], "{hash}");

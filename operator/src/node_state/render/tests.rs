@@ -13,7 +13,7 @@ use serde_json::json;
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
 fn names(spec: &MacvtapNodeStateSpec) -> Vec<(&str, PoolPhase)> {
-    spec.pools.iter().map(|pool| (pool.name.as_str(), pool.phase)).collect()
+    spec.pools().iter().map(|pool| (pool.name.as_str(), pool.phase)).collect()
 }
 
 fn rendered(pools: &[MacvtapResourcePool], current: Option<&MacvtapNodeState>) -> MacvtapNodeStateSpec {
@@ -35,7 +35,7 @@ fn with(
 /// The state after the node's agent applied its spec and reports so many devices in use for every pool.
 fn applied(spec: MacvtapNodeStateSpec, allocated: u32) -> MacvtapNodeState {
     let mut state = state("n1", spec, 0);
-    let pools = state.spec.pools.iter();
+    let pools = state.spec.pools().iter();
     let pools =
         pools.map(|p| NodePoolStatus { name: p.name.clone(), allocated, ..Default::default() }).collect();
     let hash = Some(state.spec.config_hash.clone());
@@ -52,7 +52,7 @@ fn a_node_gets_the_pools_that_select_it_in_order_of_precedence() {
     ];
     let spec = with(&Catalog::new(pools.iter()), &labels(&[("zone", "a")]), None, false, true);
     assert_eq!(names(&spec), [("high", PoolPhase::Active), ("low", PoolPhase::Active)]);
-    assert_eq!((spec.pools[0].resource(), spec.pools[0].resource_name.as_deref()), (Some("high"), None));
+    assert_eq!((spec.pools()[0].resource(), spec.pools()[0].resource_name.as_deref()), (Some("high"), None));
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn the_priority_of_a_staged_pool_changes_the_order_on_a_node_when_its_turn_comes
     let catalog = Catalog::new([&first, &staged(100)].into_iter());
     let order = |turn| {
         let spec = with(&catalog, &labels(&[]), Some(&before), false, turn);
-        spec.pools.into_iter().map(|pool| (pool.name, pool.settings.priority)).collect::<Vec<_>>()
+        spec.pools().iter().map(|pool| (pool.name.clone(), pool.settings.priority)).collect::<Vec<_>>()
     };
     assert_eq!(order(false), [("a".to_owned(), 0), ("b".to_owned(), 0)]);
     assert_eq!(order(true), [("b".to_owned(), 100), ("a".to_owned(), 0)]);
@@ -90,7 +90,7 @@ fn an_edit_that_no_node_needs_to_know_changes_nothing() {
     let mut relevant = pool("a", json!({"priority": 3}));
     relevant.metadata.generation = Some(3);
     let spec = rendered(&[relevant], Some(&before));
-    assert_eq!(spec.pools[0].generation, 3);
+    assert_eq!(spec.pools()[0].generation, 3);
     assert_ne!(spec.config_hash, before.spec.config_hash);
 }
 
@@ -118,7 +118,10 @@ fn a_node_that_has_not_answered_yet_drains_until_its_agent_had_the_time_to_answe
         assert_eq!(names(&draining), [("a", PoolPhase::Draining)], "it may have applied the pool just now");
         assert_eq!(names(&rendered(ending, Some(&unanswered(&draining, -9)))), names(&draining));
         let given_up = rendered(ending, Some(&unanswered(&draining, -10)));
-        assert!(given_up.pools.iter().all(|pool| pool.name != "a"), "no agent has answered for ten seconds");
+        assert!(
+            given_up.pools().iter().all(|pool| pool.name != "a"),
+            "no agent has answered for ten seconds"
+        );
         assert_eq!(names(&rendered(ending, Some(&applied(draining.clone(), 1)))), names(&draining));
     }
 }
@@ -147,8 +150,8 @@ fn a_pool_with_the_name_or_the_resource_of_a_draining_one_waits_for_it() {
 fn a_node_has_at_most_as_many_pools_as_the_schema_allows() {
     let pools: Vec<_> = (0..70).map(|i| created(pool(&format!("p{i:02}"), json!({})), i)).collect();
     let spec = rendered(&pools, None);
-    assert_eq!(spec.pools.len(), POOLS_MAX);
-    assert_eq!(spec.pools[POOLS_MAX - 1].name, "p63");
+    assert_eq!(spec.pools().len(), POOLS_MAX);
+    assert_eq!(spec.pools()[POOLS_MAX - 1].name, "p63");
 }
 
 #[test]
@@ -157,14 +160,14 @@ fn a_pool_that_must_make_room_drains_first_and_the_new_one_waits() {
     let full = applied(rendered(&pools, None), 1);
     pools.push(created(pool("new", json!({"priority": 9})), 99));
     let making_room = rendered(&pools, Some(&full));
-    assert_eq!(making_room.pools.len(), POOLS_MAX);
+    assert_eq!(making_room.pools().len(), POOLS_MAX);
     assert_eq!(names(&making_room)[63], ("p63", PoolPhase::Draining));
     assert_eq!(names(&making_room)[62], ("p62", PoolPhase::Active));
     let still = applied(making_room.clone(), 1);
     assert_eq!(rendered(&pools, Some(&still)), making_room);
     let free = applied(making_room, 0);
     let after = rendered(&pools, Some(&free));
-    assert_eq!((names(&after)[0], after.pools.len()), (("new", PoolPhase::Active), POOLS_MAX));
+    assert_eq!((names(&after)[0], after.pools().len()), (("new", PoolPhase::Active), POOLS_MAX));
     assert!(names(&after).iter().all(|(name, _)| *name != "p63"));
     assert_eq!(rendered(&pools, Some(&applied(after.clone(), 1))), after);
 }
@@ -203,7 +206,7 @@ fn a_change_of_a_staged_pool_waits_for_the_nodes_turn() {
     let first = applied(turn(&staged(1500), None, true), 1);
     assert_eq!(turn(&staged(9000), Some(&first), false), first.spec);
     let second = turn(&staged(9000), Some(&first), true);
-    assert_eq!(second.pools[0].settings.macvtap.as_ref().unwrap().mtu, Some(9000));
+    assert_eq!(second.pools()[0].settings.macvtap.as_ref().unwrap().mtu, Some(9000));
     assert_eq!(turn(&staged(9000), Some(&applied(second.clone(), 1)), false), second);
     let gone = [deleted(staged(9000)[0].clone())];
     assert_eq!(
@@ -219,7 +222,7 @@ fn a_silent_node_is_let_go_only_when_the_deleted_pool_says_so() {
     let mut ending = deleted(pool("a", json!({})));
     let left = |pool: &MacvtapResourcePool, silent| {
         let catalog = Catalog::new([pool].into_iter());
-        with(&catalog, &labels(&[]), Some(&active), silent, true).pools.len()
+        with(&catalog, &labels(&[]), Some(&active), silent, true).pools().len()
     };
     assert_eq!(left(&ending, true), 1);
     ending.annotations_mut().insert(macvtap_crds::RELEASE_ANNOTATION.into(), "n0, n1".into());
@@ -271,7 +274,7 @@ proptest! {
             pools[gone] = deleted(pools[gone].clone());
             let second = applied(rendered(&pools, Some(&first)), allocated);
             let third = rendered(&pools, Some(&second));
-            prop_assert_eq!(third.pools.len(), pools.len() - usize::from(allocated == 0));
+            prop_assert_eq!(third.pools().len(), pools.len() - usize::from(allocated == 0));
             pools.reverse();
             prop_assert_eq!(rendered(&pools, Some(&second)), third);
         }
@@ -285,7 +288,7 @@ fn a_node_whose_state_was_deleted_is_told_again_of_what_it_had_whoever_s_turn_it
     let catalog = Catalog::new([deleted(pool("a", json!({}))), staged(9000)].iter());
     let again = with(&catalog, &labels(&[]), Some(&gone), false, false);
     assert_eq!(names(&again), [("b", PoolPhase::Active), ("a", PoolPhase::Draining)]);
-    assert_eq!(again.pools[0].settings.macvtap.as_ref().and_then(|macvtap| macvtap.mtu), Some(1500));
+    assert_eq!(again.pools()[0].settings.macvtap.as_ref().and_then(|macvtap| macvtap.mtu), Some(1500));
     // As long as the agent has not answered the new state, it holds what it held.
     let mut made = known(&state("n1", again, 0));
     let draining = Arc::clone(&made.pools[1]);
