@@ -52,6 +52,11 @@ pub struct Serve {
     /// Label selector of the agents' pods.
     #[arg(long, default_value = "app.kubernetes.io/name=macvtap-node-agent")]
     pub agent_selector: String,
+
+    /// How many nodes must have the same pools for these to be written once, as a MacvtapNodeConfig that the nodes' states
+    /// name. 0: never.
+    #[arg(long, env = "MACVTAP_OPERATOR_SHARE_CONFIGS_FROM", value_name = "NODES", default_value_t = 100)]
+    pub share_configs_from: usize,
 }
 
 /// What to do instead of serving.

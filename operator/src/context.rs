@@ -10,6 +10,7 @@ use crate::network::links;
 use crate::network::plan::is_ours;
 use crate::network::reports::Reports;
 use crate::node::{NodeView, SILENCE};
+use crate::node_config::Configs;
 use crate::pace::Pace;
 use crate::pool::published::Published;
 use crate::queue::Queue;
@@ -89,6 +90,8 @@ pub struct Context {
     pub nodes: Store<Node>,
     /// All node states.
     pub states: States,
+    /// Configurations that node states name.
+    pub configs: Configs,
     /// All agents.
     pub agents: Agents,
     /// Nodes that are not Ready.
@@ -151,6 +154,7 @@ impl Context {
     pub fn forget_own(&self) {
         self.change_grants(|grants| *grants = Grants::default());
         self.states.forget_own(clock::now());
+        self.configs.forget_existing();
         self.published.forget_all();
         self.reports.forget_all();
     }
@@ -178,12 +182,13 @@ impl Context {
     }
 
     /// Takes it that every node whose agent has not answered, as far as the operator knows, holds what it may have been sent
-    /// before the operator led: its state may have been deleted, or its status removed, meanwhile.
+    /// before the operator led: its state may have been deleted, or its status or its configuration removed, meanwhile.
     pub fn assume_past(&self) {
         let (catalog, now) = (self.catalog(), clock::now());
         for node in self.nodes.state() {
             let name = node.name_any();
-            if !self.agents.is_without(&name) {
+            let is_unknown = || self.states.get(&name).is_some_and(|state| state.spec_unknown);
+            if !self.agents.is_without(&name) || is_unknown() {
                 self.states.assume(&name, || catalog.assumed(node.labels()), now);
             }
         }

@@ -19,6 +19,8 @@ pub enum Form {
     Full,
     /// Without what equals its default.
     Brief,
+    /// As the name of a configuration that many nodes have in common, which has the entries in brief.
+    Shared,
 }
 
 /// One pool of a node's spec.

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod migrate;
 pub mod network;
 pub mod node;
+pub mod node_config;
 pub mod node_state;
 pub mod overwrite;
 pub mod pace;

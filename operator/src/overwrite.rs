@@ -1,7 +1,7 @@
 //! Writes of what is the operator's in an object, also where the object is not as its schema has it.
 
 use crate::states::version;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams, ValidationDirective};
 use kube::{Error, Resource};
 use macvtap_crds::OPERATOR_FIELD_MANAGER;
 use serde::Serialize;
@@ -28,8 +28,33 @@ pub async fn apply<K>(api: &Api<K>, name: &str, part: Part, body: &Value) -> Res
 where
     K: Resource + Clone + DeserializeOwned + Debug,
 {
+    replace(api, name, part, body, None).await
+}
+
+/// The same, refused where the schema lacks a field of it.
+pub async fn apply_strictly<K>(api: &Api<K>, name: &str, part: Part, body: &Value) -> Result<u64, Error>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    replace(api, name, part, body, Some(ValidationDirective::Strict)).await
+}
+
+async fn replace<K>(
+    api: &Api<K>,
+    name: &str,
+    part: Part,
+    body: &Value,
+    field_validation: Option<ValidationDirective>,
+) -> Result<u64, Error>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
     let operations = serde_json::from_value(replacement(part, body)).map_err(Error::SerdeError)?;
-    let params = PatchParams { field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()), ..Default::default() };
+    let params = PatchParams {
+        field_manager: Some(OPERATOR_FIELD_MANAGER.to_owned()),
+        field_validation,
+        ..Default::default()
+    };
     let patch = Patch::<&Value>::Json(operations);
     match part {
         // What is there then comes by the watch.

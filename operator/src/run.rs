@@ -11,6 +11,7 @@ use crate::leader::Elector;
 use crate::leader::term::Term;
 use crate::metrics::Metrics;
 use crate::network::reports::Reports;
+use crate::node_config::Configs;
 use crate::pace::Pace;
 use crate::pool::published::Published;
 use crate::queue::Lane;
@@ -73,9 +74,8 @@ pub async fn run(args: Serve, shutdown: CancellationToken) -> anyhow::Result<()>
         Elector::new(client.clone(), &namespace, &args.lease, identity(&args), Arc::clone(&term));
 
     let mut tasks: JoinSet<anyhow::Result<&str>> = JoinSet::new();
-    let agents = args.agent_namespace.as_deref().unwrap_or(&namespace);
     let refresh = Refresh::new(BRIEFLY);
-    let context = follow(client, metrics, &refresh, agents, &args.agent_selector, &shutdown, &mut tasks);
+    let context = follow(client, metrics, &refresh, &args, &namespace, &shutdown, &mut tasks);
     let (filled_sender, filled) = watch::channel(false);
     let health = Probes { filled, beat, term };
     let admin = admin::serve(listener, health, Arc::clone(&context), shutdown.clone());
@@ -147,8 +147,8 @@ fn follow(
     client: Client,
     metrics: Arc<Metrics>,
     refresh: &Refresh,
-    agent_namespace: &str,
-    agent_selector: &str,
+    args: &Serve,
+    namespace: &str,
     shutdown: &CancellationToken,
     tasks: &mut JoinSet<anyhow::Result<&'static str>>,
 ) -> Arc<Context> {
@@ -156,7 +156,8 @@ fn follow(
     let pools = watches::pools(&client, refresh);
     let nodes = watches::nodes(&client, refresh);
     let states = watches::states(&client, refresh);
-    let agents = watches::agents(&client, refresh, agent_namespace, agent_selector);
+    let agents_in = args.agent_namespace.as_deref().unwrap_or(namespace);
+    let agents = watches::agents(&client, refresh, agents_in, &args.agent_selector);
     let namespaces = watches::namespaces(&client, refresh);
     let networks = watches::networks(&client, refresh);
     let context = Arc::new(Context {
@@ -167,6 +168,7 @@ fn follow(
         pools: pools.store,
         nodes: nodes.store,
         states: States::default(),
+        configs: Configs::new(args.share_configs_from),
         agents: Agents::default(),
         nodes_not_ready: trouble::UnreadyNodes::default(),
         namespaces: namespaces.store,
@@ -287,6 +289,10 @@ fn start(context: &Arc<Context>, shutdown: &CancellationToken, workers: &mut Joi
     spawn::<NodeStates>(workers, Lane::Urgent, URGENT_NODES_AT_ONCE, context, shutdown);
     spawn::<Pools>(workers, Lane::Later, POOLS_AT_ONCE, context, shutdown);
     spawn::<Networks>(workers, Lane::Later, NETWORKS_AT_ONCE, context, shutdown);
+    let (context, shutdown) = (Arc::clone(context), shutdown.clone());
+    workers.spawn(async move {
+        context.configs.keep(&context.client, &context.states, &shutdown).await;
+    });
 }
 
 fn spawn<C: Controller>(

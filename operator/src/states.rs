@@ -3,25 +3,30 @@
 //! A node state may have been written by an older or a newer release, or by hand. What cannot be read of it is left
 //! out and said, and never stops the watch.
 
+mod census;
+mod content;
 mod interner;
 mod known;
 mod own;
 mod raw;
 mod spec;
+mod wire;
 
+pub use content::Content;
 pub use interner::Interner;
 pub use known::{KnownPool, KnownState, KnownStatus, Verdict, version};
 pub use own::LOST_MAX;
-pub use raw::RawState;
+pub use raw::{RawState, Shared};
 pub use spec::Spec;
 
 use crate::clock;
 use crate::entry::Entry;
+use census::Census;
 use jiff::Timestamp;
 use known::is_remembered;
 use kube::runtime::watcher::Event;
 use own::{Gone, Own};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -41,6 +46,7 @@ pub struct States {
 #[derive(Debug, Default)]
 struct Inner {
     known: HashMap<String, Arc<KnownState>>,
+    census: Census,
     /// Those that are missing because they were deleted, and when.
     deleted: HashMap<String, (Arc<KnownState>, Timestamp)>,
     own: Own,
@@ -91,6 +97,9 @@ impl States {
     pub fn assume(&self, name: &str, pools: impl FnOnce() -> Vec<Arc<Entry>>, now: Timestamp) {
         let mut inner = self.write();
         if let Some(state) = inner.known.get_mut(name) {
+            if state.spec_unknown {
+                Arc::make_mut(state).assume(&pools());
+            }
             assume_answered(state, now);
         } else if inner.deleted(name, now).is_none() {
             let (name, pools) = (name.to_owned(), pools());
@@ -152,6 +161,25 @@ impl States {
     /// The nodes to which a spec that has the pool with this UID may be on its way.
     pub fn may_hold(&self, uid: &str, now: Timestamp) -> Vec<String> {
         self.read().own.may_hold(uid, now).map(str::to_owned).collect()
+    }
+
+    /// How many nodes have the pools of the spec with this hash.
+    pub fn nodes_with(&self, config_hash: &str) -> usize {
+        self.read().census.nodes_with(config_hash)
+    }
+
+    /// The configurations that a state names, or may name once what is on its way has arrived.
+    pub fn configs(&self, now: Timestamp) -> HashSet<String> {
+        let inner = self.read();
+        let known = inner.known.values().filter_map(|state| state.config.as_deref());
+        known.chain(inner.own.configs(now)).map(str::to_owned).collect()
+    }
+
+    /// The pools of the configuration of this name, if they are known of a state that names it.
+    pub fn of_config(&self, name: &str) -> Option<Vec<Arc<Entry>>> {
+        let inner = self.read();
+        let has = |state: &&Arc<KnownState>| state.config.as_deref() == Some(name) && !state.spec_unknown;
+        inner.known.values().find(has).map(|state| state.pools.clone())
     }
 
     /// How far the watch is behind the API server, as far as own writes show.
@@ -232,6 +260,7 @@ impl Inner {
                     }
                 }
                 self.deleted.retain(|name, _| !self.known.contains_key(name));
+                self.census = self.known.values().map(Arc::as_ref).collect();
                 self.shared.sweep();
                 (Event::InitDone, None)
             }
@@ -243,7 +272,9 @@ impl Inner {
             Event::Delete(raw) => {
                 let state = Arc::new(KnownState::read(&raw, &mut self.shared));
                 if !self.own.survives(&state.name, Gone::Deleted(state.version)) {
-                    let mut known = self.known.remove(&state.name).unwrap_or_else(|| Arc::clone(&state));
+                    let known = self.known.remove(&state.name);
+                    self.census.change(known.as_deref(), None);
+                    let mut known = known.unwrap_or_else(|| Arc::clone(&state));
                     if !known.answered() && state.answered() {
                         // No event showed the answer before.
                         Arc::make_mut(&mut known).status.clone_from(&state.status);
@@ -259,7 +290,8 @@ impl Inner {
 
     fn insert(&mut self, state: &Arc<KnownState>) {
         self.deleted.remove(&state.name);
-        self.known.insert(state.name.clone(), Arc::clone(state));
+        let before = self.known.insert(state.name.clone(), Arc::clone(state));
+        self.census.change(before.as_deref(), Some(state));
     }
 
     fn remember(&mut self, mut state: Arc<KnownState>, now: Timestamp) {
@@ -288,6 +320,9 @@ impl Inner {
         let mut state = KnownState::read(raw, &mut self.shared);
         let lag = self.own.seen(&mut state, now);
         let shown = !self.own.is_ahead(&state.name);
+        if let Some(before) = self.known.get(&state.name) {
+            state.recall(before);
+        }
         state.answer_missing_since = self.answer_missing_since(&state, now);
         let (before, now) = (self.known.get(&state.name).map(Arc::as_ref), shown.then_some(now));
         state.wait_since(before, now);

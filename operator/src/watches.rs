@@ -4,6 +4,7 @@
 //! A standby follows everything too, so that it can lead at once; its queues are closed.
 
 mod filter;
+mod shared;
 
 use crate::agents;
 use crate::clock;
@@ -213,6 +214,7 @@ pub async fn follow_states(mut events: Events<RawState>, context: Arc<Context>) 
             Event::Apply(state) => context.states.get(&state.name_any()),
             Event::Init | Event::InitApply(_) | Event::InitDone | Event::Delete(_) => None,
         };
+        let event = shared::resolve(&context, event).await;
         let now = clock::now();
         let taken = context.states.take(event, now);
         if let Some(lag) = taken.lag {

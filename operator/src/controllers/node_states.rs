@@ -4,14 +4,14 @@ use crate::catalog::Catalog;
 use crate::clock;
 use crate::context::{Context, pool_reference};
 use crate::controller::{Again, Controller, ReconcileError};
-use crate::entry::{Entry, config_hash};
+use crate::entry::{Entry, Form, config_hash};
 use crate::node::silent;
 use crate::node_state::{apply, render};
 use crate::queue::{Key, Lane, Queue};
 use crate::refusal;
 use crate::relevance::Change;
 use crate::rollout::Grants;
-use crate::states::{KnownState, Spec};
+use crate::states::{Content, KnownState, Spec};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::runtime::events::{Event, EventType};
@@ -116,6 +116,7 @@ impl Controller for NodeStates {
             pools: entries,
             // A spec that the agent can read stays as it is, full or brief, until something else changes.
             form: before.map(KnownState::reads).unwrap_or_default(),
+            config: None,
         };
         match current.filter(|current| current.is_as(&spec)) {
             None => vec![NodeAction::Write(spec)],
@@ -133,16 +134,24 @@ impl Controller for NodeStates {
         snapshot: &NodeSnapshot,
         context: &Context,
     ) -> Result<Again, ReconcileError> {
-        let spec = match action {
+        let mut spec = match action {
             NodeAction::Write(spec) => spec,
             NodeAction::Recheck(wait) => return Ok(Some(wait.max(RECHECK_MIN))),
         };
         let (name, before) = (snapshot.node.name_any(), snapshot.current.as_deref());
+        let common = common(&spec, before, context);
+        spec.share(common.as_deref());
         context.states.send(&name, spec.clone());
         // A pool that is being deleted waits for specs on their way, but only for those that it can see.
         if !Arc::ptr_eq(&snapshot.catalog, &context.catalog()) {
             context.states.withdraw(&name);
             return Ok(Some(Duration::ZERO));
+        }
+        if let Some(common) = common
+            && !context.configs.ensure(&context.client, &common).await
+        {
+            spec.share(None);
+            context.states.send(&name, spec.clone());
         }
         let version = match apply::apply(&context.client, &name, &spec, before.is_some()).await {
             Ok(version) => version,
@@ -168,6 +177,13 @@ impl Controller for NodeStates {
         }
         Ok(None)
     }
+}
+
+/// The content of the configuration that a spec should name: its agent is known to read that, and many nodes have the same.
+fn common(spec: &Spec, before: Option<&KnownState>, context: &Context) -> Option<Arc<Content>> {
+    let nodes = context.states.nodes_with(&spec.config_hash) + 1;
+    let is_shared = spec.form == Form::Shared && before.is_some() && !spec.pools.is_empty();
+    if is_shared && context.configs.is_worth(nodes) { context.configs.content_of(&spec.pools) } else { None }
 }
 
 /// Publishes an event for each pool whose devices on an unreachable node were not waited for.
@@ -202,7 +218,6 @@ async fn announce_released(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Form;
     use crate::testing::{deleted, known, labels, node, pool, spec, state};
     use macvtap_crds::v1alpha1::MacvtapResourcePool;
     use serde_json::json;

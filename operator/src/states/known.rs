@@ -1,18 +1,12 @@
-//! Pure: a node state as it was sent to what the operator needs of it.
+//! Pure: what the operator needs of a node state.
 
-use super::interner::Interner;
-use super::raw::RawState;
+use super::content::hash_of;
 use super::spec::Spec;
 use crate::entry::{Entry, Form};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Node;
 use kube::api::ObjectMeta;
-use kube::{Resource, ResourceExt};
 use macvtap_crds::v1alpha1::nodestate::PoolPhase;
 use macvtap_crds::v1alpha1::reason::NodePoolReason;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::Value;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +49,8 @@ pub struct KnownState {
     pub pools: Vec<Arc<Entry>>,
     /// In which form they are written: brief if any is.
     pub form: Form,
+    /// `spec.config`: the configuration that has the pools, if the state has not.
+    pub config: Option<String>,
     /// `status`, once there is one.
     pub status: Option<KnownStatus>,
     /// Since when an answer that the operator knew has been missing, by the operator's own clock: the status was removed, or
@@ -64,6 +60,8 @@ pub struct KnownState {
     pub unreadable: Option<String>,
     /// Whether that is in spec.
     pub spec_unreadable: bool,
+    /// Whether nobody knows what the pools of its configuration are: `pools` has those that its node may have been sent.
+    pub spec_unknown: bool,
     /// Whether that is in status: devices in use may be among it.
     pub status_unreadable: bool,
 }
@@ -119,91 +117,43 @@ pub struct Verdict {
     pub message: Arc<str>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WirePool {
-    name: String,
-    #[serde(default)]
-    generation: i64,
-    #[serde(default)]
-    capacity: u32,
-    #[serde(default)]
-    allocatable: u32,
-    #[serde(default)]
-    allocated: u32,
-    #[serde(default)]
-    dead: u32,
-    #[serde(default)]
-    links: Vec<IgnoredAny>,
-    #[serde(default)]
-    unhealthy_links: Vec<IgnoredAny>,
-    #[serde(default)]
-    contested_links: Vec<IgnoredAny>,
-    #[serde(default)]
-    resources: Vec<String>,
-    #[serde(default)]
-    conditions: Vec<WireCondition>,
-}
-
-#[derive(Deserialize)]
-struct WireCondition {
-    #[serde(rename = "type")]
-    kind: String,
-    status: String,
-    #[serde(default)]
-    reason: String,
-    #[serde(default)]
-    message: String,
-}
-
 impl KnownState {
-    /// Reads what can be read.
-    pub fn read(raw: &RawState, shared: &mut Interner) -> Self {
-        let mut spec_trouble = Vec::new();
-        let mut status_trouble = Vec::new();
-        let entries = array(&raw.spec, "pools").iter().filter_map(|json| {
-            let entry = shared.entry(json).inspect_err(|error| spec_trouble.push(place(json, "spec", error)));
-            entry.ok().map(|entry| (entry.form_of(json), entry))
-        });
-        let (forms, pools): (Vec<Form>, Vec<Arc<Entry>>) = entries.unzip();
-        let status = raw.status.is_object().then(|| {
-            let pools = array(&raw.status, "pools").iter().filter_map(|json| {
-                let read = WirePool::deserialize(json).map(|wire| KnownPool::new(&wire, shared));
-                read.inspect_err(|error| status_trouble.push(place(json, "status", error))).ok()
-            });
-            KnownStatus {
-                pools: pools.collect(),
-                observed_hash: text(&raw.status, "observedHash"),
-                reads: reads(&raw.status),
-            }
-        });
-        let (spec_unreadable, status_unreadable) = (!spec_trouble.is_empty(), !status_trouble.is_empty());
-        spec_trouble.append(&mut status_trouble);
-        Self {
-            answer_missing_since: None,
-            name: raw.name_any(),
-            owner: owner(raw),
-            version: version(&raw.metadata),
-            unanswered_since: None,
-            drains_shown_since: None,
-            config_hash: text(&raw.spec, "configHash").unwrap_or_default(),
-            pools,
-            form: forms.into_iter().max().unwrap_or_default(),
-            status,
-            unreadable: (!spec_trouble.is_empty()).then(|| spec_trouble.join("; ")),
-            spec_unreadable,
-            status_unreadable,
-        }
-    }
-
     /// Puts a spec of the operator's in the place of the one that is known.
     pub(super) fn write(&mut self, spec: &Spec) {
         self.owner.clone_from(&spec.owner);
         self.config_hash.clone_from(&spec.config_hash);
         self.pools.clone_from(&spec.pools);
         self.form = spec.form;
+        self.config.clone_from(&spec.config);
+        self.spec_is_known();
+    }
+
+    /// Notes that all pools of its spec are known.
+    fn spec_is_known(&mut self) {
+        self.spec_unknown = false;
         if std::mem::take(&mut self.spec_unreadable) && !self.status_unreadable {
             self.unreadable = None;
+        }
+    }
+
+    /// Takes pools that cannot be read from what was known of the state before: they are the same if it named the same
+    /// configuration then; else its node may still have any of those. What it was assumed to have goes first.
+    pub(super) fn recall(&mut self, before: &Self) {
+        let is_same = self.config.is_some() && before.config == self.config && !before.spec_unknown;
+        if self.spec_unknown && is_same {
+            self.pools.clone_from(&before.pools);
+            self.spec_is_known();
+        } else if self.spec_unknown {
+            self.assume(&before.pools);
+        }
+    }
+
+    /// Adds pools that its node may have.
+    pub(super) fn assume(&mut self, pools: &[Arc<Entry>]) {
+        for entry in pools {
+            if self.entry(&entry.uid).is_none() {
+                self.pools.push(Arc::clone(entry));
+            }
         }
     }
 
@@ -223,6 +173,7 @@ impl KnownState {
             before.entry(&entry.uid).is_some_and(|before| before.phase == PoolPhase::Draining)
         };
         let earlier = before.filter(|before| self.drains().all(|entry| drained_before(entry, before)));
+        let now = now.filter(|_| !self.spec_unknown);
         self.drains_shown_since = earlier.and_then(|before| before.drains_shown_since).or(now);
     }
 
@@ -242,10 +193,12 @@ impl KnownState {
         Some(unanswered.max(remembered.unwrap_or_default()))
     }
 
-    /// Whether the agent has applied the spec as it is.
+    /// Whether the agent has applied the spec as it is. One that does not know configurations sees no pools in a state that
+    /// names one, and its answer is about those.
     pub fn applied(&self) -> bool {
         let observed = self.status.as_ref().and_then(|status| status.observed_hash.as_deref());
-        observed == Some(self.config_hash.as_str())
+        let can_read = self.form < Form::Shared || self.reads() == Form::Shared;
+        observed == Some(self.config_hash.as_str()) && can_read && !self.spec_unknown
     }
 
     /// Whether the agent has applied an entry as its spec has it: all of the spec, or at least this generation of the
@@ -294,13 +247,14 @@ impl KnownState {
         self.status.as_ref().map(|status| status.reads).unwrap_or_default()
     }
 
-    /// Whether the state says this already, in a form that its agent can read.
+    /// Whether the state says this already, in a form that its agent can read. `spec` is as if it had its pools itself.
     pub fn is_as(&self, spec: &Spec) -> bool {
+        let hash = self.config.as_deref().map_or(spec.config_hash.as_str(), hash_of);
         self.pools == spec.pools
             && !self.spec_unreadable
             && self.form <= spec.form
             && self.owner == spec.owner
-            && self.config_hash == spec.config_hash
+            && self.config_hash == hash
     }
 
     /// What the agent says of a pool.
@@ -317,70 +271,6 @@ impl KnownState {
     pub fn entry(&self, uid: &str) -> Option<&Arc<Entry>> {
         self.pools.iter().find(|entry| entry.uid == uid)
     }
-}
-
-impl KnownPool {
-    fn new(wire: &WirePool, shared: &mut Interner) -> Self {
-        let mut verdict = |kind: &str| {
-            let condition = wire.conditions.iter().find(|condition| condition.kind == kind)?;
-            Some(Verdict {
-                holds: condition.status == "True",
-                reason: shared.text(&condition.reason),
-                message: shared.text(&condition.message),
-            })
-        };
-        let (ready, degraded) = (verdict("Ready"), verdict("Degraded"));
-        let count = |list: &[IgnoredAny]| u32::try_from(list.len()).unwrap_or(u32::MAX);
-        Self {
-            name: shared.text(&wire.name),
-            generation: wire.generation,
-            capacity: wire.capacity,
-            allocatable: wire.allocatable,
-            allocated: wire.allocated,
-            dead: wire.dead,
-            links: count(&wire.links),
-            unhealthy: count(&wire.unhealthy_links),
-            contested: count(&wire.contested_links),
-            resources: wire.resources.iter().map(|resource| shared.text(resource)).collect(),
-            ready,
-            degraded,
-        }
-    }
-}
-
-fn array<'v>(value: &'v Value, key: &str) -> &'v [Value] {
-    value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
-}
-
-fn text(value: &Value, key: &str) -> Option<String> {
-    value.get(key).and_then(Value::as_str).map(str::to_owned)
-}
-
-/// The briefest form that an agent with this status reads. Agents of release 0.1.0 say so by their version, and report no
-/// `observedGeneration`; later ones do not report it either while they serve what they have on disk.
-fn reads(status: &Value) -> Form {
-    let release = text(status, "agentVersion").and_then(|version| {
-        let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
-        Some((numbers.next()??, numbers.next()??))
-    });
-    let is_later = release.is_some_and(|release| release > (0, 1));
-    let is_known = is_later || status.get("observedGeneration").is_some_and(Value::is_i64);
-    if is_known { Form::Brief } else { Form::Full }
-}
-
-fn place(json: &Value, part: &str, error: &serde_json::Error) -> String {
-    let name = json.get("name").and_then(Value::as_str).unwrap_or("without name");
-    format!("{part}.pools[{name}]: {error}")
-}
-
-fn owner(raw: &RawState) -> Option<String> {
-    let owned = raw.owner_references().iter().find(|owner| {
-        owner.kind == Node::kind(&())
-            && owner.api_version == Node::api_version(&())
-            && owner.name == raw.name_any()
-            && owner.block_owner_deletion.is_none()
-    });
-    owned.map(|owner| owner.uid.clone())
 }
 
 /// The version of an object; 0 if it is not a number.

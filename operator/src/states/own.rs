@@ -157,6 +157,14 @@ impl Own {
         self.writes.iter().filter(move |(_, writes)| holds(writes)).map(|(name, _)| name.as_str())
     }
 
+    /// The configurations that writes name whose effect no state may show yet.
+    pub(super) fn configs(&self, now: Timestamp) -> impl Iterator<Item = &str> {
+        self.writes
+            .values()
+            .flat_map(move |writes| writes.specs(now))
+            .filter_map(|spec| spec.config.as_deref())
+    }
+
     /// How far the watch is behind the API server, as far as own writes show.
     pub(super) fn lag(&self, now: Timestamp) -> Duration {
         let unseen = self.writes.values().filter_map(|writes| match writes.stored.as_ref()?.phase {
@@ -205,6 +213,14 @@ impl Own {
 }
 
 impl Writes {
+    /// What the API server has stored of them, or may still store.
+    fn specs(&self, now: Timestamp) -> impl Iterator<Item = &Spec> {
+        let stored = self.stored.iter().map(|stored| &stored.spec);
+        let sent = self.sent.iter().map(|sent| &sent.spec);
+        let lost = self.lost.iter().filter(move |lost| lost.may_arrive(now)).map(|lost| &lost.spec);
+        stored.chain(sent).chain(lost)
+    }
+
     /// Makes the write that waits for an answer one that is lost.
     fn lose(&mut self, now: Timestamp) {
         self.lost.retain(|lost| lost.may_arrive(now));

@@ -1,12 +1,15 @@
 //! A node state as the API server sends it, without the longest part of its metadata: which fields each manager has is a third
 //! of a node state, and as a tree of values it takes more memory and time than all the rest.
 
+use super::content::Content;
+use crate::entry::Entry;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use macvtap_crds::v1alpha1::MacvtapNodeState;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use std::sync::Arc;
 
 /// A node state as it comes over the wire.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, Resource)]
@@ -21,6 +24,34 @@ pub struct RawState {
     /// What the agent wrote, most likely.
     #[serde(default)]
     pub status: Value,
+    /// The pools that it has in common with other states.
+    #[serde(skip)]
+    pub shared: Shared,
+}
+
+/// The pools that a node state has in common with other states.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Shared {
+    /// The state has its pools itself.
+    #[default]
+    Not,
+    /// Those of the configuration that it names.
+    Known(Arc<Content>),
+    /// The configuration that it names cannot be read.
+    Unknown {
+        /// Why.
+        why: String,
+        /// What its node may have been sent.
+        assumed: Vec<Arc<Entry>>,
+    },
+}
+
+impl RawState {
+    /// The configuration that has its pools. Who writes pools beside the name of one does not know what that is for.
+    pub fn config(&self) -> Option<&str> {
+        let has_pools = self.spec.get("pools").is_some();
+        self.spec.get("config").and_then(Value::as_str).filter(|_| !has_pools)
+    }
 }
 
 #[derive(Deserialize)]

@@ -1,7 +1,7 @@
 //! What is known of node states.
 
 use super::*;
-use crate::entry::entry_of;
+use crate::entry::{config_hash, entry_of};
 use crate::testing::{pool, raw, spec};
 use macvtap_crds::v1alpha1::MacvtapNodeState;
 use serde_json::Value;
@@ -181,4 +181,69 @@ fn a_drain_is_shown_since_the_watch_has_it_and_other_changes_do_not_put_that_off
     assert_eq!((given_up_in(208), given_up_in(300)), (Some(10), Some(0)));
     states.take(Event::Delete(versioned(5, None)), at(209));
     assert_eq!(given_up_in(300), None, "the node can receive it from another state only");
+}
+
+/// A state that names a configuration, which has these pools or cannot be read.
+fn naming(config: &str, version: u64, pools: Result<&[Arc<Entry>], &[Arc<Entry>]>) -> RawState {
+    let mut raw = versioned(version, Some("old"));
+    raw.spec = serde_json::json!({"configHash": "old", "config": config});
+    raw.status["observedGeneration"] = 1.into();
+    raw.shared = match pools {
+        Ok(pools) => {
+            let content = Content { name: config.to_owned(), pools: Value::Null, entries: pools.to_vec() };
+            Shared::Known(Arc::new(content))
+        }
+        Err(assumed) => Shared::Unknown { why: "it is away".to_owned(), assumed: assumed.to_vec() },
+    };
+    raw
+}
+
+#[test]
+fn what_a_missing_configuration_had_is_taken_from_memory_and_else_from_all_that_it_may_have_had() {
+    let entry = |name: &str| Arc::new(entry_of(&pool(name, serde_json::json!({}))));
+    let [a, b] = [entry("a"), entry("b").draining()];
+    let names =
+        |state: &KnownState| -> Vec<String> { state.pools.iter().map(|pool| pool.name.clone()).collect() };
+    let states = States::default();
+    states.take(Event::Apply(naming("c1", 1, Ok(std::slice::from_ref(&a)))), at(0));
+    states.take(Event::Apply(naming("c1", 2, Err(&[Arc::clone(&b)]))), at(1));
+    let known = states.get("n1").unwrap();
+    assert!(known.applied() && known.unreadable.is_none(), "nothing has changed");
+    assert_eq!((names(&known), states.nodes_with(&config_hash(&[a]))), (vec!["a".to_owned()], 1));
+
+    states.take(Event::Apply(naming("c2", 3, Err(&[Arc::clone(&b)]))), at(2));
+    let known = states.get("n1").unwrap();
+    assert_eq!(names(&known), ["b", "a"]);
+    assert!(known.spec_unknown && known.spec_unreadable && !known.applied());
+    assert_eq!(known.drains_shown_since, None, "nobody has sent that drain");
+    let spec = Spec { config_hash: "new".to_owned(), pools: known.pools.clone(), ..Spec::default() };
+    assert!(!known.is_as(&spec));
+    states.send("n1", spec.clone());
+    let written = states.stored("n1", &spec, 4, at(3));
+    assert!(!written.spec_unknown && written.unreadable.is_none() && written.config.is_none());
+    assert!(states.configs(at(3)).is_empty());
+}
+
+#[test]
+fn a_state_whose_configuration_is_missing_when_the_operator_starts_may_have_all_pools() {
+    let states = States::default();
+    for event in [Event::Init, Event::InitApply(naming("c1", 1, Err(&[]))), Event::InitDone] {
+        states.take(event, at(0));
+    }
+    let drain = Arc::new(entry_of(&pool("dp", serde_json::json!({})))).draining();
+    states.assume("n1", || vec![Arc::clone(&drain)], at(1));
+    let known = states.get("n1").unwrap();
+    assert!(known.entry("uid-dp").is_some() && !known.applied());
+    assert_eq!(known.drains_given_up_in(at(900)), None);
+}
+
+#[test]
+fn the_answer_of_an_agent_that_does_not_know_configurations_is_about_no_pools() {
+    let states = States::default();
+    let mut raw = naming("c1", 1, Ok(&[]));
+    states.take(Event::Apply(raw.clone()), at(0));
+    assert!(states.get("n1").unwrap().applied());
+    raw.status = serde_json::json!({"observedHash": "old", "agentVersion": "0.1.0"});
+    states.take(Event::Apply(raw), at(1));
+    assert!(!states.get("n1").unwrap().applied());
 }

@@ -82,6 +82,12 @@ pub(crate) enum Event {
     LookAtPool(u8),
     /// Another operator leads.
     Leader,
+    /// Somebody deletes what node states name: all of it, or what this node names.
+    ConfigGone(Option<u8>),
+    /// So many further reads of what node states name fail.
+    ConfigFaults(u8),
+    /// The operator compares what node states name with these, so many minutes later.
+    Sweep(u8),
     /// The operator ends after so many writes, at the next one.
     Ends {
         writes: usize,
@@ -152,6 +158,9 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
         4 => name().prop_map(Event::LookAtNetworks),
         8 => name().prop_map(Event::LookAtPool),
         1 => Just(Event::Leader),
+        2 => proptest::option::of(name()).prop_map(Event::ConfigGone),
+        1 => (1u8..10).prop_map(Event::ConfigFaults),
+        2 => (0u8..25).prop_map(Event::Sweep),
         2 => (0usize..4, prop_oneof![Just(End::Before), Just(End::After)])
             .prop_map(|(writes, end)| Event::Ends { writes, end }),
     ]
@@ -226,6 +235,8 @@ impl Cluster {
             }
             Event::ForeignNetwork { space, pool } => server.foreign(&network_key(space, pool)),
             Event::Ends { writes, end } => server.ends = Some((writes, end)),
+            Event::ConfigGone(node) => server.remove_configs(node),
+            Event::ConfigFaults(reads) => server.config_faults = reads,
             Event::Agent { node, away: true } => drop(server.down.insert(node_name(node))),
             Event::Agent { node, away: false } => drop(server.down.remove(&node_name(node))),
             _ => {
@@ -250,6 +261,7 @@ impl Cluster {
             Event::LookAtNetworks(name) => self.look_at_networks(&pool_name(name)),
             Event::LookAtPool(name) => self.look_at_pool(&pool_name(name)),
             Event::Leader => self.change_leader(),
+            Event::Sweep(minutes) => self.sweep(minutes),
             _ => {}
         }
         self.is_restarted();
@@ -257,6 +269,13 @@ impl Cluster {
 }
 
 impl World {
+    /// Deletes what node states name: all of it, or what this node names.
+    fn remove_configs(&mut self, node: Option<u8>) {
+        let named = node.map(|node| self.states.get(&node_name(node)).and_then(|state| state.config()));
+        let named = named.map(|name| name.unwrap_or_default().to_owned());
+        self.configs.retain(|name, _| named.as_ref().is_some_and(|named| named != name));
+    }
+
     /// Makes or relabels a node.
     fn node(&mut self, name: &str, place: u8) {
         let second = self.second;

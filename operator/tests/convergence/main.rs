@@ -12,6 +12,7 @@ mod judge;
 mod operator;
 mod rollouts;
 mod server;
+mod shared;
 mod world;
 
 use event::{Event, STAGED, Wish, event};

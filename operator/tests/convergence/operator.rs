@@ -22,6 +22,7 @@ use macvtap_operator::controller::reconcile;
 use macvtap_operator::controllers::{Networks, NodeStates, Pools};
 use macvtap_operator::network::kind::NetworkAttachmentDefinition;
 use macvtap_operator::network::reports::Reports;
+use macvtap_operator::node_config::Configs;
 use macvtap_operator::pace::Pace;
 use macvtap_operator::pool::published::Published;
 use macvtap_operator::states::{KnownState, RawState, States};
@@ -30,6 +31,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 use tokio::runtime::{self, Runtime};
 use tokio::sync::watch;
 
@@ -85,6 +87,7 @@ impl Operator {
             pools: pool_store,
             nodes: node_store,
             states: States::default(),
+            configs: Configs::new(2).impatient(),
             agents: Agents::default(),
             nodes_not_ready: trouble::UnreadyNodes::default(),
             namespaces: namespace_store,
@@ -166,6 +169,13 @@ impl Operator {
                 runtime.block_on(watches::follow_networks(stream::iter(events).boxed(), context(), kind));
             }
         }
+    }
+
+    pub(crate) fn sweep(&self, minutes: u8) {
+        let Context { configs, client, states, .. } = &*self.context;
+        let later = clock::now() + Duration::from_secs(60 * u64::from(minutes));
+        // One that fails is followed by another.
+        let _ = self.runtime.block_on(configs.sweep(client, states, later));
     }
 
     pub(crate) fn state(&self, node: &str) -> Option<Arc<KnownState>> {

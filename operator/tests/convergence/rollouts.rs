@@ -20,7 +20,8 @@ fn nodes(numbers: &[u8]) -> Vec<String> {
 fn told(cluster: &Cluster, mtu: u32) -> Vec<String> {
     let says = |spec: &serde_json::Value| spec["pools"][0]["macvtap"]["mtu"] == 1400 + mtu;
     let server = cluster.server();
-    server.states.iter().filter(|(_, state)| says(&state.spec)).map(|(name, _)| name.clone()).collect()
+    let is_told = |name: &&String| server.resolved(name).is_some_and(|state| says(&state.spec));
+    server.states.keys().filter(is_told).cloned().collect()
 }
 
 #[test]

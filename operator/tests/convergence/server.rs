@@ -68,6 +68,7 @@ impl World {
         match (method.as_str(), &path[2..]) {
             ("POST", ["macvtapnodestates"]) => self.create_state(body),
             ("PATCH", ["macvtapnodestates", name]) => self.write_state(name, &body),
+            (method, ["macvtapnodeconfigs", rest @ ..]) => self.config(method, rest.first().copied(), body),
             ("PATCH", ["macvtapresourcepools", name]) => self.write_finalizers(name, &body),
             ("PATCH", ["macvtapresourcepools", name, "status"]) => self.write_status(name, &body),
             ("GET", ["network-attachment-definitions"]) => {
@@ -84,6 +85,34 @@ impl World {
                 self.network(method, ((*space).to_owned(), name), &body)
             }
             (method, path) => panic!("nobody expects {method} {path:?}"),
+        }
+    }
+
+    fn config(&mut self, method: &str, name: Option<&str>, body: Value) -> Result<Value, Refused> {
+        match (method, name) {
+            ("GET", None) => {
+                let items: Vec<_> = self.configs.values().map(|config| json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": config["metadata"]})).collect();
+                Ok(
+                    json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": {}, "items": items}),
+                )
+            }
+            ("GET", Some(_)) if self.config_faults > 0 => {
+                self.config_faults -= 1;
+                Err(500)
+            }
+            ("GET", Some(name)) => self.configs.get(name).cloned().ok_or(404),
+            ("DELETE", Some(name)) => {
+                self.configs.remove(name).ok_or(404u16)?;
+                Ok(json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
+            }
+            _ => {
+                let name = text(&body, "/metadata/name");
+                if self.configs.contains_key(&name) {
+                    return Err(409);
+                }
+                self.configs.insert(name, body.clone());
+                Ok(body)
+            }
         }
     }
 

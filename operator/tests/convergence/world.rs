@@ -27,6 +27,12 @@ pub(crate) struct World {
     pub(crate) pools: BTreeMap<String, MacvtapResourcePool>,
     pub(crate) nodes: BTreeMap<String, Node>,
     pub(crate) states: BTreeMap<String, RawState>,
+    /// What states name to have the pools of: objects by name.
+    pub(crate) configs: BTreeMap<String, Value>,
+    /// So many further reads of one fail.
+    pub(crate) config_faults: u8,
+    /// The configuration that each agent has read last: its name and its pools.
+    pub(crate) read: BTreeMap<String, (String, Value)>,
     /// Those that were deleted, in order: a watch shows each, also one that was made and deleted between two looks.
     pub(crate) deleted: Vec<RawState>,
     pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
@@ -106,6 +112,32 @@ impl World {
         Catalog::new(self.pools.values())
     }
 
+    /// The spec of a node with the pools that its agent finds for it; none while it cannot read what the spec names.
+    fn spec_for(&mut self, node: &str, release: Release) -> Option<Value> {
+        let mut spec = self.states.get(node)?.spec.clone();
+        let Some(name) = spec["config"].as_str().filter(|_| release != Release::First) else {
+            return Some(spec);
+        };
+        let name = name.to_owned();
+        let pools = match self.read.get(node).filter(|(read, _)| *read == name) {
+            Some((_, pools)) => pools.clone(),
+            None => self.configs.get(&name)?["spec"]["pools"].clone(),
+        };
+        self.read.insert(node.to_owned(), (name, pools.clone()));
+        spec["pools"] = pools;
+        Some(spec)
+    }
+
+    /// The state with the pools that it has, or that what it names has.
+    pub(crate) fn resolved(&self, node: &str) -> Option<RawState> {
+        let mut state = self.states.get(node)?.clone();
+        if let Some(config) = state.config().and_then(|name| self.configs.get(name)) {
+            state.spec["pools"] = config["spec"]["pools"].clone();
+            drop(state.spec.as_object_mut()?.remove("config"));
+        }
+        Some(state)
+    }
+
     pub(crate) fn remove_state(&mut self, name: &str) {
         if let Some(mut state) = self.states.remove(name) {
             state.metadata.resource_version = Some(self.second.to_string());
@@ -127,17 +159,25 @@ impl Cluster {
         if server.down.contains(node) {
             return;
         }
+        let release = self.releases.get(node).copied().unwrap_or_default();
+        // It keeps what it has until it can read what its state names.
+        let Some(spec) = server.spec_for(node, release) else { return };
         let Some(state) = server.states.get_mut(node) else { return };
-        let status = self.status(node, &state.spec, allocated);
+        let status = self.status(node, &spec, allocated);
         let uids = |wanted: &dyn Fn(&Value) -> bool| -> BTreeSet<String> {
-            let entries = state.spec["pools"].as_array().into_iter().flatten().filter(|pool| wanted(pool));
+            let entries = spec["pools"].as_array().into_iter().flatten().filter(|pool| wanted(pool));
             entries.filter_map(|pool| pool["uid"].as_str().map(str::to_owned)).collect()
         };
-        let (in_use, offered) = (uids(&|_| allocated > 0), uids(&|pool| pool["phase"] != "Draining"));
+        let (mut in_use, offered) = (uids(&|_| allocated > 0), uids(&|pool| pool["phase"] != "Draining"));
         if state.status != status {
             state.status = status;
             state.metadata.resource_version = Some(second.to_string());
         }
+        if state.spec["config"].is_string() && release == Release::First {
+            // What it does not know of it cannot release.
+            in_use = server.in_use.get(node).cloned().unwrap_or_default();
+        }
+        let state = &server.states[node];
         // A node that is gone holds nothing, even if its agent answers once more.
         if state.status["observedHash"].is_string() && server.nodes.contains_key(node) {
             server.in_use.insert(node.to_owned(), in_use);
@@ -201,7 +241,7 @@ impl Cluster {
 
     /// What a node's state really is.
     pub(crate) fn real(&self, node: &str) -> Option<KnownState> {
-        Some(KnownState::read(self.server().states.get(node)?, &mut Interner::default()))
+        Some(KnownState::read(&self.server().resolved(node)?, &mut Interner::default()))
     }
 
     /// Everybody hears of everything and does what is to be done, until there is nothing to do. Gives how many rounds
@@ -211,6 +251,7 @@ impl Cluster {
             self.server().writes = 0;
             self.server().second += 1;
             self.collect();
+            self.sweep(0);
             let states: Vec<String> = self.server().states.keys().cloned().collect();
             for state in &states {
                 self.answer(state, 0);
@@ -253,6 +294,12 @@ impl Cluster {
         drop(server);
         self.health.clear();
         self.harm.clear();
+        self.server().config_faults = 0;
+    }
+
+    /// The operator compares configurations with states, so many minutes after it began.
+    pub(crate) fn sweep(&mut self, minutes: u8) {
+        self.operator.sweep(minutes);
     }
 }
 

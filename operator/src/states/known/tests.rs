@@ -1,6 +1,8 @@
 //! What is read of node states.
 
 use super::*;
+use crate::states::Interner;
+use serde_json::Value;
 use serde_json::json;
 
 fn read(json: Value) -> KnownState {
@@ -44,10 +46,10 @@ fn a_node_offers_devices_of_a_pool_until_it_was_told_to_drain_it() {
 fn only_agents_of_the_first_release_and_unknown_ones_need_the_full_form() {
     let reads = |status: Value| read(json!({"metadata": {"name": "n1"}, "status": status})).reads();
     assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "0.1.0"})), Form::Full);
-    assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "0.2.0"})), Form::Brief);
-    assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "1.0.0-rc.1"})), Form::Brief);
+    assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "0.2.0"})), Form::Shared);
+    assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "1.0.0-rc.1"})), Form::Shared);
     assert_eq!(reads(json!({"observedHash": "h", "agentVersion": "test"})), Form::Full);
-    assert_eq!(reads(json!({"observedGeneration": 3})), Form::Brief);
+    assert_eq!(reads(json!({"observedGeneration": 3})), Form::Shared);
     assert_eq!(reads(Value::Null), Form::Full);
 }
 
@@ -64,6 +66,7 @@ fn a_brief_spec_is_not_as_it_should_be_for_an_agent_that_was_taken_back() {
         config_hash: crate::entry::config_hash(&entries),
         pools: entries.clone(),
         form,
+        config: None,
     };
     assert!(with(Form::Full).is_as(&spec(Form::Full)) && with(Form::Full).is_as(&spec(Form::Brief)));
     assert!(with(Form::Brief).is_as(&spec(Form::Brief)) && !with(Form::Brief).is_as(&spec(Form::Full)));
