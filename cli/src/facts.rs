@@ -33,8 +33,11 @@ pub(crate) const LEASE: &str = "macvtap-operator";
 pub(crate) const NETWORK_KIND: &str = "network-attachment-definitions.k8s.cni.cncf.io";
 
 /// Names of the kinds of this project.
-pub(crate) const OUR_KINDS: [&str; 2] =
-    ["macvtapresourcepools.macvtap.network.kubevirt.io", "macvtapnodestates.macvtap.network.kubevirt.io"];
+pub(crate) const OUR_KINDS: [&str; 3] = [
+    "macvtapresourcepools.macvtap.network.kubevirt.io",
+    "macvtapnodestates.macvtap.network.kubevirt.io",
+    "macvtapnodeconfigs.macvtap.network.kubevirt.io",
+];
 
 /// A cluster as the user can read it.
 pub(crate) struct Facts {

@@ -22,9 +22,10 @@ use std::path::PathBuf;
 type Archive = tar::Builder<GzEncoder<File>>;
 
 /// What is listed: group, version, kind, plural, label selector. Secrets and `ConfigMap`s are not among them.
-const LISTED: [(&str, &str, &str, &str, &str); 13] = [
+const LISTED: [(&str, &str, &str, &str, &str); 14] = [
     (GROUP, "v1alpha1", "MacvtapResourcePool", "macvtapresourcepools", ""),
     (GROUP, "v1alpha1", "MacvtapNodeState", "macvtapnodestates", ""),
+    (GROUP, "v1alpha1", "MacvtapNodeConfig", "macvtapnodeconfigs", ""),
     ("k8s.cni.cncf.io", "v1", "NetworkAttachmentDefinition", "network-attachment-definitions", ""),
     ("", "v1", "Node", "nodes", ""),
     ("", "v1", "ResourceQuota", "resourcequotas", ""),

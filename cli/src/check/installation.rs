@@ -227,7 +227,8 @@ mod tests {
     fn missing_kinds_are_named() {
         let facts = nothing();
         let found = kinds(&facts);
-        assert!(found[0].fact.contains(OUR_KINDS[0]) && found[1].fact.contains(OUR_KINDS[1]));
+        assert!(found.iter().zip(OUR_KINDS).all(|(found, kind)| found.fact.contains(kind)));
+        assert_eq!(found.len(), OUR_KINDS.len());
         assert_eq!(multus(&facts).unwrap().reason.as_deref(), Some("NADKindMissing"));
     }
 

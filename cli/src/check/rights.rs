@@ -16,9 +16,10 @@ use macvtap_crds::GROUP;
 type Right = (&'static str, &'static str, &'static str);
 
 /// What the checks read.
-const TO_READ: [Right; 8] = [
+const TO_READ: [Right; 9] = [
     ("list", GROUP, "macvtapresourcepools"),
     ("list", GROUP, "macvtapnodestates"),
+    ("list", GROUP, "macvtapnodeconfigs"),
     ("list", "", "nodes"),
     ("list", "", "pods"),
     ("list", "", "resourcequotas"),
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_right_that_is_missing_is_named_and_stops_only_an_installation() {
-        let answers = [(&TO_READ[0], Ok(true)), (&TO_READ[2], Ok(false))];
+        let answers = [(&TO_READ[0], Ok(true)), (&TO_READ[3], Ok(false))];
         let found = judge(&answers, "read", false);
         assert_eq!(found.len(), 1);
         assert!(found[0].fact.starts_with("you may not list nodes:"), "{}", found[0].fact);

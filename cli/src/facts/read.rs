@@ -8,10 +8,13 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
 use kube::core::DeserializeGuard;
-use kube::{Api, Client, Resource};
-use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use macvtap_crds::v1alpha1::{
+    MacvtapNodeConfig, MacvtapNodeState, MacvtapNodeStateStatus, MacvtapResourcePool,
+};
 use macvtap_operator::network::kind::NetworkAttachmentDefinition;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 /// Where to look for what is in namespaces.
@@ -37,6 +40,8 @@ impl Facts {
             guarded::<MacvtapResourcePool>(client, "MacvtapResourcePool"),
             guarded::<MacvtapNodeState>(client, "MacvtapNodeState"),
         );
+        // After the states: what they name is there.
+        let configs = guarded::<MacvtapNodeConfig>(client, "MacvtapNodeConfig").await;
         let (deployments, leases, daemon_sets, agents) = tokio::join!(
             anywhere(client, installed, labelled(OPERATOR)),
             anywhere(client, installed, named(LEASE)),
@@ -48,6 +53,7 @@ impl Facts {
             namespaced_first(client, scope.namespace.as_deref()),
         );
         let mut unreadable = Vec::new();
+        let states = with_pools(sorted_out(states, &mut unreadable), configs, &mut unreadable);
         Self {
             version: version.map(|info| info.git_version).map_err(Unread::from),
             kinds,
@@ -57,7 +63,7 @@ impl Facts {
             agents,
             nodes,
             pools: sorted_out(pools, &mut unreadable),
-            states: sorted_out(states, &mut unreadable),
+            states,
             networks: networks.map(|all| all.iter().map(Network::from).collect()),
             quotas,
             unreadable,
@@ -104,6 +110,39 @@ fn sorted_out<K: Resource<DynamicType = ()>>(list: Guarded<K>, unreadable: &mut 
     Ok(good)
 }
 
+/// Gives node states the pools of the configurations that they name, and their links those that share them.
+fn with_pools(
+    states: Read<Vec<MacvtapNodeState>>,
+    configs: Guarded<MacvtapNodeConfig>,
+    unreadable: &mut Vec<String>,
+) -> Read<Vec<MacvtapNodeState>> {
+    let mut states = states?;
+    for state in &mut states {
+        state.status = state.status.take().map(MacvtapNodeStateStatus::with_pools_of_links);
+    }
+    let configs = match configs {
+        Ok((configs, bad)) => {
+            unreadable.extend(bad);
+            Ok(configs)
+        }
+        Err(unread) => Err(unread.text().to_owned()),
+    };
+    let mut missing = BTreeMap::new();
+    for state in &mut states {
+        let Some(name) = state.spec.config.as_ref().filter(|_| state.spec.pools.is_none()) else { continue };
+        let found = configs.as_ref().map(|configs| configs.iter().find(|config| config.name_any() == *name));
+        match found {
+            Ok(Some(config)) => state.spec.pools = Some(config.spec.pools.clone()),
+            Ok(None) => drop(missing.insert(name.clone(), "it does not exist".to_owned())),
+            Err(unread) => drop(missing.insert(name.clone(), unread.clone())),
+        }
+    }
+    let text =
+        |(name, why): (String, String)| format!("MacvtapNodeConfig {name}, which node states name: {why}");
+    unreadable.extend(missing.into_iter().map(text));
+    Ok(states)
+}
+
 /// Lists in all namespaces or, for a user who may not, in one.
 async fn anywhere<K>(client: &Client, namespace: &str, params: ListParams) -> Read<Vec<K>>
 where
@@ -125,4 +164,31 @@ where
         None => Api::all(client.clone()),
     };
     list(api, ListParams::default()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::object;
+    use serde_json::json;
+
+    #[test]
+    fn a_state_has_the_pools_of_what_it_names_and_what_is_missing_is_reported_once() {
+        let state = |name: &str, config: &str| -> MacvtapNodeState {
+            object(json!({
+                "apiVersion": "macvtap.network.kubevirt.io/v1alpha1", "kind": "MacvtapNodeState",
+                "metadata": {"name": name}, "spec": {"configHash": "h", "config": config},
+            }))
+        };
+        let config: MacvtapNodeConfig = object(json!({
+            "apiVersion": "macvtap.network.kubevirt.io/v1alpha1", "kind": "MacvtapNodeConfig",
+            "metadata": {"name": "there"},
+            "spec": {"pools": [{"name": "dp", "uid": "u", "generation": 1, "links": [{"names": ["dp0"]}]}]},
+        }));
+        let states = vec![state("n1", "there"), state("n2", "missing"), state("n3", "missing")];
+        let mut unreadable = Vec::new();
+        let states = with_pools(Ok(states), Ok((vec![config], Vec::new())), &mut unreadable).unwrap();
+        assert_eq!(states.iter().map(|state| state.spec.pools().len()).collect::<Vec<_>>(), [1, 0, 0]);
+        assert_eq!(unreadable, ["MacvtapNodeConfig missing, which node states name: it does not exist"]);
+    }
 }
