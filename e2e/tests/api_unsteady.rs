@@ -62,10 +62,12 @@ struct Storm {
     edits: u64,
     /// How many devices of each pool are in use on the first node.
     in_use: u32,
+    /// Whether node states name what has their pools.
+    shares: bool,
 }
 
 impl Storm {
-    fn new(seed: u64) -> Result<Self> {
+    fn new(seed: u64, shares: bool) -> Result<Self> {
         let api = Api::own()?;
         api.kubectl.apply(MULTUS_KIND)?;
         api.kubectl.run(&["wait", "--for=condition=Established", "--timeout=30s", "crd", NETWORKS])?;
@@ -86,6 +88,7 @@ impl Storm {
             cuts: 0,
             edits: 0,
             in_use: 0,
+            shares,
         };
         (0..NODES).try_for_each(|number| storm.scene.node(&format!("n{number}"), &json!({"zone": "a"})))?;
         storm.scene.api.create(&foreign("default", "net-plain"))?;
@@ -96,7 +99,8 @@ impl Storm {
 
     fn start(&mut self) -> Result<()> {
         let far = self.scene.api.kubectl.kubeconfig().with_file_name("far").join("kubeconfig");
-        let args = ["--listen", "127.0.0.1:0", "--namespace", "default"];
+        let from = if self.shares { "1" } else { "0" };
+        let args = ["--listen", "127.0.0.1:0", "--namespace", "default", "--share-configs-from", from];
         self.scene.operator = Some(Program::start("macvtap-operator", &args, &far)?);
         Ok(())
     }
@@ -195,7 +199,16 @@ impl Storm {
     fn occupy(&self) -> Result<()> {
         let states = self.direct.states()?;
         let n0 = states.iter().find(|state| state["metadata"]["name"] == "n0").context("n0 has no state")?;
-        self.direct.answer("n0", &answered(n0, self.in_use, &condition("Ready", "True", "Serving")))
+        self.direct.answer("n0", &self.answered(n0, self.in_use))
+    }
+
+    /// The answer of an agent that reads specs in every form, or of one that reads them in full only.
+    fn answered(&self, state: &Value, in_use: u32) -> Value {
+        let mut status = answered(state, in_use, &condition("Ready", "True", "Serving"));
+        if self.shares {
+            status["agentVersion"] = json!("0.2.0");
+        }
+        status
     }
 
     /// Answers for all agents for so long, and checks this each time.
@@ -246,7 +259,7 @@ impl Storm {
                 idle = false;
                 let name = state["metadata"]["name"].as_str().context("no name")?;
                 let in_use = if name == "n0" { self.in_use } else { 0 };
-                self.direct.answer(name, &answered(state, in_use, &condition("Ready", "True", "Serving")))?;
+                self.direct.answer(name, &self.answered(state, in_use))?;
             }
         }
         for pool in self.direct.pools()? {
@@ -312,10 +325,19 @@ impl Storm {
 #[test]
 fn whatever_becomes_of_its_connections_the_operator_keeps_its_promises_and_ends_as_a_fresh_one() -> Result<()>
 {
+    withstand(false)
+}
+
+#[test]
+fn so_it_does_where_node_states_name_what_has_their_pools() -> Result<()> {
+    withstand(true)
+}
+
+fn withstand(shares: bool) -> Result<()> {
     let given = std::env::var("UNSTEADY_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = given.unwrap_or_else(|| u64::from(std::process::id()));
     println!("UNSTEADY_SEED={seed}");
-    let mut storm = Storm::new(seed)?;
+    let mut storm = Storm::new(seed, shares)?;
     let theirs = |storm: &Storm| storm.scene.api.kubectl.get("default", &format!("{NETWORKS}/net-plain"));
     let before = theirs(&storm)?;
     for number in 0..EVENTS {
@@ -324,6 +346,8 @@ fn whatever_becomes_of_its_connections_the_operator_keeps_its_promises_and_ends_
     }
     storm.relay.set(Fault::None);
     storm.settle().context("after the events")?;
+    let is_named = storm.scene.api.kubectl.run(&["get", "mns", "-o", "jsonpath={.items[*].spec.config}"])?;
+    ensure!(is_named.trim().is_empty() != shares, "node states name {is_named:?}");
     let ended = outcome::outcome(&storm.scene.api)?;
     ensure!(theirs(&storm)? == before, "a network of somebody else was touched");
 

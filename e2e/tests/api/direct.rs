@@ -25,8 +25,23 @@ impl Direct {
         Ok(Self { runtime, client })
     }
 
+    /// All node states, with their pools where they name a configuration that has these.
     pub(crate) fn states(&self) -> Result<Vec<Value>> {
-        self.list("macvtap.network.kubevirt.io", "v1alpha1", "MacvtapNodeState", "macvtapnodestates")
+        let group = "macvtap.network.kubevirt.io";
+        let mut states = self.list(group, "v1alpha1", "MacvtapNodeState", "macvtapnodestates")?;
+        if states.iter().any(|state| state["spec"]["config"].is_string()) {
+            // After the states: what they name is there.
+            let configs = self.list(group, "v1alpha1", "MacvtapNodeConfig", "macvtapnodeconfigs")?;
+            for state in &mut states {
+                let name = &state["spec"]["config"];
+                let config = configs.iter().find(|config| config["metadata"]["name"] == *name);
+                if !name.is_null() {
+                    let config = config.with_context(|| format!("configuration {name} does not exist"))?;
+                    state["spec"]["pools"] = config["spec"]["pools"].clone();
+                }
+            }
+        }
+        Ok(states)
     }
 
     pub(crate) fn pools(&self) -> Result<Vec<Value>> {

@@ -55,8 +55,10 @@ pub(crate) fn outcome(api: &Api) -> Result<BTreeMap<String, Value>> {
         let status = json!({"conditions": facts, "nodes": pool["status"]["nodes"], "networks": networks});
         outcome.insert(format!("pool {}", pool["metadata"]["name"]), status);
     }
+    let configs = list(api, "mnc")?;
     for state in list(api, "mns")? {
-        let mut pools = state["spec"]["pools"].clone();
+        let named = configs.iter().find(|config| config["metadata"]["name"] == state["spec"]["config"]);
+        let mut pools = named.unwrap_or(&state)["spec"]["pools"].clone();
         for pool in pools.as_array_mut().into_iter().flatten() {
             pool["generation"] = Value::Null;
             let entry = pool.as_object_mut().context("an entry that is not an object")?;

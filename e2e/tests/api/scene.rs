@@ -35,7 +35,11 @@ impl Scene {
     }
 
     pub(crate) fn start(&mut self) -> Result<()> {
-        let args = ["--listen", "127.0.0.1:0"];
+        self.start_with(&[])
+    }
+
+    pub(crate) fn start_with(&mut self, further: &[&str]) -> Result<()> {
+        let args = [&["--listen", "127.0.0.1:0"], further].concat();
         self.operator = Some(Program::start("macvtap-operator", &args, self.api.kubectl.kubeconfig())?);
         Ok(())
     }
@@ -43,10 +47,15 @@ impl Scene {
     /// Starts the operator again: of what it finds not ready it believes since when that is, of other nodes it trusts its own
     /// clock.
     pub(crate) fn restart(&mut self) -> Result<()> {
+        self.restart_with(&[])
+    }
+
+    /// The same with these further arguments.
+    pub(crate) fn restart_with(&mut self, further: &[&str]) -> Result<()> {
         if let Some(operator) = self.operator.take() {
             operator.terminate()?;
         }
-        self.start()
+        self.start_with(further)
     }
 
     pub(crate) fn node(&self, name: &str, labels: &Value) -> Result<()> {
