@@ -1,5 +1,6 @@
 //! A cluster of Nodes that are objects only, and the pools on them.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,7 +10,8 @@ use kube::Client;
 use kube::api::{Api, DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::Request;
 use macvtap_crds::OPERATOR_FIELD_MANAGER;
-use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapResourcePool};
+use macvtap_crds::v1alpha1::nodeconfig::name_of;
+use macvtap_crds::v1alpha1::{MacvtapNodeConfig, MacvtapNodeState, MacvtapResourcePool, NodePool};
 use serde_json::json;
 
 /// How many Nodes are made at the same time.
@@ -129,19 +131,41 @@ pub(crate) async fn states(client: &Client) -> Result<Vec<MacvtapNodeState>> {
     }
 }
 
-/// The states with the edit in them, as far as anybody can tell from outside.
-pub(crate) fn edited(states: &[MacvtapNodeState], pool: &str, mtu: u32) -> Vec<MacvtapNodeState> {
-    let mut states = states.to_vec();
+/// The states with the edit in them, as far as anybody can tell from outside, and the configurations that they name.
+pub(crate) async fn edited(
+    client: &Client,
+    states: &[MacvtapNodeState],
+    pool: &str,
+    mtu: u32,
+) -> Result<Vec<MacvtapNodeState>> {
+    let configs: Api<MacvtapNodeConfig> = Api::all(client.clone());
+    let (mut states, mut renamed) = (states.to_vec(), BTreeMap::new());
     for state in &mut states {
         state.spec.config_hash = format!("{mtu:016x}");
-        for entry in state.spec.pools.iter_mut().flatten().filter(|entry| entry.name == pool) {
-            entry.generation += 1;
-            if let Some(macvtap) = &mut entry.settings.macvtap {
-                macvtap.mtu = Some(mtu);
-            }
+        edit(state.spec.pools.iter_mut().flatten(), pool, mtu);
+        let Some(name) = &mut state.spec.config else { continue };
+        if !renamed.contains_key(name) {
+            let mut config = configs.get(name).await.context("read a configuration")?;
+            edit(config.spec.pools.iter_mut(), pool, mtu);
+            let new = name_of(&serde_json::to_value(&config.spec.pools)?);
+            let made = MacvtapNodeConfig::new(&new, config.spec);
+            configs.create(&PostParams::default(), &made).await.context("make a configuration")?;
+            renamed.insert(name.clone(), new);
+        }
+        if let Some(new) = renamed.get(name) {
+            name.clone_from(new);
         }
     }
-    states
+    Ok(states)
+}
+
+fn edit<'p>(pools: impl Iterator<Item = &'p mut NodePool>, pool: &str, mtu: u32) {
+    for entry in pools.filter(|entry| entry.name == pool) {
+        entry.generation += 1;
+        if let Some(macvtap) = &mut entry.settings.macvtap {
+            macvtap.mtu = Some(mtu);
+        }
+    }
 }
 
 /// Writes specs as the operator would, with nobody deciding anything: the same objects by the same client, so many at

@@ -1,6 +1,6 @@
-//! The nodes' agents, all in one process. Each lists its own node state consistently, watches it from there, and
-//! writes a status for each new spec, as the real ones do. So no agent ever answers a spec from before its list, and
-//! their watches are as many as a cluster's.
+//! The nodes' agents, all in one process. Each lists its own node state consistently, watches it from there, reads the
+//! configuration that it names, and writes a status for each new spec, as the real ones do. So no agent ever answers a
+//! spec from before its list, and their watches are as many as a cluster's.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use futures::StreamExt as _;
 use kube::Client;
-use kube::api::{Api, ListParams, Patch, PatchParams, WatchParams};
+use kube::api::{Api, GetParams, ListParams, Patch, PatchParams, WatchParams};
 use kube::core::{Request, WatchEvent};
 use macvtap_crds::AGENT_FIELD_MANAGER;
 use macvtap_crds::v1alpha1::{MacvtapNodeState, MacvtapNodeStateStatus};
@@ -22,6 +22,8 @@ use tokio::task::JoinSet;
 const PAUSE: Duration = Duration::from_secs(1);
 
 const STATES: &str = "/apis/macvtap.network.kubevirt.io/v1alpha1/macvtapnodestates";
+
+const CONFIGS: &str = "/apis/macvtap.network.kubevirt.io/v1alpha1/macvtapnodeconfigs";
 
 /// How an agent's answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,7 @@ struct ListMetadata {
 #[serde(rename_all = "camelCase", default)]
 struct Spec {
     config_hash: String,
+    config: Option<String>,
     pools: Vec<Pool>,
 }
 
@@ -191,6 +194,8 @@ struct Agent {
     version: Option<String>,
     /// The last spec that it answered.
     reported: Option<String>,
+    /// The last configuration that it read, and the pools of that.
+    config: Option<(String, Vec<Pool>)>,
 }
 
 impl Fleet {
@@ -208,7 +213,8 @@ impl Fleet {
         };
         let mut agents = JoinSet::new();
         for name in nodes {
-            let agent = Agent { name: name.clone(), shared: shared.clone(), version: None, reported: None };
+            let (name, shared) = (name.clone(), shared.clone());
+            let agent = Agent { name, shared, version: None, reported: None, config: None };
             agents.spawn(agent.run());
         }
         Self { _agents: agents, tally, answers }
@@ -287,8 +293,25 @@ impl Agent {
         Ok(())
     }
 
-    async fn take(&mut self, state: Slim) -> Result<()> {
+    /// The pools of a configuration, which each agent reads for itself, once.
+    async fn pools_of(&mut self, name: &str) -> Result<Vec<Pool>> {
+        if let Some((_, pools)) = self.config.as_ref().filter(|(known, _)| known == name) {
+            return Ok(pools.clone());
+        }
+        let get = async |params: GetParams| -> Result<Slim> {
+            Ok(self.shared.client.request(Request::new(CONFIGS).get(name, &params)?).await?)
+        };
+        let cached = get(GetParams::any()).await;
+        let config = if cached.is_ok() { cached? } else { get(GetParams::default()).await? };
+        self.config = Some((name.to_owned(), config.spec.pools.clone()));
+        Ok(config.spec.pools)
+    }
+
+    async fn take(&mut self, mut state: Slim) -> Result<()> {
         let seen = Instant::now();
+        if let Some(name) = state.spec.config.take() {
+            state.spec.pools = self.pools_of(&name).await?;
+        }
         let hash = state.spec.config_hash.clone();
         let answered = state.status.observed_hash.as_deref() == Some(hash.as_str());
         let mtu = state.spec.pools.iter().find(|pool| *pool.name == *self.shared.edited);

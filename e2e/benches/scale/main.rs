@@ -179,7 +179,7 @@ impl Bench {
 
     async fn floor(&mut self, pool: &str) -> Result<()> {
         let original = cluster::states(&self.client).await?;
-        let other = cluster::edited(&original, pool, self.mtu + 1);
+        let other = cluster::edited(&self.client, &original, pool, self.mtu + 1).await?;
         for (states, mtu) in [(&other, self.mtu + 1), (&original, self.mtu)] {
             let used = self.used()?;
             let begun = Instant::now();
