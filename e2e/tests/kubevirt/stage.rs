@@ -2,6 +2,7 @@
 
 use crate::machine::Machine;
 use anyhow::{Context, Result, anyhow};
+use e2e::wait::Hopeless;
 use e2e::{Cluster, Kubectl, Node, Options, kubevirt, namespaces};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -112,6 +113,21 @@ impl Stage {
         start_peers(self.kubectl)
     }
 
+    /// Runs kubectl with an input that KubeVirt's own servers must take. On a busy machine these are not ready now and then, which
+    /// is reported, and asked again.
+    pub(crate) fn ask_kubevirt(&self, args: &[&str], input: &str) -> Result<String> {
+        e2e::wait::until("KubeVirt's servers", PATIENCE, || {
+            let mut command = self.kubectl.command();
+            match e2e::process::output_with_input(command.args(args), input) {
+                Err(error) if is_not_ready(&format!("{error:#}")) => {
+                    println!("KubeVirt does not answer {args:?}; again");
+                    Ok(None)
+                }
+                result => result.map(Some).map_err(|error| Hopeless(format!("{error:#}")).into()),
+            }
+        })
+    }
+
     /// Runs a shell command where it is said.
     pub(crate) fn shell(&self, place: Place, script: &str) -> Result<String> {
         match place.pod() {
@@ -119,6 +135,10 @@ impl Stage {
             None => third_host(self.cluster, script),
         }
     }
+}
+
+fn is_not_ready(error: &str) -> bool {
+    ["failed calling webhook", "ServiceUnavailable"].iter().any(|sign| error.contains(sign))
 }
 
 /// From where a machine is watched.
