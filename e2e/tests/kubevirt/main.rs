@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "what was measured belongs in the test's output")]
 
+mod disk;
 mod examples;
 mod faults;
 mod hotplug;
