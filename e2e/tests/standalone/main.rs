@@ -139,11 +139,11 @@ fn a_bad_configuration_ends_the_agent_with_entry_value_and_remedy() -> Result<()
                 ended["exitCode"].as_i64()
             })?;
             ensure!(code != 0, "{config}: ended with 0");
-            let log = log(kubectl)?;
-            println!("{config}: {}", log.trim());
-            let missing: Vec<_> = words.iter().filter(|word| !log.contains(**word)).collect();
-            ensure!(missing.is_empty(), "{config}: the log lacks {missing:?}: {log}");
-            Ok(())
+            // That of a container that has just been started again is empty for a moment.
+            e2e::wait::until(&format!("{words:?} in the log of {config}"), PATIENCE, || {
+                let log = log(kubectl)?;
+                Ok(words.iter().all(|word| log.contains(*word)).then(|| println!("{config}: {}", log.trim())))
+            })
         })?;
     }
     Ok(())
