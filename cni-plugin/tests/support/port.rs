@@ -1,4 +1,4 @@
-//! A guest's end of a tap, whoever moves the frames.
+//! A guest's end of a tap, whether the guest moves the frames itself or vhost-net does.
 
 use std::time::Duration;
 
