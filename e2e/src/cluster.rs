@@ -105,12 +105,17 @@ impl Cluster {
     /// else the local cluster of [`Cluster::tests`] with two nodes, brought up with the product as it is in this tree. With
     /// `MACVTAP_TEST_REUSE=1` that cluster is taken as it is and nothing is built: for those who work on a test.
     pub fn from_env() -> Result<Self> {
+        Self::from_env_with(Options::default())
+    }
+
+    /// As [`Cluster::from_env`], with a local cluster of these options.
+    pub fn from_env_with(options: Options) -> Result<Self> {
         match env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
             Some(path) => Self::existing(&PathBuf::from(path)),
             None if env::var_os("MACVTAP_TEST_REUSE").is_some_and(|value| value == "1") => {
                 Self::open(&Self::tests())
             }
-            None => Self::with_product(&Self::tests(), Options::default()),
+            None => Self::with_product(&Self::tests(), options),
         }
     }
 

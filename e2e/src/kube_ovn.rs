@@ -105,6 +105,31 @@ impl<'a> KubeOvn<'a> {
         self.nodes.iter().try_for_each(|node| self.wait_daemon(node))
     }
 
+    /// Starts the processes that do not run, except those of which `is_stopped` approves, by the name of a daemon or of a
+    /// whole node, and waits for none of them: what their kubelets do for those that end while the cluster is broken.
+    pub fn revive(&self, is_stopped: impl Fn(&str) -> bool) -> Result<()> {
+        let runs = |name: &str| self.processes.pid(name).is_some();
+        let central = self.central()?;
+        if !is_stopped(&central.name()) {
+            if !["ovn-nb", "ovn-sb", "ovn-northd"].into_iter().all(runs) {
+                self.ensure_central()?;
+            }
+            if !is_stopped(CONTROLLER) {
+                self.start_controller()?;
+            }
+        }
+        for node in self.nodes.iter().filter(|node| !is_stopped(&node.name())) {
+            if !switch(node).iter().all(|name| runs(name)) {
+                self.ensure_switch(node)?;
+            }
+            self.start_ovn_controller(node)?;
+            if !is_stopped(&daemon(node)) {
+                self.start_daemon(node)?;
+            }
+        }
+        Ok(())
+    }
+
     fn apply_kinds(&self, kubectl: &Kubectl) -> Result<()> {
         let file = files(self.checkout).join("kinds.yaml").display().to_string();
         kubectl
@@ -174,7 +199,8 @@ impl<'a> KubeOvn<'a> {
         let mut server = self.command(node, "ovsdb-server")?;
         server.args(["-vconsole:warn", "--pidfile=/run/openvswitch/ovsdb-server.pid"]);
         server.args(["--remote=punix:/run/openvswitch/db.sock", "/etc/openvswitch/conf.db"]);
-        self.processes.start(&format!("{name}-ovsdb-server"), &server)?;
+        let [database, program] = switch(node);
+        self.processes.start(&database, &server)?;
         self.vsctl(node, &["--no-wait", "init"])?;
         let identity = [
             format!("external_ids:system-id={name}"),
@@ -188,7 +214,7 @@ impl<'a> KubeOvn<'a> {
         self.vsctl(node, &[&["--no-wait", "set", "Open_vSwitch", "."], &identity[..]].concat())?;
         let mut switch = self.command(node, "ovs-vswitchd")?;
         switch.args(["-vconsole:warn", "--pidfile=/run/openvswitch/ovs-vswitchd.pid", SWITCH_DB]);
-        self.processes.start(&format!("{name}-ovs-vswitchd"), &switch)?;
+        self.processes.start(&program, &switch)?;
         let bridge = ["set", "bridge", "br-int", "datapath_type=netdev", "fail-mode=secure"];
         self.vsctl(node, &[&["--may-exist", "add-br", "br-int", "--"], &bridge[..]].concat())
     }
@@ -253,14 +279,25 @@ impl<'a> KubeOvn<'a> {
         })
     }
 
+    /// Kills the controller.
+    pub fn kill_controller(&self) -> Result<()> {
+        self.processes.stop(CONTROLLER, Signal::KILL, Duration::from_secs(5))
+    }
+
     /// Kills the daemon of a node; its socket stays, as it does then.
     pub fn kill_daemon(&self, node: &Node) -> Result<()> {
         self.processes.stop(&daemon(node), Signal::KILL, Duration::from_secs(5))
     }
 }
 
-fn daemon(node: &Node) -> String {
+/// The name of a node's daemon among the cluster's daemons.
+pub fn daemon(node: &Node) -> String {
     format!("{}-kube-ovn-daemon", node.name())
+}
+
+/// The names of the daemons of a node's Open vSwitch.
+fn switch(node: &Node) -> [String; 2] {
+    ["ovsdb-server", "ovs-vswitchd"].map(|part| format!("{}-{part}", node.name()))
 }
 
 fn kubeconfig(node: &Node) -> PathBuf {
