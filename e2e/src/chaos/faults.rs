@@ -1,6 +1,7 @@
 //! Does what the plan says, and undoes it.
 
 mod disk;
+mod kube_ovn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,6 +16,7 @@ use rustix::process::Signal;
 use self::disk::Disk;
 use super::history::History;
 use super::judge::Judge;
+use super::kube_ovn::Keeper;
 use super::load::Pools;
 use super::numbers::Numbers;
 use super::observe;
@@ -34,13 +36,14 @@ const CHECKPOINT: &str = "/var/lib/kubelet/device-plugins/kubelet_internal_check
 
 /// Commands of CNI calls, as the kernel shortens them. One that is killed at any moment is what a runtime's time-out or a
 /// node without memory does.
-const CALLS: [&str; 2] = ["multus", "macvtap"];
+const CALLS: [&str; 3] = ["multus", "macvtap", "kube-ovn"];
 
 /// Breaks a cluster.
 pub(super) struct Breaker<'r> {
     pub(super) cluster: &'r Cluster,
     pub(super) history: &'r History,
     pub(super) judge: &'r Mutex<Judge>,
+    pub(super) keeper: &'r Keeper<'r>,
     /// What is a limit of what can be known.
     pub(super) excuses: &'r Mutex<Excuses>,
 }
@@ -128,16 +131,14 @@ impl Breaker<'_> {
             Kind::PoolEdited => self.edit_pools(step.hold)?,
             Kind::Drained => self.drain(&name, step.hold)?,
             Kind::NodeDeleted => self.delete_node(node, step.hold)?,
-            Kind::NodeRebooted => {
-                self.excuses(|excuses| excuses.runtime_killed.insert(node.name()));
-                let off = node.power_off();
-                thread::sleep(step.hold);
-                node.power_on()?;
-                off?;
-            }
+            Kind::NodeRebooted => self.reboot(node, step.hold)?,
             Kind::StateDeleted => {
                 self.kubectl(&["delete", "macvtapnodestate", &name, "--wait=false", "--ignore-not-found"])?;
             }
+            Kind::KubeOvnControllerKilled
+            | Kind::KubeOvnControllerPaused
+            | Kind::KubeOvnDaemonKilled
+            | Kind::KubeOvnDaemonPaused => self.disturb_kube_ovn(step.kind, node, step.hold)?,
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::kube_ovn;
 use super::snapshot::{Container, DEVICES, Link, Snapshot};
 
 /// So long after the end of its pod nothing of it may be left, whatever is broken meanwhile.
@@ -20,8 +21,10 @@ pub(super) enum Violation {
     Taken(String),
     /// A container can open the tap of another pod.
     TapReused(String),
-    /// Two pods of a node have one address.
+    /// Two pods have one address: of a node's range on one node, of kube-ovn anywhere.
     AddressTwice(String),
+    /// kube-ovn's address of a pod that lives became another one.
+    AddressChanged(String),
     /// Something was left of a pod that ended long ago.
     Orphan(String),
     /// A node was called silent though nothing was broken.
@@ -35,6 +38,8 @@ type Held = Vec<Link>;
 #[derive(Debug, Default)]
 pub(super) struct Judge {
     held: BTreeMap<String, Held>,
+    /// kube-ovn's address of each pod.
+    addresses: BTreeMap<String, String>,
     /// Lower links that a fault deleted: node and index.
     deleted: BTreeSet<(String, u32)>,
     /// When each orphan was seen first.
@@ -59,16 +64,17 @@ impl Judge {
     pub(super) fn observe(&mut self, seen: &Snapshot) -> Vec<Violation> {
         let mut found = self.taken(seen);
         found.extend(taps_reused(seen));
+        found.extend(self.addresses_changed(seen));
         found.extend(self.orphans(seen));
         found.extend(self.false_verdicts(seen));
         let doubtful: BTreeSet<Violation> =
-            two_owners(seen).into_iter().chain(addresses_twice(seen)).collect();
+            two_owners(seen).into_iter().chain(addresses_twice(seen)).chain(assigned_twice(seen)).collect();
         found.extend(doubtful.intersection(&self.doubtful).cloned());
         self.doubtful = doubtful;
         found
     }
 
-    /// Nothing is taken from a container that runs: each link it had keeps index, address and tap number.
+    /// Nothing is taken from a container that runs: each link it had keeps index, addresses and tap number.
     fn taken(&mut self, seen: &Snapshot) -> Vec<Violation> {
         let mut found = Vec::new();
         for container in &seen.containers {
@@ -86,6 +92,21 @@ impl Judge {
         // A container that was reported once is enough.
         if !found.is_empty() {
             self.held.clear();
+        }
+        found
+    }
+
+    /// A pod keeps its address, also in another sandbox.
+    fn addresses_changed(&mut self, seen: &Snapshot) -> Vec<Violation> {
+        let mut found = Vec::new();
+        for (container, now) in assigned(seen) {
+            let before = self.addresses.entry(container.pod.clone()).or_insert_with(|| now.to_owned());
+            if before != now {
+                found.push(Violation::AddressChanged(format!(
+                    "pod {} had {before}, now {now}",
+                    container.pod
+                )));
+            }
         }
         found
     }
@@ -121,7 +142,8 @@ impl Judge {
 
 fn same(link: &Link, before: &Link) -> bool {
     let tap = link.tap.is_none() || before.tap.is_none() || link.tap == before.tap;
-    tap && (link.netns, link.ifindex, &link.mac) == (before.netns, before.ifindex, &before.mac)
+    tap && (link.netns, link.ifindex, &link.mac, &link.addresses)
+        == (before.netns, before.ifindex, &before.mac, &before.addresses)
 }
 
 /// The macvtaps of a container: those of its network namespace, and those of the node that it can open.
@@ -175,11 +197,34 @@ fn taps_reused(seen: &Snapshot) -> Vec<Violation> {
     found
 }
 
-/// No two pods of a node have one address: leases are of a node.
+/// The addresses of kube-ovn and the containers that have them, of pods that the API server has and that are to run: kube-ovn
+/// releases the address of a pod that was deleted, whether its containers still run or not.
+pub(super) fn assigned(seen: &Snapshot) -> Vec<(&Container, &str)> {
+    let lives = |uid: &str| seen.pods.iter().flatten().any(|pod| pod.uid == uid && pod.lives());
+    let mut found = Vec::new();
+    for container in seen.containers.iter().filter(|container| lives(&container.pod)) {
+        let addresses = links_of(container, seen).into_iter().flat_map(|link| &link.addresses);
+        let addresses = addresses.filter(|address| kube_ovn::assigned(address));
+        found.extend(addresses.map(|address| (container, address.as_str())));
+    }
+    found
+}
+
+/// No two pods that live have one address of kube-ovn, on whatever nodes.
+fn assigned_twice(seen: &Snapshot) -> Vec<Violation> {
+    let mut pods: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (container, address) in assigned(seen) {
+        pods.entry(address).or_default().insert(&container.pod);
+    }
+    let twice = pods.iter().filter(|(_, pods)| pods.len() > 1);
+    twice.map(|(address, pods)| Violation::AddressTwice(format!("{address} is in pods {pods:?}"))).collect()
+}
+
+/// No two pods of a node have one address of its range: leases are of a node.
 fn addresses_twice(seen: &Snapshot) -> Vec<Violation> {
     let mut places: BTreeMap<(&str, &str), BTreeSet<u64>> = BTreeMap::new();
     for link in &seen.links {
-        for address in &link.addresses {
+        for address in link.addresses.iter().filter(|address| !kube_ovn::assigned(address)) {
             places.entry((&link.node, address)).or_default().insert(link.netns);
         }
     }

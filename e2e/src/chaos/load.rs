@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::history::History;
+use super::kube_ovn;
 use super::numbers::Numbers;
 use super::observe::{NAMESPACE, POOLS, PREFIX};
 use crate::{Kubectl, images, process};
@@ -21,6 +22,8 @@ enum Shape {
     Plain,
     /// The same, with an address of the node's range.
     Addressed,
+    /// The same, with an address that kube-ovn assigns.
+    KubeOvn,
     /// A macvtap of each pool.
     Two,
     /// Only a tap, of the second pool.
@@ -45,7 +48,15 @@ struct Workload {
 
 impl Workload {
     fn of(number: u32, numbers: &mut Numbers) -> Self {
-        let shapes = [Shape::Plain, Shape::Plain, Shape::Addressed, Shape::Two, Shape::TapOnly];
+        let shapes = [
+            Shape::Plain,
+            Shape::Plain,
+            Shape::Addressed,
+            Shape::KubeOvn,
+            Shape::KubeOvn,
+            Shape::Two,
+            Shape::TapOnly,
+        ];
         let shape = numbers.pick(&shapes).copied().unwrap_or(Shape::Plain);
         let owner = if numbers.chance(50) { Owner::Deployment } else { Owner::Nobody };
         let node = numbers.chance(60).then(|| if numbers.chance(50) { 1 } else { 2 });
@@ -68,6 +79,7 @@ impl Workload {
         let (networks, limits) = match self.shape {
             Shape::Plain => ("chaos-a", format!("{PREFIX}/chaos-a: 1")),
             Shape::Addressed => ("chaos-addressed", format!("{PREFIX}/chaos-a: 1")),
+            Shape::KubeOvn => (kube_ovn::NETWORK, format!("{PREFIX}/chaos-a: 1")),
             Shape::Two => ("chaos-a,chaos-b", format!("{PREFIX}/chaos-a: 1, {PREFIX}/chaos-b: 1")),
             Shape::TapOnly => ("", format!("{PREFIX}/chaos-b: 1")),
         };
@@ -170,7 +182,10 @@ impl Pools {
         let Self { devices, mtu } = self;
         let range = "{raw: {type: host-local, ranges: [[{subnet: 192.0.2.0/24}]]}}";
         let names = format!("namespaces: {{names: [{NAMESPACE}]}}");
-        let addressed = format!(", {{name: chaos-addressed, {names}, ipam: {range}}}");
+        let addressed = format!(
+            ", {{name: chaos-addressed, {names}, ipam: {range}}}, {{name: {}, {names}, ipam: {{kubeOVN: {{}}}}}}",
+            kube_ovn::NETWORK
+        );
         let pool = |name: &str, link: &str, tap_only: &str, more: &str| {
             format!(
                 "apiVersion: {PREFIX}/v1alpha1\nkind: MacvtapResourcePool\nmetadata: {{name: {name}}}\nspec:\n  \
@@ -201,6 +216,6 @@ mod tests {
         assert_eq!(workloads(3), workloads(3));
         let kinds: BTreeSet<String> =
             workloads(3).iter().map(|w| format!("{:?} {:?}", w.shape, w.owner)).collect();
-        assert_eq!(kinds.len(), 8, "{kinds:?}");
+        assert_eq!(kinds.len(), 10, "{kinds:?}");
     }
 }

@@ -11,8 +11,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+use super::kube_ovn;
 use super::processes::{self, Process};
-use super::snapshot::{Container, Link, Pod, Pool, Record, Snapshot};
+use super::snapshot::{Assigned, Container, Link, Pod, Pool, Record, Snapshot};
 use crate::{Cluster, Kubectl, Node, namespaces, process};
 
 /// A question to an API server that may be stopped.
@@ -59,7 +60,8 @@ pub(super) fn snapshot(cluster: &Cluster, at: Duration, pools: bool) -> Result<S
         containers.into_iter().filter(|(process, _)| process.runs()).map(|(_, found)| found).collect();
     seen.pods = pods(cluster.kubectl()).ok();
     if pools {
-        seen.pools = self::pools(cluster.kubectl()).ok();
+        let found = slow(cluster.kubectl()).ok();
+        (seen.pools, seen.addresses) = found.unzip();
     }
     Ok(seen)
 }
@@ -191,13 +193,26 @@ fn pod(object: &Value) -> Pod {
         ready: conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True"),
         failed,
         terminating: metadata["deletionTimestamp"].is_string(),
+        address: metadata["annotations"][kube_ovn::annotation()].as_str().map(str::to_owned),
     }
 }
 
-fn pools(kubectl: &Kubectl) -> Result<Vec<Pool>> {
-    let list = get(kubectl, &["macvtapresourcepools,nodes"])?;
+/// What changes slowly: the pools, and kube-ovn's records.
+fn slow(kubectl: &Kubectl) -> Result<(Vec<Pool>, Vec<Assigned>)> {
+    let list = get(kubectl, &["macvtapresourcepools,nodes,ips.kubeovn.io"])?;
     let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-    Ok(POOLS.iter().filter_map(|name| pool(name, items)).collect())
+    let pools = POOLS.iter().filter_map(|name| pool(name, items)).collect();
+    Ok((pools, items.iter().filter_map(assigned).collect()))
+}
+
+/// kube-ovn's record of an address of the load.
+fn assigned(item: &Value) -> Option<Assigned> {
+    let spec = &item["spec"];
+    (item["kind"] == "IP" && spec["namespace"] == NAMESPACE).then_some(())?;
+    Some(Assigned {
+        pod: spec["podName"].as_str()?.to_owned(),
+        address: spec["ipAddress"].as_str()?.to_owned(),
+    })
 }
 
 fn pool(name: &str, items: &[Value]) -> Option<Pool> {
@@ -245,5 +260,14 @@ mod tests {
         ];
         let pool = pool("chaos-a", &items).unwrap();
         assert_eq!((pool.offered, pool.allocated, pool.ready), (32, 2, true));
+    }
+
+    #[test]
+    fn only_kube_ovns_records_of_the_load_are_read() {
+        let record = |kind: &str, namespace: &str| serde_json::json!({"kind": kind, "spec": {"namespace": namespace, "podName": "p", "ipAddress": "198.51.100.2"}});
+        let wanted = Assigned { pod: "p".into(), address: "198.51.100.2".into() };
+        assert_eq!(assigned(&record("IP", NAMESPACE)), Some(wanted));
+        assert_eq!(assigned(&record("IP", "")), None, "a node's");
+        assert_eq!(assigned(&record("Node", NAMESPACE)), None);
     }
 }

@@ -60,6 +60,14 @@ pub enum Kind {
     StateDeleted,
     /// A node loses its power, and gets it again after a while.
     NodeRebooted,
+    /// kube-ovn's controller is killed, and started after a while.
+    KubeOvnControllerKilled,
+    /// kube-ovn's controller is stopped for a while, and continues.
+    KubeOvnControllerPaused,
+    /// kube-ovn's daemon of a node is killed, and started after a while.
+    KubeOvnDaemonKilled,
+    /// kube-ovn's daemon of a node is stopped for a while, and continues.
+    KubeOvnDaemonPaused,
 }
 
 /// What a fault occupies: no two faults break the same thing at a time.
@@ -74,6 +82,8 @@ enum Target {
     ControlPlane,
     Operator,
     Pools,
+    KubeOvnController,
+    KubeOvnDaemon(u8),
 }
 
 /// One fault.
@@ -103,7 +113,7 @@ const CALM: Duration = Duration::from_secs(15);
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 30] = [
         Self::WorkerKilled,
         Self::AgentKilled,
         Self::AgentDeleted,
@@ -130,6 +140,10 @@ impl Kind {
         Self::NodeDeleted,
         Self::StateDeleted,
         Self::NodeRebooted,
+        Self::KubeOvnControllerKilled,
+        Self::KubeOvnControllerPaused,
+        Self::KubeOvnDaemonKilled,
+        Self::KubeOvnDaemonPaused,
     ];
 
     fn targets(self, node: u8) -> Vec<Target> {
@@ -152,11 +166,20 @@ impl Kind {
             | Self::LinkEnslaved => vec![Target::Link(node)],
             Self::CallsKilled => vec![Target::Calls(node)],
             Self::NodeRebooted => {
-                let parts = [Target::Agent, Target::Node, Target::Runtime, Target::Calls, Target::Link];
+                let parts = [
+                    Target::Agent,
+                    Target::Node,
+                    Target::Runtime,
+                    Target::Calls,
+                    Target::Link,
+                    Target::KubeOvnDaemon,
+                ];
                 parts.map(|part| part(node)).to_vec()
             }
             Self::PoolEdited => vec![Target::Pools],
             Self::StateDeleted => vec![Target::State(node)],
+            Self::KubeOvnControllerKilled | Self::KubeOvnControllerPaused => vec![Target::KubeOvnController],
+            Self::KubeOvnDaemonKilled | Self::KubeOvnDaemonPaused => vec![Target::KubeOvnDaemon(node)],
         }
     }
 }

@@ -8,12 +8,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::faults::{Breaker, Excuses};
 use super::history::History;
 use super::judge::Judge;
+use super::kube_ovn::{self, Keeper};
 use super::leases::{self, Leases};
 use super::load::{self, Pools};
 use super::observe::{self, NAMESPACE, POOLS, PREFIX};
@@ -21,7 +22,7 @@ use super::plan::{self, Kind, Step};
 use super::settle::{self, Fates};
 use crate::layout::{self, Checkout};
 use crate::progress::say;
-use crate::{Cluster, Kubectl};
+use crate::{Cluster, KubeOvn, Kubectl, Options};
 
 /// How often the state is observed.
 const STEP: Duration = Duration::from_secs(1);
@@ -34,6 +35,9 @@ const CONVERGED: Duration = Duration::from_mins(3);
 
 /// So long after the last pod nothing is left.
 const CLEAN: Duration = Duration::from_mins(3);
+
+/// So long after the last pod kube-ovn has released all addresses whose pods its controller saw end.
+const RELEASED: Duration = Duration::from_mins(1);
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
@@ -48,11 +52,12 @@ pub struct Settings {
 
 /// Runs it, prints what came of it, and fails with seed, history and violation when a rule did not hold.
 pub fn run(settings: &Settings) -> Result<()> {
-    let Some(cluster) = Cluster::shared()? else { return Ok(()) };
-    ensure!(
-        !cluster.nodes().is_empty(),
-        "this looks into nodes: it needs the local cluster, unset KUBECONFIG"
-    );
+    if !Cluster::permitted()? {
+        return Ok(());
+    }
+    let cluster = &Cluster::from_env_with(Options { kube_ovn: true, ..Options::default() })?;
+    let kube_ovn = cluster.kube_ovn();
+    let kube_ovn = kube_ovn.context("this looks into nodes: it needs the local cluster, unset KUBECONFIG")?;
     let seed = settings.seed.unwrap_or_else(random);
     say(format_args!("== chaos for {} minutes, seed {seed}", settings.minutes));
     prepare(cluster)?;
@@ -62,6 +67,7 @@ pub fn run(settings: &Settings) -> Result<()> {
         history: History::new(),
         judge: Mutex::default(),
         excuses: Mutex::default(),
+        keeper: Keeper::new(kube_ovn),
         stop: AtomicBool::new(false),
     };
     let ended = run.all(settings);
@@ -69,7 +75,8 @@ pub fn run(settings: &Settings) -> Result<()> {
     match ended {
         Ok(report) => {
             say(format_args!("seed {seed}: no violation in {} minutes\n{report}", settings.minutes));
-            clean_up(cluster)
+            clean_up(cluster)?;
+            kube_ovn::delete_subnet(cluster.kubectl())
         }
         Err(error) => {
             // The cluster stays as it is: it can be looked at.
@@ -90,8 +97,9 @@ fn prepare(cluster: &Cluster) -> Result<()> {
     clean_up(cluster)?;
     let kubectl = cluster.kubectl();
     kubectl.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}"))?;
+    kube_ovn::apply_subnet(kubectl)?;
     Pools::NORMAL.apply(kubectl)?;
-    for network in ["chaos-a", "chaos-addressed", "chaos-b"] {
+    for network in ["chaos-a", "chaos-addressed", "chaos-b", kube_ovn::NETWORK] {
         kubectl.wait_until(
             NAMESPACE,
             &format!("net-attach-def/{network}"),
@@ -122,11 +130,30 @@ struct Run<'c> {
     history: History,
     judge: Mutex<Judge>,
     excuses: Mutex<Excuses>,
+    keeper: Keeper<'c>,
     stop: AtomicBool,
+}
+
+/// What there was to wait for after the last pod.
+struct Rest {
+    took: Duration,
+    /// Leases that nobody will ever release.
+    leases: usize,
+    /// Addresses that kube-ovn released only when its controller started again.
+    addresses: usize,
 }
 
 impl Run<'_> {
     fn all(&self, settings: &Settings) -> Result<String> {
+        thread::scope(|scope| {
+            scope.spawn(|| self.keeper.run(&self.history));
+            let ended = self.break_and_repair(settings);
+            self.keeper.end();
+            ended
+        })
+    }
+
+    fn break_and_repair(&self, settings: &Settings) -> Result<String> {
         let kinds = if settings.only.is_empty() { &Kind::ALL[..] } else { &settings.only };
         let steps = plan::plan(self.seed, Duration::from_secs(settings.minutes * 60), kinds);
         let (counts, watched) = thread::scope(|scope| {
@@ -142,25 +169,34 @@ impl Run<'_> {
             anyhow::Ok((counts, watched?))
         })?;
         let (fates, converged) = self.converge()?;
-        let (cleaned, forgotten) = self.nothing_left()?;
+        let rest = self.nothing_left()?;
         Ok(report(
             &steps,
             &format!(
                 "{} workloads made, {} deleted, {watched} observations; at the end {} pods ready, {} refused by a kubelet without \
-             agent, {} excused, {forgotten} leases of sandboxes that a killed runtime forgot\nconverged {:.0} s after the last fault, nothing left {:.0} s after the last pod",
+             agent, {} excused, {} leases of sandboxes that a killed runtime forgot, {} addresses that kube-ovn released late\n\
+             converged {:.0} s after the last fault, nothing left {:.0} s after the last pod",
                 counts.made,
                 counts.deleted,
                 fates.ready,
                 fates.refused,
                 fates.excused,
+                rest.leases,
+                rest.addresses,
                 converged.as_secs_f64(),
-                cleaned.as_secs_f64(),
+                rest.took.as_secs_f64(),
             ),
         ))
     }
 
     fn breaker(&self) -> Breaker<'_> {
-        Breaker { cluster: self.cluster, history: &self.history, judge: &self.judge, excuses: &self.excuses }
+        Breaker {
+            cluster: self.cluster,
+            history: &self.history,
+            judge: &self.judge,
+            keeper: &self.keeper,
+            excuses: &self.excuses,
+        }
     }
 
     /// Every fault on a thread of its own: they overlap.
@@ -230,20 +266,28 @@ impl Run<'_> {
         }
     }
 
-    /// Deletes every pod and waits until nothing of them is left; gives how long that took, and how many leases nobody will
-    /// ever release.
-    fn nothing_left(&self) -> Result<(Duration, usize)> {
+    /// Deletes every pod and waits until nothing of them is left. An address of which kube-ovn's controller missed the end of
+    /// the pod is released when the controller starts.
+    fn nothing_left(&self) -> Result<Rest> {
         let words = ["-n", NAMESPACE, "delete", "deployments,pods", "--all", "--wait", "--timeout=180s"];
         self.cluster.kubectl().run(&words)?;
         let begun = Instant::now();
+        let mut addresses = 0;
         let devices = Pools::NORMAL.devices * u64::try_from(self.cluster.nodes().len())?;
         loop {
             let seen = observe::snapshot(self.cluster, self.history.now(), true)?;
             let mut left = settle::left(&seen, devices);
             let leases = self.leases()?;
             left.extend(leases.left);
+            let unreleased = settle::unreleased(&seen);
+            if addresses == 0 && !unreleased.is_empty() && begun.elapsed() > RELEASED {
+                self.history.say(format_args!("kube-ovn's controller is restarted for {unreleased:?}"));
+                addresses = unreleased.len();
+                self.keeper.without(crate::kube_ovn::CONTROLLER, KubeOvn::kill_controller, || ())?;
+            }
+            left.extend(unreleased);
             if left.is_empty() {
-                return Ok((begun.elapsed(), leases.forgotten));
+                return Ok(Rest { took: begun.elapsed(), leases: leases.forgotten, addresses });
             }
             if begun.elapsed() > CLEAN {
                 bail!("left {CLEAN:?} after the last pod:\n{}", left.join("\n"));

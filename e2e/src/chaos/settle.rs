@@ -35,6 +35,7 @@ pub(super) fn unsettled(
     }
     wanting.extend(judge::orphans(seen));
     wanting.extend(unrecorded(seen));
+    wanting.extend(unaddressed(seen, pods));
     wanting.extend(pools(seen));
     (fates, wanting)
 }
@@ -80,6 +81,33 @@ fn judge_pod(pod: &Pod, excuses: &Excuses, waits: &BTreeMap<String, String>) -> 
         return Fate::Excused;
     }
     Fate::Wanting(format!("{pod:?} waits: {why}"))
+}
+
+/// What kube-ovn has not released after the last pod.
+pub(super) fn unreleased(seen: &Snapshot) -> Vec<String> {
+    match &seen.addresses {
+        None => vec!["kube-ovn's records were not read".to_owned()],
+        Some(all) => all.iter().map(|one| format!("kube-ovn's {} of pod {}", one.address, one.pod)).collect(),
+    }
+}
+
+/// The address that kube-ovn has assigned to a pod is on its link, and recorded.
+fn unaddressed(seen: &Snapshot, pods: &[Pod]) -> Vec<String> {
+    let Some(recorded) = &seen.addresses else { return unreleased(seen) };
+    let mut found = Vec::new();
+    let on_links = judge::assigned(seen);
+    for pod in pods.iter().filter(|pod| pod.ready && pod.lives()) {
+        let Some(address) = &pod.address else { continue };
+        let links = on_links.iter().filter(|(container, _)| container.pod == pod.uid);
+        let links: Vec<&str> = links.map(|(_, address)| *address).collect();
+        if links != [address.as_str()] {
+            found.push(format!("pod {} is assigned {address}, and has {links:?}", pod.name));
+        }
+        if !recorded.iter().any(|one| (&one.pod, &one.address) == (&pod.name, address)) {
+            found.push(format!("kube-ovn has no record of {address} of pod {}", pod.name));
+        }
+    }
+    found
 }
 
 /// Each container's tap has a record.
@@ -128,6 +156,7 @@ fn pools(seen: &Snapshot) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::snapshot::{Assigned, Link};
     use super::*;
 
     fn settled() -> Snapshot {
@@ -139,8 +168,28 @@ mod tests {
             offered: 40,
             ..Pool::default()
         };
-        let pod = Pod { uid: "u".into(), name: "p".into(), node: "n1".into(), ready: true, ..Pod::default() };
+        let address = "198.51.100.2".to_owned();
+        let pod = Pod {
+            uid: "u".into(),
+            name: "p".into(),
+            node: "n1".into(),
+            ready: true,
+            address: Some(address.clone()),
+            ..Pod::default()
+        };
+        let link = Link {
+            node: "n1".into(),
+            netns: 1,
+            name: "net1".into(),
+            ifindex: DEVICES.start,
+            mac: String::new(),
+            lower: 3,
+            tap: None,
+            addresses: vec![address.clone()],
+        };
         Snapshot {
+            links: vec![link],
+            addresses: Some(vec![Assigned { pod: "p".into(), address }]),
             containers: vec![Container {
                 node: "n1".into(),
                 pod: "u".into(),
@@ -178,6 +227,28 @@ mod tests {
         assert_eq!(wanting(|seen| seen.pools.as_mut().unwrap()[1].unreachable = 1).len(), 1);
         assert_eq!(wanting(|seen| seen.device_nodes.push(("n1".into(), 5))).len(), 1);
         assert_eq!(wanting(|seen| seen.pools = None).len(), 1);
+    }
+
+    #[test]
+    fn kube_ovns_address_of_a_pod_must_be_on_its_link_and_recorded() {
+        assert_eq!(wanting(|seen| seen.links[0].addresses.clear()).len(), 1);
+        assert_eq!(wanting(|seen| seen.links[0].addresses = vec!["198.51.100.3".into()]).len(), 1);
+        assert_eq!(wanting(|seen| seen.links[0].addresses.push("198.51.100.3".into())).len(), 1);
+        assert_eq!(wanting(|seen| seen.addresses = Some(Vec::new())).len(), 1);
+        let other = |seen: &mut Snapshot| "other".clone_into(&mut seen.addresses.as_mut().unwrap()[0].pod);
+        assert_eq!(wanting(other).len(), 1, "a record of another pod is none");
+        assert_eq!(wanting(|seen| seen.addresses = None).len(), 1);
+        assert_eq!(wanting(|seen| seen.pods.as_mut().unwrap()[0].address = None), [""; 0], "not kube-ovn's");
+    }
+
+    #[test]
+    fn an_address_that_kube_ovn_has_not_released_is_found() {
+        let mut seen = settled();
+        assert_eq!(unreleased(&seen), ["kube-ovn's 198.51.100.2 of pod p"]);
+        seen.addresses = Some(Vec::new());
+        assert_eq!(unreleased(&seen), [""; 0]);
+        seen.addresses = None;
+        assert_eq!(unreleased(&seen).len(), 1, "nobody knows");
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(super) struct Snapshot {
     pub(super) pods: Option<Vec<Pod>>,
     /// Pools of the load; nothing while the API server does not answer, or when they were not asked for.
     pub(super) pools: Option<Vec<Pool>>,
+    /// What kube-ovn has recorded of the addresses of the load; nothing whenever there are no pools.
+    pub(super) addresses: Option<Vec<Assigned>>,
 }
 
 /// A container that runs, without the ones that hold sandboxes.
@@ -75,6 +77,23 @@ pub(super) struct Pod {
     /// It has failed for good.
     pub(super) failed: Option<String>,
     pub(super) terminating: bool,
+    /// The address that kube-ovn has assigned to it.
+    pub(super) address: Option<String>,
+}
+
+impl Pod {
+    /// Whether it is to run.
+    pub(super) fn lives(&self) -> bool {
+        self.failed.is_none() && !self.terminating
+    }
+}
+
+/// kube-ovn's record of an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Assigned {
+    /// The name of its pod.
+    pub(super) pod: String,
+    pub(super) address: String,
 }
 
 /// A pool as the API server has it, and what the Nodes offer of its resource.

@@ -56,6 +56,16 @@ fn found(change: impl FnOnce(&mut Snapshot)) -> Vec<Violation> {
     found
 }
 
+/// What it finds when this state is the first one, and seen twice.
+fn found_at_first(change: impl FnOnce(&mut Snapshot)) -> Vec<Violation> {
+    let mut judge = Judge::default();
+    let mut seen = healthy();
+    change(&mut seen);
+    let mut found = judge.observe(&seen);
+    found.extend(judge.observe(&seen));
+    found
+}
+
 #[test]
 fn a_healthy_state_is_no_violation_however_often_it_is_seen() {
     assert_eq!(found(|_| {}), []);
@@ -122,10 +132,52 @@ fn a_tap_number_that_another_container_of_the_node_can_open_is_found() {
 
 #[test]
 fn an_address_of_two_pods_is_found() {
-    let twice = found(|seen| seen.links[1].addresses = vec!["192.0.2.0".into()]);
+    let twice = found_at_first(|seen| seen.links[1].addresses = vec!["192.0.2.0".into()]);
     assert!(matches!(&twice[..], [Violation::AddressTwice(_)]), "{twice:?}");
-    let elsewhere = found(|seen| seen.links[2].addresses = vec!["192.0.2.0".into()]);
+    let elsewhere = found_at_first(|seen| seen.links[2].addresses = vec!["192.0.2.0".into()]);
     assert_eq!(elsewhere, [], "leases are of a node");
+}
+
+#[test]
+fn an_address_of_kube_ovn_in_two_pods_that_live_is_found_on_whatever_nodes() {
+    let give = |seen: &mut Snapshot, pods: &[usize]| {
+        for pod in pods {
+            seen.links[*pod].addresses = vec!["198.51.100.7".into()];
+        }
+    };
+    let apart = found_at_first(|seen| give(seen, &[0, 2]));
+    assert!(matches!(&apart[..], [Violation::AddressTwice(what)] if what.contains("pod-2")), "{apart:?}");
+    let together = found_at_first(|seen| give(seen, &[0, 1]));
+    assert!(matches!(&together[..], [Violation::AddressTwice(_)]), "{together:?}");
+    assert_eq!(found_at_first(|seen| give(seen, &[0])), []);
+    let released: [fn(&mut Vec<Pod>); 3] = [
+        |pods| drop(pods.remove(0)),
+        |pods| pods[0].terminating = true,
+        |pods| pods[0].failed = Some("Evicted".into()),
+    ];
+    for release in released {
+        let found = found_at_first(|seen| {
+            give(seen, &[0, 1]);
+            release(seen.pods.as_mut().unwrap());
+        });
+        assert_eq!(found, [], "kube-ovn has released the address of a pod that does not live");
+    }
+}
+
+#[test]
+fn another_address_of_a_pod_that_lives_is_found() {
+    let mut judge = Judge::default();
+    let mut seen = healthy();
+    seen.links[0].addresses = vec!["198.51.100.7".into()];
+    assert_eq!(judge.observe(&seen), []);
+    // In another sandbox, on a link of its own.
+    "other".clone_into(&mut seen.containers[0].id);
+    assert_eq!(judge.observe(&seen), []);
+    "third".clone_into(&mut seen.containers[0].id);
+    seen.links[0].addresses = vec!["198.51.100.8".into()];
+    assert!(matches!(&judge.observe(&seen)[..], [Violation::AddressChanged(what)] if what.contains("pod-0")));
+    let lost = found(|seen| seen.links[0].addresses.clear());
+    assert!(matches!(&lost[..], [Violation::Taken(_), ..]), "an address that a container lost: {lost:?}");
 }
 
 #[test]
