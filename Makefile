@@ -7,7 +7,7 @@ MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-compare bench-data-path bench-migration bench-pods bench-report bench-idle bench-scale chaos faults fuzz fuzz-guided simulate plant killed generate docs release images cluster-up cluster-down fmt deny lint tool
+.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-compare bench-data-path bench-migration bench-pods bench-report bench-idle bench-scale chaos soak faults fuzz fuzz-guided simulate plant killed generate docs release images cluster-up cluster-down fmt deny lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -74,6 +74,10 @@ bench-scale: tool ## Measure the operator with 5,000 simulated nodes and 20 pool
 MINUTES ?= 10
 chaos: tool ## Random faults on a real cluster for MINUTES minutes (SEED=n repeats a run), with a judge that checks a model (root)
 	@$(CLUSTER) chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+CYCLES ?= 20000
+soak: tool ## Make and remove CYCLES macvtaps for pods of a real cluster: memory, descriptors, files and links must not grow (root)
+	@$(CLUSTER) soak --cycles $(CYCLES)
 
 faults: tool ## Run the tests that inject one fault after the other with full counts (root); results in target/chaos
 	@$(CLUSTER) faults

@@ -44,6 +44,7 @@ pub mod registry;
 pub mod relay;
 pub mod release;
 pub mod results;
+pub mod soak;
 pub mod suite;
 pub mod traces;
 pub mod trixie;

@@ -10,7 +10,7 @@ use e2e::progress::{self, say};
 use e2e::suite::{self, Selection, Stage};
 use e2e::{
     Cluster, Multus, Options, bench_compare, bench_pods, bench_report, chaos, chart_readme, components, demo,
-    images, prerequisites, relay, release, results,
+    images, prerequisites, relay, release, results, soak,
 };
 
 /// A real Kubernetes on this machine: etcd, control plane, and one or two nodes with kubelet, containerd and Multus.
@@ -156,6 +156,8 @@ enum Command {
         #[arg(long)]
         matching: Option<String>,
     },
+    /// Make and remove many macvtaps for pods of a real cluster: memory, descriptors, files and links must not grow
+    Soak(soak::Size),
     /// Measure plugin and agent as they are shipped
     Bench {
         /// Another plugin to measure in the same rounds, such as an earlier release's
@@ -266,6 +268,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::BenchReport => bench_report::write(&checkout)?,
         Command::BenchPods(size) => bench_pods::run(size)?,
+        Command::Soak(size) => soak::run(size)?,
         Command::BenchIdle { seconds, beside } => return bench_idle(&checkout, seconds, beside),
         Command::BenchScale { nodes, pools, other_operator, other_chart } => {
             return bench_scale(&checkout, nodes, pools, other_operator.zip(other_chart));
