@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::kube_ovn;
 use super::snapshot::{Container, DEVICES, Link, Snapshot};
 
-/// So long after the end of its pod nothing of it may be left, whatever is broken meanwhile.
-const ORPHAN: Duration = Duration::from_mins(5);
+/// So long after the end of its pod nothing of it may be left, whatever is broken meanwhile. The agent takes a minute for what no
+/// DEL removed, and begins again when it or the kubelet is restarted, which faults do several times in five minutes.
+const ORPHAN: Duration = Duration::from_mins(10);
 
 /// A verdict of silence is wrong when nothing was broken for so long before it.
 const QUIET: Duration = Duration::from_mins(3);

@@ -51,13 +51,20 @@ pub(super) fn snapshot(cluster: &Cluster, at: Duration, pools: bool) -> Result<S
             *place = process;
         }
     }
+    let mut unread = BTreeSet::new();
     for process in places.values() {
-        seen.links.extend(links_of_process(process));
+        match links_of_process(process) {
+            Some(links) => seen.links.extend(links),
+            None => {
+                unread.insert(process.netns);
+            }
+        }
     }
     seen.running = processes.iter().map(|process| (process.node.clone(), process.pod.clone())).collect();
     seen.running.dedup();
-    seen.containers =
-        containers.into_iter().filter(|(process, _)| process.runs()).map(|(_, found)| found).collect();
+    // One that is being killed has lost its namespaces a while before it has ended.
+    let runs = |process: &Process| process.runs() && !unread.contains(&process.netns);
+    seen.containers = containers.into_iter().filter(|(of, _)| runs(of)).map(|(_, found)| found).collect();
     seen.pods = pods(cluster.kubectl()).ok();
     if pools {
         let found = slow(cluster.kubectl()).ok();
@@ -115,13 +122,13 @@ fn links_of_node(node: &Node) -> Result<Vec<Link>> {
     Ok(links(&process::output(&mut command)?, &node.name(), netns, &node.root()?))
 }
 
-/// The macvtaps in the namespace of a process, none when it has ended.
-fn links_of_process(of: &Process) -> Vec<Link> {
+/// The macvtaps in the namespace of a process, nothing when it has ended or is about to end.
+fn links_of_process(of: &Process) -> Option<Vec<Link>> {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net=/proc/{}/ns/net", of.pid));
     command.args(["--", "ip", "-j", "-d", "addr", "show", "type", "macvtap"]);
-    let text = process::output(&mut command).unwrap_or_default();
-    links(&text, &of.node, of.netns, Path::new(&format!("/proc/{}/root", of.pid)))
+    let text = process::output(&mut command).ok()?;
+    Some(links(&text, &of.node, of.netns, Path::new(&format!("/proc/{}/root", of.pid))))
 }
 
 /// What `ip` shows. `root` has a sysfs of that namespace.
@@ -247,6 +254,22 @@ mod tests {
         let [link] = &found[..] else { panic!("{found:?}") };
         assert_eq!((link.ifindex, link.lower, link.netns), (16_777_217, 3, 7));
         assert_eq!(link.addresses, ["192.0.2.5"]);
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_read_is_not_one_without_links() {
+        // No process has the highest number that the kernel could give.
+        let ended = Process {
+            pid: 1 << 22,
+            parent: 1,
+            start: 0,
+            command: String::new(),
+            node: "n1".into(),
+            pod: String::new(),
+            container: String::new(),
+            netns: 7,
+        };
+        assert_eq!(links_of_process(&ended), None);
     }
 
     #[test]
