@@ -225,16 +225,16 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> RolloutStep 
         Past::Unknown(former) => Progress::adopt(members, &former),
     };
     let given = std::mem::take(&mut progress.turns);
-    let (mut worse, mut busy) = (0, 0);
+    let (mut worse, mut is_busy) = (0, false);
     let mut waiting = Vec::new();
     for member in members {
         if member.sent && member.standing == Standing::Updating {
             // What it reports is of the content before: only what it has applied is held against the change.
-            busy += 1;
+            is_busy = true;
         } else if member.sent {
             worse += usize::from(progress.is_worse(member));
         } else if given.contains(member.node) && member.can_hear() {
-            busy += 1;
+            is_busy = true;
             progress.turns.insert(member.node.to_owned());
         } else {
             waiting.push(member);
@@ -244,12 +244,12 @@ pub fn plan(members: &[Member<'_>], staged: &Staged, past: Past) -> RolloutStep 
     let allowed = usize::try_from(staged.max_degraded).unwrap_or(usize::MAX);
     // Nodes that cannot receive it now are not waited for: they get their turn when they can. On the way back, what stays
     // broken is not held against the next change either.
-    let is_done = busy == 0 && !waiting.iter().any(|member| member.can_hear());
+    let is_done = !is_busy && !waiting.iter().any(|member| member.can_hear());
     let is_received = members.iter().any(|member| member.sent);
     progress.is_through |= is_done && is_received && (worse <= allowed || progress.is_way_back);
     if !waiting.is_empty() && worse > allowed && !progress.is_way_back && !progress.is_through {
         step.halted = Some(worse);
-    } else if busy == 0 {
+    } else if !is_busy {
         waiting.retain(|member| member.can_hear());
         waiting.sort_unstable_by_key(|member| member.node);
         for member in waiting.into_iter().take(batch(&staged.batch, members.len())) {

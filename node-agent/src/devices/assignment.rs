@@ -215,7 +215,6 @@ impl Work<'_> {
             self.note_replaced(link.ifindex, &link.name);
             self.keep(link, demand);
         }
-        links.retain(|link| !link.ranges.is_empty() || wanted(demand, link.ifindex) > 0);
         for place in 0..links.len() {
             self.grow(&mut links, place, demand);
         }

@@ -29,9 +29,8 @@ pub(super) fn adopt(
     merge(&mut links, around);
     // First those that only changed their index, so that the demand below finds them under the new one.
     let is_lost = |link: &LowerLink| !around.links.has(link.ifindex);
-    let mut lost = links.iter().filter(|link| is_lost(link)).count();
     for (ifindex, known) in around.links.iter() {
-        if lost == 0 {
+        if !links.iter().any(is_lost) {
             break;
         }
         if links.iter().any(|link| link.ifindex == ifindex) {
@@ -41,7 +40,6 @@ pub(super) fn adopt(
         if let Some(link) = lost_links.find(|link| link.identity == known.identity) {
             link.ifindex = ifindex;
             link.name.clone_from(&known.name);
-            lost -= 1;
         }
     }
     for wish in demand.map_or(&[][..], |demand| demand.links.as_slice()) {
