@@ -242,6 +242,8 @@ mod tests {
             (json!({"exclude": [{"names": ["dp[!]0"]}]}), "exclude[0].names"),
             (labels("bad key!", "x"), "nodeSelector"),
             (labels("Example.com/zone", "x"), "nodeSelector"),
+            (labels("zone", &"a".repeat(64)), "nodeSelector"),
+            (labels("zone", "a b"), "nodeSelector"),
             (labels("zone", "-a"), "nodeSelector"),
         ] {
             let text = verdicts(&[pool("a", spec)])[0].1.as_ref().unwrap().to_string();
@@ -252,6 +254,7 @@ mod tests {
                 json!({"names": ["ens[0-9]f?", "bond*", "[!e]th0"], "macAddresses": ["02:00:5E:00:00:01"]}),
             ),
             labels("example.com/zone", "A.b_c-1"),
+            labels("k8s-2.io/zone", &"a".repeat(63)),
             labels("zone", ""),
         ] {
             assert_eq!(verdicts(&[pool("a", spec)])[0].1, None);

@@ -105,7 +105,7 @@ mod tests {
         for shown in [&[("a", 5), ("b", 8)][..], &[("a", 12), ("b", 8), ("new", 11)]] {
             assert!(found.are_shown(map(shown)), "{shown:?}");
         }
-        for late in [&[("a", 5)][..], &[("a", 5), ("b", 7)], &[("a", 5), ("b", 8), ("deleted", 3)]] {
+        for late in [&[("a", 5)][..], &[("a", 5), ("b", 7)], &[("a", 5), ("b", 8), ("deleted", 10)]] {
             assert!(!found.are_shown(map(late)), "{late:?}");
         }
     }

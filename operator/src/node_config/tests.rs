@@ -19,6 +19,8 @@ struct Server {
     asked: Mutex<Vec<String>>,
     /// The code with which it answers so many next requests.
     refusal: Mutex<Option<(u16, usize)>>,
+    /// The code with which it answers each deletion.
+    undeletable: Mutex<Option<u16>>,
 }
 
 impl Server {
@@ -31,7 +33,11 @@ impl Server {
                 let body: Value = serde_json::from_slice(&body.collect_bytes().await?).unwrap_or_default();
                 let name = parts.uri.path().rsplit('/').next().unwrap_or_default();
                 let named = (name != "macvtapnodeconfigs").then_some(name);
-                let (code, answer) = server.answer(&parts.method, named, body);
+                let is_rest = parts.uri.query().is_some_and(|query| query.contains("continue="));
+                let (code, answer) = match &parts.method {
+                    &Method::GET if named.is_none() => server.list(is_rest),
+                    method => server.answer(method, named, body),
+                };
                 let answer = Body::from(serde_json::to_vec(&answer)?);
                 Ok::<_, BoxError>(Response::builder().status(code).body(answer)?)
             }
@@ -39,17 +45,32 @@ impl Server {
         Client::new(service, "default")
     }
 
-    fn answer(&self, method: &Method, name: Option<&str>, body: Value) -> (u16, Value) {
-        self.asked.lock().unwrap().push(format!("{method} {}", name.unwrap_or_default()));
+    /// The refusal of this request, if it is refused.
+    fn refused(&self) -> Option<(u16, Value)> {
         let mut refusal = self.refusal.lock().unwrap();
-        let refused = *refusal;
-        *refusal =
-            refused.and_then(|(code, left)| Some((code, left.checked_sub(1)?)).filter(|(_, left)| *left > 0));
-        if let Some((code, _)) = refused {
-            return (
-                code,
-                json!({"kind": "Status", "status": "Failure", "code": code, "message": "refused"}),
-            );
+        let (code, left) = (*refusal)?;
+        *refusal = Some((code, left - 1)).filter(|(_, left)| *left > 0);
+        Some((code, json!({"kind": "Status", "status": "Failure", "code": code, "message": "refused"})))
+    }
+
+    /// The last object alone, and the others where the list is continued.
+    fn list(&self, is_rest: bool) -> (u16, Value) {
+        self.asked.lock().unwrap().push("GET ".to_owned());
+        if let Some(refused) = self.refused() {
+            return refused;
+        }
+        let objects = self.objects.lock().unwrap();
+        let items = objects.values().rev().map(|object| json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": object["metadata"]}));
+        let items: Vec<_> = if is_rest { items.skip(1).collect() } else { items.take(1).collect() };
+        let metadata = if is_rest { json!({"continue": ""}) } else { json!({"continue": "rest"}) };
+        let kind = "PartialObjectMetadataList";
+        (200, json!({"apiVersion": "meta.k8s.io/v1", "kind": kind, "metadata": metadata, "items": items}))
+    }
+
+    fn answer(&self, method: &Method, name: Option<&str>, mut body: Value) -> (u16, Value) {
+        self.asked.lock().unwrap().push(format!("{method} {}", name.unwrap_or_default()));
+        if let Some(refused) = self.refused() {
+            return refused;
         }
         let failure = |code: u16| (code, json!({"kind": "Status", "status": "Failure", "code": code}));
         let mut objects = self.objects.lock().unwrap();
@@ -59,6 +80,7 @@ impl Server {
                 if objects.contains_key(&name) {
                     return failure(409);
                 }
+                body["metadata"]["uid"] = format!("uid-{name}").into();
                 objects.insert(name, body.clone());
                 (201, body)
             }
@@ -66,16 +88,17 @@ impl Server {
                 objects.get(name).map_or_else(|| failure(404), |object| (200, object.clone()))
             }
             ("DELETE", Some(name)) => {
+                let is_same = objects
+                    .get(name)
+                    .is_some_and(|object| object["metadata"]["uid"] == body["preconditions"]["uid"]);
+                let refused = *self.undeletable.lock().unwrap();
+                if let Some(code) = refused.or((!is_same).then_some(409)) {
+                    return failure(code);
+                }
                 objects.remove(name);
                 (200, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
             }
-            _ => {
-                let items: Vec<_> = objects.values().map(|object| json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": object["metadata"]})).collect();
-                (
-                    200,
-                    json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList", "metadata": {}, "items": items}),
-                )
-            }
+            _ => failure(405),
         }
     }
 
@@ -98,8 +121,14 @@ fn entries(name: &str) -> Vec<Arc<Entry>> {
 
 /// A state that names a configuration, as the watch shows it.
 fn naming(content: &Arc<Content>) -> Event<RawState> {
+    naming_at(content, 7)
+}
+
+/// The same in another version.
+fn naming_at(content: &Arc<Content>, version: u64) -> Event<RawState> {
     let state = json!({
-        "metadata": {"name": "n1", "resourceVersion": "7"}, "spec": {"configHash": "h", "config": content.name},
+        "metadata": {"name": "n1", "resourceVersion": version.to_string()},
+        "spec": {"configHash": "h", "config": content.name},
     });
     let mut state: RawState = serde_json::from_value(state).unwrap();
     state.shared = Shared::Known(Arc::clone(content));
@@ -207,6 +236,59 @@ async fn what_states_name_is_created_again_and_what_none_has_named_for_long_is_d
         configs.sweep(&client, &states, minute(minutes)).await.unwrap();
     }
     assert!(server.names().contains(&content.name), "a state that names it is on its way");
+}
+
+#[tokio::test]
+async fn a_configuration_that_was_named_again_meanwhile_is_unused_since_then_only() {
+    let (server, configs, states) =
+        (Arc::new(Server::default()), Configs::new(1).impatient(), States::default());
+    let client = server.client();
+    let start = clock::now();
+    let minute = |minutes: i64| start + jiff::SignedDuration::from_mins(minutes);
+    let content = configs.content_of(&entries("a")).unwrap();
+    assert!(configs.ensure(&client, &content).await);
+    let is_there = async |minutes| {
+        configs.sweep(&client, &states, minute(minutes)).await.unwrap();
+        server.names().contains(&content.name)
+    };
+    assert!(is_there(0).await);
+    states.take(naming_at(&content, 7), minute(1));
+    assert!(is_there(1).await);
+    states.send("n1", Spec { config_hash: "h2".to_owned(), ..Spec::default() });
+    states.stored("n1", &Spec { config_hash: "h2".to_owned(), ..Spec::default() }, 8, minute(2));
+    assert!(is_there(2).await && is_there(11).await);
+    server.objects.lock().unwrap().remove(&content.name);
+    assert!(!is_there(12).await);
+    assert!(configs.lock().unused_since.is_empty(), "somebody else has deleted it");
+}
+
+#[tokio::test]
+async fn what_keeps_a_configuration_from_being_deleted_is_an_error_unless_another_one_has_its_name() {
+    let (server, configs, states) =
+        (Arc::new(Server::default()), Configs::new(1).impatient(), States::default());
+    let client = server.client();
+    let start = clock::now();
+    let content = configs.content_of(&entries("a")).unwrap();
+    assert!(configs.ensure(&client, &content).await);
+    for (code, is_fine) in [(404, true), (409, true), (500, false)] {
+        *server.undeletable.lock().unwrap() = Some(code);
+        configs.sweep(&client, &states, start).await.unwrap();
+        let later = start + jiff::SignedDuration::from_mins(10);
+        assert_eq!(configs.sweep(&client, &states, later).await.is_ok(), is_fine, "{code}");
+    }
+    for (code, is_fine) in [(404, true), (500, false)] {
+        server.refuse(code, 1);
+        let swept = configs.sweep(&client, &states, start).await;
+        assert_eq!(swept.is_ok(), is_fine, "a cluster may not have the kind: {code}");
+    }
+}
+
+#[tokio::test]
+async fn configurations_are_swept_until_the_shutdown() {
+    let (server, shutdown) = (Arc::new(Server::default()), tokio_util::sync::CancellationToken::new());
+    shutdown.cancel();
+    Configs::new(1).keep(&server.client(), &States::default(), &shutdown).await;
+    assert_eq!(server.asked(), ["GET ", "GET "], "the list and its rest");
 }
 
 #[tokio::test]

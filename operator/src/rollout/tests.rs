@@ -161,6 +161,9 @@ fn a_content_that_all_nodes_got_at_once_is_a_way_back() {
     edit(&mut grants, 1500, &both(true));
     grants.set(&entry(9000), all_at_once(&[member("a", true, Updating), member("b", true, Ready)]).progress);
     assert!(!grants.is_through(&entry(9000)), "a node has not applied it yet");
+    let unsent = [member("a", false, Ready), member("b", true, Ready)];
+    grants.set(&entry(9000), all_at_once(&unsent).progress);
+    assert!(!grants.is_through(&entry(9000)), "a node that can receive it was not sent it yet");
     grants.set(&entry(9000), all_at_once(&both(true)).progress);
     assert!(grants.is_through(&entry(9000)));
     edit(&mut grants, 9100, &both(false));
@@ -307,6 +310,27 @@ fn a_new_pool_passes_nodes_on_which_no_link_matches_and_stops_at_ones_that_lost_
     let mut look = |members: &[Member<'static>]| edit(&mut grants, 1500, members);
     assert_eq!(look(&[member("a", false, Ready), fresh("b")]).0, ["a"]);
     assert_eq!(look(&[without("a"), fresh("b")]), (vec![], Some(1)));
+    let mut grants = Grants::default();
+    let mut look = |members: &[Member<'static>]| edit(&mut grants, 1500, members);
+    assert_eq!(look(&[fresh("a"), fresh("b"), fresh("c")]).0, ["a"]);
+    assert_eq!(look(&[member("a", true, Ready), fresh("b"), fresh("c")]).0, ["b"]);
+    let lost = look(&[without("a"), member("b", true, Ready), fresh("c")]);
+    assert_eq!(lost, (vec![], Some(1)), "it had links meanwhile");
+}
+
+#[test]
+fn a_rollout_is_not_through_while_a_node_applies_it_or_waits_for_its_turn() {
+    let [waiting, last] = ["b", "c"].map(|node| member(node, false, Ready));
+    for standing in [Updating, Ready] {
+        let mut grants = Grants::default();
+        edit(&mut grants, 1500, &[member("a", true, standing), waiting, last]);
+        let bad = [member("a", true, NotReady), waiting, last];
+        assert_eq!(edit(&mut grants, 1500, &bad), (vec![], Some(1)), "{standing:?}");
+    }
+    let mut grants = Grants::default();
+    edit(&mut grants, 1500, &[member("a", true, Updating)]);
+    let joined = [member("a", true, NotReady), waiting];
+    assert_eq!(edit(&mut grants, 1500, &joined), (vec![], Some(1)), "nobody had applied it");
 }
 
 #[test]

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 mod availability;
 mod kstatus;
+mod members;
 mod obstacles;
 mod silence;
 

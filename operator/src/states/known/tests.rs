@@ -28,6 +28,18 @@ fn what_cannot_be_read_is_named_and_the_rest_is_kept() {
 }
 
 #[test]
+fn a_new_spec_mends_what_could_not_be_read_of_the_spec_only() {
+    let written = |status: Value| {
+        let spec = json!({"configHash": "h", "pools": ["nonsense"]});
+        let mut state = read(json!({"metadata": {"name": "n1"}, "spec": spec, "status": status}));
+        state.write(&Spec::default());
+        state.unreadable.is_some()
+    };
+    assert!(!written(Value::Null));
+    assert!(written(json!({"observedHash": "h", "pools": [{"name": "strange", "allocated": "many"}]})));
+}
+
+#[test]
 fn an_object_of_nothing_but_wrong_types_is_a_state_that_says_nothing() {
     let state = read(json!({"metadata": {"name": "n1"}, "spec": [1], "status": "good"}));
     assert_eq!((state.config_hash.as_str(), state.answered()), ("", false));
@@ -70,6 +82,8 @@ fn a_brief_spec_is_not_as_it_should_be_for_an_agent_that_was_taken_back() {
     };
     assert!(with(Form::Full).is_as(&spec(Form::Full)) && with(Form::Full).is_as(&spec(Form::Brief)));
     assert!(with(Form::Brief).is_as(&spec(Form::Brief)) && !with(Form::Brief).is_as(&spec(Form::Full)));
+    let changed = Spec { pools: Vec::new(), ..spec(Form::Full) };
+    assert!(!with(Form::Full).is_as(&changed), "somebody else has changed the pools and left the hash");
 }
 
 #[test]

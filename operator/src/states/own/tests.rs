@@ -28,7 +28,7 @@ fn until_the_watch_shows_a_write_the_spec_is_what_was_written_and_the_lag_grows(
     assert_eq!(own.seen(&mut later, at(140)), Some(Duration::from_secs(40)));
     assert_eq!(later.config_hash, "by hand");
     assert_eq!(own.lag(at(179)), Duration::from_secs(40), "answers are as late as specs");
-    assert_eq!(own.lag(at(181)), Duration::ZERO);
+    assert_eq!((own.lag(at(180)), own.lag(at(181))), (Duration::ZERO, Duration::ZERO));
 }
 
 #[test]
@@ -38,6 +38,10 @@ fn a_state_made_again_outlives_the_news_of_its_deletion() {
     own.stored("n1", 7, at(100));
     assert!(own.survives("n1", Gone::Deleted(6)) && own.survives("n1", Gone::NotListedSince(at(100))));
     assert!(!own.survives("n1", Gone::NotListedSince(at(101))));
+    own.send("n1", spec("new"));
+    own.stored("n1", 7, at(100));
+    assert!(own.newer("n1", 6).is_some() && own.newer("n1", 7).is_none());
+    assert!(!own.survives("n1", Gone::Deleted(7)), "no two events have one version");
     own.send("n1", spec("new"));
     own.stored("n1", 7, at(100));
     assert!(!own.survives("n1", Gone::Deleted(8)));
@@ -94,6 +98,19 @@ fn a_lost_write_may_arrive_after_later_ones_until_no_api_server_is_at_work_on_it
 }
 
 #[test]
+fn of_lost_writes_each_content_is_remembered_once() {
+    let mut own = Own::default();
+    let entry = Arc::new(crate::entry::entry_of(&crate::testing::pool("dp", serde_json::json!({}))));
+    for hash in ["with", "without", "without"] {
+        let pools = if hash == "with" { vec![Arc::clone(&entry)] } else { Vec::new() };
+        own.send("n1", Spec { pools, ..spec(hash) });
+        own.lost("n1", at(0));
+    }
+    assert_eq!(own.may_hold(&entry.uid, at(1)).count(), 1);
+    assert_eq!(own.writes["n1"].lost.len(), 2);
+}
+
+#[test]
 fn what_is_on_its_way_when_another_operator_takes_over_may_arrive() {
     let mut own = Own::default();
     let entry = Arc::new(crate::entry::entry_of(&crate::testing::pool("dp", serde_json::json!({}))));
@@ -110,6 +127,9 @@ fn a_state_that_is_deleted_before_the_answer_to_its_write_comes_is_gone() {
     assert!(!own.survives("n1", Gone::Deleted(8)));
     assert!(!own.stored("n1", 7, at(100)));
     assert_eq!((own.lag(at(200)), own.is_ahead("n1")), (Duration::ZERO, false));
+    own.send("n1", spec("new"));
+    assert!(!own.survives("n1", Gone::Deleted(8)));
+    assert!(!own.stored("n1", 8, at(100)));
     own.send("n1", spec("new"));
     assert!(!own.survives("n1", Gone::Deleted(8)));
     assert!(own.stored("n1", 9, at(100)), "made again since");
