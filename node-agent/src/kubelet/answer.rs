@@ -51,3 +51,36 @@ pub fn lower_links(answer: &ContainerAllocateResponse) -> LowerLinks {
     let noted = answer.annotations.iter().filter(|(name, _)| name.starts_with(&prefix));
     noted.filter_map(|(_, text)| serde_json::from_str::<LowerLinks>(text).ok()).flatten().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_gets_taps_and_nics_and_the_links_of_taps_are_noted() {
+        let lower = LinkIdentity::Name { kind: "bond".into(), name: "dp0".into() };
+        let tap = Granted::Macvtap { device: "aMvp3".parse().unwrap(), ifindex: 77, lower: lower.clone() };
+        let address = "0000:00:0a.0".parse().unwrap();
+        let nic = Granted::Nic { device: "aMvp4".parse().unwrap(), address };
+        let paths = Paths::new("/host", "/host");
+        let resource = "a".parse().unwrap();
+        let answer = |granted: &[Granted]| answer(&paths, &resource, granted);
+        let with_tap = answer(std::slice::from_ref(&tap));
+        assert_eq!(with_tap.devices[0].container_path, "/dev/tap77");
+        assert_eq!(with_tap.devices[0].host_path, paths.device_node(77).display().to_string());
+        assert_eq!(with_tap.devices[0].permissions, "rw");
+        assert_eq!((lower_links(&with_tap), with_tap.envs.len()), ([(77, lower)].into(), 0));
+        let with_nic = answer(std::slice::from_ref(&nic));
+        assert_eq!((with_nic.devices.len(), with_nic.annotations.len()), (0, 0));
+        assert_eq!(nics::from_answer(&with_nic), [address]);
+        let with_both = answer(&[tap, nic]);
+        assert_eq!((with_both.devices.len(), with_both.envs.len(), with_both.annotations.len()), (1, 1, 1));
+    }
+
+    #[test]
+    fn what_other_annotations_say_is_not_of_links() {
+        let mut answer = ContainerAllocateResponse::default();
+        answer.annotations.insert("example.com/other".into(), r#"{"7":{"kind":"bond","name":"dp0"}}"#.into());
+        assert!(lower_links(&answer).is_empty());
+    }
+}

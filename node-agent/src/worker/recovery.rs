@@ -215,6 +215,57 @@ mod tests {
     }
 
     #[test]
+    fn devices_of_one_link_are_on_one_link_of_the_table() {
+        let dp = |name: &str| LinkIdentity::Name { kind: "bond".into(), name: name.into() };
+        let noted = [(1, "dp1"), (3, "dp0"), (4, "dp0"), (5, "dp2")];
+        let given = Given {
+            pod_uid: String::new(),
+            lower: noted.iter().map(|(index, name)| (IFINDEX_FIRST + index, dp(name))).collect(),
+            resource: "example.com/a".into(),
+            nics: Vec::new(),
+            devices: ["aMvp3", "aMvp4", "aMvp5"].map(|id| id.parse().unwrap()).into(),
+            ifindexes: [3, 4, 5].map(|index| IFINDEX_FIRST + index).into(),
+        };
+        let records = [record("aMvp0", IFINDEX_FIRST, 7), record("aMvp1", IFINDEX_FIRST + 1, 7)];
+        let table = from_notes(&records, &[given], "boot", false);
+        let links = table.resources[&"a".parse().unwrap()].links().iter();
+        let links = links.map(|link| (link.ifindex, link.identity.clone(), link.ranges.len()));
+        let expected = [(7, dp("dp1"), 2), (0, dp("dp0"), 2), (0, dp("dp2"), 1)];
+        assert_eq!(links.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn no_device_and_no_index_is_in_the_table_twice() {
+        let records = [
+            record("aMvp0", IFINDEX_FIRST, 7),
+            record("aMvp0", IFINDEX_FIRST + 1, 7),
+            record("aMvp2", IFINDEX_FIRST, 7),
+            record("aMvp3", IFINDEX_FIRST + 3, 7),
+        ];
+        let table = from_notes(&records, &[], "boot", false);
+        let index = |device: &str| table.macvtap(&device.parse().unwrap()).map(|found| found.ifindex);
+        assert_eq!(["aMvp0", "aMvp2"].map(index), [Some(IFINDEX_FIRST), None]);
+        assert_eq!(index("aMvp3"), Some(IFINDEX_FIRST + 3));
+    }
+
+    #[test]
+    fn a_nic_for_which_no_number_is_left_is_not_in_the_table() {
+        let last = Some(nics::tests::recorded(&nic(7, "eth1", 0xa)));
+        let last = Attachment { nic: last, ..record(&format!("virtMvp{SLOT_MAX}"), 2, 7) };
+        let given = Given {
+            pod_uid: String::new(),
+            lower: BTreeMap::new(),
+            resource: "kernel.org/virt".into(),
+            devices: Vec::new(),
+            nics: vec!["0000:00:0b.0".parse().unwrap()],
+            ifindexes: Vec::new(),
+        };
+        let table = from_notes(&[last], &[given], "boot", false);
+        let numbers = table.nics().map(|(_, found)| found.nic.number);
+        assert_eq!(numbers.collect::<Vec<_>>(), [SLOT_MAX]);
+    }
+
+    #[test]
     fn recorded_devices_keep_their_indexes_and_no_index_near_them_is_given_anew() {
         let records = [
             record("aMvp3", IFINDEX_FIRST + 3, 7),
@@ -250,7 +301,7 @@ mod tests {
         let found = table.macvtap(&"aMvp3".parse().unwrap()).unwrap();
         assert_eq!((found.ifindex, found.link.ifindex), (IFINDEX_FIRST + 3, 7));
         assert!(table.macvtap(&"bMvp1".parse().unwrap()).is_none());
-        assert_eq!(table.next_ifindex, IFINDEX_FIRST + 51 + GAP);
+        assert_eq!(table.next_ifindex, IFINDEX_FIRST + 51 + 65_536);
         DeviceTable::parse(&serde_json::to_vec(&table).unwrap()).unwrap();
     }
 }

@@ -247,7 +247,51 @@ fn a_record_of_a_former_pod_of_the_same_name_is_undone() {
     }
     let listing = listing(&[("aMvp1", "vm")], &["vm"]);
     assert_eq!(orphans(&former, &listing, &world), []);
-    assert_eq!(orphans_of(&Scene::of(&[former.clone(), next], &listing, &world)), [former]);
+    let with = |next: &Attachment| orphans_of(&Scene::of(&[former.clone(), next.clone()], &listing, &world));
+    assert_eq!(with(&next), std::slice::from_ref(&former));
+    for (name, uid, slot) in [("other", "next", 1), ("vm", "u", 1), ("vm", "", 1), ("vm", "next", 0)] {
+        let mut no_successor = recorded(&format!("bMvp{slot}"));
+        if let Holder::Pod { pod_uid, pod_name, .. } = &mut no_successor.holder {
+            (*pod_uid, *pod_name) = (uid.into(), name.into());
+        }
+        assert!(!with(&no_successor).contains(&former), "{name} {uid} {slot}");
+    }
+}
+
+#[test]
+fn an_orphan_says_why_it_is_one() {
+    let record = record(State::Attached);
+    let scene = Scene::of(std::slice::from_ref(&record), &listing(&[], &["agent"]), &GONE);
+    let [_, second] = twice([100, 110], &scene);
+    assert!(second.orphans[0].reason().len() > 20, "{}", second.orphans[0].reason());
+    assert_eq!(second.orphans[0].note(), None);
+}
+
+#[test]
+fn what_a_kubelet_knew_of_pods_is_remembered_for_as_long_as_it_serves_and_the_record_stands() {
+    let mut story = Story::new();
+    let scene = |kubelet, memory, records: &[Attachment]| Scene {
+        memory,
+        kubelet,
+        ..Scene::of(records, &listing(&[], &["agent"]), &ALIVE)
+    };
+    let record = record(State::Attached);
+    let memory = |is_current| KubeletMemory {
+        holders: [(record.device.clone(), ["u".to_owned()].into())].into(),
+        version: "1".into(),
+        is_current,
+    };
+    let mut remembers = |scene: &Scene| {
+        story.see(0, scene);
+        !story.collector.remembered.holders.is_empty()
+    };
+    let record = std::slice::from_ref(&record);
+    assert!(!remembers(&scene("k", Some(memory(false)), record)), "a checkpoint of another kubelet");
+    assert!(remembers(&scene("k", Some(memory(true)), record)));
+    assert!(remembers(&scene("k", None, record)));
+    assert!(!remembers(&scene("next", None, record)));
+    assert!(remembers(&scene("next", Some(memory(true)), record)));
+    assert!(!remembers(&scene("next", None, &[])));
 }
 
 /// What a second look undoes that sees another record of the device, or an allocation.

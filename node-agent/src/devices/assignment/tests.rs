@@ -1,3 +1,5 @@
+mod bounds;
+
 use super::*;
 use macvtap::table::{Owner, TapOnly};
 use proptest::prelude::*;

@@ -154,3 +154,20 @@ fn before_the_table_is_stored_only_what_it_had_is_offered() {
     assert_eq!(offer(Allocation::Spread, vec![moved]).common_with(Some(&before)).runs, []);
     assert_eq!(after.common_with(None).runs, []);
 }
+
+#[test]
+fn a_longer_run_or_another_nic_waits_until_the_table_is_stored() {
+    let common = |after: OfferedRun, before: OfferedRun| {
+        let [after, before] = [after, before].map(|run| offer(Allocation::Spread, vec![run]));
+        after.common_with(Some(&before)).runs.len()
+    };
+    assert_eq!((common(run(0, 4, 2), run(0, 4, 2)), common(run(0, 5, 2), run(0, 4, 2))), (1, 0));
+    let nic = |number, lower| {
+        let devices = RunDevices::Nic { address: "0000:00:0a.0".parse().unwrap(), number };
+        let run = Run { devices, lower, advertised: true };
+        OfferedRun { run, ..super::tests::run(0, 1, lower) }
+    };
+    assert_eq!(nic(3, 7).run.address(), "0000:00:0a.0".parse().ok());
+    assert_eq!(run(0, 1, 7).run.address(), None);
+    assert_eq!((common(nic(3, 9), nic(3, 7)), common(nic(4, 7), nic(3, 7))), (1, 0));
+}

@@ -141,6 +141,35 @@ fn an_event_that_says_nothing_new_changes_nothing() {
     assert_eq!(inventory.remove(2), Change::Nothing);
     assert_eq!(inventory.reset([link(1, "a", Kind::Physical)]), Change::Nothing);
     assert_eq!(inventory.apply(link(1, "b", Kind::Physical)), Change::Something);
+    assert_eq!(
+        (inventory.set_speed(2, 1000), inventory.set_speed(1, 1000)),
+        (Change::Nothing, Change::Something)
+    );
+    assert_eq!(inventory.set_speed(1, 1000), Change::Nothing);
+    assert_eq!(
+        (inventory.set_macvtap(true), inventory.set_macvtap(false)),
+        (Change::Nothing, Change::Something)
+    );
+    assert_eq!((inventory.set_macvtap(false), inventory.lacks_macvtap()), (Change::Nothing, true));
+    assert_eq!(inventory.set_default_routes([1].into()), Change::Something);
+    assert!(inventory.has_default_route(1) && !inventory.has_default_route(2));
+}
+
+#[test]
+fn of_two_changes_one_is_enough() {
+    let (nothing, something) = (Change::Nothing, Change::Something);
+    assert_eq!((nothing | nothing, nothing | something), (nothing, something));
+    assert_eq!((something | nothing, something | something), (something, something));
+}
+
+#[test]
+fn a_nic_in_a_pod_is_still_a_port_of_its_card() {
+    let mut inventory = inventory(vec![nic(3, "eth1", 0xa)]);
+    assert_eq!(inventory.same_function(inventory.get(3).unwrap()), None);
+    inventory.set_in_pods([nic(9, "eth2", 0xa)]);
+    let other = inventory.same_function(inventory.get(3).unwrap());
+    assert_eq!(other.map(|link| link.ifindex), Some(9));
+    assert_eq!([3, 9, 12].map(|ifindex| inventory.is_in_pod(ifindex)), [false, true, false]);
 }
 
 proptest! {

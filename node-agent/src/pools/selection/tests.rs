@@ -211,6 +211,14 @@ fn a_dry_run_takes_nothing_and_says_what_it_would_have() {
     assert_eq!(selection.links[&1].pools, [1]);
     assert_eq!((&selection.pools[0].links[..], &selection.pools[0].contested[..]), (&[2][..], &[1][..]));
     assert!(!selection.resources.contains_key(&"dry".parse().unwrap()));
+    let shared = |overlap: &str| {
+        let pools = [
+            pool("dry", &json!({"advertisement": "DryRun", "overlap": overlap})),
+            pool("b", &json!({"overlap": "Shared"})),
+        ];
+        select(&pools, &nics(1), &Holdings::new()).pools[0].links.len()
+    };
+    assert_eq!((shared("Shared"), shared("Exclusive")), (1, 0));
 }
 
 #[test]
@@ -239,6 +247,9 @@ fn a_pool_without_links_says_why() {
     assert!(why(1).unwrap().starts_with("no link of this node matches; `macvtap-node-agent links`"));
     assert_eq!(why(2).unwrap(), "eth1 is Physical (KindNotSupported); br0 is bridge (KindNotSupported)");
     assert_eq!(why(3), None);
+    let many = select(&pools, &nics(20), &Holdings::new());
+    let text = why_empty(&pools, &nics(20), &many, 2).unwrap();
+    assert!(text.ends_with(&format!("; and {} more", 20 - REASONS_MAX)), "{text}");
     let none = select(&pools, &Inventory::default(), &Holdings::new());
     let why = why_empty(&pools, &Inventory::default(), &none, 1).unwrap();
     assert!(

@@ -133,6 +133,20 @@ mod tests {
         write_checkpoint("");
         assert_eq!(in_use(&[], later), (false, false));
     }
+
+    #[test]
+    fn an_agent_that_starts_takes_for_used_what_records_or_the_checkpoint_have() {
+        let (run, plugins) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let paths = Paths::new(run.path(), run.path());
+        let text = r#"{"Data":{"PodDeviceEntries":[{"PodUID":"u","ContainerName":"init",
+            "ResourceName":"macvtap.network.kubevirt.io/a","DeviceIDs":{"-1":["aMvp0"]},"AllocResp":""}]}}"#;
+        std::fs::write(plugins.path().join("kubelet_internal_checkpoint"), text).unwrap();
+        records::write(&paths, &collected("aMvp1")).unwrap();
+        let (ledger, now) = (Ledger::default(), Instant::now());
+        let in_use = at_start(&paths, plugins.path(), &NicNames::default(), &ledger, now);
+        assert_eq!(in_use.iter().map(ToString::to_string).collect::<Vec<_>>(), ["aMvp0", "aMvp1"]);
+    }
+
     #[test]
     fn a_witness_that_cannot_be_asked_has_taken_nothing_back() {
         let (run, plugins) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

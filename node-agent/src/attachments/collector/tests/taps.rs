@@ -92,6 +92,41 @@ fn the_pod_of_a_tap_is_noted_as_soon_as_it_is_known() {
     // Another pod was taken for it, which started at the same time.
     assert_eq!(notes(&listed, &noted(candidates(&["other"]), Some("u")), memory(), 0), with_uid);
     assert_eq!(notes(&listed, &noted(candidates(&["other"]), Some("former")), memory(), 0), []);
+    // One of several was noted with the UID of a pod that has the device no more.
+    assert_eq!(notes(&listed, &noted(candidates(&["vm"]), Some("former")), memory(), 0), []);
+    assert_eq!(notes(&listed, &noted(candidates(&["vm"]), None), memory(), 0), with_uid);
+    assert_eq!(notes(&listed, &noted(candidates(&["other"]), None), None, 0), []);
+}
+
+#[test]
+fn a_note_by_which_an_orphan_was_judged_is_handed_on() {
+    let scene = Scene::of(&[tap()], &listing(&[], &["agent"]), &noted(owner("vm"), None));
+    let [_, second] = twice([100, 110], &scene);
+    assert_eq!(second.orphans[0].note().map(|note| &note.pods), Some(&owner("vm")));
+}
+
+#[test]
+fn a_kubelet_that_started_since_is_believed_when_it_shows_where_the_pod_or_its_device_is() {
+    let world = noted(owner("vm"), Some("u"));
+    for (devices, holders, removed) in [
+        (&[][..], &[][..], 0),
+        (&[("aMvp1", "vm")], &[], 1),
+        (&[("bMvp1", "vm")], &[], 0),
+        (&[("aMvp1", "next")], &[], 0),
+        (&[], &[("aMvp0", "next")], 1),
+    ] {
+        let scene = |version: &str, devices: &[(&str, &str)], holders: &[(&str, &str)]| {
+            let listing = listing(devices, &["vm", "next", "agent"]);
+            let scene = Scene::of(&[older(&tap())], &listing, &world);
+            Scene { memory: Some(checkpoint(version, holders)), ..scene }
+        };
+        let mut story = Story::new();
+        story.see(100, &scene("1", &[], &[("aMvp0", "u")]));
+        for (seconds, version, count) in [(110, "2", 0), (699, "3", 0), (710, "3", removed)] {
+            let plan = story.see(seconds, &scene(version, devices, holders));
+            assert_eq!(records(&plan).len(), count, "{devices:?} {holders:?} after {seconds} s");
+        }
+    }
 }
 
 #[test]

@@ -74,7 +74,14 @@ fn a_nic_in_a_pod_stays_in_list_and_table_and_the_same_comes_back_under_another_
     let mut engine = agent();
     list(&mut engine);
     let before = (device(&engine, A), engine.table().clone());
+    let on_node = |engine: &Engine| {
+        let nic = engine.table().nic(A.parse().unwrap()).unwrap().1.nic.clone();
+        engine.nic_on_node(&nic).map(|link| link.ifindex)
+    };
+    assert_eq!(on_node(&engine), Some(3));
+    assert_eq!(engine.memory.nics.len(), 2, "how they look is noted for the time when they are away");
     let mut taken = take(&mut engine, A);
+    assert_eq!(on_node(&engine), None);
     assert_eq!(list(&mut engine), healthy(&[A, B]));
     assert_eq!(*engine.table(), before.1, "a pod's start changes no table");
     taken.ifindex = 9;
@@ -264,4 +271,15 @@ fn only_the_whole_name_of_the_resource_makes_a_pci_address_ours() {
     }
     assert_eq!(names.device("x/dataplane", "dataplaneMvp3"), "dataplaneMvp3".parse().ok());
     assert_eq!(names.device("x/dataplane", "otherMvp3"), None);
+}
+
+#[test]
+fn what_is_wrong_with_a_nic_does_not_count_while_it_is_in_a_pod() {
+    let at_once = json!({"downDelaySeconds": 0, "upDelaySeconds": 0});
+    let mut engine = engine(vec![pool("nics", &json!({"type": "HostDevice", "health": at_once}))]);
+    let unplugged = Link { carrier: false, ..nic(3, "eth1", 0xa) };
+    let _ = engine.world.inventory.reset([unplugged]);
+    assert_eq!(list(&mut engine), [(A.to_owned(), false)]);
+    take(&mut engine, A);
+    assert_eq!(list(&mut engine), healthy(&[A]));
 }
