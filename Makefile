@@ -7,7 +7,7 @@ MDBOOK := target/docs/tools/bin/mdbook
 CLUSTER := target/$(HOST)/release/macvtap-cluster
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-compare bench-data-path bench-migration bench-pods bench-report bench-idle bench-scale chaos soak faults fuzz fuzz-guided simulate plant killed generate docs release images cluster-up cluster-down fmt deny lint tool
+.PHONY: help demo demo-kubevirt test test-unit test-kernel test-guest test-api test-cluster test-kube-ovn test-upgrade test-kubevirt bench bench-compare bench-data-path bench-migration bench-pods bench-report bench-idle bench-scale chaos soak faults fuzz fuzz-guided simulate plant mutants killed generate docs release images cluster-up cluster-down fmt deny lint tool
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target about; do printf '  make %-14s %s\n' "$$target" "$$about"; done
@@ -98,6 +98,15 @@ simulate: ## SEEDS simulated nodes with random faults; a seed that fails is prin
 
 plant: ## Plant the faults of .ci/planted (NAME=x: those whose names begin so) in a copy: the test that each names must find it in a minute
 	@.ci/plant $(NAME)
+
+# In place: a copy would be compiled as a whole. Nobody reads the debug information of a mutant.
+MUTATED = $(addprefix --file ,$(FILE))
+mutants: ## Change one decision after the other in FILE=path (one or several): the unit tests of its crate must fail; MUTANTS=--list only counts
+	@command -v cargo-mutants >/dev/null || cargo install cargo-mutants --locked
+	@[ -n "$(FILE)" ] || { echo "FILE=path names the modules to change" >&2; exit 1; }
+	@git diff --quiet HEAD || { echo "commit your changes first: files are changed in place" >&2; exit 1; }
+	CARGO_INCREMENTAL=1 CARGO_PROFILE_DEV_DEBUG=0 MACVTAP_SIMULATION_SEEDS=3 cargo mutants --in-place --baseline skip \
+		--timeout 60 --output target/mutants $(MUTATED) $(MUTANTS) -- --locked --lib
 
 killed: ## Ten thousand pairs of ADD and DEL in 16 processes, a third of them killed (root); make test tries some of them
 	MACVTAP_KILLED_PAIRS=10000 REQUIRE_ROOT=1 cargo test --locked -p macvtap-cni --test plugin killed:: -- --show-output
