@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::history::History;
-use super::observe::NAMESPACE;
+use super::snapshot::NAMESPACE;
 use crate::{KubeOvn, Kubectl};
 
 /// The network whose addresses kube-ovn assigns.

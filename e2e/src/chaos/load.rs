@@ -9,7 +9,7 @@ use anyhow::Result;
 use super::history::History;
 use super::kube_ovn;
 use super::numbers::Numbers;
-use super::observe::{NAMESPACE, POOLS, PREFIX};
+use super::snapshot::{NAMESPACE, POOLS, PREFIX};
 use crate::{Kubectl, images, process};
 
 /// More pods than these are not kept at a time.

@@ -13,16 +13,11 @@ use serde_json::Value;
 
 use super::kube_ovn;
 use super::processes::{self, Process};
-use super::snapshot::{Assigned, Container, Link, Pod, Pool, Record, Snapshot};
+use super::snapshot::{Assigned, Container, Link, NAMESPACE, POOLS, PREFIX, Pod, Pool, Record, Snapshot};
 use crate::{Cluster, Kubectl, Node, namespaces, process};
 
 /// A question to an API server that may be stopped.
 const PATIENCE: &str = "--request-timeout=5s";
-
-/// The namespace of the load, and the prefix of its pools.
-pub(super) const NAMESPACE: &str = "chaos";
-pub(super) const POOLS: [&str; 2] = ["chaos-a", "chaos-b"];
-pub(super) const PREFIX: &str = "macvtap.network.kubevirt.io";
 
 /// Where the product keeps what it shares on a node.
 const RUN: &str = "run/macvtap";

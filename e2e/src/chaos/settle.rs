@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use super::faults::Excuses;
 use super::judge;
-use super::observe::{POOLS, PREFIX};
-use super::snapshot::{Container, DEVICES, Pod, Pool, Record, Snapshot};
+use super::snapshot::{Container, DEVICES, POOLS, PREFIX, Pod, Pool, Record, Snapshot};
 
 /// Pods that ran, and those that could not, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

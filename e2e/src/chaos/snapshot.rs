@@ -5,6 +5,11 @@ use std::time::Duration;
 /// What the agent's range of indexes of links is; above it are placeholders for tap numbers.
 pub(super) const DEVICES: std::ops::Range<u32> = 0x0100_0000..0x7ff0_0000;
 
+/// The namespace of the load, its pools, and the prefix of their resources.
+pub(super) const NAMESPACE: &str = "chaos";
+pub(super) const POOLS: [&str; 2] = ["chaos-a", "chaos-b"];
+pub(super) const PREFIX: &str = "macvtap.network.kubevirt.io";
+
 /// One observation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshot {
