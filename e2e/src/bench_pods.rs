@@ -5,12 +5,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::layout::{self, Checkout};
 use crate::progress::say;
-use crate::{Cluster, Kubectl, images, results};
+use crate::{Cluster, many_pods, results};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -25,7 +25,6 @@ pub struct Size {
 
 /// The namespace, the pool and the product's network.
 const NAME: &str = "manypods";
-const RESOURCE: &str = "macvtap.network.kubevirt.io/manypods";
 
 /// The network whose plugin does nothing, and that plugin.
 const NOTHING: &str = "nothing";
@@ -43,11 +42,7 @@ const PATIENCE: Duration = Duration::from_mins(10);
 
 /// Measures, prints and records.
 pub fn run(size: Size) -> Result<()> {
-    let Some(cluster) = Cluster::shared()? else { return Ok(()) };
-    ensure!(
-        !cluster.nodes().is_empty(),
-        "this looks into nodes: it needs the local cluster, unset KUBECONFIG"
-    );
+    let Some(cluster) = many_pods::cluster()? else { return Ok(()) };
     cluster.explain(|| {
         let measured = prepare(cluster, size).and_then(|()| measure(cluster, size));
         // Whatever happened: what was put aside for the plugin that does nothing must not stay.
@@ -58,25 +53,18 @@ pub fn run(size: Size) -> Result<()> {
 }
 
 fn prepare(cluster: &Cluster, size: Size) -> Result<()> {
-    let pods = size.pods;
-    let kubectl = cluster.kubectl();
-    kubectl.apply(&format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAME}}}\n---\n\
-         apiVersion: macvtap.network.kubevirt.io/v1alpha1\nkind: MacvtapResourcePool\nmetadata: {{name: {NAME}}}\n\
-         spec:\n  links: [{{names: [dp0]}}]\n  capacity: {{perLink: {pods}}}\n  \
-         networks: [{{name: {NAME}, namespaces: {{names: [{NAME}]}}}}]\n---\n\
-         apiVersion: k8s.cni.cncf.io/v1\nkind: NetworkAttachmentDefinition\n\
-         metadata: {{name: {NOTHING}, namespace: {NAME}, annotations: {{k8s.v1.cni.cncf.io/resourceName: {RESOURCE}}}}}\n\
+    many_pods::prepare(cluster, NAME, size.pods.into())?;
+    let resource = many_pods::resource(NAME);
+    cluster.kubectl().apply(&format!(
+        "apiVersion: k8s.cni.cncf.io/v1\nkind: NetworkAttachmentDefinition\n\
+         metadata: {{name: {NOTHING}, namespace: {NAME}, annotations: {{k8s.v1.cni.cncf.io/resourceName: {resource}}}}}\n\
          spec: {{config: '{{\"cniVersion\": \"0.3.1\", \"name\": \"{NOTHING}\", \"type\": \"{NOTHING}\"}}'}}\n"
     ))?;
     for node in cluster.nodes() {
-        let plugin = node.cni_bin().join(NOTHING);
-        layout::write(&plugin, PLUGIN)?;
+        layout::write(&node.cni_bin().join(NOTHING), PLUGIN)?;
         node.exec(&["chmod", "755", &format!("/opt/cni/bin/{NOTHING}")])?;
-        let allocatable = format!("jsonpath={{.status.allocatable.{}}}={pods}", RESOURCE.replace('.', "\\."));
-        kubectl.wait_for("", &format!("node/{}", node.name()), &allocatable, Duration::from_mins(1))?;
     }
-    kubectl.wait_until(NAME, &format!("net-attach-def/{NAME}"), Duration::from_secs(30), |_| Some(()))
+    Ok(())
 }
 
 fn measure(cluster: &Cluster, size: Size) -> Result<Vec<(Duration, Duration)>> {
@@ -104,31 +92,16 @@ fn once(cluster: &Cluster, size: Size, network: &str) -> Result<Duration> {
     if network == NOTHING {
         stand_in_nodes(cluster, true)?;
     }
-    let pods: String = (0..size.pods).map(|number| pod(number, network)).collect();
+    let pods: String =
+        (0..size.pods).map(|number| many_pods::pod(NAME, &format!("pod-{number}"), network, 1)).collect();
     let begun = Instant::now();
     kubectl.apply(&pods)?;
-    let took = all_ready(kubectl).map(|()| begun.elapsed());
-    kubectl.run(&["-n", NAME, "delete", "pods", "--all", "--wait", "--timeout=600s"])?;
+    let took = many_pods::await_ready(kubectl, NAME, PATIENCE).map(|()| begun.elapsed());
+    many_pods::delete(kubectl, NAME)?;
     if network == NOTHING {
         stand_in_nodes(cluster, false)?;
     }
     took
-}
-
-fn all_ready(kubectl: &Kubectl) -> Result<()> {
-    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-    kubectl.run(&["-n", NAME, "wait", "pods", "--all", "--for=condition=Ready", &timeout]).map(drop)
-}
-
-fn pod(number: u8, network: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: Pod\n\
-         metadata: {{name: pod-{number}, namespace: {NAME}, annotations: {{k8s.v1.cni.cncf.io/networks: {network}}}}}\n\
-         spec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: c\n    image: {image}\n    \
-         imagePullPolicy: IfNotPresent\n    command: [sleep, infinity]\n    \
-         resources: {{limits: {{{RESOURCE}: 1}}}}\n---\n",
-        image = images::reference("busybox"),
-    )
 }
 
 /// The runtime looks for the device node of every device it was promised, also when nobody makes a link: the null device
@@ -153,14 +126,14 @@ fn stand_in_nodes(cluster: &Cluster, make: bool) -> Result<()> {
 
 fn clean_up(cluster: &Cluster) -> Result<()> {
     let kubectl = cluster.kubectl();
-    kubectl.run(&["delete", "namespace", NAME, "--ignore-not-found", "--wait", "--timeout=600s"])?;
+    many_pods::delete_namespace(kubectl, NAME)?;
     if kubectl.get("", &format!("mrp/{NAME}")).is_ok() {
         stand_in_nodes(cluster, false)?;
     }
     for node in cluster.nodes() {
         layout::remove(&node.cni_bin().join(NOTHING))?;
     }
-    kubectl.run(&["delete", "mrp", NAME, "--ignore-not-found", "--wait", "--timeout=90s"]).map(drop)
+    many_pods::delete_pool(kubectl, NAME)
 }
 
 /// One result: medians of both, and the median of the pairs' ratios.

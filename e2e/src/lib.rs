@@ -32,6 +32,7 @@ pub mod kube_ovn;
 pub mod kubectl;
 pub mod kubevirt;
 pub mod layout;
+pub(crate) mod many_pods;
 pub mod multus;
 pub mod namespaces;
 pub mod node;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::progress::say;
-use crate::{Cluster, Kubectl, Node, images, wait};
+use crate::{Cluster, Kubectl, Node, many_pods, wait};
 
 /// How much is done.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -27,11 +27,10 @@ pub struct Size {
     links: u32,
 }
 
-/// The namespace, the pool, the network and the resource.
+/// The namespace, the pool and the network.
 const NAME: &str = "soak";
-const RESOURCE: &str = "macvtap.network.kubevirt.io/soak";
 
-/// How long the pods of a round may take, to start and to end.
+/// How long the pods of a round may take to start.
 const PATIENCE: Duration = Duration::from_mins(10);
 
 /// Samples that are taken beside the first one, which is from before the first pod.
@@ -77,11 +76,7 @@ impl fmt::Display for Sample {
 
 /// Runs it, prints the samples, and fails if something grew.
 pub fn run(size: Size) -> Result<()> {
-    let Some(cluster) = Cluster::shared()? else { return Ok(()) };
-    ensure!(
-        !cluster.nodes().is_empty(),
-        "this looks into nodes: it needs the local cluster, unset KUBECONFIG"
-    );
+    let Some(cluster) = many_pods::cluster()? else { return Ok(()) };
     cluster.explain(|| {
         let soaked = prepare(cluster, size).and_then(|()| soak(cluster, size));
         let cleaned = clean_up(cluster.kubectl());
@@ -93,26 +88,13 @@ pub fn run(size: Size) -> Result<()> {
 }
 
 fn prepare(cluster: &Cluster, size: Size) -> Result<()> {
-    let kubectl = cluster.kubectl();
-    let devices = size.pods * size.links;
-    clean_up(kubectl)?;
-    kubectl.apply(&format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAME}}}\n---\n\
-         apiVersion: macvtap.network.kubevirt.io/v1alpha1\nkind: MacvtapResourcePool\nmetadata: {{name: {NAME}}}\n\
-         spec:\n  links: [{{names: [dp0]}}]\n  capacity: {{perLink: {devices}}}\n  \
-         networks: [{{name: {NAME}, namespaces: {{names: [{NAME}]}}}}]\n"
-    ))?;
-    for node in cluster.nodes() {
-        let allocatable =
-            format!("jsonpath={{.status.allocatable.{}}}={devices}", RESOURCE.replace('.', "\\."));
-        kubectl.wait_for("", &format!("node/{}", node.name()), &allocatable, Duration::from_mins(1))?;
-    }
-    kubectl.wait_until(NAME, &format!("net-attach-def/{NAME}"), Duration::from_secs(30), |_| Some(()))
+    clean_up(cluster.kubectl())?;
+    many_pods::prepare(cluster, NAME, size.pods * size.links)
 }
 
 fn clean_up(kubectl: &Kubectl) -> Result<()> {
-    kubectl.run(&["delete", "namespace", NAME, "--ignore-not-found", "--wait", "--timeout=600s"])?;
-    kubectl.run(&["delete", "mrp", NAME, "--ignore-not-found", "--wait", "--timeout=90s"]).map(drop)
+    many_pods::delete_namespace(kubectl, NAME)?;
+    many_pods::delete_pool(kubectl, NAME)
 }
 
 /// All samples, the first from before the first pod.
@@ -134,23 +116,11 @@ fn soak(cluster: &Cluster, size: Size) -> Result<Vec<Sample>> {
 
 /// All pods of a round until they are Ready, and until they have ended.
 fn once(kubectl: &Kubectl, size: Size, round: u32) -> Result<()> {
-    let pods: String = (0..size.pods).map(|number| pod(round, number, size.links)).collect();
-    kubectl.apply(&pods)?;
-    let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-    kubectl.run(&["-n", NAME, "wait", "pods", "--all", "--for=condition=Ready", &timeout])?;
-    kubectl.run(&["-n", NAME, "delete", "pods", "--all", "--wait", &timeout]).map(drop)
-}
-
-fn pod(round: u32, number: u32, links: u32) -> String {
-    let networks = vec![NAME; links as usize].join(",");
-    format!(
-        "apiVersion: v1\nkind: Pod\n\
-         metadata: {{name: soak-{round}-{number}, namespace: {NAME}, annotations: {{k8s.v1.cni.cncf.io/networks: '{networks}'}}}}\n\
-         spec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - name: c\n    image: {image}\n    \
-         imagePullPolicy: IfNotPresent\n    command: [sleep, infinity]\n    \
-         resources: {{limits: {{{RESOURCE}: {links}}}}}\n---\n",
-        image = images::reference("busybox"),
-    )
+    let networks = vec![NAME; size.links as usize].join(",");
+    let pod = |number| many_pods::pod(NAME, &format!("soak-{round}-{number}"), &networks, size.links);
+    kubectl.apply(&(0..size.pods).map(pod).collect::<String>())?;
+    many_pods::await_ready(kubectl, NAME, PATIENCE)?;
+    many_pods::delete(kubectl, NAME)
 }
 
 /// Waits until no node has a record of a macvtap, and counts.
