@@ -62,7 +62,7 @@ bench-compare: tool ## Measure plugin and agent in the same rounds as those of t
 bench-report: tool ## Write tables and plots of docs/benchmarks.md from what the benches recorded
 	@$(CLUSTER) bench-report
 
-bench-pods: tool ## Measure 64 pods with a macvtap on the tests' cluster, beside a plugin that does nothing (root)
+bench-pods: tool ## Measure 64 pods with a macvtap on a cluster whose Multus is a daemon, beside a plugin that does nothing (root)
 	@$(CLUSTER) bench-pods
 
 bench-idle: tool ## Measure what an agent costs on a node with 512 links while others' pods come and go (root)
