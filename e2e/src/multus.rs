@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::kubectl::Kubectl;
 use crate::layout::{self, API_ADDRESS, API_PORT};
@@ -21,6 +21,9 @@ const MANIFEST: &str = include_str!("multus.yaml");
 
 /// The configuration that containerd takes: the first by name.
 const CONF: &str = "00-multus.conf";
+
+/// The pod network in front of which the daemon puts its shim.
+const PODS: &str = "10-pods.conf";
 
 /// Writes the configuration of one node. With `thin` the plugin does everything itself.
 pub fn install_thin(node: &Node, pki: &Pki) -> Result<()> {
@@ -43,11 +46,11 @@ pub fn install_thin(node: &Node, pki: &Pki) -> Result<()> {
 pub fn install_thick(node: &Node, pki: &Pki, processes: &Processes) -> Result<()> {
     let bin = node.layout().cluster.checkout.bin();
     node::install(&bin.join("multus-shim"), &node.cni_bin().join("multus-shim"))?;
-    write_changed(node, "10-pods.conflist", &format!("{:#}\n", node.pod_network()))?;
+    write_changed(node, PODS, &format!("{:#}\n", alone(node.pod_network())))?;
     let conf = json!({
         "cniVersion": "0.4.0", "logLevel": "verbose", "logToStderr": true,
         "cniConfigDir": "/etc/cni/net.d", "multusAutoconfigDir": "/etc/cni/net.d",
-        "multusConfigFile": "auto", "multusMasterCNI": "10-pods.conflist",
+        "multusConfigFile": "auto", "multusMasterCNI": PODS,
         "socketDir": "/run/multus/", "daemonSocketDir": "/run/multus", "binDir": "/opt/cni/bin",
     });
     let path = node.layout().dir().join("multus-daemon.json");
@@ -63,6 +66,16 @@ pub fn install_thick(node: &Node, pki: &Pki, processes: &Processes) -> Result<()
     command.env("KUBERNETES_SERVICE_HOST", API_ADDRESS).env("KUBERNETES_SERVICE_PORT", API_PORT.to_string());
     command.env("MULTUS_NODE_NAME", node.name());
     processes.start(&format!("{}-multus-daemon", node.name()), &command)
+}
+
+/// The first plugin of a list, without the list: of a list, the daemon (4.2.4) keeps only the types for DEL, with which
+/// `host-local` releases nothing, so that a node starts 254 pods and no more.
+fn alone(mut list: Value) -> Value {
+    let mut plugin = list["plugins"][0].take();
+    for key in ["cniVersion", "name"] {
+        plugin[key] = list[key].take();
+    }
+    plugin
 }
 
 /// Waits for the configuration that the daemon writes.
