@@ -184,7 +184,7 @@ fn calls(measured: &[Measured]) -> Vec<Value> {
 /// Memory of agents with more and more devices on one link, and with more and more links beside it.
 fn memory(measured: &[Measured]) -> Vec<Value> {
     let mut results = Vec::new();
-    for (devices, links) in [(100, 1), (10_000, 1), (1_000, 64), (1_000, 512)] {
+    for (devices, links) in [(100, 1), (4_000, 1), (1_000, 64), (1_000, 512)] {
         for one in measured {
             let node = Node::new();
             node.add_link("dp0");
