@@ -36,7 +36,8 @@ const PATIENCE: Duration = Duration::from_mins(10);
 /// Samples that are taken beside the first one, which is from before the first pod.
 const SAMPLES: u32 = 10;
 
-/// Memory of agents may grow by so much between the second sample and the last: an allocator's own, in KiB.
+/// Memory of agents may grow by so much between the second sample and the last, in KiB: freed blocks, which the allocator
+/// keeps for each thread.
 const AGENTS: u64 = 1024;
 
 /// That of operators, of which there are two, in KiB. It grows in steps of up to 3 MiB, of which the last 8,000 of 20,000 cycles
