@@ -3,23 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::{Cluster, Kubectl, images};
 
 /// The resource of the pool.
 pub(crate) fn resource(name: &str) -> String {
     format!("macvtap.network.kubevirt.io/{name}")
-}
-
-/// The shared cluster, nothing where it may not run. An error if its nodes are out of reach.
-pub(crate) fn cluster() -> Result<Option<&'static Cluster>> {
-    let Some(cluster) = Cluster::shared()? else { return Ok(None) };
-    ensure!(
-        !cluster.nodes().is_empty(),
-        "this looks into nodes: it needs the local cluster, unset KUBECONFIG"
-    );
-    Ok(Some(cluster))
 }
 
 /// Makes namespace, pool and network, and waits until every node offers so many devices.
