@@ -105,6 +105,7 @@ mutants: ## Change one decision after the other in FILE=path (one or several): t
 	@command -v cargo-mutants >/dev/null || cargo install cargo-mutants --locked
 	@[ -n "$(FILE)" ] || { echo "FILE=path names the modules to change" >&2; exit 1; }
 	@git diff --quiet HEAD || { echo "commit your changes first: files are changed in place" >&2; exit 1; }
+	@mkdir -p target
 	CARGO_INCREMENTAL=1 CARGO_PROFILE_DEV_DEBUG=0 MACVTAP_SIMULATION_SEEDS=3 cargo mutants --in-place --baseline skip \
 		--timeout 60 --output target/mutants $(MUTATED) $(MUTANTS) -- --locked --lib
 
