@@ -2,6 +2,7 @@
 
 use crate::states::version;
 use kube::api::{Api, Patch, PatchParams, PostParams, ValidationDirective};
+use kube::core::{PartialObjectMeta, Request};
 use kube::{Error, Resource};
 use macvtap_crds::OPERATOR_FIELD_MANAGER;
 use serde::Serialize;
@@ -56,10 +57,15 @@ where
         ..Default::default()
     };
     let patch = Patch::<&Value>::Json(operations);
+    // What is there then comes by the watch. Its spec may be one that cannot be read, and is none of the write's business.
     match part {
-        // What is there then comes by the watch.
         Part::Spec => api.patch_metadata(name, &params, &patch).await.map(|now| version(now.meta())),
-        Part::Status => api.patch_status(name, &params, &patch).await.map(|now| version(now.meta())),
+        Part::Status => {
+            let request = Request::new(api.resource_url()).patch_subresource("status", name, &params, &patch);
+            let request = request.map_err(Error::BuildRequest)?;
+            let now: PartialObjectMeta = api.clone().into_client().request(request).await?;
+            Ok(version(&now.metadata))
+        }
     }
 }
 
@@ -104,6 +110,51 @@ fn replacement(part: Part, body: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http;
+    use kube::Client;
+    use kube::client::Body;
+    use macvtap_crds::v1alpha1::MacvtapResourcePool;
+    use std::sync::{Arc, Mutex};
+    use tower::{BoxError, service_fn};
+
+    /// An API server that answers with these codes, and notes what it was asked. Nobody can read the spec of its object.
+    fn server(codes: &[u16], asked: &Arc<Mutex<Vec<String>>>) -> Api<MacvtapResourcePool> {
+        let (codes, asked) = (Arc::new(Mutex::new(codes.to_vec())), Arc::clone(asked));
+        let service = service_fn(move |request: http::Request<Body>| {
+            asked.lock().unwrap().push(format!("{} {}", request.method(), request.uri()));
+            let code = codes.lock().unwrap().remove(0);
+            let answer = if code < 300 {
+                json!({
+                    "apiVersion": "macvtap.network.kubevirt.io/v1alpha1", "kind": "MacvtapResourcePool",
+                    "metadata": {"name": "n", "resourceVersion": "7"}, "spec": {"mode": "Teleport"},
+                })
+            } else {
+                json!({"kind": "Status", "status": "Failure", "code": code})
+            };
+            let body = Body::from(answer.to_string().into_bytes());
+            let answer = http::Response::builder().status(code).body(body);
+            async move { Ok::<_, BoxError>(answer?) }
+        });
+        Api::all(Client::new(service, "default"))
+    }
+
+    #[tokio::test]
+    async fn a_write_succeeds_whatever_else_the_object_has_by_then() {
+        let (asked, body) = (Arc::default(), json!({"spec": {}, "status": {}}));
+        let api = server(&[200, 200, 422], &asked);
+        assert_eq!(apply(&api, "n", Part::Spec, &body).await.unwrap(), 7);
+        assert_eq!(apply_strictly(&api, "n", Part::Status, &body).await.unwrap(), 7);
+        let refused = apply(&api, "n", Part::Status, &body).await.unwrap_err();
+        assert!(matches!(refused, Error::Api(status) if status.code == 422));
+        let asked = asked.lock().unwrap();
+        let path = "PATCH /apis/macvtap.network.kubevirt.io/v1alpha1/macvtapresourcepools/n";
+        assert!(asked[0].starts_with(&format!("{path}?")), "{asked:?}");
+        assert!(asked[1].starts_with(&format!("{path}/status?")), "{asked:?}");
+        let manager = format!("fieldManager={OPERATOR_FIELD_MANAGER}");
+        assert!(asked.iter().all(|asked| asked.contains(&manager)), "{asked:?}");
+        let strict = asked.iter().map(|asked| asked.contains("fieldValidation=Strict"));
+        assert_eq!(strict.collect::<Vec<_>>(), [false, true, false]);
+    }
 
     #[test]
     fn only_the_part_that_is_ours_is_replaced() {
