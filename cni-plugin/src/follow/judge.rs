@@ -164,7 +164,9 @@ mod tests {
     fn the_source_leaves_once() {
         let start = Instant::now();
         let mut judge = Judge::new(true);
+        assert!(judge.is_here());
         assert_eq!(judge.judge(Seen::Elsewhere, start), Some(Act::Leave));
+        assert_eq!(judge.deadline(), Some(start + RETURN));
         // Hypervisors announce several times.
         assert_eq!(judge.judge(Seen::Elsewhere, start + seconds(1)), None);
         assert!(!judge.is_here());

@@ -63,6 +63,9 @@ fn a_node_that_still_drains_the_same_pool_was_not_sent_it() {
     assert!(sent(&draining));
     draining.state.as_mut().unwrap().spec.pools.as_mut().unwrap()[0].phase = PoolPhase::Draining;
     assert!(!sent(&draining));
+    let (catalog, grants, nodes) = (Catalog::new(std::iter::empty()), Grants::default(), [draining.view()]);
+    let assessments = assess_all(&Subject::new(&dp, &catalog, &grants), &nodes);
+    assert!(!assessments[0].member().sent, "nor is it when the pool has no effect");
 }
 
 #[test]
