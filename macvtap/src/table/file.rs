@@ -2,8 +2,8 @@
 //! has a slot and an index like any device.
 
 use super::{
-    DeviceTable, DeviceType, Devices, LinkIdentity, LowerLink, Owner, Resource, SlotRange, TableError,
-    TapOnly, VERSION, WholeNic, overlap,
+    DeviceTable, DeviceType, Devices, IFINDEX_FIRST, IFINDEX_LAST, LinkIdentity, LowerLink, Owner, Resource,
+    SlotRange, TableError, TapOnly, VERSION, WholeNic, overlap,
 };
 use crate::device_id::ResourceName;
 use crate::mode::Mode;
@@ -56,9 +56,11 @@ pub(super) struct WrittenLink {
 impl Serialize for DeviceTable {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut next_ifindex = self.next_ifindex;
+        let mut indexes =
+            self.unused().inspect(|index| next_ifindex = next_ifindex.max(index.saturating_add(1)));
         let resources = self.resources.iter();
-        let resources = resources
-            .map(|(name, resource)| (name.clone(), WrittenResource::of(resource, &mut next_ifindex)));
+        let resources =
+            resources.map(|(name, resource)| (name.clone(), WrittenResource::of(resource, &mut indexes)));
         let table = WrittenTable {
             version: self.version,
             boot_id: self.boot_id.clone(),
@@ -67,6 +69,26 @@ impl Serialize for DeviceTable {
             next_ifindex,
         };
         table.serialize(serializer)
+    }
+}
+
+impl DeviceTable {
+    /// Indexes that no macvtap has, for NICs: from the next one on and, where those are used up, the lowest. NICs have no
+    /// link of ours, so that an index may be one that was given out before.
+    fn unused(&self) -> impl Iterator<Item = u32> {
+        let next = self.next_ifindex.clamp(IFINDEX_FIRST, IFINDEX_LAST + 1);
+        let ranges = self.resources.values().flat_map(Resource::links).flat_map(|link| &link.ranges);
+        let given =
+            ranges.map(|range| (range.first_ifindex, range.first_ifindex.saturating_add(range.count)));
+        let mut given: Vec<(u32, u32)> = given.chain([(next, next)]).collect();
+        given.sort_unstable();
+        let mut from = IFINDEX_FIRST;
+        let below = given.into_iter().flat_map(move |(first, end)| {
+            let gap = from..first.min(next);
+            from = from.max(end);
+            gap
+        });
+        (next..=IFINDEX_LAST).chain(below)
     }
 }
 
@@ -135,10 +157,10 @@ impl WrittenTable {
 }
 
 impl WrittenResource {
-    fn of(resource: &Resource, next_ifindex: &mut u32) -> Self {
+    fn of(resource: &Resource, indexes: &mut impl Iterator<Item = u32>) -> Self {
         let links = match &resource.devices {
             Devices::Macvtaps(links) => links.iter().map(WrittenLink::of_macvtaps).collect(),
-            Devices::Nics(nics) => nics.iter().map(|nic| WrittenLink::of_nic(nic, next_ifindex)).collect(),
+            Devices::Nics(nics) => nics.iter().map(|nic| WrittenLink::of_nic(nic, indexes)).collect(),
         };
         Self {
             pool: resource.pool.clone(),
@@ -179,9 +201,9 @@ impl WrittenLink {
     }
 
     /// No link ever has the index that is written; but no other device of the table may have it.
-    fn of_nic(nic: &WholeNic, next_ifindex: &mut u32) -> Self {
-        let range = SlotRange { first_slot: nic.number, count: 1, first_ifindex: *next_ifindex };
-        *next_ifindex = next_ifindex.saturating_add(1);
+    fn of_nic(nic: &WholeNic, indexes: &mut impl Iterator<Item = u32>) -> Self {
+        let first_ifindex = indexes.next().unwrap_or_default();
+        let range = SlotRange { first_slot: nic.number, count: 1, first_ifindex };
         Self {
             ifindex: nic.ifindex,
             name: nic.name.clone(),

@@ -123,6 +123,29 @@ fn whole_nics_are_written_as_the_first_release_reads_them() {
 }
 
 #[test]
+fn whole_nics_are_written_in_numbers_of_ours_when_the_next_ones_are_used_up() {
+    let mut table =
+        DeviceTable::parse(&nics([(&[4], Some("0000:00:0a.0")), (&[7], Some("0000:00:0b.0"))])).unwrap();
+    let ranges = [(0, 2, IFINDEX_FIRST), (2, 1, IFINDEX_FIRST + 3), (3, 1, IFINDEX_LAST - 1)];
+    let shared = DeviceTable::parse(&self::table(&ranges)).unwrap();
+    table.resources.insert("shared".parse().unwrap(), shared.resources.values().next().unwrap().clone());
+    let (last, low) = (IFINDEX_LAST, IFINDEX_FIRST + 2);
+    for (next, expected) in [
+        (last, [last, low]),
+        (last + 1, [low, low + 2]),
+        (0x7fff_ffff, [low, low + 2]),
+        (u32::MAX, [low, low + 2]),
+    ] {
+        table.next_ifindex = next;
+        let written = serde_json::to_vec(&table).unwrap();
+        let document: Value = serde_json::from_slice(&written).unwrap();
+        let links = &document["resources"]["dataplane"]["links"];
+        assert_eq!([0, 1].map(|place| links[place]["ranges"][0]["firstIfindex"].clone()), expected);
+        assert_eq!(DeviceTable::parse(&written).unwrap(), table, "{next}");
+    }
+}
+
+#[test]
 fn the_lower_link_of_macvtaps_is_no_whole_nic() {
     let mut written: Value = serde_json::from_slice(&table(&[(0, 1, IFINDEX_FIRST)])).unwrap();
     written["resources"]["dataplane"]["links"][0]["pci"] = "0000:00:0a.0".into();

@@ -84,7 +84,7 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
             }
         }
     }
-    table.next_ifindex = highest.saturating_add(1).min(IFINDEX_LAST);
+    table.next_ifindex = highest.saturating_add(1);
     for record in records {
         if let Some(nic) = &record.nic {
             let nic = WholeNic {
@@ -113,7 +113,7 @@ fn from_notes(records: &[Attachment], given: &[Given], boot_id: &str, standalone
             }
         }
     }
-    table.next_ifindex = table.next_ifindex.saturating_add(GAP).min(IFINDEX_LAST);
+    table.next_ifindex = table.next_ifindex.saturating_add(GAP).min(IFINDEX_LAST + 1);
     table
 }
 

@@ -18,8 +18,11 @@ pub(super) fn targets() -> Vec<Target> {
     let mut low = table();
     low["nextIfindex"] = json!(16_777_216);
     low["bootId"] = json!("another");
+    // One whose numbers are used up once led to a table that the plugin refused.
+    let mut high = table();
+    high["nextIfindex"] = json!(0x7fff_ffff);
     vec![
-        target("device table", texts(&[table(), low]), readers::table as fn(&[u8])),
+        target("device table", texts(&[table(), low, high]), readers::table as fn(&[u8])),
         target("record", texts(&[record()]), readers::record),
         target("tap note", texts(&tap_notes()), |bytes| drop(readers::tap_note(bytes))),
         target("checkpoint", texts(&[checkpoint()]), readers::checkpoint),
