@@ -3,6 +3,7 @@
 use axum::http;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use macvtap_operator::webhook::review;
 use serde_json::{Value, json};
@@ -57,7 +58,12 @@ pub(super) fn patched(review: &[u8]) -> Option<Value> {
     let patch = BASE64.decode(response["patch"].as_str()?).unwrap();
     let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
     let mut review: Value = serde_json::from_slice(review).unwrap();
-    json_patch::patch(&mut review["request"]["object"], &patch).unwrap();
+    let object = &mut review["request"]["object"];
+    // serde reads the fields of a struct from a list, too. The API server sends only what it has read as a pod itself.
+    if let Err(error) = json_patch::patch(object, &patch) {
+        assert!(serde_json::from_value::<Pod>(object.clone()).is_err(), "{error}");
+        return None;
+    }
     Some(review)
 }
 
