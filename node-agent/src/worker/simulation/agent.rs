@@ -2,7 +2,7 @@
 //! played kubelet.
 
 use super::Planted;
-use super::machine::{Hands, Machine, NODE};
+use super::machine::{Hands, Machine, NODE, Trouble};
 use super::node::{Clock, SimulatedKubelet};
 use crate::attachments::cleanup::{self, Troubles};
 use crate::attachments::collector::{Collector, Liveness, Observation};
@@ -151,13 +151,14 @@ impl SimulatedWorker {
         }
     }
 
-    /// The next part of a look at records and pods.
+    /// The next part of a look at records and pods. Of its last part, which cleans up, a call may be refused.
     pub(super) fn look(
         &mut self,
         paths: &Paths,
         machine: &mut Machine,
         kubelet: &mut SimulatedKubelet,
         clock: Clock<'_>,
+        trouble: Option<Trouble>,
     ) {
         self.look = match std::mem::replace(&mut self.look, Looking::Not) {
             Looking::Not => {
@@ -176,7 +177,7 @@ impl SimulatedWorker {
             }
             Looking::Asked(heard) => {
                 // The kubelet writes its checkpoint for the list that it is sent then.
-                if self.judge(paths, machine, clock, heard) {
+                if self.judge(paths, machine, clock, heard, trouble) {
                     kubelet.note(clock.plugins);
                 }
                 Looking::Not
@@ -205,6 +206,7 @@ impl SimulatedWorker {
         machine: &mut Machine,
         clock: Clock<'_>,
         Heard { records, damaged, serving, listing, asked }: Heard,
+        trouble: Option<Trouble>,
     ) -> bool {
         let (own, allocated) = (super::node::agent(), self.recent(clock.now));
         let kubelet = self.serving(paths, clock.plugins).filter(|kubelet| serving.as_ref() == Some(kubelet));
@@ -224,7 +226,7 @@ impl SimulatedWorker {
         let eyes = Eyes { machine: RefCell::new(machine), paths, planted: self.planted };
         let mut plan = self.collector.plan(&seen, &eyes);
         plan.dead.retain(|(record, _)| records::stands(paths, record));
-        let mut hands = Hands::new(machine, NODE);
+        let mut hands = Hands::new(machine, NODE).troubled(trouble);
         if self.planted == Some(Planted::NumberGivenUp) {
             plan.dead.iter().for_each(|(record, _)| records::release_tap(paths, record).unwrap());
         }

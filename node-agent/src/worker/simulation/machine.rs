@@ -159,9 +159,14 @@ impl<'m> Hands<'m> {
         Self { machine, target, trouble: None, calls: 0, killed: false, nics: NoNics, files: None }
     }
 
-    /// With trouble ahead. `record` and `taps` are the files that whoever is killed must leave as they are.
-    pub(super) fn troubled(self, trouble: Option<Trouble>, record: PathBuf, taps: PathBuf) -> Self {
-        Self { trouble, files: Some((record, taps, Left::default())), ..self }
+    /// With trouble ahead.
+    pub(super) fn troubled(self, trouble: Option<Trouble>) -> Self {
+        Self { trouble, ..self }
+    }
+
+    /// With the files that whoever is killed must leave as they are.
+    pub(super) fn leaving(self, record: PathBuf, taps: PathBuf) -> Self {
+        Self { files: Some((record, taps, Left::default())), ..self }
     }
 
     /// Undoes what destructors did after the process was dead.

@@ -57,6 +57,8 @@ pub(super) struct SimulatedNode {
     origin: Instant,
     pub(super) since: Duration,
     disk_full: bool,
+    /// What the agent meets when it cleans up.
+    refused: Option<Trouble>,
     /// Whether the agent hears no news of pools.
     api_away: bool,
     /// What it received last.
@@ -106,6 +108,7 @@ impl SimulatedNode {
             origin: Instant::now(),
             since: Duration::ZERO,
             disk_full: false,
+            refused: None,
             late: Vec::new(),
             made: 0,
             tables_lost: 0,
@@ -161,7 +164,7 @@ impl SimulatedNode {
         let (now, since) = (self.origin + self.since, self.since);
         let Some(worker) = &mut self.worker else { return };
         let clock = Clock { now, since, plugins: &plugins };
-        worker.look(&self.paths, &mut self.machine, &mut self.kubelet, clock);
+        worker.look(&self.paths, &mut self.machine, &mut self.kubelet, clock, self.refused);
     }
 
     fn links(&self) -> Vec<Link> {
@@ -307,7 +310,7 @@ impl SimulatedNode {
         };
         let record = self.paths.attachments().join(pod.device.to_string());
         let hands = Hands::new(&mut self.machine, sandbox.netns);
-        let mut hands = hands.troubled(trouble, record, self.paths.taps());
+        let mut hands = hands.troubled(trouble).leaving(record, self.paths.taps());
         let done = attach(&self.paths, &mut hands, request);
         if hands.bury() { false } else { done }
     }
@@ -315,14 +318,14 @@ impl SimulatedNode {
     /// DEL of a sandbox.
     pub(super) fn del(&mut self, device: &DeviceId, container: &str, trouble: Option<Trouble>) -> bool {
         let record = self.paths.attachments().join(device.to_string());
-        let hands = Hands::new(&mut self.machine, NODE).troubled(trouble, record, self.paths.taps());
         let anybodys = self.planted == Some(Planted::DelOfAnybody);
         let meant = |record: &Attachment| {
             anybodys
                 || matches!(&record.holder, Holder::Pod { container_id, ifname, .. }
                     if container_id == container && ifname == "net1")
         };
-        let mut hands = hands;
+        let hands = Hands::new(&mut self.machine, NODE);
+        let mut hands = hands.troubled(trouble).leaving(record, self.paths.taps());
         let done = detach::detach(&self.paths, &mut hands, device, meant).is_ok();
         if hands.bury() { false } else { done }
     }

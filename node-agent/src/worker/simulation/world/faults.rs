@@ -73,10 +73,7 @@ impl SimulatedNode {
             H::PodEnded => self.pod_ended(chance),
             H::SandboxKilled => self.sandbox_killed(chance),
             H::LateDel => self.late_del(chance),
-            H::Looked => {
-                self.look();
-                String::new()
-            }
+            H::Looked => self.looked(chance),
             H::Decided => {
                 self.decide(None);
                 String::new()
@@ -139,6 +136,13 @@ impl SimulatedNode {
             1 => Some(Trouble::Refused(1 + chance.below(9))),
             _ => None,
         }
+    }
+
+    /// From now on the kernel may refuse a call of each clean-up.
+    fn looked(&mut self, chance: &mut Chance) -> String {
+        self.refused = chance.percent(50).then(|| Trouble::Refused(1 + chance.below(5)));
+        self.look();
+        self.refused.map(|refused| format!("{refused:?}")).unwrap_or_default()
     }
 
     fn pod_started(&mut self, chance: &mut Chance) -> String {
@@ -339,7 +343,7 @@ impl SimulatedNode {
 
     /// Ends every fault.
     pub(in crate::worker::simulation) fn heal(&mut self) {
-        (self.disk_full, self.api_away) = (false, false);
+        (self.disk_full, self.api_away, self.refused) = (false, false, None);
         self.kubelet.answers = true;
         for known in &mut self.nics {
             (known.carrier, known.enslaved) = (true, false);
