@@ -4,7 +4,7 @@
 use crate::devices::assignment::{LinkRun, Run, RunDevices};
 use macvtap::device_id::{self, DeviceId, DeviceIdError, ResourceName};
 use macvtap::pci::{BadPciAddress, PciAddress};
-use macvtap::table::{DeviceType, LinkIdentity, Resource, TapOnly};
+use macvtap::table::{DeviceType, LinkIdentity, Resource, SlotRange, TapOnly};
 use macvtap_crds::v1alpha1::reason::LinkReason;
 use macvtap_crds::v1alpha1::settings::Allocation;
 use macvtap_proto::deviceplugin as kubelet;
@@ -290,15 +290,11 @@ impl Offer {
                 let is_it = |before: &OfferedRun| before.run.devices == offered.run.devices;
                 return earlier.is_some_and(|earlier| earlier.runs.iter().any(is_it));
             };
-            let same = |slot| {
-                let before = earlier.and_then(|earlier| earlier.find(slot));
-                before.is_some_and(|(before, ifindex)| {
-                    before.run.lower == offered.run.lower && range.ifindex_of(slot) == Some(ifindex)
-                })
-            };
-            // A run is new as a whole or not at all: ranges are only ever added whole.
-            let slots = range.slots();
-            same(slots.start) && same(slots.end.saturating_sub(1))
+            // Not all or nothing: links of a rebuilt table that are merged may give a run one of its devices only.
+            let before = earlier.iter().flat_map(|earlier| &earlier.runs);
+            let before = before.filter(|before| before.run.lower == offered.run.lower);
+            let same = before.filter_map(|before| before.run.range()).map(|before| shared(range, before));
+            same.sum::<u32>() == range.count
         };
         Self { runs: self.runs.iter().filter(|offered| known(offered)).cloned().collect(), ..self.clone() }
     }
@@ -379,6 +375,13 @@ impl DeviceIndex {
         let (slots, place) = self.by_slot.get(after.checked_sub(1)?)?;
         slots.contains(&slot).then_some(*place)
     }
+}
+
+/// How many devices are in both ranges, with the same index.
+fn shared(one: SlotRange, other: SlotRange) -> u32 {
+    let (first, end) = (one.slots().start.max(other.slots().start), one.slots().end.min(other.slots().end));
+    let same = one.ifindex_of(first).is_some_and(|index| other.ifindex_of(first) == Some(index));
+    if same { end.saturating_sub(first) } else { 0 }
 }
 
 #[cfg(test)]

@@ -42,6 +42,8 @@ pub(super) fn adopt(
             link.name.clone_from(&known.name);
         }
     }
+    // Of a link that is in the table more than once, one entry has got the index of today.
+    merge(&mut links, around);
     for wish in demand.map_or(&[][..], |demand| demand.links.as_slice()) {
         let known = around.links.get(wish.ifindex);
         if let (Some(known), Some(demand), false) =
@@ -188,5 +190,11 @@ mod tests {
             found.sort_unstable();
             assert_eq!(found, [(7, vec![0]), (12, vec![3, 4, 5])]);
         }
+    }
+
+    #[test]
+    fn a_link_that_was_plugged_in_again_twice_is_one_at_once() {
+        let before = [lower(9, 1, 0), lower(8, 1, 1), lower(0, 1, 2)];
+        assert_eq!(adopted(&before), [(7, vec![0, 2, 1])]);
     }
 }

@@ -156,6 +156,22 @@ fn before_the_table_is_stored_only_what_it_had_is_offered() {
 }
 
 #[test]
+fn a_run_waits_until_the_table_has_each_of_its_devices_on_its_link() {
+    let common = |before: Vec<OfferedRun>| {
+        let after = offer(Allocation::Spread, vec![run(0, 4, 2)]);
+        after.common_with(Some(&offer(Allocation::Spread, before))).runs.len()
+    };
+    assert_eq!(common(vec![run(2, 2, 2), run(0, 2, 2)]), 1, "in parts");
+    assert_eq!(common(vec![run(0, 9, 2)]), 1, "as part of a longer one");
+    // A rebuilt table that had the second device under another index of the same link.
+    assert_eq!(common(vec![run(0, 1, 2), run(1, 1, 9), run(2, 2, 2)]), 0);
+    assert_eq!(common(vec![run(0, 1, 2), run(3, 1, 2)]), 0);
+    let mut another = run(0, 4, 2);
+    another.run.devices = RunDevices::Macvtaps(SlotRange { first_slot: 0, count: 4, first_ifindex: 7 });
+    assert_eq!(common(vec![another]), 0, "other indexes");
+}
+
+#[test]
 fn a_longer_run_or_another_nic_waits_until_the_table_is_stored() {
     let common = |after: OfferedRun, before: OfferedRun| {
         let [after, before] = [after, before].map(|run| offer(Allocation::Spread, vec![run]));
